@@ -1,0 +1,66 @@
+"""The exceptions this package raises on purpose.
+
+    CausalTracerError
+    ├── SettingsError          an argument is out of range or contradicts another
+    ├── PromptError            the prompt cannot be traced: empty, too long, no tokens
+    │   └── SubjectError       the subject is not in the prompt, or none could be guessed
+    ├── TokenizerError         the tokenizer cannot say which characters a token covers
+    ├── ModelLoadError         a model or its files could not be loaded
+    │   └── EmbeddedModelError the model that comes with pip is missing or damaged
+    ├── ModelStructureError    embedding, blocks, attention or MLP were not found
+    ├── NumericsError          a run gave NaN or infinite logits
+    ├── ResultFormatError      a saved result could not be read
+    ├── ExportError            a figure could not be written
+    └── TraceCancelled         the caller asked the sweep to stop
+
+Every message says what was given, what was found, and what to do about it. Errors about arguments are also
+`ValueError`s, so that code written for causal-tracer 1.1.0 keeps catching them.
+"""
+
+
+class CausalTracerError(Exception):
+    """Base of all errors raised on purpose by this package."""
+
+
+class SettingsError(CausalTracerError, ValueError):
+    """An argument is out of range or contradicts another."""
+
+
+class PromptError(CausalTracerError, ValueError):
+    """The prompt cannot be traced."""
+
+
+class SubjectError(PromptError):
+    """The subject was not found in the prompt, or could not be guessed."""
+
+
+class TokenizerError(CausalTracerError):
+    """The tokenizer cannot say which characters of the prompt its tokens cover."""
+
+
+class ModelLoadError(CausalTracerError):
+    """A model or its files could not be loaded."""
+
+
+class EmbeddedModelError(ModelLoadError):
+    """The model that comes with pip is missing or damaged."""
+
+
+class ModelStructureError(CausalTracerError):
+    """The model's embedding, blocks, attention or MLP could not be found or do not fit together."""
+
+
+class NumericsError(CausalTracerError):
+    """A run gave NaN or infinite logits."""
+
+
+class ResultFormatError(CausalTracerError, ValueError):
+    """A saved result could not be read."""
+
+
+class ExportError(CausalTracerError):
+    """A figure could not be written in the format asked for."""
+
+
+class TraceCancelled(CausalTracerError):
+    """The caller asked the sweep to stop before it was done."""
