@@ -1,0 +1,266 @@
+"""Loading a model and its tokenizer: embedded, from a local folder, or from the Hugging Face hub."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from causal_tracer.embedded import (
+    EMBEDDED_MODELS,
+    EmbeddedModel,
+    embedded_model_folder,
+    find_embedded_model,
+    is_embedded_name,
+)
+from causal_tracer.errors import ModelLoadError, SettingsError
+from causal_tracer.gguf_conversion import Progress
+
+_DTYPES: dict[str, torch.dtype | str] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "auto": "auto",
+}
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A causal language model in evaluation mode, with its tokenizer and where they came from."""
+
+    model: Any
+    tokenizer: Any
+    name: str
+    """As it was asked for: an embedded model's full name, a folder, or a hub id."""
+    title: str
+    """What to show."""
+    revision: str | None
+    """The hub's commit, or the start of an embedded model's SHA-256; None for a local folder."""
+    license: str | None
+    """Known for embedded models only."""
+
+
+def load_model(
+    name: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    device_map: str | dict[str, Any] | None = None,
+    trust_remote_code: bool = False,
+    cache_dir: str | os.PathLike[str] | None = None,
+    progress: bool | Progress = True,
+) -> LoadedModel:
+    """Load a decoder-only language model and its tokenizer.
+
+    An embedded model or a local folder is loaded without any call to the hub. From the hub, only safetensors
+    weights are taken, and code from a repository runs only if `trust_remote_code` says so.
+
+    Args:
+        name: "embedded" or another embedded name, a local folder, or a hub id such as "openai-community/gpt2".
+        revision: A hub model's branch, tag or commit.
+        dtype: "float32", "bfloat16", "float16", "auto" (the checkpoint's own) or a torch dtype. By default
+            float32, or the checkpoint's own on CUDA.
+        device: Where to put the whole model; by default CUDA, else MPS, else the CPU.
+        device_map: Spread the model by accelerate, "auto" for instance, in place of `device`.
+        trust_remote_code: Run the Python code that a repository or folder brings along.
+        cache_dir: Where converted embedded models or hub downloads are kept; by default the usual folders.
+        progress: Show a bar on stderr while an embedded model is converted, or call this with words and a
+            fraction from 0 to 1.
+
+    Raises:
+        SettingsError: Arguments contradict each other or have unknown values.
+        ModelLoadError: There is no such model, or it cannot be loaded or traced; an `EmbeddedModelError` where
+            it is an embedded one.
+    """
+    if device is not None and device_map is not None:
+        raise SettingsError(f"Give device ({device}) or device_map ({device_map}), not both.")
+    place = None if device_map is not None else _device(device)
+    options: dict[str, Any] = {
+        "dtype": _dtype(dtype, place),
+        "device_map": device_map,
+        "trust_remote_code": trust_remote_code,
+    }
+    name = os.fspath(name)
+    if is_embedded_name(name):
+        return _load_embedded(find_embedded_model(name), revision, place, options, cache_dir, progress)
+    folder = Path(name).expanduser()
+    if name and folder.exists():
+        _check_folder(name, folder, revision)
+        model, tokenizer = _load(name, str(folder), place, options | {"local_files_only": True})
+        return LoadedModel(model, tokenizer, name, folder.resolve().name, None, None)
+    _check_hub_id(name)
+    options |= {"revision": revision or "main", "cache_dir": cache_dir, "use_safetensors": True}
+    model, tokenizer = _load(name, name, place, options)
+    commit = getattr(model.config, "_commit_hash", None)
+    return LoadedModel(model, tokenizer, name, name, commit, None)
+
+
+def _load_embedded(
+    embedded: EmbeddedModel,
+    revision: str | None,
+    place: torch.device | None,
+    options: dict[str, Any],
+    cache_dir: str | os.PathLike[str] | None,
+    progress: bool | Progress,
+) -> LoadedModel:
+    if revision is not None:
+        raise SettingsError(f"{embedded.name} has one revision only, but revision={revision!r} was given.")
+    with _reporter(embedded.title, progress) as report:
+        folder = embedded_model_folder(embedded.name, cache_dir=cache_dir, progress=report)
+    options = options | {"local_files_only": True, "use_safetensors": True, "trust_remote_code": False}
+    model, tokenizer = _load(embedded.name, str(folder), place, options)
+    # Results record where a model came from: its name, not a folder of this machine.
+    model.name_or_path = model.config.name_or_path = tokenizer.name_or_path = embedded.name
+    return LoadedModel(model, tokenizer, embedded.name, embedded.title, embedded.sha256[:12], embedded.license)
+
+
+@contextmanager
+def _reporter(title: str, progress: bool | Progress) -> Iterator[Progress | None]:
+    """The caller's own callback, or a bar that appears at the first report, or nothing."""
+    if not isinstance(progress, bool):
+        yield progress
+        return
+    if not progress:
+        yield None
+        return
+    from tqdm.auto import tqdm
+
+    bar: Any = None
+
+    def report(stage: str, fraction: float) -> None:
+        nonlocal bar
+        if bar is None:
+            bar = tqdm(total=100, unit="%", bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}")
+        bar.set_description(f"{title}: {stage}", refresh=False)
+        bar.update(int(100 * fraction) - bar.n)
+
+    try:
+        yield report
+    finally:
+        if bar is not None:
+            bar.close()
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+    except RuntimeError as error:
+        raise SettingsError(f"device={device!r} is no torch device: {error}") from error
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available.get(place.type, True):
+        raise SettingsError(f"device={device!r} was asked for, but this torch or machine has no {place.type}.")
+    return place
+
+
+def _dtype(dtype: str | torch.dtype | None, place: torch.device | None) -> torch.dtype | str:
+    if dtype is None:
+        cuda = torch.cuda.is_available() if place is None else place.type == "cuda"
+        return "auto" if cuda else torch.float32
+    if isinstance(dtype, torch.dtype):
+        if not dtype.is_floating_point:
+            raise SettingsError(f"dtype={dtype} is not a floating-point type.")
+        return dtype
+    if dtype not in _DTYPES:
+        raise SettingsError(f"dtype={dtype!r} is unknown. Use one of {', '.join(_DTYPES)}, or a torch dtype.")
+    return _DTYPES[dtype]
+
+
+def _check_folder(name: str, folder: Path, revision: str | None) -> None:
+    if not folder.is_dir():
+        raise ModelLoadError(f"{name!r} is a file. Give the folder that holds config.json and the weights.")
+    if not (folder / "config.json").is_file():
+        found = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
+        raise ModelLoadError(
+            f"The folder {name!r} holds no config.json, so it is not a saved model; it holds {found}. "
+            "Give the folder that save_pretrained wrote, or rename it if you meant a hub id of this name."
+        )
+    if revision is not None:
+        raise SettingsError(f"{name!r} is a local folder, which has no revision {revision!r}.")
+
+
+def _check_hub_id(name: str) -> None:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        embedded = ", ".join(repr(known.name) for known in EMBEDDED_MODELS)
+        raise ModelLoadError(
+            f"{name!r} is neither a local folder (there is none of this name in {Path.cwd()}), nor an embedded "
+            f"model (those are 'embedded', {embedded}), nor a valid hub id ({error}). Check the spelling."
+        ) from error
+
+
+def _load(name: str, source: str, place: torch.device | None, options: dict[str, Any]) -> tuple[Any, Any]:
+    """The model, checked to be whole and decoder-only, and its tokenizer."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    both = {key: value for key, value in options.items() if key not in ("dtype", "device_map", "use_safetensors")}
+    part = "config"
+    try:
+        config = AutoConfig.from_pretrained(source, **both)
+        if getattr(config, "is_encoder_decoder", False):
+            raise ModelLoadError(
+                f"{name!r} is an encoder-decoder model ({config.model_type}). Causal tracing here needs a "
+                "decoder-only one, such as GPT-2, Llama or Gemma."
+            )
+        part = "tokenizer"
+        tokenizer = AutoTokenizer.from_pretrained(source, config=config, **both)
+        part = "weights"
+        model, info = AutoModelForCausalLM.from_pretrained(source, config=config, output_loading_info=True, **options)
+        missing = sorted(info["missing_keys"])
+        if missing:
+            raise ModelLoadError(
+                f"{name!r} lacks {len(missing)} weights of {type(model).__name__} ({', '.join(missing[:4])}, …), "
+                "which would be random numbers. Give a checkpoint of the whole model with its language-model head."
+            )
+        if place is not None:
+            part = f"weights, moving them to {place},"
+            model.to(place)
+    except ModelLoadError:
+        raise
+    except Exception as error:
+        raise ModelLoadError(_explanation(name, source, part, options, error)) from error
+    return model.eval(), tokenizer
+
+
+def _explanation(name: str, source: str, part: str, options: dict[str, Any], error: Exception) -> str:
+    """What was tried, why it failed, and what to do about it."""
+    from huggingface_hub import constants, errors
+
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in chain:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+    cause = f"{type(error).__name__}: {str(error).strip() or 'no message'}"
+    if "revision" not in options:
+        advice = "Check that the folder is whole and that this version of transformers knows the model."
+        return f"The {part} of {name!r} could not be loaded from the folder {source}. {cause}\n{advice}"
+
+    def saw(*kinds: type[BaseException]) -> bool:
+        return any(isinstance(link, kinds) for link in chain)
+
+    if saw(errors.GatedRepoError):
+        advice = "The model is gated: accept its terms on its page, then run 'hf auth login'."
+    elif saw(errors.RevisionNotFoundError):
+        advice = "The model exists, but not this revision: check its branches and tags."
+    elif saw(errors.RepositoryNotFoundError):
+        advice = "No such model, or a private one: check the spelling, or run 'hf auth login'."
+    elif constants.HF_HUB_OFFLINE:
+        advice = "HF_HUB_OFFLINE is set and the model is not in the local cache: unset it, or give a folder."
+    else:
+        advice = "Check the spelling and the connection. If trust_remote_code is needed, read that code first."
+    return (
+        f"The {part} of {name!r} could not be loaded. There is no local folder of this name, so the hub was asked "
+        f"for revision {options['revision']!r}. {cause}\n{advice} Without the hub, give a local folder or 'embedded'."
+    )
