@@ -1,0 +1,45 @@
+"""Causal tracing for decoder-only Hugging Face language models: where does a model keep this fact?"""
+
+from typing import TYPE_CHECKING, Any
+
+from causal_tracer.errors import CausalTracerError
+from causal_tracer.flow import HiddenFlow, TraceSettings
+from causal_tracer.layers import GPT2_LAYER_CONFIG, LLAMA_LAYER_CONFIG, LayerConfig, LayerKind, LayerMatcher
+from causal_tracer.models import LoadedModel, load_model
+from causal_tracer.prompts import guess_subject
+from causal_tracer.trace import FlowUpdate, TraceRequest
+from causal_tracer.tracer import CausalTracer, HiddenFlowQuery
+from causal_tracer.version import __version__
+
+if TYPE_CHECKING:
+    from causal_tracer.plots import plot_hidden_flow_heatmap, save_figure
+
+__all__ = [
+    "GPT2_LAYER_CONFIG",
+    "LLAMA_LAYER_CONFIG",
+    "CausalTracer",
+    "CausalTracerError",
+    "FlowUpdate",
+    "HiddenFlow",
+    "HiddenFlowQuery",
+    "LayerConfig",
+    "LayerKind",
+    "LayerMatcher",
+    "LoadedModel",
+    "TraceRequest",
+    "TraceSettings",
+    "__version__",
+    "guess_subject",
+    "load_model",
+    "plot_hidden_flow_heatmap",
+    "save_figure",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Plotting is loaded when it is first asked for, so that tracing needs no Plotly."""
+    if name in ("plot_hidden_flow_heatmap", "save_figure"):
+        from causal_tracer import plots
+
+        return getattr(plots, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

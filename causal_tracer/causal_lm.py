@@ -1,0 +1,77 @@
+"""From what a user holds to a causal LM: base models get their head back, other models a clear refusal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from causal_tracer.errors import ModelStructureError
+
+
+def as_causal_lm(model: nn.Module) -> Any:
+    """The model itself if it has a language-model head; else its base wrapped in the head its config describes.
+
+    A base model (from `AutoModel`) carries no head. Where the config ties head and embedding, the head's weights
+    are the embedding's, so nothing is missing: the returned causal LM shares the given model's weights.
+
+    Raises:
+        ModelStructureError: The model is no transformers model or an encoder-decoder, or its head is not there and
+            not tied to its embedding.
+    """
+    config: Any = getattr(model, "config", None)
+    if config is None or not hasattr(config, "get_text_config"):
+        raise ModelStructureError(
+            f"{type(model).__name__} has no transformers config. Give a decoder-only causal LM such as "
+            "AutoModelForCausalLM.from_pretrained(...) returns."
+        )
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelStructureError(
+            f"{type(model).__name__} is an encoder-decoder ({config.model_type}). Causal tracing as done here needs a "
+            "decoder-only causal LM."
+        )
+    if _head_of(model) is not None:
+        return model
+    return _with_tied_head(model, config)
+
+
+def _head_of(model: nn.Module) -> nn.Module | None:
+    getter = getattr(model, "get_output_embeddings", None)
+    head: nn.Module | None = getter() if getter else None
+    return head
+
+
+def _with_tied_head(model: nn.Module, config: Any) -> nn.Module:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    given = type(model).__name__
+    advice = (
+        "Load it with its head instead: "
+        f"model = AutoModelForCausalLM.from_pretrained({getattr(config, '_name_or_path', '') or '...'!r})"
+    )
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ModelStructureError(
+            f"{given} has no language-model head, and transformers knows no causal LM for "
+            f"{config.model_type!r}. {advice}"
+        )
+    if not getattr(config.get_text_config(), "tie_word_embeddings", False):
+        raise ModelStructureError(
+            f"{given} has no language-model head, and its config does not tie one to the embedding, so the head's "
+            f"weights are not there. {advice}"
+        )
+    with torch.device("meta"):
+        causal_lm: nn.Module = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
+    prefix: str = causal_lm.base_model_prefix  # type: ignore[assignment]
+    if not isinstance(model, type(getattr(causal_lm, prefix))):
+        raise ModelStructureError(
+            f"{given} has no language-model head and is not the base model of {type(causal_lm).__name__}. {advice}"
+        )
+    setattr(causal_lm, prefix, model)
+    causal_lm.tie_weights()  # type: ignore[operator]
+    missing = [name for name, parameter in causal_lm.named_parameters() if parameter.device.type == "meta"]
+    if missing and not hasattr(model, "hf_device_map"):
+        raise ModelStructureError(
+            f"{given} has no language-model head, and {', '.join(missing)} cannot be had from its embedding. {advice}"
+        )
+    return causal_lm

@@ -1,0 +1,230 @@
+"""HiddenFlow: the result of one trace, plain data that saves, loads and explains how it was made."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from causal_tracer.errors import ResultFormatError
+from causal_tracer.layers import KINDS, LayerKind
+
+_FORMAT = "causal_tracer.HiddenFlow"
+_FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class TraceSettings:
+    """What makes a trace reproducible.
+
+    Attributes:
+        model: Hub id, embedded name, or folder name of the model.
+        revision: Its commit or file hash, where it has one.
+        dtype: Dtype of its weights.
+        noise: Standard deviation of the noise on the subject's embeddings.
+        noise_rule: Where that number came from.
+        samples: Noise samples.
+        seed: Seed of the noise.
+        window: Number of consecutive layers restored together.
+        batch_size: Rows that went through the model together; results are bit-identical at equal batch_size only.
+        start_layer: First layer computed.
+        end_layer: One past the last layer computed.
+        subject_tokens_only: Whether only the subject's tokens were restored.
+        engine: Which sweep computed the cells.
+        versions: Versions of the libraries that took part.
+    """
+
+    model: str
+    revision: str | None
+    dtype: str
+    noise: float
+    noise_rule: str
+    samples: int
+    seed: int
+    window: int
+    batch_size: int
+    start_layer: int
+    end_layer: int
+    subject_tokens_only: bool
+    engine: str
+    versions: Mapping[str, str]
+
+
+@dataclass(frozen=True, eq=False)
+class HiddenFlow:
+    """A map of where, in one prompt, restoring an activation brings back the answer.
+
+    Attributes:
+        scores: Mean probability of the answer over samples, for each token and layer restored [tokens, layers];
+            NaN in cells that were not computed.
+        low_score: Mean probability of the answer in the corrupted runs.
+        high_score: Probability of the answer in the clean run.
+        input_ids: The prompt's token ids [tokens].
+        input_tokens: Their texts.
+        subject_range: First token of the subject, and one past its last.
+        answer: The answer's text.
+        kind: Which activations were restored.
+        layer_outputs: Clean activations by module name [tokens, d_model]; empty in a result that was loaded.
+        answer_id: The answer's token id.
+        prompt: The prompt.
+        subject: The subject.
+        subject_guessed: Whether the subject was guessed.
+        sample_scores: Probability of the answer in each sample [samples, tokens, layers].
+        low_sample_scores: The same in the corrupted runs [samples].
+        settings: How the result was made.
+        notes: What a reader has to know, such as layers that lack the kind.
+
+    All tensors are float32 (ids int64) on the CPU. The first nine fields are those of causal-tracer 1.1.0.
+    """
+
+    scores: Tensor
+    low_score: float
+    high_score: float
+    input_ids: Tensor
+    input_tokens: list[str]
+    subject_range: tuple[int, int]
+    answer: str
+    kind: LayerKind
+    layer_outputs: OrderedDict[str, Tensor] = field(repr=False)
+    answer_id: int
+    prompt: str
+    subject: str
+    subject_guessed: bool
+    sample_scores: Tensor = field(repr=False)
+    low_sample_scores: Tensor = field(repr=False)
+    settings: TraceSettings
+    notes: tuple[str, ...] = ()
+
+    @property
+    def total_effect(self) -> float:
+        """TE: high_score - low_score."""
+        return self.high_score - self.low_score
+
+    @property
+    def indirect_effect(self) -> Tensor:
+        """IE of each cell: scores - low_score [tokens, layers]."""
+        return self.scores - self.low_score
+
+    @property
+    def standard_error(self) -> Tensor:
+        """Standard error of each cell's indirect effect [tokens, layers]; NaN with a single sample.
+
+        Cell and corrupted run share each sample's noise, so the error is that of their paired differences:
+        sd(differences) / sqrt(samples).
+        """
+        samples = self.sample_scores.shape[0]
+        if samples < 2:
+            return torch.full_like(self.scores, math.nan)
+        differences = self.sample_scores - self.low_sample_scores[:, None, None]
+        return differences.std(dim=0, correction=1) / math.sqrt(samples)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as JSON types, without `layer_outputs`; null stands for cells that were not computed."""
+        data: dict[str, Any] = {"format": _FORMAT, "format_version": _FORMAT_VERSION}
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if item.name == "layer_outputs":
+                continue
+            if isinstance(value, Tensor):
+                value = _nested(value.tolist())
+            elif isinstance(value, TraceSettings):
+                value = {**asdict(value), "versions": dict(value.versions)}
+            elif isinstance(value, tuple):
+                value = list(value)
+            data[item.name] = value
+        return data
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the result as JSON; `HiddenFlow.load` gives back identical numbers."""
+        Path(path).write_text(json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> HiddenFlow:
+        """Read a result that `save` wrote.
+
+        Raises:
+            ResultFormatError: The file is not such a result.
+        """
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ResultFormatError(f"{path} is not JSON ({error}). Give a file that HiddenFlow.save wrote.") from error
+        return cls.from_dict(data)
+
+    @classmethod
+    def from_dict(cls, data: Any) -> HiddenFlow:
+        """The result that `to_dict` described.
+
+        Raises:
+            ResultFormatError: The data is not such a result, is from a newer version, or does not fit together.
+        """
+        if not isinstance(data, dict) or data.get("format") != _FORMAT:
+            raise ResultFormatError(f"This is not a saved HiddenFlow: it has no format {_FORMAT!r}.")
+        if data.get("format_version") != _FORMAT_VERSION:
+            raise ResultFormatError(
+                f"This result has format version {data.get('format_version')!r}, and this version of causal_tracer "
+                f"reads {_FORMAT_VERSION}. Upgrade causal_tracer."
+            )
+        try:
+            flow = cls(
+                scores=_tensor(data["scores"]),
+                low_score=float(data["low_score"]),
+                high_score=float(data["high_score"]),
+                input_ids=torch.tensor([int(i) for i in data["input_ids"]]),
+                input_tokens=[str(token) for token in data["input_tokens"]],
+                subject_range=(int(data["subject_range"][0]), int(data["subject_range"][1])),
+                answer=str(data["answer"]),
+                kind=data["kind"],
+                layer_outputs=OrderedDict(),
+                answer_id=int(data["answer_id"]),
+                prompt=str(data["prompt"]),
+                subject=str(data["subject"]),
+                subject_guessed=bool(data["subject_guessed"]),
+                sample_scores=_tensor(data["sample_scores"]),
+                low_sample_scores=_tensor(data["low_sample_scores"]),
+                settings=TraceSettings(**data["settings"]),
+                notes=tuple(str(note) for note in data["notes"]),
+            )
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise ResultFormatError(f"This saved HiddenFlow is incomplete or damaged ({error!r}).") from error
+        flow._check()
+        return flow
+
+    def _check(self) -> None:
+        samples, tokens, layers = self.sample_scores.shape if self.sample_scores.dim() == 3 else (0, 0, 0)
+        start, end = self.subject_range
+        fits = (
+            self.kind in KINDS
+            and samples > 0
+            and self.scores.shape == (tokens, layers)
+            and self.low_sample_scores.shape == (samples,)
+            and len(self.input_ids) == len(self.input_tokens) == tokens
+            and 0 <= start < end <= tokens
+        )
+        if not fits:
+            raise ResultFormatError(
+                f"This saved HiddenFlow does not fit together: scores {list(self.scores.shape)}, sample scores "
+                f"{list(self.sample_scores.shape)}, {len(self.input_tokens)} tokens, subject {self.subject_range}, "
+                f"kind {self.kind!r}."
+            )
+
+
+def _nested(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_nested(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _tensor(value: Any) -> Tensor:
+    def numbers(item: Any) -> Any:
+        return [numbers(part) for part in item] if isinstance(item, list) else math.nan if item is None else item
+
+    return torch.tensor(numbers(value), dtype=torch.float32)

@@ -1,0 +1,135 @@
+"""Reading and editing what a module returns, for the length of a `with` block.
+
+Modules return a tensor, a tuple, a list or a dict-like output; the activation is the first tensor in it. Hooks
+are global to a model, so everything that runs one with hooks holds the model's lock (`layers.TracedModel.lock`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Edit = Callable[[Tensor], Tensor | None]
+"""Takes an activation [rows, tokens, d_model]; returns its replacement, or None to leave it as it is."""
+
+
+def first_tensor(output: Any) -> Tensor | None:
+    """The activation in a module's output: the output itself, or the first tensor it holds."""
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, Mapping):
+        output = list(output.values())
+    if isinstance(output, (tuple, list)):
+        return next((item for item in output if isinstance(item, Tensor)), None)
+    return None
+
+
+def replace_first_tensor(output: Any, activation: Tensor) -> Any:
+    """The output with its first tensor replaced and everything else kept; the given output is not changed."""
+    if isinstance(output, Tensor):
+        return activation
+    if isinstance(output, Mapping):
+        key = next(key for key, item in output.items() if isinstance(item, Tensor))
+        rebuild: Callable[[dict[Any, Any]], Any] = type(output)
+        return rebuild({**output, key: activation})
+    index = next(i for i, item in enumerate(output) if isinstance(item, Tensor))
+    items = [*output[:index], activation, *output[index + 1 :]]
+    if hasattr(output, "_fields"):
+        return type(output)(*items)
+    return type(output)(items)
+
+
+@contextmanager
+def editing_outputs(edits: Mapping[nn.Module, Edit], tokens: int) -> Iterator[None]:
+    """Apply `edits` to the outputs of their modules until the block is left, however it is left.
+
+    Args:
+        edits: What to do with each module's activation. An edit must not write into the tensor it is given.
+        tokens: Tokens per row. Modules that flatten rows and tokens into one dimension are unfolded for the edit.
+    """
+
+    def hook_for(edit: Edit) -> Callable[[nn.Module, Any, Any], Any]:
+        def hook(module: nn.Module, args: Any, output: Any) -> Any:
+            activation = first_tensor(output)
+            if activation is None:
+                return None
+            shape = activation.shape
+            edited = edit(activation.reshape(-1, tokens, shape[-1]) if activation.dim() == 2 else activation)
+            if edited is None:
+                return None
+            return replace_first_tensor(output, edited.reshape(shape))
+
+        return hook
+
+    handles = []
+    try:
+        for module, edit in edits.items():
+            handles.append(module.register_forward_hook(hook_for(edit)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def stream_argument(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
+    """The residual stream among a module's arguments: its first floating-point tensor."""
+    candidates = (*args, kwargs.get("hidden_states"), *kwargs.values())
+    return next((item for item in candidates if isinstance(item, Tensor) and item.is_floating_point()), None)
+
+
+def replace_stream_argument(
+    args: Sequence[Any], kwargs: Mapping[str, Any], stream: Tensor
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments with another residual stream; the given ones are not changed."""
+    old = stream_argument(args, kwargs)
+    return (
+        tuple(stream if item is old else item for item in args),
+        {key: stream if item is old else item for key, item in kwargs.items()},
+    )
+
+
+Forward = Callable[[int, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+"""Takes a module's number in the list, its own forward, and the arguments; returns the module's output."""
+
+
+@contextmanager
+def replacing_forward(modules: Sequence[nn.Module], forward: Forward) -> Iterator[None]:
+    """Let `forward` stand in for the forward of each module until the block is left.
+
+    It is set on the instance, on top of what accelerate may have set there, so that a module that is not called
+    through loads no offloaded weights.
+    """
+    replaced: list[tuple[nn.Module, Any]] = []
+
+    def stand_in(number: int, own: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args, **kwargs: forward(number, own, args, kwargs)
+
+    try:
+        for number, module in enumerate(modules):
+            replaced.append((module, module.__dict__.get("forward")))
+            module.forward = stand_in(number, module.forward)
+        yield
+    finally:
+        for module, instance_forward in reversed(replaced):
+            if instance_forward is None:
+                del module.forward
+            else:
+                module.forward = instance_forward
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Switch dropout and the like off without gradients, and leave every module's mode as it was found."""
+    training = [module for module in model.modules() if module.training]
+    try:
+        for module in training:
+            module.training = False
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True

@@ -1,0 +1,291 @@
+"""Where a model keeps its embedding, blocks, attention and MLP: named by the user, or found by structure."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, get_args
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from causal_tracer.errors import ModelStructureError, SettingsError
+from causal_tracer.hooks import editing_outputs, evaluation_mode
+
+LayerKind = Literal["hidden", "mlp", "attention"]
+KINDS: tuple[LayerKind, ...] = get_args(LayerKind)
+
+LayerMatcher = str | Callable[[nn.Module, int], str]
+"""A template such as "transformer.h.{num}.mlp", or a function from (model, layer number) to a module's name."""
+
+_locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
+_locks_guard = threading.Lock()
+
+
+@dataclass(frozen=True)
+class LayerConfig:
+    """The names of the modules to trace, as `model.named_modules()` spells them.
+
+    Names relative to the base model work too ("h.{num}" for "transformer.h.{num}").
+    """
+
+    hidden_layers_matcher: LayerMatcher
+    attention_layers_matcher: LayerMatcher
+    mlp_layers_matcher: LayerMatcher
+    embedding_layer: str
+
+    def matcher(self, kind: LayerKind) -> LayerMatcher:
+        """The matcher of one kind."""
+        return {
+            "hidden": self.hidden_layers_matcher,
+            "mlp": self.mlp_layers_matcher,
+            "attention": self.attention_layers_matcher,
+        }[kind]
+
+
+GPT2_LAYER_CONFIG = LayerConfig(
+    hidden_layers_matcher="transformer.h.{num}",
+    attention_layers_matcher="transformer.h.{num}.attn",
+    mlp_layers_matcher="transformer.h.{num}.mlp",
+    embedding_layer="transformer.wte",
+)
+
+LLAMA_LAYER_CONFIG = LayerConfig(
+    hidden_layers_matcher="model.layers.{num}",
+    attention_layers_matcher="model.layers.{num}.self_attn",
+    mlp_layers_matcher="model.layers.{num}.mlp",
+    embedding_layer="model.embed_tokens",
+)
+
+SiteNames = Mapping[LayerKind, tuple[tuple[str, ...], ...]]
+"""For each kind and layer, the modules restored together: usually one; none where a layer lacks the kind."""
+
+
+@dataclass(frozen=True, eq=False)
+class TracedModel:
+    """A causal language model whose parts are known: what every run of the engine takes.
+
+    Attributes:
+        model: The causal LM. It is never changed; hooks are placed and taken away around each run.
+        embedding_name: The module whose output [rows, tokens, d_model] is corrupted.
+        site_names: The modules of each kind and layer.
+        d_model: Width of the residual stream.
+        vocab_size: Number of logits.
+        context_length: The longest prompt that the model takes, or None where it has no limit.
+    """
+
+    model: nn.Module
+    embedding_name: str
+    site_names: SiteNames
+    d_model: int
+    vocab_size: int
+    context_length: int | None
+
+    @property
+    def n_layers(self) -> int:
+        """Number of blocks."""
+        return len(self.site_names["hidden"])
+
+    @cached_property
+    def modules(self) -> dict[str, nn.Module]:
+        """Every named module of the model."""
+        return dict(self.model.named_modules())
+
+    @property
+    def embedding(self) -> nn.Module:
+        """The token embedding."""
+        return self.modules[self.embedding_name]
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The blocks, in order."""
+        return [self.modules[names[0]] for names in self.site_names["hidden"]]
+
+    @property
+    def head(self) -> nn.Module:
+        """The language-model head."""
+        head: nn.Module = self.model.get_output_embeddings()  # type: ignore[operator]
+        return head
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the model's parameters."""
+        return next(self.model.parameters()).dtype
+
+    @property
+    def input_device(self) -> torch.device:
+        """Where token ids go. Offloaded parameters are on `meta` between runs; accelerate then moves inputs."""
+        device = next(self.embedding.parameters()).device
+        return torch.device("cpu") if device.type == "meta" else device
+
+    @property
+    def lock(self) -> threading.RLock:
+        """The one lock of this model, shared by all who trace it: hooks are global to a model."""
+        return model_lock(self.model)
+
+    def missing_layers(self, kind: LayerKind) -> tuple[int, ...]:
+        """The layers that have no module of this kind."""
+        return tuple(layer for layer, names in enumerate(self.site_names[kind]) if not names)
+
+    @property
+    def layer_config(self) -> LayerConfig:
+        """The same names in the form that a user would write them."""
+        return LayerConfig(
+            hidden_layers_matcher=_as_matcher(self.site_names["hidden"]),
+            attention_layers_matcher=_as_matcher(self.site_names["attention"]),
+            mlp_layers_matcher=_as_matcher(self.site_names["mlp"]),
+            embedding_layer=self.embedding_name,
+        )
+
+
+def model_lock(model: nn.Module) -> threading.RLock:
+    """The lock that belongs to a model and to whatever shares its base model."""
+    with _locks_guard:
+        return _locks.setdefault(getattr(model, "base_model", model), threading.RLock())
+
+
+def trace_model(model: nn.Module, layer_config: LayerConfig | None = None) -> TracedModel:
+    """Find the parts of a causal LM, or take them from `layer_config`, and check them with one short run.
+
+    Raises:
+        ModelStructureError: The model is an encoder-decoder or has no LM head; its parts cannot be found; or the
+            modules named in `layer_config` do not exist or do not return [rows, tokens, d_model].
+    """
+    from causal_tracer.causal_lm import as_causal_lm
+    from causal_tracer.discovery import discover_sites
+
+    model = as_causal_lm(model)
+    config: Any = model.config.get_text_config()  # type: ignore[union-attr, operator]
+    with model_lock(model):
+        if layer_config is None:
+            embedding_name, site_names = discover_sites(model)
+        else:
+            embedding_name, site_names = _resolve(model, layer_config)
+        d_model = _verify(model, embedding_name, site_names)
+    context = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
+    return TracedModel(
+        model=model,
+        embedding_name=embedding_name,
+        site_names=site_names,
+        d_model=d_model,
+        vocab_size=int(config.vocab_size),
+        context_length=int(context) if context and context > 0 else None,
+    )
+
+
+def probe_ids(model: nn.Module) -> Tensor:
+    """A few different token ids [1, tokens] for short runs that look at structure, not at language."""
+    config: Any = model.config
+    vocab_size = int(config.get_text_config().vocab_size)
+    # Spread over the vocabulary, away from its start, where special tokens usually are.
+    return torch.tensor([[(vocab_size // 3 + 17 * i) % vocab_size for i in range(6)]])
+
+
+def run_probe(model: nn.Module, ids: Tensor) -> None:
+    """One short forward pass for the hooks to look at."""
+    device = next(model.get_input_embeddings().parameters()).device  # type: ignore[operator]
+    with evaluation_mode(model):
+        model(ids if device.type == "meta" else ids.to(device), use_cache=False)
+
+
+def _resolve(model: nn.Module, layer_config: LayerConfig) -> tuple[str, SiteNames]:
+    names = {name for name, _ in model.named_modules()}
+    prefix = getattr(model, "base_model_prefix", "")
+
+    def resolve(name: str) -> str | None:
+        return next((n for n in (name, f"{prefix}.{name}") if n in names), None)
+
+    def name_of(kind: LayerKind, layer: int) -> str:
+        matcher = layer_config.matcher(kind)
+        if callable(matcher):
+            return matcher(model, layer)
+        if "{num}" not in matcher:
+            raise ModelStructureError(
+                f"The {kind} matcher {matcher!r} has no '{{num}}' in it. Write the layer number's place as "
+                "'{num}', as in 'transformer.h.{num}.mlp', or give a function (model, number) -> name."
+            )
+        return matcher.replace("{num}", str(layer))
+
+    embedding_name = resolve(layer_config.embedding_layer)
+    if embedding_name is None:
+        raise ModelStructureError(
+            f"LayerConfig names the embedding {layer_config.embedding_layer!r}, and {type(model).__name__} has no "
+            "module of that name. model.named_modules() lists the names there are."
+        )
+    blocks: list[str] = []
+    while (name := resolve(name_of("hidden", len(blocks)))) is not None and name not in blocks:
+        blocks.append(name)
+    if not blocks:
+        raise ModelStructureError(
+            f"LayerConfig names block 0 {name_of('hidden', 0)!r}, and {type(model).__name__} has no module of that "
+            "name. model.named_modules() lists the names there are."
+        )
+    sites: dict[LayerKind, tuple[tuple[str, ...], ...]] = {"hidden": tuple((name,) for name in blocks)}
+    for kind in ("mlp", "attention"):
+        found = [resolve(name_of(kind, layer)) for layer in range(len(blocks))]
+        if not any(found):
+            raise ModelStructureError(
+                f"LayerConfig names the {kind} of layer 0 {name_of(kind, 0)!r}, and {type(model).__name__} has no "
+                "module of that name in any layer. model.named_modules() lists the names there are."
+            )
+        sites[kind] = tuple((name,) if name else () for name in found)
+    return embedding_name, sites
+
+
+def _verify(model: nn.Module, embedding_name: str, site_names: SiteNames) -> int:
+    """Run the model once, check that each module hands on [rows, tokens, d_model], and return d_model."""
+    ids = probe_ids(model)
+    modules = dict(model.named_modules())
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def record(name: str) -> Callable[[Tensor], None]:
+        return lambda activation: shapes.__setitem__(name, tuple(activation.shape))
+
+    names = [embedding_name, *(name for kind in KINDS for layer in site_names[kind] for name in layer)]
+    with editing_outputs({modules[name]: record(name) for name in names}, ids.shape[1]):
+        run_probe(model, ids)
+    expected = shapes.get(site_names["hidden"][0][0], ())
+    if len(expected) != 3 or expected[:2] != tuple(ids.shape):
+        raise ModelStructureError(
+            f"Block {site_names['hidden'][0][0]!r} of {type(model).__name__} returned the shape {list(expected)} for "
+            f"{ids.shape[1]} tokens; a residual stream [rows, tokens, d_model] is needed. If the blocks were found "
+            "by themselves, name them with a LayerConfig."
+        )
+    for name in names:
+        if name not in shapes:
+            raise ModelStructureError(
+                f"Module {name!r} of {type(model).__name__} was not called in a forward pass, so restoring its output "
+                "would do nothing. Name the module that is called in a LayerConfig."
+            )
+        if shapes[name] != expected and name != embedding_name:
+            raise ModelStructureError(
+                f"Module {name!r} of {type(model).__name__} returned the shape {list(shapes[name])}, and the residual "
+                f"stream has {list(expected)}. Name the module whose output is added to it in a LayerConfig."
+            )
+    return expected[2]
+
+
+def _as_matcher(names: tuple[tuple[str, ...], ...]) -> LayerMatcher:
+    template = next((layer[0] for layer in names if layer), "").split(".")
+    first = next((number for number, layer in enumerate(names) if layer), 0)
+    for place, part in enumerate(template):
+        if part == str(first):
+            candidate = ".".join([*template[:place], "{num}", *template[place + 1 :]])
+            if all(layer == (candidate.replace("{num}", str(n)),) for n, layer in enumerate(names) if layer):
+                return candidate
+    return lambda _model, layer: names[layer][0] if layer < len(names) and names[layer] else ""
+
+
+def require_kind(kind: str) -> LayerKind:
+    """The kind, checked.
+
+    Raises:
+        SettingsError: It is none of "hidden", "mlp", "attention".
+    """
+    for known in KINDS:
+        if kind == known:
+            return known
+    raise SettingsError(f"kind={kind!r} is not known. The kinds are {', '.join(map(repr, KINDS))}.")

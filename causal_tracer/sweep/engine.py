@@ -1,0 +1,192 @@
+"""Which sweep computes a map: the fastest one that has been shown to be right on this very model.
+
+At first use of a model a short check runs a few cells of every kind, on a few tokens, in the full sweep and in the
+resumed one. The first way of resuming that agrees is used from then on; where none does, the full sweep is, and the
+result says so. Prompts longer than a model's sliding window are checked at such a length when one first comes.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import psutil
+import torch
+import transformers
+
+from causal_tracer.corruption import NOISE_MULTIPLIER, GaussianNoise
+from causal_tracer.layers import KINDS, TracedModel
+from causal_tracer.metrics import LogProbability, Metric
+from causal_tracer.prompts import Prompt
+from causal_tracer.runs import CleanRun, CorruptedRun, clean_run, corrupted_run
+from causal_tracer.sweep.base_state import CannotResume
+from causal_tracer.sweep.full import full_sweep
+from causal_tracer.sweep.plan import Cell, Intervention, SweepChunk, SweepPlan
+from causal_tracer.sweep.resumed import HEAD_LOGITS, WAYS, Way, resumed_sweep
+
+logger = logging.getLogger(__name__)
+
+EngineChoice = Literal["auto", "full"]
+"""The fastest sweep shown to be right on the model, or the full one in any case."""
+
+_CHECK_TOKENS = 8
+_CHECK_SUBJECT = (2, 4)
+_CHECK_SAMPLES = 2
+_MOST_ROWS = 1024
+_ROWS_MEMORY = 384 * 2**20
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a model is swept.
+
+    Attributes:
+        way: How it is resumed; None means the full sweep.
+        tried: For each way that was not chosen, why.
+    """
+
+    way: Way | None
+    tried: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """What results call it."""
+        return "full" if self.way is None else self.way.name
+
+
+_verdicts: dict[tuple[Any, ...], Verdict] = {}
+_verdicts_guard = threading.Lock()
+
+
+def choose_engine(traced: TracedModel, choice: EngineChoice, n_tokens: int) -> Verdict:
+    """The sweep for a prompt of this length; the model is checked if it has not been yet."""
+    if choice == "full":
+        return Verdict(None, ("the full sweep was asked for",))
+    window = _shortest_window(traced)
+    beyond = window is not None and n_tokens >= window
+    key = (*_identity(traced), beyond)
+    with _verdicts_guard:
+        known = _verdicts.get(key)
+    if known is None:
+        length = window + _CHECK_TOKENS if window is not None and beyond else _CHECK_TOKENS
+        known = check_ways(traced, length)
+        with _verdicts_guard:
+            _verdicts[key] = known
+        if known.way != WAYS[0]:
+            logger.warning("%s is swept slower (%s): %s", type(traced.model).__name__, known.name, known.tried)
+    return known
+
+
+def sweep(
+    verdict: Verdict,
+    traced: TracedModel,
+    clean: CleanRun,
+    corrupted: CorruptedRun,
+    plan: SweepPlan,
+    metric: Metric,
+    batch_size: int,
+    cancelled: Callable[[], bool],
+) -> Iterator[SweepChunk]:
+    """Compute the plan's cells in the chosen way; see `full_sweep` and `resumed_sweep`."""
+    if verdict.way is None:
+        return full_sweep(traced, clean, corrupted, plan, metric, batch_size, cancelled)
+    return resumed_sweep(traced, clean, corrupted, plan, metric, batch_size, cancelled, verdict.way)
+
+
+def default_batch_size(traced: TracedModel, n_tokens: int) -> int:
+    """Rows in flight: what fits in 384 MiB of activations, or in 1/32 of a smaller machine's memory.
+
+    It follows from the model, the prompt's length and the machine's total memory, so it is the same every time.
+    """
+    config: Any = traced.model.config
+    text = config.get_text_config()
+    names = ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size")
+    widths = [width for name in names if isinstance(width := getattr(text, name, None), int)]
+    width = widths[0] if widths else 4 * traced.d_model
+    row = (4 * width + 10 * traced.d_model) * traced.dtype.itemsize * n_tokens
+    device = traced.input_device
+    if device.type == "cuda":
+        # A GPU's memory is there to be used, and its rate grows with the batch.
+        memory = torch.cuda.get_device_properties(device).total_memory // 16
+    else:
+        memory = min(_ROWS_MEMORY, psutil.virtual_memory().total // 32)
+    return max(1, min(_MOST_ROWS, memory // row))
+
+
+def check_ways(traced: TracedModel, n_tokens: int) -> Verdict:
+    """Compare each way of resuming with the full sweep on a short made-up prompt of this model."""
+    ids = tuple((traced.vocab_size // 3 + 17 * i) % traced.vocab_size for i in range(n_tokens))
+    prompt = Prompt("", ids, ("",) * n_tokens, "", _CHECK_SUBJECT, True, 1)
+    clean = clean_run(traced, ids)
+    metric = LogProbability(clean.top_id)
+    with traced.lock, torch.no_grad():
+        scale = float(traced.embedding(torch.tensor([ids], device=traced.input_device)).float().std())
+    noise = GaussianNoise(NOISE_MULTIPLIER * scale, seed=0)
+    batch_size = max(1, min(64, HEAD_LOGITS // traced.vocab_size))
+    corrupted = corrupted_run(traced, prompt, noise, _CHECK_SAMPLES, metric, batch_size)
+    plan = _check_plan(traced, n_tokens)
+    expected = _scores(full_sweep(traced, clean, corrupted, plan, metric, batch_size), plan)
+    spread = float((expected - corrupted.scores).abs().max())
+    # Rounding differs with the batch; in half precisions also between cached and uncached runs.
+    rounding, share = (5e-5, 0.01) if traced.dtype in (torch.float32, torch.float64) else (0.05, 0.1)
+    tried = []
+    for way in WAYS:
+        try:
+            found = _scores(resumed_sweep(traced, clean, corrupted, plan, metric, 7, way=way), plan)
+        except (CannotResume, RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError) as error:
+            tried.append(
+                f"{way.name}: {type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"
+            )
+            continue
+        error_size = float((found - expected).abs().max())
+        if math.isfinite(error_size) and error_size <= rounding + share * spread:
+            return Verdict(way, tuple(tried))
+        tried.append(f"{way.name}: differs from the full sweep by {error_size:.2g} in log-probability")
+    return Verdict(None, tuple(tried))
+
+
+def _check_plan(traced: TracedModel, n_tokens: int) -> SweepPlan:
+    middle = traced.n_layers // 2
+    cells = []
+    for kind in KINDS:
+        present = [layer for layer in range(traced.n_layers) if traced.site_names[kind][layer]]
+        for position in sorted({_CHECK_SUBJECT[1] - 1, n_tokens - 2, n_tokens - 1}):
+            for layers in {(0,), (middle,), (traced.n_layers - 1,), (middle - 1, middle)}:
+                restored = tuple(layer for layer in layers if layer in present)
+                cells.append(Cell(position, middle, (Intervention(restored, kind, (position,)),)))
+    return SweepPlan(tuple(cell for cell in cells if cell.interventions[0].layers))
+
+
+def _scores(chunks: Iterator[SweepChunk], plan: SweepPlan) -> torch.Tensor:
+    scores = torch.full((len(plan.cells), _CHECK_SAMPLES), math.nan)
+    for chunk in chunks:
+        scores[chunk.cells, chunk.samples] = chunk.scores
+    return scores
+
+
+def _shortest_window(traced: TracedModel) -> int | None:
+    config: Any = traced.model.config
+    text = config.get_text_config()
+    windows = [getattr(text, name, None) for name in ("sliding_window", "attention_chunk_size", "window_size")]
+    return min((window for window in windows if isinstance(window, int) and window > 0), default=None)
+
+
+def _identity(traced: TracedModel) -> tuple[Any, ...]:
+    """What a verdict holds for: class, config, modules, dtype, device, and the versions of what runs it."""
+    config: Any = traced.model.config
+    sites = tuple((kind, traced.site_names[kind]) for kind in KINDS)
+    versions = (torch.__version__, transformers.__version__)
+    placed = str(getattr(traced.model, "hf_device_map", None))
+    return (
+        type(traced.model),
+        config.to_json_string(),
+        sites,
+        traced.dtype,
+        traced.input_device.type,
+        placed,
+        versions,
+    )

@@ -1,0 +1,320 @@
+"""CausalTracer: the face of the package."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from causal_tracer.corruption import NOISE_MULTIPLIER, automatic_noise_level
+from causal_tracer.errors import SettingsError
+from causal_tracer.flow import HiddenFlow
+from causal_tracer.layers import KINDS, LayerConfig, LayerKind, require_kind, trace_model
+from causal_tracer.prompts import Occurrence
+from causal_tracer.runs import CleanRunCache
+from causal_tracer.sweep.engine import EngineChoice
+from causal_tracer.trace import FlowUpdate, TraceRequest, TracingContext, trace, trace_kinds
+
+Progress = Callable[[int, int], None]
+"""Called with (restored runs done, restored runs in all)."""
+
+DEFAULT_WINDOWS: Mapping[LayerKind, int] = {"hidden": 1, "mlp": 10, "attention": 10}
+"""The windows of the ROME paper (arXiv 2202.05262, Figure 1): single hidden states, ten MLP or attention layers."""
+
+
+@dataclass(frozen=True)
+class HiddenFlowQuery:
+    """One prompt of several to trace.
+
+    Attributes:
+        text: The prompt.
+        subject: A part of the prompt; None has it guessed.
+        override_answer_id: The token whose probability is read; None takes the model's own answer.
+    """
+
+    text: str
+    subject: str | None = None
+    override_answer_id: int | None = None
+
+
+class CausalTracer:
+    """Traces where a decoder-only causal LM keeps a fact (Meng et al. 2022, arXiv 2202.05262, section 2).
+
+    Attributes:
+        model: The causal LM that is traced. It is left as it was: weights, training mode, hooks.
+        tokenizer: Its tokenizer, left as it was.
+        layer_config: The names of the modules traced.
+        noise: Standard deviation of the noise that corrupts the subject.
+        device: Where token ids are put.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        layer_config: LayerConfig | None = None,
+        noise: float | None = None,
+        device: torch.device | str | None = None,
+        *,
+        model_id: str | None = None,
+        revision: str | None = None,
+        cache_bytes: int = 256 * 2**20,
+    ) -> None:
+        """Find the model's parts, check them with a short run, and measure the noise level if none is given.
+
+        Args:
+            model: A decoder-only causal LM, on one device or dispatched by accelerate; or a base model whose config
+                ties the head to the embedding.
+            tokenizer: The tokenizer that belongs to it.
+            layer_config: The names of its modules; None finds them by structure.
+            noise: Standard deviation of the noise, in units of the embedding's output; 0 means none. None takes three
+                times the standard deviation of the embedding module's output over the vocabulary.
+            device: Where the model is. Only checked: a model is never moved. None takes it from the model.
+            model_id: The model's name in results; None takes it from its config.
+            revision: Its revision in results; None takes the commit that its config knows.
+            cache_bytes: Memory for clean runs, which are shared by all kinds and settings.
+
+        Raises:
+            ModelStructureError: The model is no decoder-only causal LM, or its parts were not found.
+            SettingsError: The noise is no number that noise can have, or the model is not on `device`.
+        """
+        self._traced = trace_model(model, layer_config)
+        self.model = self._traced.model
+        self.tokenizer = tokenizer
+        self.layer_config = layer_config or self._traced.layer_config
+        self.device = self._traced.input_device
+        if device is not None and torch.device(device).type != self.device.type:
+            raise SettingsError(
+                f"device={str(device)!r} was asked for, and the model is on {str(self.device)!r}. Move it first: "
+                f"model.to({str(device)!r})"
+            )
+        if noise is None:
+            level, rule = automatic_noise_level(self._traced), f"{NOISE_MULTIPLIER:g} sd of the embedding output"
+        else:
+            level, rule = float(noise), "given"
+        if not math.isfinite(level) or level < 0:
+            raise SettingsError(f"noise={noise!r} is not a noise level. Give 0 or a positive number.")
+        self.noise = level
+        config: Any = self.model.config
+        self._context = TracingContext(
+            traced=self._traced,
+            tokenizer=tokenizer,
+            model_id=model_id or _name_in_config(config) or type(self.model).__name__,
+            revision=revision or getattr(config, "_commit_hash", None),
+            noise=level,
+            noise_rule=rule,
+            clean_runs=CleanRunCache(self._traced, cache_bytes),
+        )
+
+    @classmethod
+    def from_pretrained(cls, name: str, *, noise: float | None = None, **kwargs: Any) -> CausalTracer:
+        """Load a model with `load_model(name, **kwargs)` and make a tracer of it."""
+        from causal_tracer.models import load_model
+
+        loaded = load_model(name, **kwargs)
+        return cls(loaded.model, loaded.tokenizer, noise=noise, model_id=loaded.name, revision=loaded.revision)
+
+    @property
+    def context(self) -> TracingContext:
+        """Model, tokenizer, noise and clean runs, as the functions of the engine take them."""
+        return self._context
+
+    def count_layers(self) -> int:
+        """Number of blocks."""
+        return self._traced.n_layers
+
+    def get_layer_names_of_kind(self, layer_kind: LayerKind) -> list[str]:
+        """The module names of one kind, layer by layer."""
+        return [name for layer in self._traced.site_names[require_kind(layer_kind)] for name in layer]
+
+    def calculate_hidden_flow(
+        self,
+        prompt: str,
+        subject: str | None = None,
+        kind: LayerKind = "hidden",
+        answer_id_override: int | None = None,
+        samples: int = 10,
+        window: int = 1,
+        patch_seed: int = 1,
+        batch_size: int | None = None,
+        start_layer: int = 0,
+        end_layer: int | None = None,
+        patch_subject_tokens_only: bool = False,
+        *,
+        subject_occurrence: Occurrence = "last",
+        engine: EngineChoice = "auto",
+        progress: Progress | None = None,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> HiddenFlow:
+        """Trace one prompt.
+
+        Args:
+            prompt: The text that the model goes on from.
+            subject: The part of it to corrupt; None has it guessed, and the result says so.
+            kind: Restore "hidden" states (a block's output), "mlp" or "attention" outputs.
+            answer_id_override: The token whose probability is read; None takes the model's own answer.
+            samples: Noise samples; all cells see the same draws.
+            window: Number of consecutive layers restored together, centred on the cell's layer.
+            patch_seed: Seed of the noise.
+            batch_size: Rows that go through the model together; None takes what the model, the prompt's length
+                and the machine's total memory allow.
+            start_layer: First layer to compute.
+            end_layer: One past the last layer to compute; None computes up to the last block.
+            patch_subject_tokens_only: Restore at the subject's tokens only.
+            subject_occurrence: Which one is meant where the subject occurs more than once: "first" or "last".
+            engine: "auto" takes the fastest sweep that has been shown to be right on this model; "full" runs the whole
+                model again for every cell, slowly, and is what all others are checked against.
+            progress: Called with (runs done, runs in all) as it goes.
+            cancelled: Asked between batches; True stops the trace.
+
+        Returns:
+            The map. Cells that were not computed are NaN.
+
+        Raises:
+            SettingsError, PromptError, SubjectError, TokenizerError: The arguments do not fit together or the model.
+            NumericsError: A run gave NaN or infinite logits.
+            TraceCancelled: `cancelled` said so.
+        """
+        request = TraceRequest(
+            text=prompt,
+            subject=subject,
+            kind=kind,
+            answer_id=answer_id_override,
+            samples=samples,
+            window=window,
+            seed=patch_seed,
+            batch_size=batch_size,
+            start_layer=start_layer,
+            end_layer=end_layer,
+            subject_tokens_only=patch_subject_tokens_only,
+            occurrence=subject_occurrence,
+            engine=engine,
+        )
+        return self._trace_all([request], progress, cancelled)[0]
+
+    def calculate_hidden_flows(
+        self,
+        queries: Sequence[str | HiddenFlowQuery],
+        samples: int = 10,
+        window: int = 1,
+        kind: LayerKind = "hidden",
+        patch_seed: int = 1,
+        batch_size: int | None = None,
+        start_layer: int = 0,
+        end_layer: int | None = None,
+        patch_subject_tokens_only: bool = False,
+        *,
+        engine: EngineChoice = "auto",
+        progress: Progress | None = None,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> list[HiddenFlow]:
+        """Trace several prompts, of any lengths; each result equals that of the prompt alone.
+
+        The arguments are those of `calculate_hidden_flow`, in the order that causal-tracer 1.1.0 has here.
+        """
+        asked = [HiddenFlowQuery(query) if isinstance(query, str) else query for query in queries]
+        requests = [
+            TraceRequest(
+                text=query.text,
+                subject=query.subject,
+                kind=kind,
+                answer_id=query.override_answer_id,
+                samples=samples,
+                window=window,
+                seed=patch_seed,
+                batch_size=batch_size,
+                start_layer=start_layer,
+                end_layer=end_layer,
+                subject_tokens_only=patch_subject_tokens_only,
+                engine=engine,
+            )
+            for query in asked
+        ]
+        return self._trace_all(requests, progress, cancelled)
+
+    def calculate_hidden_flow_of_kinds(
+        self,
+        prompt: str,
+        subject: str | None = None,
+        kinds: Sequence[LayerKind] = KINDS,
+        windows: Mapping[LayerKind, int] | None = None,
+        *,
+        answer_id_override: int | None = None,
+        samples: int = 10,
+        patch_seed: int = 1,
+        batch_size: int | None = None,
+        start_layer: int = 0,
+        end_layer: int | None = None,
+        patch_subject_tokens_only: bool = False,
+        subject_occurrence: Occurrence = "last",
+        engine: EngineChoice = "auto",
+        progress: Progress | None = None,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> dict[LayerKind, HiddenFlow]:
+        """Trace one prompt for several kinds, with the same noise.
+
+        Args:
+            prompt: As in `calculate_hidden_flow`, like all arguments not named here.
+            subject: The part of the prompt to corrupt.
+            kinds: The kinds to trace.
+            windows: The window of each kind; where not given, the paper's: 1 for hidden, 10 for MLP and attention.
+
+        Returns:
+            A map for each kind.
+        """
+        base = TraceRequest(
+            text=prompt,
+            subject=subject,
+            answer_id=answer_id_override,
+            samples=samples,
+            seed=patch_seed,
+            batch_size=batch_size,
+            start_layer=start_layer,
+            end_layer=end_layer,
+            subject_tokens_only=patch_subject_tokens_only,
+            occurrence=subject_occurrence,
+            engine=engine,
+        )
+        given = {require_kind(kind): window for kind, window in (windows or {}).items()}
+        chosen = {kind: {**DEFAULT_WINDOWS, **given}[require_kind(kind)] for kind in kinds}
+        flows: Mapping[LayerKind, HiddenFlow] = {}
+        for update in trace_kinds(self._context, base, chosen, cancelled or (lambda: False)):
+            flows = update.flows
+            if progress is not None:
+                progress(update.done, update.total)
+        return dict(flows)
+
+    def stream(self, request: TraceRequest, cancelled: Callable[[], bool] | None = None) -> Iterator[FlowUpdate]:
+        """Trace one prompt and hand on the map as it fills in, the most telling tokens first.
+
+        Leaving the iteration early stops the work; nothing is left behind on the model.
+        """
+        return trace(self._context, request, cancelled or (lambda: False))
+
+    def _trace_all(
+        self, requests: Sequence[TraceRequest], progress: Progress | None, cancelled: Callable[[], bool] | None
+    ) -> list[HiddenFlow]:
+        flows = []
+        before, expected = 0, 0
+        for number, request in enumerate(requests):
+            update = None
+            for update in self.stream(request, cancelled):
+                if progress is not None:
+                    # Prompts still to come are counted at the size of this one.
+                    expected = before + update.total * (len(requests) - number)
+                    progress(before + update.done, expected)
+            if update is not None:
+                before += update.total
+                flows.append(update.flow)
+        return flows
+
+
+def _name_in_config(config: Any) -> str:
+    """The model's hub id; of a local folder only its name, so that no path leaves the machine in a result."""
+    name = str(getattr(config, "_name_or_path", "") or "")
+    return Path(name).name if name and Path(name).is_dir() else name
