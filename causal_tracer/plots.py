@@ -1,0 +1,203 @@
+"""Plotly figures of a HiddenFlow, and files made of them. Knows no model and no torch module."""
+
+from __future__ import annotations
+
+import html
+import math
+from importlib.util import find_spec
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+
+from causal_tracer.errors import ExportError
+from causal_tracer.flow import HiddenFlow
+from causal_tracer.layers import LayerKind
+
+COLOR_SCALES: dict[LayerKind, str] = {"hidden": "Purples", "mlp": "Greens", "attention": "Reds"}
+KIND_TITLES: dict[LayerKind, str] = {"hidden": "hidden state", "mlp": "MLP", "attention": "attention"}
+
+_GAP_COLOR = "rgba(128,128,128,0.18)"
+
+
+def plot_hidden_flow_heatmap(
+    result: HiddenFlow,
+    savepdf: str | PathLike[str] | None = None,
+    title: str | None = None,
+    xlabel: str | None = None,
+    show: bool = True,
+    font_family: str = "",
+    color: str | None = None,
+    tick_interval: int = 5,
+    skip_final_labels_portion: float = 0.1,
+    *,
+    height: int | None = None,
+) -> go.Figure:
+    """Draw a map: tokens down with the subject's marked, layers across, the answer's probability as colour.
+
+    Args:
+        result: The map.
+        savepdf: Also write it to this PDF file.
+        title: None takes one that says what was restored; "" leaves it out.
+        xlabel: Label of the layer axis; None takes one that says what a column is.
+        show: Open the figure.
+        font_family: Font; "" takes Plotly's.
+        color: A Plotly colour scale; None takes the kind's: purple, green or red.
+        tick_interval: Every how many layers one is numbered.
+        skip_final_labels_portion: Share of the layers at the end that are left without numbers.
+        height: Height in pixels; None follows the number of tokens.
+
+    Returns:
+        The figure. The colour scale starts at low_score; cells that were not computed are gaps.
+
+    Raises:
+        ExportError: `savepdf` could not be written.
+    """
+    tokens, layers = result.scores.shape
+    answer = display_token(result.answer)
+    figure = go.Figure(_heatmap(result, color or COLOR_SCALES[result.kind], answer))
+    figure.update_layout(
+        title=_escape(_default_title(result.kind) if title is None else title) or None,
+        font_family=font_family or None,
+        height=height or 110 + 26 * tokens + (60 if title != "" else 0),
+        margin={"l": 10, "r": 10, "t": 60 if title != "" else 10, "b": 10},
+        plot_bgcolor=_GAP_COLOR,
+        paper_bgcolor="rgba(0,0,0,0)",
+    )
+    labelled = range(0, max(1, layers - math.ceil(layers * skip_final_labels_portion)), max(1, tick_interval))
+    # Integer axes with tick texts: as categories, repeated tokens would fall together.
+    figure.update_xaxes(
+        title=_escape(xlabel if xlabel is not None else _layer_axis_title(result)),
+        tickvals=list(labelled),
+        ticktext=[str(layer) for layer in labelled],
+        showgrid=False,
+        zeroline=False,
+        automargin=True,
+    )
+    figure.update_yaxes(
+        autorange="reversed",
+        tickvals=list(range(tokens)),
+        ticktext=[_escape(label) for label in token_axis_labels(result)],
+        showgrid=False,
+        zeroline=False,
+        automargin=True,
+    )
+    if savepdf is not None:
+        save_figure(figure, savepdf)
+    if show:
+        figure.show()
+    return figure
+
+
+def token_axis_labels(result: HiddenFlow) -> list[str]:
+    """The tokens as an axis shows them, those of the subject with a star."""
+    start, end = result.subject_range
+    return [
+        display_token(token) + ("*" if start <= position < end else "")
+        for position, token in enumerate(result.input_tokens)
+    ]
+
+
+def display_token(token: str) -> str:
+    """A token's text for people: no outer blanks, and a sign for what would not be seen."""
+    shown = token.replace("\r", "").replace("\n", "⏎").replace("\t", "⇥").strip(" ")
+    return shown or "␣"
+
+
+def save_figure(figure: go.Figure, path: str | PathLike[str], *, scale: float = 2.0) -> Path:
+    """Write a figure as HTML, PNG, SVG or PDF, by the file's ending; missing folders are made.
+
+    The HTML holds all it needs and opens from disk with no network. The images are drawn by Kaleido, which needs a
+    Chrome or Chromium on the machine.
+
+    Args:
+        figure: The figure.
+        path: Where to write it.
+        scale: Pixels per unit, for PNG.
+
+    Raises:
+        ExportError: The ending is none of these, or Kaleido or its Chrome is missing.
+    """
+    path = Path(path)
+    ending = path.suffix.lower().removeprefix(".")
+    if ending not in ("html", "png", "svg", "pdf"):
+        raise ExportError(f"{path.name!r} ends in {path.suffix!r}. Figures are written as .html, .png, .svg or .pdf.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if ending == "html":
+        figure.write_html(path, include_plotlyjs=True)
+        return path
+    if find_spec("kaleido") is None:
+        raise ExportError(
+            f"Writing {path.name!r} needs Kaleido, and it is not installed: pip install 'causal-tracer[images]'. "
+            "An .html file needs nothing more."
+        )
+    from choreographer.errors import BrowserFailedError, ChromeNotFoundError
+    from kaleido.errors import ChromeNotFoundError as KaleidoChromeNotFoundError
+
+    try:
+        figure.write_image(path, format=ending, scale=scale)
+    except (ChromeNotFoundError, KaleidoChromeNotFoundError, BrowserFailedError, RuntimeError) as error:
+        raise ExportError(
+            f"Writing {path.name!r} needs Chrome or Chromium, and Kaleido could not start one ({error}). Install one, "
+            "or run plotly_get_chrome, or write an .html file."
+        ) from error
+    return path
+
+
+def _heatmap(result: HiddenFlow, color: str, answer: str) -> go.Heatmap:
+    scores = result.scores.tolist()
+    low = result.low_score
+    known = [score for row in scores for score in row if not math.isnan(score)]
+    high = max([*known, low + 1e-6]) if known else max(result.high_score, low + 1e-6)
+    return go.Heatmap(
+        z=[[None if math.isnan(score) else score for score in row] for row in scores],
+        customdata=_hover_data(result),
+        hovertemplate=(
+            "<b>%{customdata[0]}</b>, layer %{x}%{customdata[1]}<br>"
+            f"P({_escape(answer)}) = %{{z:.4f}}<br>"
+            "indirect effect %{customdata[2]}<extra></extra>"
+        ),
+        hoverongaps=False,
+        colorscale=color,
+        zmin=low,
+        zmax=high,
+        xgap=1,
+        ygap=1,
+        colorbar={"title": {"text": f"P({_escape(answer)})", "side": "top"}, "thickness": 14, "tickformat": ".2~f"},
+    )
+
+
+def _hover_data(result: HiddenFlow) -> list[list[tuple[str, str, str]]]:
+    """For each cell: the token, the layers restored with it, and the indirect effect with its standard error."""
+    effects, errors = result.indirect_effect.tolist(), result.standard_error.tolist()
+    layers = result.scores.shape[1]
+    window = result.settings.window
+    rows = []
+    for position, token in enumerate(result.input_tokens):
+        cells = []
+        for layer in range(layers):
+            first, last = max(0, layer - window // 2), min(layers, layer - (-window // 2)) - 1
+            restored = f" (restored {first}–{last})" if window > 1 else ""
+            error = errors[position][layer]
+            spread = "" if math.isnan(error) else f" ± {error:.4f} (s.e.)"
+            cells.append((_escape(display_token(token)), restored, f"{effects[position][layer]:+.4f}{spread}"))
+        rows.append(cells)
+    return rows
+
+
+def _default_title(kind: LayerKind) -> str:
+    return f"Impact of restoring {KIND_TITLES[kind]} after corrupted input"
+
+
+def _layer_axis_title(result: HiddenFlow) -> str:
+    name = KIND_TITLES[result.kind]
+    window = result.settings.window
+    if window == 1:
+        return f"single restored {name} layer"
+    return f"centre of interval of {window} restored {name} layers"
+
+
+def _escape(text: Any) -> str:
+    """Plotly reads a small HTML in labels; tokens such as "<bos>" must stand as they are."""
+    return html.escape(str(text), quote=False)
