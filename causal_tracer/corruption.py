@@ -59,13 +59,13 @@ def embedding_scale(traced: TracedModel, chunk: int = 8192) -> float:
             squares += float(output.square().sum())
             count += output.numel()
     mean = total / count
-    scale = math.sqrt(max(0.0, (squares - count * mean * mean) / (count - 1)))
-    if not math.isfinite(scale):
+    variance = (squares - count * mean * mean) / (count - 1)
+    if not math.isfinite(variance):
         raise NumericsError(
             f"The embedding {traced.embedding_name!r} gives values that are not finite, so no noise level can be taken "
             "from it. Check the model's weights, or give a noise level."
         )
-    return scale
+    return math.sqrt(max(0.0, variance))
 
 
 def automatic_noise_level(traced: TracedModel) -> float:

@@ -144,7 +144,9 @@ class HiddenFlow:
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the result as JSON; `HiddenFlow.load` gives back identical numbers."""
-        Path(path).write_text(json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False), encoding="utf-8")
+        text = json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False)
+        # Encoded first: a text that cannot be must not cost an earlier file.
+        Path(path).write_bytes(text.encode("utf-8"))
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> HiddenFlow:
@@ -155,7 +157,7 @@ class HiddenFlow:
         """
         try:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ResultFormatError(f"{path} is not JSON ({error}). Give a file that HiddenFlow.save wrote.") from error
         return cls.from_dict(data)
 
@@ -190,10 +192,10 @@ class HiddenFlow:
                 subject_guessed=bool(data["subject_guessed"]),
                 sample_scores=_tensor(data["sample_scores"]),
                 low_sample_scores=_tensor(data["low_sample_scores"]),
-                settings=TraceSettings(**data["settings"]),
+                settings=_settings(data["settings"]),
                 notes=tuple(str(note) for note in data["notes"]),
             )
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+        except (KeyError, TypeError, ValueError, IndexError, OverflowError, RuntimeError) as error:
             raise ResultFormatError(f"This saved HiddenFlow is incomplete or damaged ({error!r}).") from error
         flow._check()
         return flow
@@ -228,3 +230,15 @@ def _tensor(value: Any) -> Tensor:
         return [numbers(part) for part in item] if isinstance(item, list) else math.nan if item is None else item
 
     return torch.tensor(numbers(value), dtype=torch.float32)
+
+
+_TYPES: Mapping[str, type | tuple[type, ...]] = {"str": str, "int": int, "float": (int, float), "bool": bool}
+
+
+def _settings(data: Any) -> TraceSettings:
+    settings = TraceSettings(**data)
+    for item in fields(TraceSettings):
+        value = getattr(settings, item.name)
+        if not isinstance(value, _TYPES.get(str(item.type), object)):
+            raise TypeError(f"settings.{item.name} is {value!r}")
+    return settings

@@ -28,6 +28,17 @@ def first_tensor(output: Any) -> Tensor | None:
     return None
 
 
+def all_tensors(value: Any) -> list[Tensor]:
+    """Every tensor in a module's output or arguments, in order, whatever holds it."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, (tuple, list)):
+        return [tensor for item in value for tensor in all_tensors(item)]
+    return []
+
+
 def replace_first_tensor(output: Any, activation: Tensor) -> Any:
     """The output with its first tensor replaced and everything else kept; the given output is not changed."""
     if isinstance(output, Tensor):
@@ -43,13 +54,24 @@ def replace_first_tensor(output: Any, activation: Tensor) -> Any:
     return type(output)(items)
 
 
+def rows_first(stream: Tensor, stacked: bool) -> Tensor:
+    """A residual stream as [rows, tokens, ...]; `stacked` says that several stand before it: [n, rows, tokens, ...]."""
+    return stream.movedim(0, 2) if stacked and stream.dim() == 4 else stream
+
+
+def rows_second(stream: Tensor, stacked: bool) -> Tensor:
+    """Undo `rows_first`."""
+    return stream.movedim(2, 0) if stacked and stream.dim() == 4 else stream
+
+
 @contextmanager
-def editing_outputs(edits: Mapping[nn.Module, Edit], tokens: int) -> Iterator[None]:
+def editing_outputs(edits: Mapping[nn.Module, Edit], tokens: int, stacked: bool = False) -> Iterator[None]:
     """Apply `edits` to the outputs of their modules until the block is left, however it is left.
 
     Args:
         edits: What to do with each module's activation. An edit must not write into the tensor it is given.
         tokens: Tokens per row. Modules that flatten rows and tokens into one dimension are unfolded for the edit.
+        stacked: Whether activations of four dimensions are [n, rows, tokens, d_model]; edits see the rows first.
     """
 
     def hook_for(edit: Edit) -> Callable[[nn.Module, Any, Any], Any]:
@@ -58,10 +80,13 @@ def editing_outputs(edits: Mapping[nn.Module, Edit], tokens: int) -> Iterator[No
             if activation is None:
                 return None
             shape = activation.shape
-            edited = edit(activation.reshape(-1, tokens, shape[-1]) if activation.dim() == 2 else activation)
+            if activation.dim() == 2:
+                edited = edit(activation.reshape(-1, tokens, shape[-1]))
+            else:
+                edited = edit(rows_first(activation, stacked))
             if edited is None:
                 return None
-            return replace_first_tensor(output, edited.reshape(shape))
+            return replace_first_tensor(output, rows_second(edited, stacked).reshape(shape))
 
         return hook
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from causal_tracer.errors import ModelStructureError, SettingsError
-from causal_tracer.hooks import editing_outputs, evaluation_mode
+from causal_tracer.hooks import editing_outputs, evaluation_mode, stream_argument
 
 LayerKind = Literal["hidden", "mlp", "attention"]
 KINDS: tuple[LayerKind, ...] = get_args(LayerKind)
@@ -73,16 +73,20 @@ class TracedModel:
         embedding_name: The module whose output [rows, tokens, d_model] is corrupted.
         site_names: The modules of each kind and layer.
         d_model: Width of the residual stream.
+        embedding_width: Width of the embedding's output; narrower than the stream where a model projects it.
         vocab_size: Number of logits.
         context_length: The longest prompt that the model takes, or None where it has no limit.
+        stacked_streams: Whether blocks hand on several streams, [n, rows, tokens, d_model].
     """
 
     model: nn.Module
     embedding_name: str
     site_names: SiteNames
     d_model: int
+    embedding_width: int
     vocab_size: int
     context_length: int | None
+    stacked_streams: bool = False
 
     @property
     def n_layers(self) -> int:
@@ -164,15 +168,17 @@ def trace_model(model: nn.Module, layer_config: LayerConfig | None = None) -> Tr
             embedding_name, site_names = discover_sites(model)
         else:
             embedding_name, site_names = _resolve(model, layer_config)
-        d_model = _verify(model, embedding_name, site_names)
+        d_model, embedding_width, stacked = _verify(model, embedding_name, site_names)
     context = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
     return TracedModel(
         model=model,
         embedding_name=embedding_name,
         site_names=site_names,
         d_model=d_model,
+        embedding_width=embedding_width,
         vocab_size=int(config.vocab_size),
         context_length=int(context) if context and context > 0 else None,
+        stacked_streams=stacked,
     )
 
 
@@ -192,7 +198,7 @@ def run_probe(model: nn.Module, ids: Tensor) -> None:
 
 
 def _resolve(model: nn.Module, layer_config: LayerConfig) -> tuple[str, SiteNames]:
-    names = {name for name, _ in model.named_modules()}
+    names = {name for name, _ in model.named_modules() if name}
     prefix = getattr(model, "base_model_prefix", "")
 
     def resolve(name: str) -> str | None:
@@ -201,7 +207,10 @@ def _resolve(model: nn.Module, layer_config: LayerConfig) -> tuple[str, SiteName
     def name_of(kind: LayerKind, layer: int) -> str:
         matcher = layer_config.matcher(kind)
         if callable(matcher):
-            return matcher(model, layer)
+            try:
+                return matcher(model, layer)
+            except (IndexError, KeyError):
+                return ""  # a matcher over a list of names, past its end
         if "{num}" not in matcher:
             raise ModelStructureError(
                 f"The {kind} matcher {matcher!r} has no '{{num}}' in it. Write the layer number's place as "
@@ -235,8 +244,8 @@ def _resolve(model: nn.Module, layer_config: LayerConfig) -> tuple[str, SiteName
     return embedding_name, sites
 
 
-def _verify(model: nn.Module, embedding_name: str, site_names: SiteNames) -> int:
-    """Run the model once, check that each module hands on [rows, tokens, d_model], and return d_model."""
+def _verify(model: nn.Module, embedding_name: str, site_names: SiteNames) -> tuple[int, int, bool]:
+    """Run the model once and check what each module hands on: d_model, embedding width, whether streams are stacked."""
     ids = probe_ids(model)
     modules = dict(model.named_modules())
     shapes: dict[str, tuple[int, ...]] = {}
@@ -244,28 +253,54 @@ def _verify(model: nn.Module, embedding_name: str, site_names: SiteNames) -> int
     def record(name: str) -> Callable[[Tensor], None]:
         return lambda activation: shapes.__setitem__(name, tuple(activation.shape))
 
+    def note_taken(_module: nn.Module, args: Any, kwargs: Any) -> None:
+        nonlocal taken
+        stream = stream_argument(args, kwargs)
+        taken = () if stream is None else tuple(stream.shape)
+
+    taken: tuple[int, ...] = ()
     names = [embedding_name, *(name for kind in KINDS for layer in site_names[kind] for name in layer)]
-    with editing_outputs({modules[name]: record(name) for name in names}, ids.shape[1]):
-        run_probe(model, ids)
+    block = modules[site_names["hidden"][0][0]]
+    handle = block.register_forward_pre_hook(note_taken, with_kwargs=True)
+    try:
+        with editing_outputs({modules[name]: record(name) for name in names}, ids.shape[1]):
+            run_probe(model, ids)
+    finally:
+        handle.remove()
     expected = shapes.get(site_names["hidden"][0][0], ())
-    if len(expected) != 3 or expected[:2] != tuple(ids.shape):
+    # Some models keep several streams, [rows, tokens, n, d_model] or [n, rows, tokens, d_model]: one site, all of them.
+    stacked = len(expected) == 4 and expected[1:3] == tuple(ids.shape)
+    if len(expected) not in (3, 4) or not (stacked or expected[:2] == tuple(ids.shape)):
         raise ModelStructureError(
             f"Block {site_names['hidden'][0][0]!r} of {type(model).__name__} returned the shape {list(expected)} for "
-            f"{ids.shape[1]} tokens; a residual stream [rows, tokens, d_model] is needed. If the blocks were found "
-            "by themselves, name them with a LayerConfig."
+            f"{ids.shape[1]} tokens; a residual stream [rows, tokens, d_model] is needed. A model whose blocks work on "
+            "patches of bytes, or on more vectors than tokens, has no map of token by layer. If the blocks were found "
+            "by themselves and are others, name them with a LayerConfig."
         )
+    # Where blocks take and give several streams side by side, modules inside are narrower: as wide as the embedding.
+    widths = {expected[-1], *(shapes.get(embedding_name, expected)[-1:] if taken == expected else ())}
     for name in names:
         if name not in shapes:
             raise ModelStructureError(
                 f"Module {name!r} of {type(model).__name__} was not called in a forward pass, so restoring its output "
                 "would do nothing. Name the module that is called in a LayerConfig."
             )
-        if shapes[name] != expected and name != embedding_name:
+        is_block = any(name in layer for layer in site_names["hidden"])
+        fits = shapes[name] == expected or (
+            not is_block and shapes[name][:-1] == tuple(ids.shape) and shapes[name][-1] in widths
+        )
+        if not fits and name != embedding_name:
             raise ModelStructureError(
                 f"Module {name!r} of {type(model).__name__} returned the shape {list(shapes[name])}, and the residual "
                 f"stream has {list(expected)}. Name the module whose output is added to it in a LayerConfig."
             )
-    return expected[2]
+    order = list(shapes)
+    if len(shapes[embedding_name]) != 3 or order.index(embedding_name) > order.index(site_names["hidden"][0][0]):
+        raise ModelStructureError(
+            f"Module {embedding_name!r} of {type(model).__name__} returned the shape {list(shapes[embedding_name])} "
+            "and is no token embedding that the blocks are fed from. Name that one in a LayerConfig."
+        )
+    return expected[-1], shapes[embedding_name][-1], stacked
 
 
 def _as_matcher(names: tuple[tuple[str, ...], ...]) -> LayerMatcher:

@@ -24,7 +24,7 @@ class AnswerProbability:
 
     def __call__(self, logits: Tensor) -> Tensor:
         """From float32 logits [rows, vocabulary] to probabilities [rows]."""
-        return LogProbability(self.answer_id)(logits).exp()
+        return logits.softmax(dim=-1)[:, self.answer_id]
 
 
 @dataclass(frozen=True)
@@ -35,4 +35,4 @@ class LogProbability:
 
     def __call__(self, logits: Tensor) -> Tensor:
         """From float32 logits [rows, vocabulary] to log-probabilities [rows]."""
-        return logits[:, self.answer_id] - logits.logsumexp(dim=-1)
+        return logits.log_softmax(dim=-1)[:, self.answer_id]

@@ -102,7 +102,9 @@ def token_axis_labels(result: HiddenFlow) -> list[str]:
 def display_token(token: str) -> str:
     """A token's text for people: no outer blanks, and a sign for what would not be seen."""
     shown = token.replace("\r", "").replace("\n", "⏎").replace("\t", "⇥").strip(" ")
-    return shown or "␣"
+    if any(character.isprintable() for character in shown):
+        return shown
+    return " ".join(f"U+{ord(character):04X}" for character in shown) or "␣"
 
 
 def save_figure(figure: go.Figure, path: str | PathLike[str], *, scale: float = 2.0) -> Path:
@@ -155,7 +157,7 @@ def _heatmap(result: HiddenFlow, color: str, answer: str) -> go.Heatmap:
         customdata=_hover_data(result),
         hovertemplate=(
             "<b>%{customdata[0]}</b>, layer %{x}%{customdata[1]}<br>"
-            f"P({_escape(answer)}) = %{{z:.4f}}<br>"
+            f"P({_escape(answer).replace('{', '&#123;')}) = %{{z:.4f}}<br>"
             "indirect effect %{customdata[2]}<extra></extra>"
         ),
         hoverongaps=False,

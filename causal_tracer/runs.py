@@ -61,7 +61,8 @@ def run_model(
     """
     if _takes_logits_to_keep(type(traced.model).forward):
         kwargs["logits_to_keep"] = 1
-    with traced.lock, evaluation_mode(traced.model), editing_outputs(edits, input_ids.shape[1]):
+    editing = editing_outputs(edits, input_ids.shape[1], traced.stacked_streams)
+    with traced.lock, evaluation_mode(traced.model), editing:
         return traced.model(input_ids.to(traced.input_device), use_cache=use_cache, **kwargs)
 
 
@@ -72,8 +73,8 @@ def last_logits(traced: TracedModel, output: Any, what: str) -> Tensor:
         NumericsError: A logit of the run called `what` is NaN or infinite.
     """
     logits: Tensor = output.logits[:, -1].float()
-    # The sum is finite only if all are, and needs no mask as large as the logits.
-    if not bool(logits.sum(dtype=torch.float64).isfinite()):
+    # A sum is finite only if all are, and needs no mask or copy as large as the logits.
+    if not bool(logits.sum(dim=-1).isfinite().all()):
         raise NumericsError(
             f"The {what} run gave logits that are NaN or infinite ({traced.dtype}). Load the model in float32 or "
             "bfloat16, or check its weights."
@@ -107,7 +108,7 @@ def clean_run(traced: TracedModel, input_ids: tuple[int, ...]) -> CleanRun:
 
 
 def corrupting(noise: Tensor, prompt: Prompt, samples: Tensor, tokens: range | None = None) -> Edit:
-    """The edit of the embedding that adds noise [samples, subject tokens, d_model] to the subject's tokens.
+    """The edit of the embedding that adds noise [samples, subject tokens, width] to the subject's tokens.
 
     Row r of the batch takes draw `samples[r]`. The sum is rounded once, to the embedding's dtype. `tokens` are the
     prompt's tokens that the run has; None means all.
@@ -134,7 +135,7 @@ class CorruptedRun:
 
     Attributes:
         prompt: The prompt.
-        noise: What was added to the subject's embeddings [samples, subject tokens, d_model], float32 on the CPU.
+        noise: What was added to the subject's embeddings [samples, subject tokens, embedding width], float32 on the CPU.
         scores: The metric in each sample [samples], float32 on the CPU.
     """
 
@@ -153,7 +154,7 @@ def corrupted_run(
 ) -> CorruptedRun:
     """Run the corrupted prompt once for each noise sample, at most `batch_size` rows at a time."""
     start, end = prompt.subject_range
-    noise = corruption.draw(samples, end - start, traced.d_model)
+    noise = corruption.draw(samples, end - start, traced.embedding_width)
     ids = torch.tensor(prompt.input_ids)
     scores = []
     for batch in torch.split(torch.arange(samples), batch_size):
@@ -163,12 +164,16 @@ def corrupted_run(
 
 
 class CleanRunCache:
-    """The latest clean runs of one model, within a bound on memory; safe to share between threads."""
+    """The latest clean runs of one model, within a bound on memory; safe to share between threads.
+
+    Runs made before the model's weights changed are not handed out: torch counts the in-place changes of each tensor.
+    (Changes through `.data` are not counted; make a new tracer after those.)
+    """
 
     def __init__(self, traced: TracedModel, max_bytes: int = 256 * 2**20):
         self._traced = traced
         self._max_bytes = max_bytes
-        self._runs: OrderedDict[tuple[int, ...], CleanRun] = OrderedDict()
+        self._runs: OrderedDict[tuple[Any, ...], CleanRun] = OrderedDict()
         self._lock = threading.Lock()
 
     @property
@@ -179,14 +184,22 @@ class CleanRunCache:
 
     def get(self, prompt: Prompt) -> CleanRun:
         """The prompt's clean run, from the cache or made now."""
+        key = (prompt.input_ids, self._weights())
         with self._lock:
-            if prompt.input_ids in self._runs:
-                self._runs.move_to_end(prompt.input_ids)
-                return self._runs[prompt.input_ids]
+            if key in self._runs:
+                self._runs.move_to_end(key)
+                return self._runs[key]
         run = clean_run(self._traced, prompt.input_ids)
         with self._lock:
-            self._runs[prompt.input_ids] = run
+            self._runs[key] = run
             held = sum(kept.nbytes for kept in self._runs.values())
             while held > self._max_bytes and self._runs:
                 held -= self._runs.popitem(last=False)[1].nbytes
         return run
+
+    def _weights(self) -> tuple[int, int]:
+        """Changes when a weight is changed in place or replaced; accelerate's placeholders on `meta` do not count."""
+        tensors = [tensor for tensor in self._traced.model.parameters() if tensor.device.type != "meta"]
+        # Tensors made in inference mode count no changes.
+        counted = [tensor for tensor in tensors if not tensor.is_inference()]
+        return sum(tensor._version for tensor in counted), hash(tuple(map(id, tensors)))

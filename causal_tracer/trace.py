@@ -65,7 +65,7 @@ class TraceRequest:
             raise SettingsError(f'engine={self.engine!r} is not known. Choose "auto" or "full".')
         for item in fields(self):
             value = getattr(self, item.name)
-            if item.type in ("int", "int | None") and value is not None:
+            if item.type == "int" or (item.type == "int | None" and value is not None):
                 object.__setattr__(self, item.name, _whole_number(item.name, value))
         for name in ("samples", "window", "batch_size"):
             value = getattr(self, name)
@@ -235,7 +235,8 @@ def _describe(
     traced = context.traced
     layers = request.layer_range(traced.n_layers)
     names = [name for layer in traced.site_names[request.kind] for name in layer]
-    layer_outputs = OrderedDict((name, clean.activations[name].float().cpu()) for name in names)
+    # Copies: what a user does to a result must not reach the cached clean run.
+    layer_outputs = OrderedDict((name, clean.activations[name].to("cpu", torch.float32, copy=True)) for name in names)
     settings = TraceSettings(
         model=context.model_id,
         revision=context.revision,

@@ -88,7 +88,11 @@ class CausalTracer:
         self.tokenizer = tokenizer
         self.layer_config = layer_config or self._traced.layer_config
         self.device = self._traced.input_device
-        if device is not None and torch.device(device).type != self.device.type:
+        try:
+            asked = self.device if device is None else torch.device(device)
+        except RuntimeError as error:
+            raise SettingsError(f"device={device!r} is no device of torch ({error}).") from error
+        if asked.type != self.device.type:
             raise SettingsError(
                 f"device={str(device)!r} was asked for, and the model is on {str(self.device)!r}. Move it first: "
                 f"model.to({str(device)!r})"
@@ -96,7 +100,10 @@ class CausalTracer:
         if noise is None:
             level, rule = automatic_noise_level(self._traced), f"{NOISE_MULTIPLIER:g} sd of the embedding output"
         else:
-            level, rule = float(noise), "given"
+            try:
+                level, rule = float(noise), "given"
+            except (TypeError, ValueError) as error:
+                raise SettingsError(f"noise={noise!r} is no number. Give 0 or a positive number.") from error
         if not math.isfinite(level) or level < 0:
             raise SettingsError(f"noise={noise!r} is not a noise level. Give 0 or a positive number.")
         self.noise = level

@@ -49,7 +49,7 @@ def full_sweep(
     """
     samples = corrupted.samples
     rows = torch.arange(len(plan.cells) * samples)
-    for batch in torch.split(rows, batch_size):
+    for batch in torch.split(rows, batch_size) if plan.cells else ():
         if cancelled():
             raise TraceCancelled(f"The sweep was cancelled after {int(batch[0])} of {len(rows)} runs.")
         cell_of, sample_of = batch // samples, batch % samples

@@ -1,0 +1,59 @@
+"""What all tests share: no network, and few threads, since two cores are enough for tiny models."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from tests.tiny_models import tiny_tokenizer
+
+_LOOPBACK = ("127.0.0.1", "::1", "localhost", "0.0.0.0")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_network() -> Iterator[None]:
+    """Connections leave this process for the machine itself only."""
+    connect, connect_ex = socket.socket.connect, socket.socket.connect_ex
+
+    def checked(address: Any) -> None:
+        if isinstance(address, tuple) and str(address[0]) not in _LOOPBACK:
+            raise ConnectionRefusedError(f"Tests use no network, and something asked for {address}.")
+
+    def guarded_connect(self: socket.socket, address: Any) -> Any:
+        checked(address)
+        return connect(self, address)
+
+    def guarded_connect_ex(self: socket.socket, address: Any) -> Any:
+        checked(address)
+        return connect_ex(self, address)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", guarded_connect)
+        patch.setattr(socket.socket, "connect_ex", guarded_connect_ex)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread_for_tiny_products() -> Iterator[None]:
+    """Matrices of 32 x 32 take longer with more threads; results do not depend on it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def tokenizer() -> Any:
+    """Byte-level BPE with a BOS and no pad token."""
+    return tiny_tokenizer(bos=True)

@@ -1,0 +1,69 @@
+"""What `import causal_tracer` brings, and what it leaves to be imported when it is needed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import causal_tracer
+
+
+def _run(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_importing_the_package_imports_no_optional_or_drawing_library() -> None:
+    code = "import causal_tracer, sys; print(*sorted({name.split('.')[0] for name in sys.modules}))"
+    imported = set(_run(code).split())
+    assert "torch" in imported
+    assert not imported & {"gradio", "plotly", "kaleido", "pandas", "gguf", "matplotlib", "tqdm_notebook"}
+
+
+def test_importing_the_package_makes_no_model_class() -> None:
+    code = (
+        "import causal_tracer, sys;"
+        "print(*[name for name in sys.modules if name.startswith('transformers.models.') and 'modeling_' in name])"
+    )
+    assert [name for name in _run(code).split() if not name.startswith("transformers.models.auto.")] == []
+
+
+def test_public_names_resolve() -> None:
+    for name in causal_tracer.__all__:
+        assert getattr(causal_tracer, name) is not None, name
+    assert len(set(causal_tracer.__all__)) == len(causal_tracer.__all__)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "CausalTracer",
+        "HiddenFlow",
+        "HiddenFlowQuery",
+        "LayerConfig",
+        "GPT2_LAYER_CONFIG",
+        "LLAMA_LAYER_CONFIG",
+        "LayerMatcher",
+        "plot_hidden_flow_heatmap",
+    ],
+)
+def test_names_of_version_one_are_there(name: str) -> None:
+    assert name in causal_tracer.__all__
+    assert hasattr(causal_tracer, name)
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="GPTJ_LAYER_CONFIG"):
+        _ = causal_tracer.GPTJ_LAYER_CONFIG
+
+
+def test_a_star_import_works() -> None:
+    assert _run(
+        "from causal_tracer import *; print(CausalTracer.__name__, plot_hidden_flow_heatmap.__name__)"
+    ).split() == [
+        "CausalTracer",
+        "plot_hidden_flow_heatmap",
+    ]
