@@ -1,7 +1,7 @@
 """Draw the README's picture from the stored maps of the web app: three kinds, side by side.
 
-    python examples/make_stored_maps.py      # computes the maps
-    python examples/make_readme_picture.py   # needs kaleido and a Chrome or Chromium
+python examples/make_stored_maps.py      # computes the maps
+python examples/make_readme_picture.py   # needs kaleido and a Chrome or Chromium
 """
 
 from pathlib import Path

@@ -1,0 +1,88 @@
+"""Start the app: arguments, then the page, then the model behind it."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import fields, replace
+
+from causal_tracer.errors import CausalTracerError
+from causal_tracer.web.service import TraceService
+from causal_tracer.web.settings import ServiceSettings, variable
+
+LOOPBACK = "127.0.0.1"
+
+_logger = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve the app until it is interrupted; the process ends with it.
+
+    Returns:
+        The exit status, where the app could not start.
+    """
+    options = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        settings = ServiceSettings.from_environment()
+        if options.model:
+            settings = replace(settings, models=tuple(options.model))
+        service = TraceService(settings)
+    except CausalTracerError as error:
+        _logger.error("%s", error)
+        return 2
+    # Gradio reads it when it is imported.
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    from causal_tracer.web.layout import build_demo
+    from causal_tracer.web.theme import CSS, app_theme
+
+    demo = build_demo(service)
+    try:
+        demo.launch(
+            server_name=options.host,
+            server_port=options.port,
+            theme=app_theme(),
+            css=CSS,
+            footer_links=["api"],
+            ssr_mode=False,
+            prevent_thread_lock=True,
+        )
+    except OSError as error:
+        _logger.error("The app could not start at %s: %s", options.host, error)
+        return 1
+    # After the page: reading a model would slow its start.
+    service.start_loading()
+    demo.block_thread()
+    # A thread that is in the middle of a computation cannot be interrupted, and an interpreter that ends beneath it
+    # aborts. What a conversion leaves half written is found and removed by the next one.
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(0)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="Causal tracing in the browser: where does a language model keep a fact?",
+        epilog="Also set by the environment: " + ", ".join(variable(item.name) for item in fields(ServiceSettings)),
+    )
+    parser.add_argument(
+        "--host",
+        default=os.environ.get("GRADIO_SERVER_NAME", LOOPBACK),
+        help="address to listen on (default: GRADIO_SERVER_NAME, else this machine only)",
+    )
+    parser.add_argument(
+        "--port", type=int, help="port (default: GRADIO_SERVER_PORT, else the first free one from 7860 on)"
+    )
+    parser.add_argument(
+        "--model",
+        action="append",
+        help='what load_model takes: "embedded", a folder, or a hub id (default: CAUSAL_TRACER_MODELS, else embedded)',
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,31 @@
+"""The example that the page opens with: its maps are stored, so that it needs no model."""
+
+from __future__ import annotations
+
+from importlib.resources import as_file, files
+
+from causal_tracer.flow import HiddenFlow
+from causal_tracer.layers import LayerKind, require_kind
+from causal_tracer.trace import TraceRequest
+from causal_tracer.tracer import DEFAULT_WINDOWS
+
+STORED_PROMPT = "The Space Needle is located in the city of"
+STORED_SUBJECT = "The Space Needle"
+
+
+def stored_request(kind: LayerKind) -> TraceRequest:
+    """What was asked for to get the stored map of a kind; the noise level was the automatic one."""
+    return TraceRequest(
+        text=STORED_PROMPT, subject=STORED_SUBJECT, kind=kind, samples=10, window=DEFAULT_WINDOWS[kind], seed=1
+    )
+
+
+def stored_name(kind: LayerKind) -> str:
+    """The file name of a stored map."""
+    return f"space_needle_{require_kind(kind)}.json"
+
+
+def stored_map(kind: LayerKind) -> HiddenFlow:
+    """The stored map of a kind, made by `examples/make_stored_maps.py`."""
+    with as_file(files("causal_tracer.web") / "stored" / stored_name(kind)) as path:
+        return HiddenFlow.load(path)
