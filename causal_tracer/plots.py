@@ -166,7 +166,7 @@ def _heatmap(result: HiddenFlow, color: str, answer: str) -> go.Heatmap:
         zmax=high,
         xgap=1,
         ygap=1,
-        colorbar={"title": {"text": f"P({_escape(answer)})", "side": "top"}, "thickness": 14, "tickformat": ".2~f"},
+        colorbar={"title": {"text": f"P({_escape(answer)})", "side": "top"}, "thickness": 14, "tickformat": ".3~g"},
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,6 +11,11 @@ from typing import Any, Literal
 from causal_tracer.errors import PromptError, SettingsError, SubjectError, TokenizerError
 
 Occurrence = Literal["first", "last"]
+
+# Messages quote prompts, which may be long: the ends are enough.
+_shortened = reprlib.Repr()
+_shortened.maxstring = 160
+_quoted = _shortened.repr
 
 # Words that open a sentence or a question with a capital without belonging to a name.
 _OPENERS = frozenset(
@@ -118,9 +124,9 @@ def make_prompt(
         TokenizerError: Tokens cannot be aligned with the prompt's characters.
     """
     if not isinstance(text, str) or not text.strip():
-        raise PromptError(f"The prompt is empty (given: {text!r}). Give a text that the model can go on from.")
+        raise PromptError(f"The prompt is empty (given: {_quoted(text)}). Give a text that the model can go on from.")
     if not isinstance(subject, str | None):
-        raise SubjectError(f"The subject is no text (given: {subject!r}). Give a part of the prompt.")
+        raise SubjectError(f"The subject is no text (given: {_quoted(subject)}). Give a part of the prompt.")
     guessed = subject is None
     subject = guess_subject(text) if subject is None else subject.strip()
     if not subject:
@@ -141,7 +147,7 @@ def make_prompt(
     start = _find(text, subject, occurrence)
     covered = [i for i, (a, b) in enumerate(spans) if a < start + len(subject) and b > start]
     if not covered:
-        raise TokenizerError(f"No token of the prompt covers the subject {subject!r}: the tokenizer drops it.")
+        raise TokenizerError(f"No token of the prompt covers the subject {_quoted(subject)}: the tokenizer drops it.")
     return Prompt(
         text=text,
         input_ids=tuple(ids),
@@ -189,8 +195,8 @@ def guess_subject(text: str) -> str:
             end += "." in run[-1][0] and text[end : end + 1] == "."
             return re.sub(r"['’]s$", "", text[run[0].start() : end])
     raise SubjectError(
-        f"No subject could be guessed in {text!r}: it has no capitalised name. Give the subject, as it stands in the "
-        "prompt."
+        f"No subject could be guessed in {_quoted(text)}: it has no capitalised name. Give the subject, as it "
+        "stands in the prompt."
     )
 
 
@@ -231,7 +237,7 @@ def _find(text: str, subject: str, occurrence: Occurrence) -> int:
 
 
 def _not_found(text: str, subject: str) -> str:
-    message = f"The subject {subject!r} is not in the prompt {text!r}."
+    message = f"The subject {_quoted(subject)} is not in the prompt {_quoted(text)}."
     if found := re.search(re.escape(subject), text, re.IGNORECASE):
         return f"{message} It has {found[0]!r}; write it the same way, capitals included."
     return f"{message} Give a part of the prompt exactly as it stands there."
@@ -247,11 +253,13 @@ def _encode(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int]]
         ids = [int(i) for i in tokenizer(text, verbose=False)["input_ids"]]
         spans = _spans_by_decoding(tokenizer, ids, text)
     if not ids:
-        raise PromptError(f"The tokenizer makes no tokens of {text!r}. Give a text that the model can go on from.")
+        raise PromptError(
+            f"The tokenizer makes no tokens of {_quoted(text)}. Give a text that the model can go on from."
+        )
     if any(a < 0 or b < a or b > len(text) for a, b in spans):
         raise TokenizerError(
-            f"{type(tokenizer).__name__} gave character offsets outside the prompt {text!r}; the subject's tokens "
-            "cannot be found with it."
+            f"{type(tokenizer).__name__} gave character offsets outside the prompt {_quoted(text)}; the "
+            "subject's tokens cannot be found with it."
         )
     return ids, spans
 
@@ -268,8 +276,8 @@ def _spans_by_decoding(tokenizer: Any, ids: list[int], text: str) -> list[tuple[
     shift = len(whole) - len(text)
     if not whole.endswith(text) or whole[:shift].strip():
         raise TokenizerError(
-            f"{type(tokenizer).__name__} has no character offsets, and decoding its tokens gives {whole!r} for "
-            f"{text!r}, so the subject's tokens cannot be found. Use the fast tokenizer (use_fast=True)."
+            f"{type(tokenizer).__name__} has no character offsets, and decoding its tokens gives {_quoted(whole)} for "
+            f"{_quoted(text)}, so the subject's tokens cannot be found. Use the fast tokenizer (use_fast=True)."
         )
     spans: list[tuple[int, int]] = []
     complete = 0

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from causal_tracer.corruption import GaussianNoise
 from causal_tracer.errors import NumericsError
-from causal_tracer.hooks import Edit, editing_outputs, evaluation_mode
+from causal_tracer.hooks import Edit, editing_outputs, evaluation_mode, replace_stream_argument, stream_argument
 from causal_tracer.layers import KINDS, TracedModel
 from causal_tracer.metrics import Metric
+from causal_tracer.probing import takes_argument
 from causal_tracer.prompts import Prompt
 
 
@@ -59,11 +60,32 @@ def run_model(
         use_cache: Whether the model keeps keys, values and states.
         kwargs: More arguments for the model. Logits are asked for after the last token only, where it can do that.
     """
-    if _takes_logits_to_keep(type(traced.model).forward):
+    last_only: AbstractContextManager[None] = nullcontext()
+    if traced.logits_to_keep_trims:
+        last_only = _reading_last_token(traced.head)
+    elif _takes_argument(type(traced.model).forward, "logits_to_keep"):
         kwargs["logits_to_keep"] = 1
     editing = editing_outputs(edits, input_ids.shape[1], traced.stacked_streams)
-    with traced.lock, evaluation_mode(traced.model), editing:
+    with traced.lock, evaluation_mode(traced.model), editing, last_only:
         return traced.model(input_ids.to(traced.input_device), use_cache=use_cache, **kwargs)
+
+
+_takes_argument = cache(takes_argument)
+
+
+@contextmanager
+def _reading_last_token(head: nn.Module) -> Iterator[None]:
+    """Let the head see the last token only."""
+
+    def narrow(_module: nn.Module, args: Any, kwargs: Any) -> Any:
+        hidden = stream_argument(args, kwargs)
+        return None if hidden is None else replace_stream_argument(args, kwargs, hidden[:, -1:])
+
+    handle = head.register_forward_pre_hook(narrow, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def last_logits(traced: TracedModel, output: Any, what: str) -> Tensor:
@@ -85,11 +107,6 @@ def last_logits(traced: TracedModel, output: Any, what: str) -> Tensor:
 def read_logits(traced: TracedModel, input_ids: Tensor, edits: Mapping[nn.Module, Edit], what: str) -> Tensor:
     """Run the model and read the logits after the last token: `run_model`, then `last_logits`."""
     return last_logits(traced, run_model(traced, input_ids, edits), what)
-
-
-@cache
-def _takes_logits_to_keep(forward: Callable[..., Any]) -> bool:
-    return "logits_to_keep" in inspect.signature(forward).parameters
 
 
 def clean_run(traced: TracedModel, input_ids: tuple[int, ...]) -> CleanRun:
@@ -135,7 +152,7 @@ class CorruptedRun:
 
     Attributes:
         prompt: The prompt.
-        noise: What was added to the subject's embeddings [samples, subject tokens, embedding width], float32 on the CPU.
+        noise: What was added to the subject's embeddings [samples, subject tokens, width], float32 on the CPU.
         scores: The metric in each sample [samples], float32 on the CPU.
     """
 

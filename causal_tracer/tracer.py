@@ -111,7 +111,7 @@ class CausalTracer:
         self._context = TracingContext(
             traced=self._traced,
             tokenizer=tokenizer,
-            model_id=model_id or _name_in_config(config) or type(self.model).__name__,
+            model_id=model_id or _public_name(getattr(config, "_name_or_path", None)) or type(self.model).__name__,
             revision=revision or getattr(config, "_commit_hash", None),
             noise=level,
             noise_rule=rule,
@@ -124,7 +124,9 @@ class CausalTracer:
         from causal_tracer.models import load_model
 
         loaded = load_model(name, **kwargs)
-        return cls(loaded.model, loaded.tokenizer, noise=noise, model_id=loaded.name, revision=loaded.revision)
+        return cls(
+            loaded.model, loaded.tokenizer, noise=noise, model_id=_public_name(loaded.name), revision=loaded.revision
+        )
 
     @property
     def context(self) -> TracingContext:
@@ -321,7 +323,7 @@ class CausalTracer:
         return flows
 
 
-def _name_in_config(config: Any) -> str:
-    """The model's hub id; of a local folder only its name, so that no path leaves the machine in a result."""
-    name = str(getattr(config, "_name_or_path", "") or "")
-    return Path(name).name if name and Path(name).is_dir() else name
+def _public_name(name: Any) -> str:
+    """A model's hub id or embedded name; of a local folder only its name, so that no path leaves the machine."""
+    text = str(name or "")
+    return Path(text).resolve().name if text and Path(text).is_dir() else text

@@ -14,6 +14,7 @@ import torch
 
 from causal_tracer import CausalTracer
 
+
 @pytest.fixture(autouse=True, scope="module")
 def all_cores() -> Iterator[None]:
     threads = torch.get_num_threads()
