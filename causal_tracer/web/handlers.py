@@ -141,12 +141,11 @@ def ended(stopping: bool) -> tuple[Any, ...]:
     return (*view.outputs(), False)
 
 
-def model_line(service: TraceService) -> tuple[str, gr.Timer, Any]:
-    """How far the model is, whether to ask again, and the automatic noise level once it is known."""
+def model_line(service: TraceService) -> tuple[str, gr.Timer]:
+    """How far the model is, and whether to ask again."""
     status = service.status()
     line = status_html(model_words(status), state=f"ct-{status.state}")
-    hint = gr.skip() if status.noise is None else gr.Textbox(placeholder=f"automatic: {status.noise:.4g}")
-    return line, gr.Timer(active=not status.settled), hint
+    return line, gr.Timer(active=not status.settled)
 
 
 def thinned(updates: Generator[RunUpdate], seconds: float) -> Generator[RunUpdate]:

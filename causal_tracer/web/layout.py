@@ -47,7 +47,7 @@ def build_demo(service: TraceService) -> gr.Blocks:
         gr.HTML(f"<h1>{html.escape(TITLE)}</h1><p>{html.escape(LEAD)}</p>", elem_classes="ct-header")
         line = gr.HTML(status_html(model_words(service.status())), elem_id="ct-model")
         fields = _fields()
-        _follow_model(service, demo, line, fields.noise)
+        _follow_model(service, demo, line)
         with gr.Tabs():
             for kind in KINDS:
                 _tab(service, kind, fields)
@@ -118,13 +118,13 @@ def _fields() -> Fields:
     return Fields(prompt, subject, message, samples, noise, seed, subject_only, windows)
 
 
-def _follow_model(service: TraceService, demo: gr.Blocks, line: gr.HTML, noise: gr.Textbox) -> None:
+def _follow_model(service: TraceService, demo: gr.Blocks, line: gr.HTML) -> None:
     timer = gr.Timer(LOADING_POLL_SECONDS)
     # `load` too, for a page that is opened long after it was built.
     gr.on(
         [timer.tick, demo.load],
         partial(handlers.model_line, service),
-        outputs=[line, timer, noise],
+        outputs=[line, timer],
         queue=False,
         show_progress="hidden",
         api_visibility="private",

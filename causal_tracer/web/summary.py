@@ -90,7 +90,8 @@ def model_words(status: ModelStatus) -> str:
     """How far the model is, for people."""
     if status.state == "ready":
         license_words = f", under the {status.license}" if status.license else ""
-        return f"Model ready: {status.title}{license_words}."
+        noise_words = "" if status.noise is None else f" Automatic noise level: {status.noise:.4g}."
+        return f"Model ready: {status.title}{license_words}.{noise_words}"
     if status.state == "failed":
         return f"{status.title} could not be loaded. {status.error}"
     share = "" if status.fraction is None else f", {status.fraction:.0%}"
