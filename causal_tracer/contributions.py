@@ -5,76 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from causal_tracer.errors import ModelStructureError
-from causal_tracer.hooks import editing_outputs, first_tensor, replace_stream_argument, stream_argument
-from causal_tracer.layers import run_probe
+from causal_tracer.hooks import editing_outputs, replace_stream_argument, stream_argument
+from causal_tracer.probing import Call, record_calls, token_dim
 
 _ATTENTION_NAMES = re.compile(r"attn|attention|mixer|mamba|ssm|recurrent|temporal", re.IGNORECASE)
 _MLP_NAMES = re.compile(r"mlp|ffn|ff$|feed_?forward|fc2|moe|dense_4h_to_h|channel", re.IGNORECASE)
 _NO_SITES = re.compile(r"norm|ln_|hyper|_hc|dropout|residual|input", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class Call:
-    """What one module took and gave in the probe run.
-
-    Attributes:
-        name: The module's full name.
-        source: The stream that it took [tokens, width], if it took one.
-        output: What it gave [tokens, width].
-    """
-
-    name: str
-    source: Tensor | None
-    output: Tensor
-
-    @property
-    def depth(self) -> int:
-        """How deep the module lies."""
-        return self.name.count(".")
-
-
-def record_calls(model: nn.Module, names: Sequence[str], ids: Tensor) -> list[Call]:
-    """Run the probe and note what the named modules took and gave, in the order in which they finished."""
-    tokens = ids.shape[1]
-    calls: list[Call] = []
-    handles = []
-
-    def snapshot(tensor: Tensor) -> Tensor:
-        return tensor.detach().reshape(tokens, -1).clone() if tensor.numel() % tokens == 0 else tensor.detach().clone()
-
-    def record(name: str) -> Callable[..., None]:
-        # The input is noted before the module runs: some modules write into it.
-        sources: list[Tensor | None] = []
-
-        def before(module: nn.Module, args: Any, kwargs: Any) -> None:
-            stream = stream_argument(args, kwargs)
-            sources.append(None if stream is None else snapshot(stream))
-
-        def after(module: nn.Module, args: Any, output: Any) -> None:
-            activation = first_tensor(output)
-            source = sources.pop()
-            if activation is not None and activation.is_floating_point():
-                calls.append(Call(name, source, snapshot(activation)))
-
-        module = model.get_submodule(name)
-        handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
-        return after
-
-    try:
-        for name in names:
-            handles.append(model.get_submodule(name).register_forward_hook(record(name)))
-        run_probe(model, ids)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return calls
 
 
 def find_contributions(
@@ -99,6 +41,8 @@ def find_contributions(
     candidates = _distinct([call for call in calls if call.output.shape[-1] in (whole.output.shape[-1], width)], whole)
     alike = [call for call in candidates if call.output.shape == whole.output.shape]
     contributions = additive_contributions(alike, whole)
+    if any(_only_normalises(model, call) and _feeds(call, contributions) for call in contributions):
+        contributions = []  # it is a norm of the residual, as in blocks that normalise after adding
     by_name = not contributions
     if by_name:
         contributions = _named_contributions(candidates, block_name)
@@ -115,7 +59,7 @@ def find_contributions(
         )
     attention, mlp = _by_mixing(model, block_name, names, ids)
     if by_name:
-        _require_named(model, block_name, attention, mlp)
+        _require_named(model, block_name, attention, mlp, calls)
     cut = len(block_name) + 1
     return tuple(name[cut:] for name in attention), tuple(name[cut:] for name in mlp)
 
@@ -185,21 +129,45 @@ def _named_contributions(candidates: list[Call], block_name: str) -> list[Call]:
     return chosen
 
 
-def _require_named(model: nn.Module, block_name: str, attention: Sequence[str], mlp: Sequence[str]) -> None:
-    """Modules chosen by name have to behave as they are called."""
+def _require_named(
+    model: nn.Module, block_name: str, attention: Sequence[str], mlp: Sequence[str], calls: list[Call]
+) -> None:
+    """Modules chosen by name have to behave as they are called, and to hand on what is added, not the sum."""
     cut = len(block_name) + 1
+    where = f"In block {block_name!r} of {type(model).__name__} no modules sum to what the block adds"
+    advice = "Name the modules whose outputs are added to the residual in a LayerConfig."
     for kind, names, pattern in (("attention", attention, _ATTENTION_NAMES), ("MLP", mlp, _MLP_NAMES)):
-        for name in names:
-            if not pattern.search(name[cut:].split(".")[0]):
+        if len(names) != 1:
+            raise ModelStructureError(f"{where}, and {len(names)} of them behave like {kind}. {advice}")
+        if not pattern.search(names[0][cut:].split(".")[0]):
+            raise ModelStructureError(
+                f"{where}, and {names[0][cut:]!r} behaves like {kind} and is not called so. {advice}"
+            )
+        given = {call.name: call.output for call in calls}
+        for call in calls:
+            inside = call.name.startswith(f"{names[0]}.") and call.output.shape == given[names[0]].shape
+            if inside and torch.equal(call.output, given[names[0]]) and _is_norm(model, call):
                 raise ModelStructureError(
-                    f"In block {block_name!r} of {type(model).__name__} no modules sum to what the block adds, and "
-                    f"{name[cut:]!r} behaves like {kind} and is not called so. Name attention and MLP with a "
-                    "LayerConfig."
+                    f"{where}: {names[0][cut:]!r} adds the residual itself and normalises the sum. {advice}"
                 )
+
+
+def _is_norm(model: nn.Module, call: Call) -> bool:
+    module = model.get_submodule(call.name)
+    return any(True for _ in module.parameters()) and _only_normalises(model, call)
 
 
 def _only_normalises(model: nn.Module, call: Call) -> bool:
     return all(parameter.dim() <= 1 for parameter in model.get_submodule(call.name).parameters())
+
+
+def _feeds(call: Call, others: list[Call]) -> bool:
+    """Whether one of the others takes what a module gave."""
+    sources = [other.source for other in others if other is not call]
+    return any(
+        source is not None and source.shape == call.output.shape and torch.equal(source, call.output)
+        for source in sources
+    )
 
 
 def _behind_norm(model: nn.Module, call: Call, candidates: list[Call]) -> Call:
@@ -297,9 +265,3 @@ class _MixingProbe:
             yield
         finally:
             handle.remove()
-
-
-def token_dim(stream: Tensor, n_tokens: int) -> int:
-    """Which dimension of a residual stream with one row holds the tokens: 1, or 2 where several streams stand first."""
-    stacked = stream.dim() == 4 and stream.shape[1] == 1 and stream.shape[2] == n_tokens
-    return 2 if stacked else 1

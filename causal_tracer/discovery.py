@@ -21,10 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from causal_tracer.contributions import Call, find_contributions, record_calls
+from causal_tracer.contributions import find_contributions
 from causal_tracer.errors import ModelStructureError
 from causal_tracer.hooks import all_tensors
-from causal_tracer.layers import LayerKind, SiteNames, probe_ids, run_probe
+from causal_tracer.layers import LayerKind, SiteNames
+from causal_tracer.probing import Call, probe_ids, record_calls, run_probe
 
 
 def discover_sites(model: Any) -> tuple[str, SiteNames]:
@@ -121,6 +122,6 @@ def _refuse_two_streams(model: nn.Module, chain: list[Call], ids: Tensor) -> Non
         handle.remove()
     if given and given[-1] > 1:
         raise ModelStructureError(
-            f"Block {chain[0].name!r} of {type(model).__name__} hands on {given[-1]} residual streams. Putting back one "
-            "of them would restore a part of the state only, so this model cannot be traced."
+            f"Block {chain[0].name!r} of {type(model).__name__} hands on {given[-1]} residual streams. Putting back "
+            "one of them would restore a part of the state only, so this model cannot be traced."
         )

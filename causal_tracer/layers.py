@@ -10,10 +10,10 @@ from typing import Any, Literal, get_args
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from causal_tracer.errors import ModelStructureError, SettingsError
-from causal_tracer.hooks import editing_outputs, evaluation_mode, stream_argument
+from causal_tracer.probing import logits_to_keep_trims, tokens_meet_again
 
 LayerKind = Literal["hidden", "mlp", "attention"]
 KINDS: tuple[LayerKind, ...] = get_args(LayerKind)
@@ -77,6 +77,8 @@ class TracedModel:
         vocab_size: Number of logits.
         context_length: The longest prompt that the model takes, or None where it has no limit.
         stacked_streams: Whether blocks hand on several streams, [n, rows, tokens, d_model].
+        tokens_meet_again: Whether inside the last block, what attention or MLP gives at a token is seen at later ones.
+        logits_to_keep_trims: Whether the model's `logits_to_keep` also drops tokens from its later blocks (Gemma 4).
     """
 
     model: nn.Module
@@ -87,6 +89,8 @@ class TracedModel:
     vocab_size: int
     context_length: int | None
     stacked_streams: bool = False
+    tokens_meet_again: bool = True
+    logits_to_keep_trims: bool = False
 
     @property
     def n_layers(self) -> int:
@@ -160,6 +164,7 @@ def trace_model(model: nn.Module, layer_config: LayerConfig | None = None) -> Tr
     """
     from causal_tracer.causal_lm import as_causal_lm
     from causal_tracer.discovery import discover_sites
+    from causal_tracer.verification import verify_sites
 
     model = as_causal_lm(model)
     config: Any = model.config.get_text_config()  # type: ignore[union-attr, operator]
@@ -168,7 +173,11 @@ def trace_model(model: nn.Module, layer_config: LayerConfig | None = None) -> Tr
             embedding_name, site_names = discover_sites(model)
         else:
             embedding_name, site_names = _resolve(model, layer_config)
-        d_model, embedding_width, stacked = _verify(model, embedding_name, site_names)
+        d_model, embedding_width, stacked = verify_sites(model, embedding_name, site_names)
+        last_block = site_names["hidden"][-1][0]
+        inside = [name for kind in ("attention", "mlp") for name in site_names[kind][-1]]
+        meet_again = tokens_meet_again(model, last_block, inside)
+        trims = logits_to_keep_trims(model, last_block)
     context = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
     return TracedModel(
         model=model,
@@ -179,22 +188,9 @@ def trace_model(model: nn.Module, layer_config: LayerConfig | None = None) -> Tr
         vocab_size=int(config.vocab_size),
         context_length=int(context) if context and context > 0 else None,
         stacked_streams=stacked,
+        tokens_meet_again=meet_again,
+        logits_to_keep_trims=trims,
     )
-
-
-def probe_ids(model: nn.Module) -> Tensor:
-    """A few different token ids [1, tokens] for short runs that look at structure, not at language."""
-    config: Any = model.config
-    vocab_size = int(config.get_text_config().vocab_size)
-    # Spread over the vocabulary, away from its start, where special tokens usually are.
-    return torch.tensor([[(vocab_size // 3 + 17 * i) % vocab_size for i in range(6)]])
-
-
-def run_probe(model: nn.Module, ids: Tensor) -> None:
-    """One short forward pass for the hooks to look at."""
-    device = next(model.get_input_embeddings().parameters()).device  # type: ignore[operator]
-    with evaluation_mode(model):
-        model(ids if device.type == "meta" else ids.to(device), use_cache=False)
 
 
 def _resolve(model: nn.Module, layer_config: LayerConfig) -> tuple[str, SiteNames]:
@@ -242,65 +238,6 @@ def _resolve(model: nn.Module, layer_config: LayerConfig) -> tuple[str, SiteName
             )
         sites[kind] = tuple((name,) if name else () for name in found)
     return embedding_name, sites
-
-
-def _verify(model: nn.Module, embedding_name: str, site_names: SiteNames) -> tuple[int, int, bool]:
-    """Run the model once and check what each module hands on: d_model, embedding width, whether streams are stacked."""
-    ids = probe_ids(model)
-    modules = dict(model.named_modules())
-    shapes: dict[str, tuple[int, ...]] = {}
-
-    def record(name: str) -> Callable[[Tensor], None]:
-        return lambda activation: shapes.__setitem__(name, tuple(activation.shape))
-
-    def note_taken(_module: nn.Module, args: Any, kwargs: Any) -> None:
-        nonlocal taken
-        stream = stream_argument(args, kwargs)
-        taken = () if stream is None else tuple(stream.shape)
-
-    taken: tuple[int, ...] = ()
-    names = [embedding_name, *(name for kind in KINDS for layer in site_names[kind] for name in layer)]
-    block = modules[site_names["hidden"][0][0]]
-    handle = block.register_forward_pre_hook(note_taken, with_kwargs=True)
-    try:
-        with editing_outputs({modules[name]: record(name) for name in names}, ids.shape[1]):
-            run_probe(model, ids)
-    finally:
-        handle.remove()
-    expected = shapes.get(site_names["hidden"][0][0], ())
-    # Some models keep several streams, [rows, tokens, n, d_model] or [n, rows, tokens, d_model]: one site, all of them.
-    stacked = len(expected) == 4 and expected[1:3] == tuple(ids.shape)
-    if len(expected) not in (3, 4) or not (stacked or expected[:2] == tuple(ids.shape)):
-        raise ModelStructureError(
-            f"Block {site_names['hidden'][0][0]!r} of {type(model).__name__} returned the shape {list(expected)} for "
-            f"{ids.shape[1]} tokens; a residual stream [rows, tokens, d_model] is needed. A model whose blocks work on "
-            "patches of bytes, or on more vectors than tokens, has no map of token by layer. If the blocks were found "
-            "by themselves and are others, name them with a LayerConfig."
-        )
-    # Where blocks take and give several streams side by side, modules inside are narrower: as wide as the embedding.
-    widths = {expected[-1], *(shapes.get(embedding_name, expected)[-1:] if taken == expected else ())}
-    for name in names:
-        if name not in shapes:
-            raise ModelStructureError(
-                f"Module {name!r} of {type(model).__name__} was not called in a forward pass, so restoring its output "
-                "would do nothing. Name the module that is called in a LayerConfig."
-            )
-        is_block = any(name in layer for layer in site_names["hidden"])
-        fits = shapes[name] == expected or (
-            not is_block and shapes[name][:-1] == tuple(ids.shape) and shapes[name][-1] in widths
-        )
-        if not fits and name != embedding_name:
-            raise ModelStructureError(
-                f"Module {name!r} of {type(model).__name__} returned the shape {list(shapes[name])}, and the residual "
-                f"stream has {list(expected)}. Name the module whose output is added to it in a LayerConfig."
-            )
-    order = list(shapes)
-    if len(shapes[embedding_name]) != 3 or order.index(embedding_name) > order.index(site_names["hidden"][0][0]):
-        raise ModelStructureError(
-            f"Module {embedding_name!r} of {type(model).__name__} returned the shape {list(shapes[embedding_name])} "
-            "and is no token embedding that the blocks are fed from. Name that one in a LayerConfig."
-        )
-    return expected[-1], shapes[embedding_name][-1], stacked
 
 
 def _as_matcher(names: tuple[tuple[str, ...], ...]) -> LayerMatcher:

@@ -78,11 +78,13 @@ class Reach:
     join: int
 
 
-def reach(cell: Cell, first_corrupted: int, n_tokens: int, n_layers: int) -> Reach | None:
+def reach(
+    cell: Cell, first_corrupted: int, n_tokens: int, n_layers: int, tokens_meet_again: bool = False
+) -> Reach | None:
     """Where the cell departs from the corrupted run, or None if it cannot change what is read at the last token.
 
     Tokens before the first corrupted one are clean already. What the last block does at a token is seen at that
-    token only.
+    token only, unless its tokens meet again after attention or MLP (`TracedModel.tokens_meet_again`).
     """
     tokens: list[int] = []
     joins: list[int] = []
@@ -91,7 +93,8 @@ def reach(cell: Cell, first_corrupted: int, n_tokens: int, n_layers: int) -> Rea
         if not touched or not intervention.layers:
             continue
         first = min(intervention.layers)
-        if first == n_layers - 1 and n_tokens - 1 not in touched:
+        inside = intervention.site != "hidden" and tokens_meet_again
+        if first == n_layers - 1 and n_tokens - 1 not in touched and not inside:
             continue
         tokens += touched
         joins.append(first + 1 if intervention.site == "hidden" else first)

@@ -7,7 +7,8 @@ For every first restored token t, all rows (cell, sample) go through the blocks 
 2. Only tokens t... are run; the tokens before them are in the corrupted run's cache.
 3. The model is called with one row, and its blocks hand each other all rows that have joined: whatever the model makes
    for one row (mask, positions, rotary embeddings) broadcasts. Each block's cache has the rows of the samples of the
-   rows active there. Models for which that does not hold are called with all rows (`Way.broadcast`).
+   rows active there. Models for which that does not hold are called with all rows (`Way.broadcast`): rows that have
+   not joined then run along as in the corrupted run, once one has.
 4. The last block's output at the last token then goes through the model's own final norm and head, in chunks that
    bound rows x vocabulary.
 
@@ -31,13 +32,17 @@ from causal_tracer.hooks import (
     replace_first_tensor,
     replace_stream_argument,
     replacing_forward,
+    rows_first,
+    rows_second,
     stream_argument,
 )
 from causal_tracer.layers import TracedModel
 from causal_tracer.metrics import Metric
-from causal_tracer.runs import CleanRun, CorruptedRun, last_logits, run_model
-from causal_tracer.sweep.base_state import BaseState, CannotResume, corrupted_state, headless
+from causal_tracer.runs import CleanRun, CorruptedRun, corrupting, last_logits, run_model
+from causal_tracer.sweep.base_state import BaseState, corrupted_state, headless, position_argument
+from causal_tracer.sweep.caches import CannotResume
 from causal_tracer.sweep.plan import Places, SweepChunk, SweepPlan, putting_back, reach, restored_places
+from causal_tracer.sweep.side_values import PassValues, skipped_output
 
 HEAD_LOGITS = 48 * 2**20
 """Logits computed together at most: 192 MiB in float32."""
@@ -51,11 +56,13 @@ class Way:
         name: What results call it.
         use_cache: Leave out the tokens before the restored one; else resume in depth only.
         broadcast: Call the model with one row and let its blocks hand on many.
+        positions: Tell the model the tokens' positions, which some do not take from their cache.
     """
 
     name: str
     use_cache: bool
     broadcast: bool
+    positions: bool = False
 
 
 WAYS = (
@@ -100,7 +107,8 @@ def resumed_sweep(
     by_token: dict[int, list[tuple[int, int]]] = defaultdict(list)
     unchanged = []
     for number, cell in enumerate(plan.cells):
-        reached = reach(cell, corrupted.prompt.subject_range[0], n_tokens, traced.n_layers)
+        first_corrupted = corrupted.prompt.subject_range[0]
+        reached = reach(cell, first_corrupted, n_tokens, traced.n_layers, traced.tokens_meet_again)
         if reached is None:
             unchanged.append(number)
         else:
@@ -110,7 +118,7 @@ def resumed_sweep(
         yield SweepChunk(cells, torch.arange(samples).repeat(len(unchanged)), corrupted.scores.repeat(len(unchanged)))
     if not by_token:
         return
-    base = corrupted_state(traced, corrupted, use_cache=way.use_cache)
+    base = corrupted_state(traced, corrupted, use_cache=way.use_cache, positions=way.positions)
     for token, members in by_token.items():
         members.sort(key=lambda member: member[0])
         joins = torch.tensor([join for join, _ in members]).repeat_interleave(samples)
@@ -118,8 +126,8 @@ def resumed_sweep(
         sample_of = torch.arange(samples).repeat(len(members))
         for batch in torch.split(torch.arange(len(cells)), batch_size):
             places = restored_places([plan.cells[int(number)] for number in cells[batch]])
-            work = _Pass(traced, clean, base, way, token, joins[batch], sample_of[batch], places, cancelled)
-            final = work.run(torch.tensor(corrupted.prompt.input_ids))
+            work = _Pass(traced, clean, corrupted, base, way, token, joins[batch], sample_of[batch], places, cancelled)
+            final = work.run()
             start = 0
             for rows in torch.split(final, max(1, HEAD_LOGITS // traced.vocab_size)):
                 scores = metric(_head(traced, base, rows, corrupted.prompt.input_ids[-1], way)).cpu()
@@ -134,6 +142,7 @@ class _Pass:
 
     traced: TracedModel
     clean: CleanRun
+    corrupted: CorruptedRun
     base: BaseState
     way: Way
     token: int
@@ -142,18 +151,32 @@ class _Pass:
     places: Places
     cancelled: Callable[[], bool]
 
-    def run(self, input_ids: Tensor) -> Tensor:
-        """The last block's output at the last token [rows, d_model]."""
+    def run(self) -> Tensor:
+        """The last block's output at the last token [rows, ...]."""
         self._final: Tensor | None = None
-        rows = len(self.samples)
+        prompt, rows = self.corrupted.prompt, len(self.samples)
+        if (sharing := self.base.first_sharing) is not None:
+            # One row has to be there when a block leaves values for later ones.
+            self.joins = self.joins.clone()
+            self.joins[0] = min(int(self.joins[0]), sharing)
         snapshot = self.base.snapshots[self.token]
         self._snapshot = snapshot
+        if snapshot is not None and self.way.broadcast and not snapshot.by_block:
+            raise CannotResume("its cache has no layer for each block")
         everyone = torch.zeros(1, dtype=torch.long) if self.way.broadcast else self.samples
-        self._cache = None if snapshot is None else snapshot.with_rows(everyone)
-        past = {} if snapshot is None else {snapshot.keyword: self._cache}
-        ids = input_ids[self.token :].expand(1 if self.way.broadcast else rows, -1)
+        self._cache: Any = None if snapshot is None else snapshot.with_rows(everyone)
+        given: dict[str, Any] = {} if snapshot is None else {snapshot.keyword: self._cache}
+        tokens = range(self.token, len(prompt))
+        if self.way.positions:
+            given |= position_argument(tokens, len(everyone))
+        self._values = PassValues(self.base.companions, self.base.shared, self.samples)
+        ids = torch.tensor(prompt.input_ids)[self.token :].expand(1 if self.way.broadcast else rows, -1)
+        edits = self._site_edits()
+        if not self.way.broadcast:
+            # Some models feed the embeddings to later blocks as well.
+            edits[self.traced.embedding] = corrupting(self.corrupted.noise, prompt, self.samples, tokens)
         with headless(self.traced), replacing_forward(self.traced.blocks, self._block):
-            run_model(self.traced, ids, self._site_edits(), use_cache=snapshot is not None, **past)
+            run_model(self.traced, ids, edits, use_cache=snapshot is not None, **given)
         if self._final is None:
             raise CannotResume("the last block was not called")
         return self._final
@@ -174,39 +197,66 @@ class _Pass:
     def _block(self, block: int, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         if self.cancelled():
             raise TraceCancelled("The sweep was cancelled.")
-        stream = stream_argument(args, kwargs)
-        if stream is None:
+        given = stream_argument(args, kwargs)
+        if given is None:
             raise CannotResume(f"block {block} is not given a residual stream")
+        stacked = self.traced.stacked_streams
+        stream = rows_first(given, stacked)
         active = int((self.joins <= block).sum())
         last = block == self.traced.n_layers - 1
         if active == 0:
-            if last:
-                self._final = self._joining(block + 1, slice(0, None), stream)[:, -1]
-            return replace_first_tensor(self.base.outputs[block], stream)
+            return self._skip(block, stream, last)
         before = int((self.joins < block).sum())
-        stream = torch.cat([stream[:before], self._joining(block, slice(before, active), stream)])
-        if not self.way.broadcast:
-            # The model's own arguments have all rows: let those that join later run along, unchanged.
-            stream = torch.cat([stream, self._corrupted_streams(block, slice(active, None), stream)])
-        if self._cache is not None and self._snapshot is not None and self.way.broadcast:
-            short = self._cache.layers[block]
-            self._cache.layers[block] = self._snapshot.layer(block, self.samples[:active])
-        args, kwargs = replace_stream_argument(args, kwargs, stream)
+        joining = slice(before, active) if self.way.broadcast else slice(before, None)
+        # Without broadcasting, the model's own arguments have all rows: those that join later run along, unchanged.
+        stream = torch.cat([stream[:before], self._joining(block, joining, stream)])
+        if self.way.broadcast:
+            args, kwargs = self._values.enter(block, before, active, self._rows(slice(before, active)), args, kwargs)
+        replaced: list[tuple[int, Any]] = []
+        given_cache = self._cache
+        if self._snapshot is not None and self.way.broadcast:
+            for number in self._snapshot.layers_of(block):
+                replaced.append((number, given_cache.layers[number]))
+                given_cache.layers[number] = self._snapshot.layer(number, self.samples[:active])
+        args, kwargs = replace_stream_argument(args, kwargs, rows_second(stream, stacked))
         output = forward(*args, **kwargs)
-        if self._cache is not None and self.way.broadcast:
+        for number, short in replaced:
             # Keys and values of this block are needed no more.
-            self._cache.layers[block] = short
-        hidden = self._restore_hidden(block, first_tensor(output))
+            given_cache.layers[number] = short
+        hidden = first_tensor(output)
+        if hidden is None:
+            raise CannotResume(f"block {block} does not give a residual stream")
+        hidden = self._restore_hidden(block, rows_first(hidden, stacked))
         if last:
             joined = self._joining(block + 1, slice(active, None), hidden)
             self._final = torch.cat([hidden[:active, -1], joined[:, -1]])
-        return replace_first_tensor(output, hidden)
+        output = replace_first_tensor(output, rows_second(hidden, stacked))
+        self._values.leave(block, output)
+        return output
+
+    def _skip(self, block: int, stream: Tensor, last: bool) -> Any:
+        """What a block returns before the first row has joined."""
+        if last:
+            self._final = self._joining(block + 1, slice(0, None), stream)[:, -1]
+        if self.way.broadcast:
+            first = self._rows(slice(0, 1))
+        else:
+            # The model may keep what its blocks hand on: let it be right for all rows.
+            first = self._rows(slice(0, None))
+            stream = self._restore_hidden(block, self._corrupted_streams(block + 1, slice(0, None), stream))
+        given = rows_second(stream, self.traced.stacked_streams)
+        output = skipped_output(self.base.outputs[block], given, self.base.companions[block], first)
+        self._values.leave(block, output)
+        return output
+
+    def _rows(self, part: slice) -> Callable[[Tensor], Tensor]:
+        """Takes recorded values [samples, tokens, ...] to those of part of the rows, at the tokens of this pass."""
+        samples = self.samples[part]
+        return lambda recorded: recorded[samples.to(recorded.device), self.token - self.base.first_token :]
 
     def _corrupted_streams(self, block: int, part: slice, like: Tensor) -> Tensor:
         """What the block takes in the corrupted run, for part of the rows, at the tokens of this pass."""
-        streams = self.base.streams[block]
-        rows = streams[self.samples[part].to(streams.device), self.token - self.base.first_token :]
-        return rows.to(like.device)
+        return self._rows(part)(self.base.streams[block]).to(like.device)
 
     def _joining(self, block: int, part: slice, like: Tensor) -> Tensor:
         """The stream of part of the rows, with the hidden states put back that lie right before the block."""
@@ -219,9 +269,7 @@ class _Pass:
         restored = putting_back(values, rows[joining] - part.start, tokens[joining], self.token)(streams)
         return streams if restored is None else restored
 
-    def _restore_hidden(self, block: int, hidden: Tensor | None) -> Tensor:
-        if hidden is None:
-            raise CannotResume(f"block {block} does not give a residual stream")
+    def _restore_hidden(self, block: int, hidden: Tensor) -> Tensor:
         if ("hidden", block) not in self.places:
             return hidden
         rows, tokens = self.places["hidden", block]
@@ -237,7 +285,7 @@ def _head(traced: TracedModel, base: BaseState, rows: Tensor, token_id: int, way
     def hand_on(block: int, _forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         stream = stream_argument(args, kwargs)
         if block == traced.n_layers - 1:
-            stream = rows[:, None]
+            stream = rows_second(rows[:, None], traced.stacked_streams)
         return replace_first_tensor(base.outputs[block], stream) if stream is not None else None
 
     ids = torch.tensor([[token_id]]).expand(1 if way.broadcast else len(rows), 1)

@@ -1,0 +1,355 @@
+"""Traces a tiny random model of every text decoder that transformers knows, and writes `coverage.md`.
+
+    OMP_NUM_THREADS=1 python benchmarks/coverage.py                # all, two minutes on two cores
+    OMP_NUM_THREADS=1 python benchmarks/coverage.py gpt2 mamba     # some, printed only
+
+Each type is done in a process of its own, with a time limit. For each:
+
+1. A tiny model is built (`tiny_configs.py`), with the first seed for which noise on the subject moves the answer:
+   |TE| >= 0.01 and max |IE| >= 1e-3 for every kind. Otherwise any sweep would pass.
+2. `trace_model` finds embedding, blocks, attention and MLP with no configuration. Attention and MLP swapped would pass
+   every check that follows, so their names are compared with what the source code calls them (`tiny_configs.SITES`).
+3. The full sweep is compared with plain hooks, one cell at a time, that share no code with the package (`by_hand.py`).
+4. Identities: no noise gives high_score everywhere, no intervention low_score; in a hidden map the last token of the
+   last layer is high_score, other tokens there and tokens before the subject low_score; all tokens restored in one
+   layer give high_score, where nothing but the residual stream goes from block to block.
+5. The way of resuming that the engine chooses by itself is compared with the full sweep on every cell of every kind,
+   with windows 1, 2 and 3: to 1e-3 of the largest indirect effect, and to 1e-5.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import signal
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+from benchmarks import coverage_table, tiny_configs
+from benchmarks.by_hand import HandTracer
+from causal_tracer.corruption import GaussianNoise, automatic_noise_level
+from causal_tracer.errors import ModelStructureError
+from causal_tracer.layers import KINDS, LayerKind, TracedModel, trace_model
+from causal_tracer.metrics import AnswerProbability
+from causal_tracer.prompts import Prompt
+from causal_tracer.runs import CleanRun, CorruptedRun, clean_run, corrupted_run
+from causal_tracer.sweep.engine import Verdict, choose_engine, sweep
+from causal_tracer.sweep.full import full_sweep
+from causal_tracer.sweep.plan import Cell, Intervention, SweepChunk, SweepPlan, map_plan
+
+TOKENS = 12
+SUBJECT = (3, 5)
+SAMPLES = 2
+SEEDS = 24
+BATCH = 64
+
+
+@dataclass
+class Report:
+    """What was found out about one type."""
+
+    type: str
+    model_class: str = ""
+    blocks: str = ""
+    attention: str = ""
+    mlp: str = ""
+    names_right: bool | None = None
+    missing: dict[str, str] = field(default_factory=dict)
+    seed: int = -1
+    total_effect: float = 0.0
+    effects: dict[str, float] = field(default_factory=dict)
+    by_hand: float | None = None
+    identities: list[str] = field(default_factory=list)
+    way: str = ""
+    tried: tuple[str, ...] = ()
+    resumed: float | None = None
+    check_seconds: float = 0.0
+    seconds: float = 0.0
+    refused: str = ""
+    error: str = ""
+
+    @property
+    def smallest_effect(self) -> float:
+        """The largest indirect effect of the kind that has the smallest one."""
+        return min(self.effects.values(), default=0.0)
+
+    @property
+    def sensitive(self) -> bool:
+        """Whether the answer moves enough for a comparison to mean something."""
+        return self.total_effect >= 0.01 and self.smallest_effect >= 1e-3
+
+    @property
+    def limit(self) -> float:
+        """How far scores may be off."""
+        return min(1e-5, 1e-3 * self.smallest_effect)
+
+    @property
+    def hidden_right(self) -> bool:
+        """Maps equal hooks by hand and obey the identities, on a model whose answer moves."""
+        exact = self.by_hand is not None and self.by_hand <= self.limit and not self.identities
+        return exact and self.sensitive and not self.error
+
+    @property
+    def all_right(self) -> bool:
+        """Attention and MLP too are what the source code calls them."""
+        return self.hidden_right and bool(self.names_right)
+
+    @property
+    def resumed_right(self) -> bool:
+        """The way that the engine chose equals the full sweep on every cell."""
+        return self.hidden_right and self.resumed is not None and self.resumed <= self.limit
+
+    @property
+    def shortcuts(self) -> int:
+        """How much the chosen way leaves out: tokens and blocks (2), blocks (1), nothing (0)."""
+        return {"resumed": 2, "resumed, all rows": 2, "resumed in depth": 1}.get(self.way, 0)
+
+
+@dataclass(frozen=True, eq=False)
+class Base:
+    """What every sweep of one model starts from."""
+
+    traced: TracedModel
+    clean: CleanRun
+    corrupted: CorruptedRun
+    metric: AnswerProbability
+    prompt: Prompt
+
+    @classmethod
+    def make(cls, traced: TracedModel, level: float) -> Base:
+        """Clean and corrupted run of a made-up prompt, with noise of this level."""
+        generator = torch.Generator().manual_seed(5)
+        # From 7 on: special tokens stand at the start of the vocabulary.
+        ids = tuple(int(i) for i in torch.randint(7, traced.vocab_size, (TOKENS,), generator=generator))
+        prompt = Prompt("", ids, ("",) * TOKENS, "", SUBJECT, False, 1)
+        clean = clean_run(traced, ids)
+        metric = AnswerProbability(clean.top_id)
+        corrupted = corrupted_run(traced, prompt, GaussianNoise(level, 1), SAMPLES, metric, BATCH)
+        return cls(traced, clean, corrupted, metric, prompt)
+
+    def scores(self, cells: Iterable[Cell], verdict: Verdict | None = None) -> torch.Tensor:
+        """Scores [samples, cells], by the full sweep or in the way of a verdict."""
+        plan = SweepPlan(tuple(cells))
+        if verdict is None:
+            chunks = full_sweep(self.traced, self.clean, self.corrupted, plan, self.metric, BATCH)
+        else:
+            chunks = sweep(verdict, self.traced, self.clean, self.corrupted, plan, self.metric, BATCH, lambda: False)
+        return _collect(chunks, len(plan.cells))
+
+    def map_cells(self, kind: LayerKind, window: int) -> tuple[Cell, ...]:
+        """Every cell of a map."""
+        layers = range(self.traced.n_layers)
+        return map_plan(self.traced, self.prompt, kind, window, range(TOKENS), layers).cells
+
+    @property
+    def high(self) -> float:
+        """The answer's probability in the clean run."""
+        return float(self.clean.probabilities[self.clean.top_id])
+
+
+def _collect(chunks: Iterable[SweepChunk], cells: int) -> torch.Tensor:
+    scores = torch.full((SAMPLES, cells), torch.nan)
+    for chunk in chunks:
+        scores[chunk.samples, chunk.cells] = chunk.scores
+    return scores
+
+
+def examine(model_type: str) -> Report:
+    """Everything about one type; errors are put down in the report."""
+    report = Report(model_type)
+    started = time.perf_counter()
+    try:
+        base = _sensitive_base(report)
+        _check_names(report, base.traced)
+        _compare_by_hand(report, base)
+        _check_identities(report, base)
+        _compare_resumed(report, base)
+    except ModelStructureError as error:
+        report.refused = str(error)
+    except Exception as error:  # noqa: BLE001 (whatever a model throws belongs into the table)
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        report.error = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
+    report.seconds = time.perf_counter() - started
+    return report
+
+
+def _sensitive_base(report: Report) -> Base:
+    best: tuple[float, Base, int, dict[str, float], float] | None = None
+    for seed in range(SEEDS):
+        model = tiny_configs.build(report.type, seed)
+        report.model_class = type(model).__name__
+        traced = trace_model(model)
+        base = Base.make(traced, automatic_noise_level(traced))
+        low = base.corrupted.scores.mean()
+        total = float((base.high - low).abs())
+        effects = {}
+        for kind in KINDS:
+            if cells := base.map_cells(kind, 1):
+                effects[kind] = float((base.scores(cells).mean(dim=0) - low).abs().max())
+        rank = min([total / 10, *effects.values()])
+        if best is None or rank > best[0]:
+            best = (rank, base, seed, effects, total)
+        if rank >= 1e-3:
+            break
+    if best is None:
+        raise RuntimeError("no model was built")
+    _, base, report.seed, report.effects, report.total_effect = best
+    return base
+
+
+def _check_names(report: Report, traced: TracedModel) -> None:
+    names = traced.site_names
+    report.blocks = f"{names['hidden'][0][0].rsplit('.', 1)[0]} ({traced.n_layers})"
+    inside: dict[str, list[str]] = {}
+    for kind in ("attention", "mlp"):
+        inside[kind] = []
+        for layer, (block,) in enumerate(names["hidden"]):
+            inside[kind].append("+".join(name.removeprefix(f"{block}.") for name in names[kind][layer]))
+        missing = traced.missing_layers(kind)
+        if missing:
+            report.missing[kind] = ",".join(map(str, missing))
+    report.attention, report.mlp = (_short(inside[kind]) for kind in ("attention", "mlp"))
+    expected = tiny_configs.expected_sites(report.type, traced.model.config)
+    report.names_right = (inside["attention"], inside["mlp"]) == expected
+
+
+def _short(names: list[str]) -> str:
+    kinds = list(dict.fromkeys(name or "none" for name in names))
+    return " / ".join(kinds)
+
+
+def _compare_by_hand(report: Report, base: Base) -> None:
+    traced = base.traced
+    names = traced.site_names
+    token_dims = dict.fromkeys((name for (name,) in names["hidden"]), 2 if traced.stacked_streams else 1)
+    hand = HandTracer(traced.model, traced.embedding_name, token_dims)
+    ids = base.prompt.input_ids
+    everything = [name for kind in KINDS for layer in names[kind] for name in layer]
+    probabilities, clean = hand.clean(ids, everything)
+    answer = int(probabilities.argmax())
+    worst = abs(float(probabilities[answer]) - base.high)
+    noise = base.corrupted.noise[0]
+    worst = max(
+        worst, abs(float(hand.cell(ids, SUBJECT[0], noise, {}, clean)[answer]) - float(base.corrupted.scores[0]))
+    )
+    positions = (SUBJECT[1] - 1, SUBJECT[1] + 1, TOKENS - 1)
+    for kind in KINDS:
+        for window in (1, 3):
+            cells = [cell for cell in base.map_cells(kind, window) if cell.position in positions]
+            scores = base.scores(cells)[0]
+            for cell, score in zip(cells, scores, strict=True):
+                restored = [n for layer in _window(cell.layer, window, traced.n_layers) for n in names[kind][layer]]
+                found = hand.cell(ids, SUBJECT[0], noise, {name: [cell.position] for name in restored}, clean)
+                worst = max(worst, abs(float(found[answer]) - float(score)))
+    report.by_hand = worst
+
+
+def _window(layer: int, window: int, n_layers: int) -> list[int]:
+    first = layer - window // 2
+    return [number for number in range(first, first + window) if 0 <= number < n_layers]
+
+
+def _check_identities(report: Report, base: Base) -> None:
+    low, high, layers = base.corrupted.scores, base.high, base.traced.n_layers
+
+    def require(what: str, found: torch.Tensor, expected: torch.Tensor | float) -> None:
+        wrong = float((found - expected).abs().max())
+        if not wrong <= 1e-5:
+            report.identities.append(f"{what}: off by {wrong:.1g}")
+
+    hidden = base.scores(base.map_cells("hidden", 1))
+    cells = base.map_cells("hidden", 1)
+    last = [i for i, cell in enumerate(cells) if cell.layer == layers - 1]
+    if report.type not in tiny_configs.READS_EARLIER_BLOCKS:
+        require("last layer, last token", hidden[:, [i for i in last if cells[i].position == TOKENS - 1]], high)
+    require("last layer, other tokens", hidden[:, [i for i in last if cells[i].position < TOKENS - 1]], low[:, None])
+    for kind in KINDS:
+        cells = base.map_cells(kind, 2)
+        before = [cell for cell in cells if cell.position < SUBJECT[0]]
+        if before:
+            require(f"{kind}, before the subject", base.scores(before), low[:, None])
+    require("no intervention", base.scores([Cell(0, 0, ())]), low[:, None])
+    everywhere = [Cell(0, n, (Intervention((n,), "hidden", tuple(range(TOKENS))),)) for n in range(layers)]
+    if report.type not in tiny_configs.AROUND_THE_STREAM:
+        require("all tokens at one layer", base.scores(everywhere), high)
+    quiet = Base.make(base.traced, 0.0)
+    for kind in KINDS:
+        if cells := quiet.map_cells(kind, 3):
+            require(f"{kind}, no noise", quiet.scores(cells), quiet.high)
+
+
+def _compare_resumed(report: Report, base: Base) -> None:
+    started = time.perf_counter()
+    verdict = choose_engine(base.traced, "auto", TOKENS)
+    report.check_seconds = time.perf_counter() - started
+    report.way, report.tried = verdict.name, verdict.tried
+    worst = 0.0
+    for kind in KINDS:
+        for window in (1, 2, 3):
+            if cells := base.map_cells(kind, window):
+                difference = base.scores(cells, verdict) - base.scores(cells)
+                worst = max(worst, float(difference.abs().nan_to_num(torch.inf).max()))
+    report.resumed = worst
+
+
+def run_all(types: list[str], jobs: int, seconds: int) -> Iterable[Report]:
+    """The reports, as they come; each type in a process of its own."""
+    waiting, running = list(types), {}
+    while waiting or running:
+        while waiting and len(running) < jobs:
+            model_type = waiting.pop(0)
+            read, write = os.pipe()
+            sys.stdout.flush()
+            # Forked, not started anew: importing transformers takes longer than most types do.
+            if (pid := os.fork()) == 0:
+                os.close(read)
+                signal.alarm(seconds)
+                with os.fdopen(write, "w") as pipe:
+                    json.dump(asdict(examine(model_type)), pipe)
+                os._exit(0)
+            os.close(write)
+            running[pid] = (model_type, read)
+        pid, status = os.wait()
+        model_type, read = running.pop(pid)
+        with os.fdopen(read) as pipe:
+            text = pipe.read()
+        if text and status == 0:
+            yield Report(**json.loads(text))
+        else:
+            yield Report(model_type, error=f"took more than {seconds} s" if status else "gave nothing")
+
+
+def main() -> None:
+    """Trace the types asked for, print a line for each, and write the table if all were."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("types", nargs="*", help="types as transformers names them; all, if none are given")
+    parser.add_argument("--jobs", type=int, default=2, help="types done at once")
+    parser.add_argument("--seconds", type=int, default=150, help="time limit of a type")
+    given = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.CRITICAL)
+    started = time.perf_counter()
+    decoders, wrappers = tiny_configs.decoder_types(), list(tiny_configs.WRAPPERS)
+    reports = {}
+    for report in run_all(given.types or decoders + wrappers, given.jobs, given.seconds):
+        reports[report.type] = report
+        print(coverage_table.row(report), flush=True)
+    if not given.types:
+        seconds = time.perf_counter() - started
+        text = coverage_table.page([reports[t] for t in decoders], [reports[t] for t in wrappers], seconds)
+        (Path(__file__).parent / "coverage.md").write_text(text)
+
+
+if __name__ == "__main__":
+    main()
