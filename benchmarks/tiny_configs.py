@@ -364,8 +364,8 @@ EXCLUDED: dict[str, str] = {
 """Types of the causal-LM mapping that no rule of `decoder_types` takes out, and that are no text decoders."""
 
 WRAPPERS: tuple[str, ...] = tuple(
-    "aria aya_vision cohere2_vision deepseek_vl emu3 fuyu gemma3 gemma4 got_ocr2 idefics2 idefics3 internvl "
-    "lfm2_vl llama4 llava llava_next llava_onevision mistral3 mllama paligemma qwen2_5_vl qwen3_5 qwen3_5_moe qwen3_vl "
+    "aria aya_vision cohere2_vision deepseek_vl emu3 fuyu gemma3 gemma4 got_ocr2 idefics2 idefics3 internvl lfm2_vl "
+    "llama4 llava llava_next llava_onevision mistral3 mllama paligemma qwen2_5_vl qwen3_5 qwen3_5_moe qwen3_vl "
     "qwen3_vl_moe smolvlm video_llava vipllava".split()
 )
 """Multimodal types whose text side is traced from token ids alone."""
