@@ -117,30 +117,6 @@ def noise_level(text: str) -> float | None:
         ) from error
 
 
-def begin() -> tuple[Any, ...]:
-    """What the page says when Run is pressed: at once, while the run itself may have to wait for its turn."""
-    return (*View(message="", status=status_html("Waiting for its turn.")).outputs(), False)
-
-
-def stop() -> tuple[Any, ...]:
-    """What the page says when Stop is pressed; Gradio then cancels the run, which ends with the batch it is at."""
-    parts = View(status=status_html("Stopping.")).outputs()
-    return (*parts[:-1], gr.Button(interactive=False), True)
-
-
-def ended(stopping: bool) -> tuple[Any, ...]:
-    """What the page says when a run has ended early: Gradio calls a cancelled run and a broken one a failure."""
-    if stopping:
-        view = View(status=status_html("Stopped. Cells that were not computed are grey."), running=False)
-    else:
-        view = View(
-            message=message_html("Something went wrong in the app itself. The server's log has the details."),
-            status=status_html("Failed.", state="ct-failed"),
-            running=False,
-        )
-    return (*view.outputs(), False)
-
-
 def model_line(service: TraceService) -> tuple[str, gr.Timer]:
     """How far the model is, and whether to ask again."""
     status = service.status()

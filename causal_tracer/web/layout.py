@@ -15,6 +15,7 @@ from causal_tracer.tracer import DEFAULT_WINDOWS
 from causal_tracer.web import handlers
 from causal_tracer.web.api import Endpoints
 from causal_tracer.web.service import TraceService
+from causal_tracer.web.stopping import RunButtons
 from causal_tracer.web.stored import STORED_PROMPT, STORED_SUBJECT, stored_map
 from causal_tracer.web.summary import details_html, message_html, model_words, numbers_html, status_html
 from causal_tracer.web.texts import EXAMPLES, HOW_TO_READ, LEAD, TITLE
@@ -152,10 +153,10 @@ def _tab(service: TraceService, kind: LayerKind, fields: Fields) -> None:
             elem_classes="ct-map",
         )
         details = gr.HTML(details_html(flow, stored=True), elem_id=f"ct-details-{kind}")
-        stopping = gr.State(False)
     outputs = [fields.message, status, figure, numbers, details, run, stop]
     at_once: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-    begun = run.click(handlers.begin, outputs=[*outputs, stopping], **at_once)
+    buttons = RunButtons()
+    begun = run.click(buttons.begin, outputs=outputs, **at_once)
     running = begun.then(
         partial(handlers.run_map, service, kind),
         inputs=[
@@ -175,8 +176,8 @@ def _tab(service: TraceService, kind: LayerKind, fields: Fields) -> None:
         concurrency_limit=1,
         api_visibility="private",
     )
-    running.failure(handlers.ended, inputs=[stopping], outputs=[*outputs, stopping], **at_once)
-    stop.click(handlers.stop, outputs=[*outputs, stopping], cancels=[running], **at_once)
+    running.failure(buttons.ended, outputs=outputs, **at_once)
+    stop.click(buttons.stop, outputs=outputs, cancels=[running], **at_once)
 
 
 def _endpoints(service: TraceService) -> None:

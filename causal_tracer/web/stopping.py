@@ -1,0 +1,57 @@
+"""Run and Stop of one tab: what the page says when they are pressed, and when a run has ended early.
+
+Gradio calls a cancelled run and a broken one a failure, and tells of it at about the time at which it tells of the
+press on Stop. So presses are noted on the server, by session, and the end of a run waits a moment for one.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import gradio as gr
+
+from causal_tracer.web.handlers import View
+from causal_tracer.web.summary import message_html, status_html
+
+_PATIENCE_SECONDS = 2.0
+
+
+class RunButtons:
+    """Run and Stop of one tab, for all sessions."""
+
+    def __init__(self) -> None:
+        self._stopped: set[str] = set()
+        self._pressed = threading.Condition()
+
+    def begin(self, request: gr.Request) -> tuple[Any, ...]:
+        """Run is pressed: said at once, while the run itself may have to wait for its turn."""
+        with self._pressed:
+            self._stopped.discard(_session(request))
+        return View(message="", status=status_html("Waiting for its turn.")).outputs()
+
+    def stop(self, request: gr.Request) -> tuple[Any, ...]:
+        """Stop is pressed; Gradio then cancels the run, which ends with the batch it is at."""
+        with self._pressed:
+            self._stopped.add(_session(request))
+            self._pressed.notify_all()
+        parts = View(status=status_html("Stopping.")).outputs()
+        return (*parts[:-1], gr.Button(interactive=False))
+
+    def ended(self, request: gr.Request) -> tuple[Any, ...]:
+        """A run has ended early: because it was stopped, or because something broke."""
+        session = _session(request)
+        with self._pressed:
+            stopped = self._pressed.wait_for(lambda: session in self._stopped, _PATIENCE_SECONDS)
+            self._stopped.discard(session)
+        if stopped:
+            return View(status=status_html("Stopped. Cells that were not computed are grey."), running=False).outputs()
+        return View(
+            message=message_html("Something went wrong in the app itself. The server's log has the details."),
+            status=status_html("Failed.", state="ct-failed"),
+            running=False,
+        ).outputs()
+
+
+def _session(request: gr.Request) -> str:
+    return str(request.session_hash)
