@@ -38,12 +38,13 @@ import torch
 
 from benchmarks import coverage_table, tiny_configs
 from benchmarks.by_hand import HandTracer
-from causal_tracer.corruption import GaussianNoise, automatic_noise_level
+from causal_tracer.base_run import BaseRun, corrupted_run
+from causal_tracer.corruption import GaussianNoise, automatic_noise_level, subject_embeddings
 from causal_tracer.errors import ModelStructureError
 from causal_tracer.layers import KINDS, LayerKind, TracedModel, trace_model
 from causal_tracer.metrics import AnswerProbability
 from causal_tracer.prompts import Prompt
-from causal_tracer.runs import CleanRun, CorruptedRun, clean_run, corrupted_run
+from causal_tracer.runs import CleanRun, clean_run
 from causal_tracer.sweep.engine import Verdict, choose_engine, sweep
 from causal_tracer.sweep.full import full_sweep
 from causal_tracer.sweep.plan import Cell, Intervention, SweepChunk, SweepPlan, map_plan
@@ -122,7 +123,7 @@ class Base:
 
     traced: TracedModel
     clean: CleanRun
-    corrupted: CorruptedRun
+    corrupted: BaseRun
     metric: AnswerProbability
     prompt: Prompt
 
@@ -134,7 +135,7 @@ class Base:
         ids = tuple(int(i) for i in torch.randint(7, traced.vocab_size, (TOKENS,), generator=generator))
         prompt = Prompt("", ids, ("",) * TOKENS, "", SUBJECT, False, 1)
         clean = clean_run(traced, ids)
-        metric = AnswerProbability(clean.top_id)
+        metric = AnswerProbability((clean.top_id,))
         corrupted = corrupted_run(traced, prompt, GaussianNoise(level, 1), SAMPLES, metric, BATCH)
         return cls(traced, clean, corrupted, metric, prompt)
 
@@ -239,7 +240,7 @@ def _compare_by_hand(report: Report, base: Base) -> None:
     probabilities, clean = hand.clean(ids, everything)
     answer = int(probabilities.argmax())
     worst = abs(float(probabilities[answer]) - base.high)
-    noise = base.corrupted.noise[0]
+    noise = base.corrupted.embeddings[0] - subject_embeddings(traced, base.corrupted.prompt).embedded
     worst = max(
         worst, abs(float(hand.cell(ids, SUBJECT[0], noise, {}, clean)[answer]) - float(base.corrupted.scores[0]))
     )

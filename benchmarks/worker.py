@@ -62,8 +62,8 @@ def trace(tracer: CausalTracer, request: dict) -> dict:
 
 def floor(tracer: CausalTracer, request: dict) -> float:
     """Operations that any exact sweep has to do: see `speed.py`."""
+    from causal_tracer.experiment import prompt_for
     from causal_tracer.sweep.plan import map_plan, reach
-    from causal_tracer.trace import prompt_for
 
     traced = tracer.context.traced
     prompt = prompt_for(tracer.context, request["prompt"], request["subject"])
@@ -72,7 +72,7 @@ def floor(tracer: CausalTracer, request: dict) -> float:
     operations = 0
     for kind, window in request["windows"].items():
         for cell in map_plan(traced, prompt, kind, window, range(len(prompt)), range(traced.n_layers)).cells:
-            reached = reach(cell, prompt.subject_range[0], len(prompt), traced.n_layers)
+            reached = reach(cell, prompt.subject_range[0], (len(prompt) - 1,), traced.n_layers)
             if reached is not None:
                 tokens = len(prompt) - reached.first_token
                 operations += (traced.n_layers - reached.join) * tokens * block + head

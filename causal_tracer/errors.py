@@ -11,6 +11,9 @@
     ├── NumericsError          a run gave NaN or infinite logits
     ├── ResultFormatError      a saved result could not be read
     ├── ExportError            a figure could not be written
+    ├── StudyError             a study's folder is damaged, in use, or was made with other settings
+    │   └── FactsError         facts could not be read, or are not facts
+    ├── BusyError              the app has no room for a request now, or the request took more than its share
     └── TraceCancelled         the caller asked the sweep to stop
 
 Every message says what was given, what was found, and what to do about it. Errors about arguments are also
@@ -60,6 +63,18 @@ class ResultFormatError(CausalTracerError, ValueError):
 
 class ExportError(CausalTracerError):
     """A figure could not be written in the format asked for."""
+
+
+class StudyError(CausalTracerError):
+    """A study's folder is damaged, in use, or was made with other settings, or its audit failed."""
+
+
+class FactsError(StudyError, ValueError):
+    """Facts could not be read, or are not facts."""
+
+
+class BusyError(CausalTracerError):
+    """The app has no room for a request now, or the request took more than its share."""
 
 
 class TraceCancelled(CausalTracerError):

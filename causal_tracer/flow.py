@@ -9,13 +9,20 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from causal_tracer.errors import ResultFormatError
+from causal_tracer import reading
+from causal_tracer.errors import ExportError, ResultFormatError, SettingsError
 from causal_tracer.layers import KINDS, LayerKind
+from causal_tracer.reading import Peak as Peak
+from causal_tracer.reading import Role
+from causal_tracer.top_tokens import TopTokens
+
+if TYPE_CHECKING:
+    import pandas
 
 _FORMAT = "causal_tracer.HiddenFlow"
 _FORMAT_VERSION = 1
@@ -40,6 +47,14 @@ class TraceSettings:
         subject_tokens_only: Whether only the subject's tokens were restored.
         engine: Which sweep computed the cells.
         versions: Versions of the libraries that took part.
+        corruption: What was done to the subject.
+        metric: What was read off the logits.
+        direction: "restore": clean activations into the corrupted run; "corrupt": corrupted ones into the clean run.
+        severed: The kind whose outputs at the restored token were held at the corrupted run's values.
+        placebo: The other prompt whose activations were put in place of clean ones.
+        read: The position whose next token was read; None means the last.
+        foil: What the answer was set against.
+        elsewhere: The first of the tokens that were corrupted in the subject's place.
     """
 
     model: str
@@ -56,6 +71,14 @@ class TraceSettings:
     subject_tokens_only: bool
     engine: str
     versions: Mapping[str, str]
+    corruption: str = "Gaussian noise"
+    metric: str = "probability"
+    direction: str = "restore"
+    severed: str | None = None
+    placebo: str | None = None
+    read: int | None = None
+    foil: str | None = None
+    elsewhere: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,8 +86,8 @@ class HiddenFlow:
     """A map of where, in one prompt, restoring an activation brings back the answer.
 
     Attributes:
-        scores: Mean probability of the answer over samples, for each token and layer restored [tokens, layers];
-            NaN in cells that were not computed.
+        scores: Mean probability of the answer, or another metric, over samples, for each token and layer restored
+            [tokens, layers]; NaN in cells that were not computed.
         low_score: Mean probability of the answer in the corrupted runs.
         high_score: Probability of the answer in the clean run.
         input_ids: The prompt's token ids [tokens].
@@ -81,6 +104,8 @@ class HiddenFlow:
         low_sample_scores: The same in the corrupted runs [samples].
         settings: How the result was made.
         notes: What a reader has to know, such as layers that lack the kind.
+        answer_ids: The answer's tokens; one, but where an answer of several was asked for.
+        top_tokens: The most probable next tokens of each cell, where they were asked for.
 
     All tensors are float32 (ids int64) on the CPU. The first nine fields are those of causal-tracer 1.1.0.
     """
@@ -102,6 +127,8 @@ class HiddenFlow:
     low_sample_scores: Tensor = field(repr=False)
     settings: TraceSettings
     notes: tuple[str, ...] = ()
+    answer_ids: tuple[int, ...] = ()
+    top_tokens: TopTokens | None = field(default=None, repr=False)
 
     @property
     def total_effect(self) -> float:
@@ -126,6 +153,43 @@ class HiddenFlow:
         differences = self.sample_scores - self.low_sample_scores[:, None, None]
         return differences.std(dim=0, correction=1) / math.sqrt(samples)
 
+    def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
+        """The interval of each cell's indirect effect over noise samples, (low, high), each [tokens, layers].
+
+        Student's t on the paired differences; NaN with a single sample.
+
+        Raises:
+            SettingsError: `level` is not between 0 and 1.
+        """
+        if not 0 < level < 1:
+            raise SettingsError(f"level={level} is no level of confidence. Give one between 0 and 1, such as 0.95.")
+        return reading.interval(self, level)
+
+    @property
+    def roles(self) -> tuple[Role, ...]:
+        """The role of each token, as the paper averages them (Figure 2)."""
+        return reading.token_roles(len(self.input_tokens), self.subject_range)
+
+    def peaks(self, count: int = 3) -> tuple[Peak, ...]:
+        """The cells of largest indirect effect, at most one a token, the largest first."""
+        return reading.peaks(self, count)
+
+    def peak_width(self) -> float:
+        """Half of the 95 % interval of the indirect effect at the peak."""
+        return reading.peak_width(self)
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """One row for every cell: position, token, role, layer, score, indirect effect with its error and interval.
+
+        Raises:
+            ExportError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise ExportError("A dataframe needs pandas, which is not installed: pip install pandas") from error
+        return pandas.DataFrame(reading.rows(self), columns=list(reading.COLUMNS))
+
     def to_dict(self) -> dict[str, Any]:
         """The result as JSON types, without `layer_outputs`; null stands for cells that were not computed."""
         data: dict[str, Any] = {"format": _FORMAT, "format_version": _FORMAT_VERSION}
@@ -137,6 +201,8 @@ class HiddenFlow:
                 value = _nested(value.tolist())
             elif isinstance(value, TraceSettings):
                 value = {**asdict(value), "versions": dict(value.versions)}
+            elif isinstance(value, TopTokens):
+                value = value.to_dict()
             elif isinstance(value, tuple):
                 value = list(value)
             data[item.name] = value
@@ -194,8 +260,18 @@ class HiddenFlow:
                 low_sample_scores=_tensor(data["low_sample_scores"]),
                 settings=_settings(data["settings"]),
                 notes=tuple(str(note) for note in data["notes"]),
+                answer_ids=tuple(int(token) for token in data["answer_ids"]),
+                top_tokens=None if data["top_tokens"] is None else TopTokens.from_dict(data["top_tokens"]),
             )
-        except (KeyError, TypeError, ValueError, IndexError, OverflowError, RuntimeError) as error:
+        except (
+            KeyError,
+            TypeError,
+            ValueError,
+            IndexError,
+            OverflowError,
+            RuntimeError,
+            AttributeError,
+        ) as error:
             raise ResultFormatError(f"This saved HiddenFlow is incomplete or damaged ({error!r}).") from error
         flow._check()
         return flow
@@ -232,7 +308,14 @@ def _tensor(value: Any) -> Tensor:
     return torch.tensor(numbers(value), dtype=torch.float32)
 
 
-_TYPES: Mapping[str, type | tuple[type, ...]] = {"str": str, "int": int, "float": (int, float), "bool": bool}
+_TYPES: Mapping[str, type | tuple[type, ...]] = {
+    "str": str,
+    "int": int,
+    "float": (int, float),
+    "bool": bool,
+    "str | None": (str, type(None)),
+    "int | None": (int, type(None)),
+}
 
 
 def _settings(data: Any) -> TraceSettings:

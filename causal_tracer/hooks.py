@@ -100,6 +100,34 @@ def editing_outputs(edits: Mapping[nn.Module, Edit], tokens: int, stacked: bool 
             handle.remove()
 
 
+@contextmanager
+def editing_arguments(edits: Mapping[nn.Module, Edit], tokens: int) -> Iterator[None]:
+    """Apply `edits` to the first tensor that their modules take, until the block is left, however it is left.
+
+    Modules that take rows and tokens in one dimension have them unfolded for the edit.
+    """
+
+    def hook_for(edit: Edit) -> Callable[[nn.Module, Any, Any], Any]:
+        def hook(_module: nn.Module, args: Any, kwargs: Any) -> Any:
+            taken = stream_argument(args, kwargs)
+            if taken is None:
+                return None
+            folded = taken.reshape(-1, tokens, taken.shape[-1]) if taken.dim() == 2 else taken
+            edited = edit(folded)
+            return None if edited is None else replace_stream_argument(args, kwargs, edited.reshape(taken.shape))
+
+        return hook
+
+    handles = []
+    try:
+        for module, edit in edits.items():
+            handles.append(module.register_forward_pre_hook(hook_for(edit), with_kwargs=True))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def stream_argument(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
     """The residual stream among a module's arguments: its first floating-point tensor."""
     candidates = (*args, kwargs.get("hidden_states"), *kwargs.values())

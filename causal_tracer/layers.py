@@ -13,7 +13,9 @@ import torch
 from torch import nn
 
 from causal_tracer.errors import ModelStructureError, SettingsError
+from causal_tracer.forking import usable_in_forks
 from causal_tracer.probing import logits_to_keep_trims, tokens_meet_again
+from causal_tracer.wrappers import weight_bits
 
 LayerKind = Literal["hidden", "mlp", "attention"]
 KINDS: tuple[LayerKind, ...] = get_args(LayerKind)
@@ -22,7 +24,7 @@ LayerMatcher = str | Callable[[nn.Module, int], str]
 """A template such as "transformer.h.{num}.mlp", or a function from (model, layer number) to a module's name."""
 
 _locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
-_locks_guard = threading.Lock()
+_locks_guard = usable_in_forks(threading.Lock())
 
 
 @dataclass(frozen=True)
@@ -120,14 +122,36 @@ class TracedModel:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the model's parameters."""
-        return next(self.model.parameters()).dtype
+        """The dtype of the model's parameters; weights kept in fewer bits do not count."""
+        return next(parameter.dtype for parameter in self.model.parameters() if parameter.is_floating_point())
+
+    @property
+    def dtype_name(self) -> str:
+        """What results call the dtype, with the bits of the weights where those are fewer."""
+        name = str(self.dtype).removeprefix("torch.")
+        bits = weight_bits(self.model)
+        return name if bits is None else f"{name} with {bits}-bit weights"
 
     @property
     def input_device(self) -> torch.device:
         """Where token ids go. Offloaded parameters are on `meta` between runs; accelerate then moves inputs."""
         device = next(self.embedding.parameters()).device
         return torch.device("cpu") if device.type == "meta" else device
+
+    @cached_property
+    def head_sites(self) -> dict[int, tuple[str, int]]:
+        """For each layer whose attention has heads: its output projection, and the number of heads in what that takes.
+
+        Found with a short run when first asked for.
+        """
+        from causal_tracer.attention_heads import find_head_sites
+
+        return find_head_sites(self)
+
+    @property
+    def offloaded(self) -> bool:
+        """Whether weights are elsewhere between calls, as accelerate's offloading does: each pass loads them anew."""
+        return any(parameter.device.type == "meta" for parameter in self.model.parameters())
 
     @property
     def lock(self) -> threading.RLock:
@@ -198,7 +222,9 @@ def _resolve(model: nn.Module, layer_config: LayerConfig) -> tuple[str, SiteName
     prefix = getattr(model, "base_model_prefix", "")
 
     def resolve(name: str) -> str | None:
-        return next((n for n in (name, f"{prefix}.{name}") if n in names), None)
+        # "base_model.model." stands before every name in a model that PEFT has wrapped.
+        own = name.removeprefix("base_model.model.")
+        return next((n for n in (name, f"{prefix}.{name}", own) if n in names), None)
 
     def name_of(kind: LayerKind, layer: int) -> str:
         matcher = layer_config.matcher(kind)

@@ -1,38 +1,163 @@
-"""What is read off the logits at the read position."""
+"""What is read off the logits at the read positions."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
+
+from causal_tracer.errors import SettingsError
+
+# Logits of a row that are reduced together: more would leave the processor's cache.
+_PART = 4096
 
 
 class Metric(Protocol):
     """Turns logits into one number a row."""
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """From float32 logits [rows, vocabulary] to values [rows]."""
+        """From float32 logits [rows, reads, vocabulary] to values [rows]."""
         ...
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """What a metric may look at.
+
+    Attributes:
+        answer_ids: The answer's tokens: the i-th is read at the i-th position.
+        clean_logits: The clean run's logits [reads, vocabulary], float32.
+        foil_id: The token that the answer is set against, where there is one.
+    """
+
+    answer_ids: tuple[int, ...]
+    clean_logits: Tensor
+    foil_id: int | None = None
+
+
+def log_normaliser(logits: Tensor) -> Tensor:
+    """Log of the sum of exp of logits [..., vocabulary]: what log-probabilities are logits less of.
+
+    In parts, which is twice as fast as at once and makes no copy of the logits.
+    """
+    parts = [part.logsumexp(dim=-1) for part in logits.split(_PART, dim=-1)]
+    return parts[0] if len(parts) == 1 else torch.stack(parts).logsumexp(dim=0)
+
+
+def log_probabilities(logits: Tensor, token_ids: tuple[int, ...]) -> Tensor:
+    """Log P of a token at each position read, from logits [rows, reads, vocabulary]: [rows, reads]."""
+    reads = torch.arange(len(token_ids), device=logits.device)
+    return logits[:, reads, torch.tensor(token_ids, device=logits.device)] - log_normaliser(logits)
 
 
 @dataclass(frozen=True)
 class AnswerProbability:
-    """The probability of the answer, as in ROME (arXiv 2202.05262, section 2.1)."""
+    """The probability of the answer, as in ROME (arXiv 2202.05262, section 2.1).
 
-    answer_id: int
+    Of several tokens it is the product of each one's probability after those before it.
+    """
+
+    answer_ids: tuple[int, ...]
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """From float32 logits [rows, vocabulary] to probabilities [rows]."""
-        return logits.softmax(dim=-1)[:, self.answer_id]
+        """From float32 logits [rows, reads, vocabulary] to probabilities [rows]."""
+        return log_probabilities(logits, self.answer_ids).sum(dim=-1).exp()
 
 
 @dataclass(frozen=True)
 class LogProbability:
-    """The natural logarithm of the answer's probability."""
+    """The natural logarithm of the answer's probability; of several tokens, of all of them."""
+
+    answer_ids: tuple[int, ...]
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """From float32 logits [rows, reads, vocabulary] to log-probabilities [rows]."""
+        return log_probabilities(logits, self.answer_ids).sum(dim=-1)
+
+
+@dataclass(frozen=True)
+class AnswerLogit:
+    """The logit of the answer's first token."""
 
     answer_id: int
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """From float32 logits [rows, vocabulary] to log-probabilities [rows]."""
-        return logits.log_softmax(dim=-1)[:, self.answer_id]
+        """From float32 logits [rows, reads, vocabulary] to logits [rows]."""
+        return logits[:, 0, self.answer_id]
+
+
+@dataclass(frozen=True)
+class LogitDifference:
+    """The answer's logit less the foil's, at the first position (Zhang & Nanda, arXiv 2309.16042)."""
+
+    answer_id: int
+    foil_id: int
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """From float32 logits [rows, reads, vocabulary] to differences [rows]."""
+        return logits[:, 0, self.answer_id] - logits[:, 0, self.foil_id]
+
+
+@dataclass(frozen=True)
+class AnswerRank:
+    """How many tokens are more probable than the answer's first token, plus one: 1 is the top."""
+
+    answer_id: int
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """From float32 logits [rows, reads, vocabulary] to ranks [rows]."""
+        first = logits[:, 0]
+        return (first > first[:, self.answer_id, None]).sum(dim=-1).float() + 1
+
+
+@dataclass(frozen=True, eq=False)
+class DivergenceFromClean:
+    """KL(clean || run) of the next token at the first position, in nats: 0 where the run says what the clean one does.
+
+    Attributes:
+        clean_logits: The clean run's logits there [vocabulary].
+    """
+
+    clean_logits: Tensor
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """From float32 logits [rows, reads, vocabulary] to divergences [rows]."""
+        clean, first = self.clean_logits.to(logits.device), logits[:, 0]
+        weights = clean.softmax(dim=-1)
+        # Entropies cancel to rounding where both runs say the same.
+        return (weights @ (clean - log_normaliser(clean)) - (first @ weights - log_normaliser(first))).clamp(min=0)
+
+
+def _difference(target: Target) -> Metric:
+    if target.foil_id is None:
+        raise SettingsError("The metric 'logit difference' sets the answer against a foil, and none is given.")
+    if target.foil_id == target.answer_ids[0]:
+        raise SettingsError(
+            f"The answer and the foil begin with the same token ({target.foil_id}), so their logits do not differ. "
+            "Give another foil, or trace the probability of the whole answer."
+        )
+    return LogitDifference(target.answer_ids[0], target.foil_id)
+
+
+METRICS: Mapping[str, Callable[[Target], Metric]] = {
+    "probability": lambda target: AnswerProbability(target.answer_ids),
+    "log-probability": lambda target: LogProbability(target.answer_ids),
+    "logit": lambda target: AnswerLogit(target.answer_ids[0]),
+    "logit difference": _difference,
+    "rank": lambda target: AnswerRank(target.answer_ids[0]),
+    "KL from clean": lambda target: DivergenceFromClean(target.clean_logits[0]),
+}
+
+
+def metric_named(name: str, target: Target) -> Metric:
+    """The metric of this name.
+
+    Raises:
+        SettingsError: There is none, or it lacks the foil that it needs.
+    """
+    if name not in METRICS:
+        raise SettingsError(f"metric={name!r} is not known. The metrics are {', '.join(map(repr, METRICS))}.")
+    return METRICS[name](target)

@@ -19,52 +19,10 @@ _quoted = _shortened.repr
 
 # Words that open a sentence or a question with a capital without belonging to a name.
 _OPENERS = frozenset(
-    [
-        "a",
-        "an",
-        "and",
-        "are",
-        "as",
-        "at",
-        "by",
-        "can",
-        "did",
-        "do",
-        "does",
-        "for",
-        "from",
-        "how",
-        "if",
-        "in",
-        "is",
-        "it",
-        "its",
-        "of",
-        "on",
-        "or",
-        "our",
-        "that",
-        "the",
-        "their",
-        "there",
-        "these",
-        "this",
-        "those",
-        "to",
-        "was",
-        "were",
-        "what",
-        "when",
-        "where",
-        "which",
-        "who",
-        "whom",
-        "whose",
-        "why",
-        "will",
-        "with",
-        "your",
-    ]
+    (
+        "a an and are as at by can did do does for from how if in is it its of on or our that the their there "
+        "these this those to was were what when where which who whom whose why will with your"
+    ).split()
 )
 # Small words that may stand inside a name.
 _JOINERS = frozenset("al and bin d da de del della der des di du for ibn la le of the to van von y".split())
@@ -83,6 +41,8 @@ class Prompt:
         subject_range: First token of the subject, and one past its last.
         subject_guessed: Whether the subject was guessed rather than given.
         subject_count: How often the subject occurs in the prompt.
+        subject_start: Where in the text the subject begins, in characters.
+        special_tokens: Whether the tokenizer added its special tokens; False where the text has them already.
     """
 
     text: str
@@ -92,6 +52,8 @@ class Prompt:
     subject_range: tuple[int, int]
     subject_guessed: bool
     subject_count: int
+    subject_start: int = 0
+    special_tokens: bool = True
 
     def __len__(self) -> int:
         """Number of tokens."""
@@ -134,7 +96,42 @@ def make_prompt(
     count = text.count(subject)
     if count == 0:
         raise SubjectError(_not_found(text, subject))
-    ids, spans = _encode(tokenizer, text)
+    return prompt_at(
+        tokenizer,
+        text,
+        subject,
+        _find(text, subject, occurrence),
+        subject_guessed=guessed,
+        subject_count=count,
+        context_length=context_length,
+        vocab_size=vocab_size,
+    )
+
+
+def prompt_at(
+    tokenizer: Any,
+    text: str,
+    subject: str,
+    start: int,
+    *,
+    subject_guessed: bool,
+    subject_count: int,
+    context_length: int | None,
+    vocab_size: int | None,
+    special_tokens: bool = True,
+) -> Prompt:
+    """Tokenize a text whose subject starts at character `start`.
+
+    Args:
+        tokenizer, text, subject, context_length, vocab_size: As in `make_prompt`.
+        start: The subject's first character.
+        subject_guessed, subject_count: Handed on to the `Prompt`.
+        special_tokens: Whether the tokenizer adds its own, such as a BOS; False where the text has them already.
+
+    Raises:
+        PromptError, TokenizerError: As in `make_prompt`.
+    """
+    ids, spans = encode_text(tokenizer, text, special_tokens)
     if context_length is not None and len(ids) > context_length:
         raise PromptError(
             f"The prompt has {len(ids)} tokens, and the model takes at most {context_length}. Shorten it."
@@ -144,7 +141,6 @@ def make_prompt(
             f"The tokenizer gave token id {max(ids)}, and the model knows ids below {vocab_size}. Use the tokenizer "
             "that belongs to the model."
         )
-    start = _find(text, subject, occurrence)
     covered = [i for i, (a, b) in enumerate(spans) if a < start + len(subject) and b > start]
     if not covered:
         raise TokenizerError(f"No token of the prompt covers the subject {_quoted(subject)}: the tokenizer drops it.")
@@ -154,8 +150,10 @@ def make_prompt(
         tokens=token_labels(tokenizer, ids, text, spans),
         subject=subject,
         subject_range=(covered[0], covered[-1] + 1),
-        subject_guessed=guessed,
-        subject_count=count,
+        subject_guessed=subject_guessed,
+        subject_count=subject_count,
+        subject_start=start,
+        special_tokens=special_tokens,
     )
 
 
@@ -243,15 +241,15 @@ def _not_found(text: str, subject: str) -> str:
     return f"{message} Give a part of the prompt exactly as it stands there."
 
 
-def _encode(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+def encode_text(tokenizer: Any, text: str, special_tokens: bool = True) -> tuple[list[int], list[tuple[int, int]]]:
     """Token ids, and for each token the characters [start, end) of the text that it covers."""
     if getattr(tokenizer, "is_fast", False):
-        encoded = tokenizer(text, return_offsets_mapping=True, verbose=False)
+        encoded = tokenizer(text, add_special_tokens=special_tokens, return_offsets_mapping=True, verbose=False)
         ids = [int(i) for i in encoded["input_ids"]]
         spans = [(int(a), int(b)) for a, b in encoded["offset_mapping"]]
     else:
-        ids = [int(i) for i in tokenizer(text, verbose=False)["input_ids"]]
-        spans = _spans_by_decoding(tokenizer, ids, text)
+        ids = [int(i) for i in tokenizer(text, add_special_tokens=special_tokens, verbose=False)["input_ids"]]
+        spans = _spans_by_decoding(tokenizer, ids, text, special_tokens)
     if not ids:
         raise PromptError(
             f"The tokenizer makes no tokens of {_quoted(text)}. Give a text that the model can go on from."
@@ -264,12 +262,14 @@ def _encode(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int]]
     return ids, spans
 
 
-def _spans_by_decoding(tokenizer: Any, ids: list[int], text: str) -> list[tuple[int, int]]:
+def _spans_by_decoding(tokenizer: Any, ids: list[int], text: str, special_added: bool) -> list[tuple[int, int]]:
     """Spans for tokenizers without offsets: how far the decoded text reaches with each token more."""
-    special = set(tokenizer.all_special_ids)
+    special = set(tokenizer.all_special_ids) if special_added else set()
 
     def decoded(count: int) -> str:
-        plain: str = tokenizer.decode(ids[:count], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        plain: str = tokenizer.decode(
+            ids[:count], skip_special_tokens=special_added, clean_up_tokenization_spaces=False
+        )
         return plain
 
     whole = decoded(len(ids))

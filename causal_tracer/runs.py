@@ -1,25 +1,34 @@
-"""Running the model: the clean run, the corrupted run, and the cache of clean runs."""
+"""Running the model: what every run shares, the clean run, and the cache of clean runs."""
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from causal_tracer.corruption import GaussianNoise
 from causal_tracer.errors import NumericsError
-from causal_tracer.hooks import Edit, editing_outputs, evaluation_mode, replace_stream_argument, stream_argument
+from causal_tracer.hooks import (
+    Edit,
+    editing_arguments,
+    editing_outputs,
+    evaluation_mode,
+    replace_stream_argument,
+    stream_argument,
+)
 from causal_tracer.layers import KINDS, TracedModel
-from causal_tracer.metrics import Metric
 from causal_tracer.probing import takes_argument
 from causal_tracer.prompts import Prompt
+from causal_tracer.wrappers import adapter_state
+
+Activations = Mapping[str, Tensor]
+"""By module name: what it gave in a run, [1 or samples, tokens, ...]."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,46 +36,62 @@ class CleanRun:
     """The model on the prompt as it is; what restoring puts back.
 
     Attributes:
-        input_ids: The prompt's token ids [tokens], on the CPU.
-        probabilities: Of the next token after the prompt [vocabulary], float32 on the CPU.
+        input_ids: The token ids [tokens], on the CPU.
+        logits: After each position read [reads, vocabulary], float32 on the CPU.
         activations: The output of every site module, by module name: [tokens, d_model], where the module left it.
     """
 
     input_ids: Tensor
-    probabilities: Tensor
+    logits: Tensor
     activations: Mapping[str, Tensor]
+
+    @cached_property
+    def probabilities(self) -> Tensor:
+        """Of the token that follows the first position read [vocabulary]."""
+        return self.logits[0].softmax(dim=-1)
 
     @property
     def top_id(self) -> int:
-        """The most probable next token."""
-        return int(self.probabilities.argmax())
+        """The most probable token there."""
+        return int(self.logits[0].argmax())
 
     @property
     def nbytes(self) -> int:
         """Memory held, in bytes."""
-        tensors = [self.probabilities, *self.activations.values()]
+        tensors = [self.logits, *self.activations.values()]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def run_model(
-    traced: TracedModel, input_ids: Tensor, edits: Mapping[nn.Module, Edit], *, use_cache: bool = False, **kwargs: Any
+    traced: TracedModel,
+    input_ids: Tensor,
+    edits: Mapping[nn.Module, Edit],
+    *,
+    input_edits: Mapping[nn.Module, Edit] | None = None,
+    keep: int = 1,
+    use_cache: bool = False,
+    **kwargs: Any,
 ) -> Any:
-    """Run the model with `edits` in place, alone on its model, and hand back what it returns.
+    """Run the model with edits in place, alone on its model, and hand back what it returns.
 
     Args:
         traced: The model.
         input_ids: Token ids [rows, tokens], of equal length: nothing is padded.
         edits: What to do with the outputs of modules.
+        input_edits: What to do with what modules take.
+        keep: Logits are asked for after this many last tokens only, where the model can do that.
         use_cache: Whether the model keeps keys, values and states.
-        kwargs: More arguments for the model. Logits are asked for after the last token only, where it can do that.
+        kwargs: More arguments for the model.
     """
     last_only: AbstractContextManager[None] = nullcontext()
     if traced.logits_to_keep_trims:
-        last_only = _reading_last_token(traced.head)
+        last_only = _reading_last_tokens(traced.head, keep)
     elif _takes_argument(type(traced.model).forward, "logits_to_keep"):
-        kwargs["logits_to_keep"] = 1
-    editing = editing_outputs(edits, input_ids.shape[1], traced.stacked_streams)
-    with traced.lock, evaluation_mode(traced.model), editing, last_only:
+        kwargs["logits_to_keep"] = keep
+    tokens = input_ids.shape[1]
+    editing = editing_outputs(edits, tokens, traced.stacked_streams)
+    editing_inputs = editing_arguments(input_edits or {}, tokens)
+    with traced.lock, evaluation_mode(traced.model), editing, editing_inputs, last_only:
         return traced.model(input_ids.to(traced.input_device), use_cache=use_cache, **kwargs)
 
 
@@ -74,12 +99,12 @@ _takes_argument = cache(takes_argument)
 
 
 @contextmanager
-def _reading_last_token(head: nn.Module) -> Iterator[None]:
-    """Let the head see the last token only."""
+def _reading_last_tokens(head: nn.Module, keep: int) -> Iterator[None]:
+    """Let the head see the last tokens only."""
 
     def narrow(_module: nn.Module, args: Any, kwargs: Any) -> Any:
         hidden = stream_argument(args, kwargs)
-        return None if hidden is None else replace_stream_argument(args, kwargs, hidden[:, -1:])
+        return None if hidden is None else replace_stream_argument(args, kwargs, hidden[:, -keep:])
 
     handle = head.register_forward_pre_hook(narrow, with_kwargs=True)
     try:
@@ -88,13 +113,15 @@ def _reading_last_token(head: nn.Module) -> Iterator[None]:
         handle.remove()
 
 
-def last_logits(traced: TracedModel, output: Any, what: str) -> Tensor:
-    """The logits after the last token [rows, vocabulary], float32, on the model's output device.
+def finite_logits(traced: TracedModel, output: Any, what: str, reads: Sequence[int] = (-1,)) -> Tensor:
+    """The logits at positions counted from the end [rows, reads, vocabulary], float32, on the model's output device.
 
     Raises:
         NumericsError: A logit of the run called `what` is NaN or infinite.
     """
-    logits: Tensor = output.logits[:, -1].float()
+    logits: Tensor = output.logits
+    # Most runs read the last token alone: a slice spares a copy as large as the logits.
+    logits = (logits[:, -1:] if tuple(reads) == (-1,) else logits[:, list(reads)]).float()
     # A sum is finite only if all are, and needs no mask or copy as large as the logits.
     if not bool(logits.sum(dim=-1).isfinite().all()):
         raise NumericsError(
@@ -104,80 +131,55 @@ def last_logits(traced: TracedModel, output: Any, what: str) -> Tensor:
     return logits
 
 
-def read_logits(traced: TracedModel, input_ids: Tensor, edits: Mapping[nn.Module, Edit], what: str) -> Tensor:
-    """Run the model and read the logits after the last token: `run_model`, then `last_logits`."""
-    return last_logits(traced, run_model(traced, input_ids, edits), what)
+def read_logits(
+    traced: TracedModel,
+    input_ids: Tensor,
+    edits: Mapping[nn.Module, Edit],
+    what: str,
+    reads: Sequence[int] | None = None,
+    input_edits: Mapping[nn.Module, Edit] | None = None,
+) -> Tensor:
+    """Run the model and read the logits after some positions, or after the last token.
+
+    Returns:
+        Logits [rows, reads, vocabulary], float32.
+
+    Raises:
+        NumericsError: One of them is NaN or infinite.
+    """
+    tokens = input_ids.shape[1]
+    from_end = [read - tokens for read in ((tokens - 1,) if reads is None else reads)]
+    output = run_model(traced, input_ids, edits, input_edits=input_edits, keep=-min(from_end))
+    return finite_logits(traced, output, what, from_end)
 
 
-def clean_run(traced: TracedModel, input_ids: tuple[int, ...]) -> CleanRun:
-    """Run the model on a prompt and keep what every site module gave."""
-    activations: dict[str, Tensor] = {}
-
-    def keep(name: str) -> Callable[[Tensor], None]:
-        # A copy, since some models add the residual into a module's output in place.
-        return lambda activation: activations.__setitem__(name, activation[0].detach().clone())
-
+def clean_run(traced: TracedModel, input_ids: tuple[int, ...], reads: Sequence[int] | None = None) -> CleanRun:
+    """Run the model on a prompt and keep what every site module gave, and the logits after the positions read."""
     names = {name for kind in KINDS for layer in traced.site_names[kind] for name in layer}
-    edits: dict[nn.Module, Edit] = {traced.modules[name]: keep(name) for name in names}
     ids = torch.tensor(input_ids)
-    logits = read_logits(traced, ids[None], edits, "clean")
-    return CleanRun(input_ids=ids, probabilities=logits[0].softmax(dim=-1).cpu(), activations=activations)
+    kept = Recorder(names)
+    logits = read_logits(traced, ids[None], kept.edits(traced), "clean", reads)
+    return CleanRun(input_ids=ids, logits=logits[0].cpu(), activations={n: v[0] for n, v in kept.values().items()})
 
 
-def corrupting(noise: Tensor, prompt: Prompt, samples: Tensor, tokens: range | None = None) -> Edit:
-    """The edit of the embedding that adds noise [samples, subject tokens, width] to the subject's tokens.
+class Recorder:
+    """Keeps what modules give, or take, in one run or in several batches of rows."""
 
-    Row r of the batch takes draw `samples[r]`. The sum is rounded once, to the embedding's dtype. `tokens` are the
-    prompt's tokens that the run has; None means all.
-    """
-    start, end = prompt.subject_range
-    tokens = range(len(prompt)) if tokens is None else tokens
-    first, last = max(start, tokens.start), min(end, tokens.stop)
+    def __init__(self, names: Iterable[str]):
+        self._parts: dict[str, list[Tensor]] = {name: [] for name in sorted(names)}
 
-    def corrupt(embedded: Tensor) -> Tensor | None:
-        if first >= last:
-            return None
-        corrupted = embedded.clone()
-        here = slice(first - tokens.start, last - tokens.start)
-        added = embedded[:, here].float() + noise[samples, first - start : last - start].to(embedded.device)
-        corrupted[:, here] = added.to(embedded.dtype)
-        return corrupted
+    def edits(self, traced: TracedModel) -> dict[nn.Module, Edit]:
+        """Edits for the next batch, which change nothing and keep what they see."""
 
-    return corrupt
+        def keep(parts: list[Tensor]) -> Edit:
+            # A copy, since some models add the residual into a module's output in place.
+            return lambda activation: parts.append(activation.detach().clone())
 
+        return {traced.modules[name]: keep(parts) for name, parts in self._parts.items()}
 
-@dataclass(frozen=True, eq=False)
-class CorruptedRun:
-    """The model on the corrupted prompt, once per noise sample.
-
-    Attributes:
-        prompt: The prompt.
-        noise: What was added to the subject's embeddings [samples, subject tokens, width], float32 on the CPU.
-        scores: The metric in each sample [samples], float32 on the CPU.
-    """
-
-    prompt: Prompt
-    noise: Tensor
-    scores: Tensor
-
-    @property
-    def samples(self) -> int:
-        """Number of noise samples."""
-        return int(self.noise.shape[0])
-
-
-def corrupted_run(
-    traced: TracedModel, prompt: Prompt, corruption: GaussianNoise, samples: int, metric: Metric, batch_size: int
-) -> CorruptedRun:
-    """Run the corrupted prompt once for each noise sample, at most `batch_size` rows at a time."""
-    start, end = prompt.subject_range
-    noise = corruption.draw(samples, end - start, traced.embedding_width)
-    ids = torch.tensor(prompt.input_ids)
-    scores = []
-    for batch in torch.split(torch.arange(samples), batch_size):
-        edits = {traced.embedding: corrupting(noise, prompt, batch)}
-        scores.append(metric(read_logits(traced, ids.expand(len(batch), -1), edits, "corrupted")).cpu())
-    return CorruptedRun(prompt=prompt, noise=noise, scores=torch.cat(scores))
+    def values(self) -> dict[str, Tensor]:
+        """What was seen, by module name: [rows, tokens, ...]."""
+        return {name: torch.cat(parts) for name, parts in self._parts.items() if parts}
 
 
 class CleanRunCache:
@@ -199,14 +201,14 @@ class CleanRunCache:
         with self._lock:
             return sum(run.nbytes for run in self._runs.values())
 
-    def get(self, prompt: Prompt) -> CleanRun:
+    def get(self, prompt: Prompt, reads: tuple[int, ...] | None = None) -> CleanRun:
         """The prompt's clean run, from the cache or made now."""
-        key = (prompt.input_ids, self._weights())
+        key = (prompt.input_ids, reads, self._weights(), adapter_state(self._traced.model))
         with self._lock:
             if key in self._runs:
                 self._runs.move_to_end(key)
                 return self._runs[key]
-        run = clean_run(self._traced, prompt.input_ids)
+        run = clean_run(self._traced, prompt.input_ids, reads)
         with self._lock:
             self._runs[key] = run
             held = sum(kept.nbytes for kept in self._runs.values())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,33 +12,21 @@ from torch import nn
 
 from causal_tracer.corruption import NOISE_MULTIPLIER, automatic_noise_level
 from causal_tracer.errors import SettingsError
+from causal_tracer.experiment import TracingContext
 from causal_tracer.flow import HiddenFlow
+from causal_tracer.head_flow import HeadFlow, trace_heads
 from causal_tracer.layers import KINDS, LayerConfig, LayerKind, require_kind, trace_model
 from causal_tracer.prompts import Occurrence
+from causal_tracer.request import HiddenFlowQuery, MapSpec, TraceRequest
 from causal_tracer.runs import CleanRunCache
 from causal_tracer.sweep.engine import EngineChoice
-from causal_tracer.trace import FlowUpdate, TraceRequest, TracingContext, trace, trace_kinds
+from causal_tracer.trace import FlowUpdate, trace, trace_maps
 
 Progress = Callable[[int, int], None]
 """Called with (restored runs done, restored runs in all)."""
 
 DEFAULT_WINDOWS: Mapping[LayerKind, int] = {"hidden": 1, "mlp": 10, "attention": 10}
 """The windows of the ROME paper (arXiv 2202.05262, Figure 1): single hidden states, ten MLP or attention layers."""
-
-
-@dataclass(frozen=True)
-class HiddenFlowQuery:
-    """One prompt of several to trace.
-
-    Attributes:
-        text: The prompt.
-        subject: A part of the prompt; None has it guessed.
-        override_answer_id: The token whose probability is read; None takes the model's own answer.
-    """
-
-    text: str
-    subject: str | None = None
-    override_answer_id: int | None = None
 
 
 class CausalTracer:
@@ -291,12 +278,57 @@ class CausalTracer:
         )
         given = {require_kind(kind): window for kind, window in (windows or {}).items()}
         chosen = {kind: {**DEFAULT_WINDOWS, **given}[require_kind(kind)] for kind in kinds}
-        flows: Mapping[LayerKind, HiddenFlow] = {}
-        for update in trace_kinds(self._context, base, chosen, cancelled or (lambda: False)):
+        specs: dict[str, MapSpec] = {kind: MapSpec(kind, window) for kind, window in chosen.items()}
+        flows = self.trace_maps(base, specs, progress=progress, cancelled=cancelled)
+        return {kind: flows[kind] for kind in chosen}
+
+    def trace_maps(
+        self,
+        request: TraceRequest,
+        specs: Mapping[str, MapSpec],
+        *,
+        progress: Progress | None = None,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> dict[str, HiddenFlow]:
+        """Trace one prompt for several maps in one sweep: kinds and windows, severed ones, placebos.
+
+        Args:
+            request: The prompt, and what all maps share; its own kind and window are not used.
+            specs: The maps, by names of your choice.
+            progress: Called with (runs done, runs in all) as it goes.
+            cancelled: Asked as it goes; True stops the trace.
+
+        Returns:
+            A map for each name; all see the same noise, so that their cells can be paired sample by sample.
+        """
+        flows: Mapping[str, HiddenFlow] = {}
+        for update in trace_maps(self._context, request, specs, cancelled or (lambda: False)):
             flows = update.flows
             if progress is not None:
                 progress(update.done, update.total)
         return dict(flows)
+
+    def calculate_head_flow(
+        self,
+        request: TraceRequest,
+        token: int | None = None,
+        *,
+        progress: Progress | None = None,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> HeadFlow:
+        """Trace single attention heads at one token: head x layer.
+
+        Args:
+            request: The prompt, and how; its window holds, its kind is not used.
+            token: The position at which heads are restored; None means the last token.
+            progress: Called with (runs done, runs in all) as it goes.
+            cancelled: Asked as it goes; True stops the trace.
+
+        Raises:
+            ModelStructureError: The model's attention has no heads that could be told apart.
+            SettingsError, PromptError, TokenizerError, NumericsError, TraceCancelled: As in `calculate_hidden_flow`.
+        """
+        return trace_heads(self._context, request, token, progress or (lambda _done, _total: None), cancelled)
 
     def stream(self, request: TraceRequest, cancelled: Callable[[], bool] | None = None) -> Iterator[FlowUpdate]:
         """Trace one prompt and hand on the map as it fills in, the most telling tokens first.

@@ -13,10 +13,10 @@ import transformers
 from torch import Tensor
 
 from causal_tracer import CausalTracer
+from causal_tracer.base_run import corrupting
 from causal_tracer.corruption import GaussianNoise, automatic_noise_level, embedding_scale
 from causal_tracer.errors import NumericsError, SettingsError
 from causal_tracer.prompts import make_prompt
-from causal_tracer.runs import corrupting
 from tests.tiny_models import (
     ARCHITECTURES,
     D_MODEL,
@@ -119,13 +119,14 @@ def test_noise_goes_on_the_subjects_tokens_and_nowhere_else() -> None:
     noise = GaussianNoise(1.0, 1).draw(3, end - start, 4)
     embedded = torch.randn(4, len(prompt), 4, generator=torch.Generator().manual_seed(0))
     untouched = embedded.clone()
-    corrupted = corrupting(noise, prompt, torch.tensor([2, 0, 1, 2]))(embedded)
+    subject = embedded[0, start:end]
+    corrupted = corrupting(subject + noise, prompt, torch.tensor([2, 0, 1, 2]))(embedded)
     assert corrupted is not None
     assert torch.equal(embedded, untouched), "the embedding's output was written into"
     assert torch.equal(corrupted[:, :start], embedded[:, :start])
     assert torch.equal(corrupted[:, end:], embedded[:, end:])
     for row, sample in enumerate([2, 0, 1, 2]):
-        assert torch.equal(corrupted[row, start:end], embedded[row, start:end] + noise[sample])
+        assert torch.equal(corrupted[row, start:end], subject + noise[sample])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
@@ -134,7 +135,7 @@ def test_the_sum_is_rounded_once_to_the_embeddings_dtype(dtype: torch.dtype) -> 
     start, end = prompt.subject_range
     noise = GaussianNoise(0.01, 1).draw(1, end - start, 4)
     embedded = torch.full((1, len(prompt), 4), 1.0, dtype=dtype)
-    corrupted = corrupting(noise, prompt, torch.tensor([0]))(embedded)
+    corrupted = corrupting(embedded[0, start:end].float() + noise, prompt, torch.tensor([0]))(embedded)
     assert corrupted is not None
     assert corrupted.dtype == dtype
     assert torch.equal(corrupted[0, start:end], (1.0 + noise[0]).to(dtype))

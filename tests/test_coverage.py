@@ -169,7 +169,7 @@ def test_tokens_that_meet_again_in_a_block_are_seen(model_type: str, expected: b
 
 def test_only_hidden_states_of_the_last_block_are_no_ops_where_tokens_meet_again() -> None:
     def found(site: Any, meet_again: bool) -> Any:
-        return reach(Cell(0, 0, (Intervention((7,), site, (5,)),)), 3, 10, 8, meet_again)
+        return reach(Cell(0, 0, (Intervention((7,), site, (5,)),)), 3, (9,), 8, meet_again)
 
     assert found("hidden", True) is None
     assert found("attention", False) is None

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from causal_tracer.base_run import BaseRun
+from causal_tracer.corruption import subject_embeddings
 from causal_tracer.layers import TracedModel
 from causal_tracer.metrics import AnswerProbability, Metric
-from causal_tracer.runs import CleanRun, CorruptedRun
+from causal_tracer.runs import CleanRun
 from causal_tracer.sweep.full import full_sweep
 from causal_tracer.sweep.plan import Cell, Intervention, SweepChunk, SweepPlan
 from tests import test_layers as layer_checks
@@ -31,13 +33,13 @@ def _with_interventions(plan: SweepPlan, change: Callable[[Intervention], Interv
 
 
 def ignores_restoration(
-    traced: TracedModel, clean: CleanRun, corrupted: CorruptedRun, plan: SweepPlan, metric: Metric, batch_size: int
+    traced: TracedModel, clean: CleanRun, corrupted: BaseRun, plan: SweepPlan, metric: Metric, batch_size: int
 ) -> Chunks:
     yield from full_sweep(traced, clean, corrupted, _with_interventions(plan, lambda _: None), metric, batch_size)
 
 
 def returns_low_score(
-    traced: TracedModel, clean: CleanRun, corrupted: CorruptedRun, plan: SweepPlan, metric: Metric, batch_size: int
+    traced: TracedModel, clean: CleanRun, corrupted: BaseRun, plan: SweepPlan, metric: Metric, batch_size: int
 ) -> Chunks:
     cells = torch.arange(len(plan.cells)).repeat_interleave(corrupted.samples)
     samples = torch.arange(corrupted.samples).repeat(len(plan.cells))
@@ -45,14 +47,14 @@ def returns_low_score(
 
 
 def returns_high_score(
-    traced: TracedModel, clean: CleanRun, corrupted: CorruptedRun, plan: SweepPlan, metric: Metric, batch_size: int
+    traced: TracedModel, clean: CleanRun, corrupted: BaseRun, plan: SweepPlan, metric: Metric, batch_size: int
 ) -> Chunks:
     for chunk in returns_low_score(traced, clean, corrupted, plan, metric, batch_size):
         yield replace(chunk, scores=torch.full_like(chunk.scores, float(clean.probabilities.max())))
 
 
 def swaps_attention_and_mlp(
-    traced: TracedModel, clean: CleanRun, corrupted: CorruptedRun, plan: SweepPlan, metric: Metric, batch_size: int
+    traced: TracedModel, clean: CleanRun, corrupted: BaseRun, plan: SweepPlan, metric: Metric, batch_size: int
 ) -> Chunks:
     yield from full_sweep(swapped(traced), clean, corrupted, plan, metric, batch_size)
 
@@ -64,14 +66,14 @@ def swapped(traced: TracedModel) -> TracedModel:
 
 
 def shifts_rows(
-    traced: TracedModel, clean: CleanRun, corrupted: CorruptedRun, plan: SweepPlan, metric: Metric, batch_size: int
+    traced: TracedModel, clean: CleanRun, corrupted: BaseRun, plan: SweepPlan, metric: Metric, batch_size: int
 ) -> Chunks:
     for chunk in full_sweep(traced, clean, corrupted, plan, metric, batch_size):
         yield replace(chunk, scores=chunk.scores.roll(1))
 
 
 def restores_only_the_first_row_of_a_batch(
-    traced: TracedModel, clean: CleanRun, corrupted: CorruptedRun, plan: SweepPlan, metric: Metric, batch_size: int
+    traced: TracedModel, clean: CleanRun, corrupted: BaseRun, plan: SweepPlan, metric: Metric, batch_size: int
 ) -> Chunks:
     for chunk in full_sweep(traced, clean, corrupted, plan, metric, batch_size):
         scores = corrupted.scores[chunk.samples]
@@ -80,28 +82,29 @@ def restores_only_the_first_row_of_a_batch(
 
 
 def uses_one_noise_for_all_samples(
-    traced: TracedModel, clean: CleanRun, corrupted: CorruptedRun, plan: SweepPlan, metric: Metric, batch_size: int
+    traced: TracedModel, clean: CleanRun, corrupted: BaseRun, plan: SweepPlan, metric: Metric, batch_size: int
 ) -> Chunks:
-    noise = corrupted.noise[:1].expand_as(corrupted.noise)
-    yield from full_sweep(traced, clean, replace(corrupted, noise=noise), plan, metric, batch_size)
+    noise = corrupted.embeddings[:1].expand_as(corrupted.embeddings)
+    yield from full_sweep(traced, clean, replace(corrupted, embeddings=noise), plan, metric, batch_size)
 
 
 def uses_another_samples_noise(
-    traced: TracedModel, clean: CleanRun, corrupted: CorruptedRun, plan: SweepPlan, metric: Metric, batch_size: int
+    traced: TracedModel, clean: CleanRun, corrupted: BaseRun, plan: SweepPlan, metric: Metric, batch_size: int
 ) -> Chunks:
-    yield from full_sweep(traced, clean, replace(corrupted, noise=corrupted.noise.roll(1, 0)), plan, metric, batch_size)
+    rolled = replace(corrupted, embeddings=corrupted.embeddings.roll(1, 0))
+    yield from full_sweep(traced, clean, rolled, plan, metric, batch_size)
 
 
 def corrupts_one_token_of_the_subject(
-    traced: TracedModel, clean: CleanRun, corrupted: CorruptedRun, plan: SweepPlan, metric: Metric, batch_size: int
+    traced: TracedModel, clean: CleanRun, corrupted: BaseRun, plan: SweepPlan, metric: Metric, batch_size: int
 ) -> Chunks:
-    noise = corrupted.noise.clone()
-    noise[:, 1:] = 0
-    yield from full_sweep(traced, clean, replace(corrupted, noise=noise), plan, metric, batch_size)
+    noise = corrupted.embeddings.clone()
+    noise[:, 1:] = subject_embeddings(traced, corrupted.prompt).embedded[1:]
+    yield from full_sweep(traced, clean, replace(corrupted, embeddings=noise), plan, metric, batch_size)
 
 
 def shifts_noise_by_one_token(
-    traced: TracedModel, clean: CleanRun, corrupted: CorruptedRun, plan: SweepPlan, metric: Metric, batch_size: int
+    traced: TracedModel, clean: CleanRun, corrupted: BaseRun, plan: SweepPlan, metric: Metric, batch_size: int
 ) -> Chunks:
     start, end = corrupted.prompt.subject_range
     moved = replace(corrupted.prompt, subject_range=(start - 1, end - 1))
@@ -109,7 +112,7 @@ def shifts_noise_by_one_token(
 
 
 def restores_the_next_token(
-    traced: TracedModel, clean: CleanRun, corrupted: CorruptedRun, plan: SweepPlan, metric: Metric, batch_size: int
+    traced: TracedModel, clean: CleanRun, corrupted: BaseRun, plan: SweepPlan, metric: Metric, batch_size: int
 ) -> Chunks:
     last = len(corrupted.prompt) - 1
 
@@ -120,7 +123,7 @@ def restores_the_next_token(
 
 
 def restores_only_one_token_of_many(
-    traced: TracedModel, clean: CleanRun, corrupted: CorruptedRun, plan: SweepPlan, metric: Metric, batch_size: int
+    traced: TracedModel, clean: CleanRun, corrupted: BaseRun, plan: SweepPlan, metric: Metric, batch_size: int
 ) -> Chunks:
     def first_token(intervention: Intervention) -> Intervention:
         return replace(intervention, tokens=intervention.tokens[:1])
@@ -129,7 +132,7 @@ def restores_only_one_token_of_many(
 
 
 def moves_windows_by_one_layer(
-    traced: TracedModel, clean: CleanRun, corrupted: CorruptedRun, plan: SweepPlan, metric: Metric, batch_size: int
+    traced: TracedModel, clean: CleanRun, corrupted: BaseRun, plan: SweepPlan, metric: Metric, batch_size: int
 ) -> Chunks:
     def moved(intervention: Intervention) -> Intervention:
         layers = tuple(min(layer + 1, traced.n_layers - 1) for layer in intervention.layers)
@@ -139,7 +142,7 @@ def moves_windows_by_one_layer(
 
 
 def drops_the_last_layer_of_a_window(
-    traced: TracedModel, clean: CleanRun, corrupted: CorruptedRun, plan: SweepPlan, metric: Metric, batch_size: int
+    traced: TracedModel, clean: CleanRun, corrupted: BaseRun, plan: SweepPlan, metric: Metric, batch_size: int
 ) -> Chunks:
     def shorter(intervention: Intervention) -> Intervention:
         layers = intervention.layers
@@ -149,34 +152,34 @@ def drops_the_last_layer_of_a_window(
 
 
 def restores_values_of_the_next_token(
-    traced: TracedModel, clean: CleanRun, corrupted: CorruptedRun, plan: SweepPlan, metric: Metric, batch_size: int
+    traced: TracedModel, clean: CleanRun, corrupted: BaseRun, plan: SweepPlan, metric: Metric, batch_size: int
 ) -> Chunks:
     shifted = {name: values.roll(-1, 0) for name, values in clean.activations.items()}
     yield from full_sweep(traced, replace(clean, activations=shifted), corrupted, plan, metric, batch_size)
 
 
 def restores_zeros(
-    traced: TracedModel, clean: CleanRun, corrupted: CorruptedRun, plan: SweepPlan, metric: Metric, batch_size: int
+    traced: TracedModel, clean: CleanRun, corrupted: BaseRun, plan: SweepPlan, metric: Metric, batch_size: int
 ) -> Chunks:
     zeros = {name: torch.zeros_like(values) for name, values in clean.activations.items()}
     yield from full_sweep(traced, replace(clean, activations=zeros), corrupted, plan, metric, batch_size)
 
 
 def reads_another_answer(
-    traced: TracedModel, clean: CleanRun, corrupted: CorruptedRun, plan: SweepPlan, metric: Any, batch_size: int
+    traced: TracedModel, clean: CleanRun, corrupted: BaseRun, plan: SweepPlan, metric: Any, batch_size: int
 ) -> Chunks:
-    yield from full_sweep(traced, clean, corrupted, plan, AnswerProbability(metric.answer_id - 1), batch_size)
+    yield from full_sweep(traced, clean, corrupted, plan, AnswerProbability((metric.answer_ids[0] - 1,)), batch_size)
 
 
 def depends_on_the_batch_size(
-    traced: TracedModel, clean: CleanRun, corrupted: CorruptedRun, plan: SweepPlan, metric: Metric, batch_size: int
+    traced: TracedModel, clean: CleanRun, corrupted: BaseRun, plan: SweepPlan, metric: Metric, batch_size: int
 ) -> Chunks:
     for chunk in full_sweep(traced, clean, corrupted, plan, metric, batch_size):
         yield replace(chunk, scores=chunk.scores + 1e-4 * (batch_size == 3))
 
 
 def forgets_the_last_batch(
-    traced: TracedModel, clean: CleanRun, corrupted: CorruptedRun, plan: SweepPlan, metric: Metric, batch_size: int
+    traced: TracedModel, clean: CleanRun, corrupted: BaseRun, plan: SweepPlan, metric: Metric, batch_size: int
 ) -> Chunks:
     yield from list(full_sweep(traced, clean, corrupted, plan, metric, batch_size))[:-1]
 

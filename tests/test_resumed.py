@@ -106,7 +106,7 @@ def test_reach_is_the_first_token_and_block_that_a_cell_changes(
     interventions: list[Any], expected: Reach | None
 ) -> None:
     cell = Cell(0, 0, tuple(Intervention(*intervention) for intervention in interventions))
-    assert reach(cell, first_corrupted=3, n_tokens=10, n_layers=8) == expected
+    assert reach(cell, first_corrupted=3, reads=(9,), n_layers=8) == expected
 
 
 def test_work_shrinks_with_the_cells_that_are_left() -> None:
@@ -171,14 +171,14 @@ def one_block_late(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def nothing_restored(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resumed, "restored_places", lambda cells: {})
+    monkeypatch.setattr(resumed, "restored_places", lambda cells, cell_of: {})
 
 
 def no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     def without(*args: Any, **kwargs: Any) -> Any:
         raise CannotResume("it has no cache")
 
-    monkeypatch.setattr(resumed, "corrupted_state", without)
+    monkeypatch.setattr(resumed, "base_state", without)
 
 
 @pytest.mark.parametrize("break_it", [wrong_sample, one_row_off, one_block_late, nothing_restored, no_cache])
@@ -265,7 +265,7 @@ def test_stopping_in_the_middle_of_a_pass_leaves_the_model_bit_identical(name: s
     tracer.context.traced.lock.release()
 
 
-def test_cancelling_is_asked_for_at_every_block() -> None:
+def test_cancelling_is_asked_for_at_every_block_and_before_the_head() -> None:
     asked: list[None] = []
 
     def cancelled() -> bool:
@@ -275,7 +275,7 @@ def test_cancelling_is_asked_for_at_every_block() -> None:
     tracer = tiny_tracer("llama")
     tracer.calculate_hidden_flow(PROMPT, SUBJECT, samples=2, cancelled=cancelled)
     base = base_runs("llama")
-    assert len(asked) == (base.n_tokens - base.prompt.subject_range[0]) * tracer.count_layers()
+    assert len(asked) == (base.n_tokens - base.prompt.subject_range[0]) * (tracer.count_layers() + 1)
 
 
 def test_two_threads_and_an_abandoned_trace_do_not_mix() -> None:

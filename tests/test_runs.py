@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 
+from causal_tracer.base_run import corrupted_run
 from causal_tracer.corruption import GaussianNoise
 from causal_tracer.errors import NumericsError
 from causal_tracer.hooks import first_tensor, replace_first_tensor
 from causal_tracer.metrics import AnswerProbability
 from causal_tracer.prompts import make_prompt
-from causal_tracer.runs import CleanRunCache, clean_run, corrupted_run, read_logits
+from causal_tracer.runs import CleanRunCache, clean_run, read_logits
 from tests.hand_hooks import cell_by_hand, clean_by_hand, rome_noise
 from tests.test_sweep import assert_unchanged, fingerprint
 from tests.tiny_models import (
@@ -76,7 +77,7 @@ def test_the_corrupted_run_equals_hooks_by_hand(name: str, batch_size: int) -> N
     traced = tiny_tracer(name).context.traced
     probabilities, clean = clean_by_hand(tiny_model(name), name, prompt.input_ids)
     answer = int(probabilities.argmax())
-    run = corrupted_run(traced, prompt, GaussianNoise(1.0, 2), 3, AnswerProbability(answer), batch_size)
+    run = corrupted_run(traced, prompt, GaussianNoise(1.0, 2), 3, AnswerProbability((answer,)), batch_size)
     start, end = prompt.subject_range
     noise = rome_noise(2, 3, end - start, traced.d_model, 1.0)
     expected = [

@@ -14,12 +14,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from causal_tracer.base_run import BaseRun, corrupted_run
 from causal_tracer.corruption import GaussianNoise
 from causal_tracer.errors import NumericsError, TraceCancelled
 from causal_tracer.layers import KINDS, LayerKind, TracedModel
 from causal_tracer.metrics import AnswerProbability, Metric
 from causal_tracer.prompts import Prompt, make_prompt
-from causal_tracer.runs import CleanRun, CorruptedRun, clean_run, corrupted_run
+from causal_tracer.runs import CleanRun, clean_run
 from causal_tracer.sweep.full import full_sweep
 from causal_tracer.sweep.plan import Cell, Intervention, SweepChunk, SweepPlan, map_plan, window_layers
 from tests.hand_hooks import hand_window, map_by_hand
@@ -36,7 +37,7 @@ from tests.tiny_models import (
     tiny_tracer,
 )
 
-Engine = Callable[[TracedModel, CleanRun, CorruptedRun, SweepPlan, Metric, int], Iterable[SweepChunk]]
+Engine = Callable[[TracedModel, CleanRun, BaseRun, SweepPlan, Metric, int], Iterable[SweepChunk]]
 
 SAMPLES = 2
 TOLERANCE = 1e-5
@@ -50,7 +51,7 @@ class Base:
     traced: TracedModel
     prompt: Prompt
     clean: CleanRun
-    corrupted: CorruptedRun
+    corrupted: BaseRun
     metric: Metric
     noise: float
 
@@ -70,7 +71,7 @@ def base_runs(name: str, noise: float | None = None, text: str = PROMPT, subject
     level = tracer.noise if noise is None else noise
     prompt = make_prompt(tracer.tokenizer, text, subject)
     clean = clean_run(traced, prompt.input_ids)
-    metric = AnswerProbability(clean.top_id)
+    metric = AnswerProbability((clean.top_id,))
     corrupted = corrupted_run(traced, prompt, GaussianNoise(level, seed), SAMPLES, metric, 64)
     return Base(traced, prompt, clean, corrupted, metric, level)
 
@@ -387,7 +388,7 @@ def assert_unchanged(model: Any, before: dict[str, Any]) -> None:
 def test_nan_logits_raise_numerics_error_that_names_the_run() -> None:
     base = base_runs("gpt2")
     plan = map_plan(base.traced, base.prompt, "hidden", 1, [5], [0])
-    broken = CorruptedRun(base.prompt, torch.full_like(base.corrupted.noise, torch.nan), base.corrupted.scores)
+    broken = BaseRun(base.prompt, torch.full_like(base.corrupted.embeddings, torch.nan), base.corrupted.scores)
     with pytest.raises(NumericsError, match="restored run"):
         list(full_sweep(base.traced, base.clean, broken, plan, base.metric, 4))
 

@@ -6,7 +6,7 @@ run goes on from there with one row a sample. After it, the state at every block
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from causal_tracer.base_run import BaseRun, corrupting
 from causal_tracer.hooks import Edit, first_tensor, replace_first_tensor, replacing_forward, rows_first, stream_argument
 from causal_tracer.layers import TracedModel
 from causal_tracer.probing import takes_argument
-from causal_tracer.runs import CorruptedRun, corrupting, run_model
+from causal_tracer.runs import run_model
 from causal_tracer.sweep.caches import CacheSnapshot, CannotResume, cropped, has_states, keeps_all_tokens, snapshot
 from causal_tracer.sweep.side_values import Companions, SharedValues, companions_of, shared_values
 
@@ -32,7 +33,7 @@ class BaseState:
         outputs: What each block returned: the form that a skipped block has to return.
         companions: What each block handed to the next beside the stream.
         shared: What earlier blocks had left for each block in dictionaries that all blocks are given.
-        snapshots: The cache before each token from `first_token` on; None where nothing is before it.
+        snapshots: The cache before the tokens that a pass begins with; None where nothing is before one.
     """
 
     first_token: int
@@ -48,10 +49,10 @@ class BaseState:
         return next((block for block, given in enumerate(self.shared[1:]) if given), None)
 
 
-def corrupted_state(
-    traced: TracedModel, corrupted: CorruptedRun, *, use_cache: bool, positions: bool = False
+def base_state(
+    traced: TracedModel, base: BaseRun, wanted: Sequence[int], *, use_cache: bool, positions: bool = False
 ) -> BaseState:
-    """Run the corrupted prompt and keep its streams and, with `use_cache`, its cache before every token.
+    """Run the base run's prompt and keep its streams and, with `use_cache`, its cache before each token in `wanted`.
 
     Without a cache all tokens stay in every run, so token 0 is the only one to resume at. With `positions` the model
     is told the tokens' positions.
@@ -59,9 +60,9 @@ def corrupted_state(
     Raises:
         CannotResume: The model hands back no cache, or its blocks do not hand on a residual stream.
     """
-    prompt, samples = corrupted.prompt, torch.arange(corrupted.samples)
-    tokens = range(prompt.subject_range[0] if use_cache else 0, len(prompt))
-    record = _Record(traced, corrupted, samples, positions)
+    prompt, samples = base.prompt, torch.arange(base.samples)
+    tokens = range(min(prompt.subject_range[0], *wanted) if use_cache else 0, len(prompt))
+    record = _Record(traced, base, samples, positions)
     if not use_cache:
         record.run(tokens, None, use_cache=False)
         return record.state(0, {0: None})
@@ -69,7 +70,7 @@ def corrupted_state(
     def clean_prefix(end: int) -> CacheSnapshot | None:
         if end == 0:
             return None
-        given = position_argument(range(end), 1) if positions else {}
+        given: dict[str, Any] = position_argument(range(end), 1) if positions else {}
         ids = torch.tensor(prompt.input_ids[:end])
         with headless(traced):
             return snapshot(traced, run_model(traced, ids[None], {}, use_cache=True, **given), shared=True)
@@ -79,32 +80,36 @@ def corrupted_state(
     snapshots: dict[int, CacheSnapshot | None] = {tokens.start: prefix}
     if end is None:
         raise CannotResume("it hands back no cache")
+    later = [token for token in wanted if token > tokens.start]
+    if not later:
+        return record.state(tokens.start, snapshots)
     if keeps_all_tokens(end, len(prompt)):
-        for token in tokens[1:]:
+        for token in later:
             snapshots[token] = cropped(end, len(prompt) - token)
         return record.state(tokens.start, snapshots)
-    again, before = _Record(traced, corrupted, samples, positions), prefix
+    again, before = _Record(traced, base, samples, positions), prefix
     if has_states(end):
         # States cannot be wound back, and some models leave a less exact one after a single token than after several:
         # run from before the subject to each token, never one token alone.
         begin = max(0, tokens.start - 1)
         before = clean_prefix(begin)
-        for token in tokens[1:]:
+        for token in later:
             snapshots[token] = again.run(range(begin, token), before, use_cache=True)
         return record.state(tokens.start, snapshots)
     # Windows have dropped tokens: step forward and copy on the way.
-    for token in tokens:
+    for token in range(tokens.start, max(later)):
         snapshots[token] = before
         before = again.run(range(token, token + 1), before, use_cache=True)
+    snapshots[max(later)] = before
     return record.state(tokens.start, snapshots)
 
 
 class _Record:
     """What the blocks took and gave in a run of consecutive tokens."""
 
-    def __init__(self, traced: TracedModel, corrupted: CorruptedRun, samples: Tensor, positions: bool):
+    def __init__(self, traced: TracedModel, base: BaseRun, samples: Tensor, positions: bool):
         self._traced = traced
-        self._corrupted = corrupted
+        self._base = base
         self._samples = samples
         self._positions = positions
 
@@ -124,9 +129,9 @@ class _Record:
         self._outputs: list[Any] = []
         self._companions: list[Companions] = []
         self._shared: list[SharedValues] = []
-        traced, prompt, samples = self._traced, self._corrupted.prompt, self._samples
+        traced, prompt, samples = self._traced, self._base.prompt, self._samples
         ids = torch.tensor(prompt.input_ids)[tokens.start : tokens.stop]
-        edits: dict[Any, Edit] = {traced.embedding: corrupting(self._corrupted.noise, prompt, samples, tokens)}
+        edits: dict[Any, Edit] = {traced.embedding: corrupting(self._base.embeddings, prompt, samples, tokens)}
         given: dict[str, Any] = {} if before is None else {before.keyword: before.with_rows(samples)}
         if self._positions:
             given |= position_argument(tokens, len(samples))

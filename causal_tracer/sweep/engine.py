@@ -7,27 +7,35 @@ result says so. Prompts longer than a model's sliding window are checked at such
 
 from __future__ import annotations
 
+import gc
+import hashlib
 import logging
 import math
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import psutil
 import torch
 import transformers
+from torch import Tensor
 
+from causal_tracer.base_run import BaseRun, Watch, Watched, corrupted_run
 from causal_tracer.corruption import NOISE_MULTIPLIER, GaussianNoise
+from causal_tracer.forking import usable_in_forks
 from causal_tracer.layers import KINDS, TracedModel
 from causal_tracer.metrics import LogProbability, Metric
 from causal_tracer.prompts import Prompt
-from causal_tracer.runs import CleanRun, CorruptedRun, clean_run, corrupted_run
+from causal_tracer.runs import CleanRun, clean_run
 from causal_tracer.sweep.base_state import takes_positions
 from causal_tracer.sweep.caches import CannotResume
 from causal_tracer.sweep.full import full_sweep
 from causal_tracer.sweep.plan import Cell, Intervention, SweepChunk, SweepPlan
-from causal_tracer.sweep.resumed import HEAD_LOGITS, WAYS, Way, resumed_sweep
+from causal_tracer.sweep.read_out import MOST_LOGITS
+from causal_tracer.sweep.resumed import WAYS, Way, resumed_sweep
+from causal_tracer.version import __version__
+from causal_tracer.wrappers import weight_bits
 
 logger = logging.getLogger(__name__)
 
@@ -59,8 +67,8 @@ class Verdict:
         return "full" if self.way is None else self.way.name
 
 
-_verdicts: dict[tuple[Any, ...], Verdict] = {}
-_verdicts_guard = threading.Lock()
+_verdicts: dict[str, Verdict] = {}
+_verdicts_guard = usable_in_forks(threading.Lock())
 
 
 def choose_engine(traced: TracedModel, choice: EngineChoice, n_tokens: int) -> Verdict:
@@ -69,7 +77,7 @@ def choose_engine(traced: TracedModel, choice: EngineChoice, n_tokens: int) -> V
         return Verdict(None, ("the full sweep was asked for",))
     window = _shortest_window(traced)
     beyond = window is not None and n_tokens >= window
-    key = (*_identity(traced), beyond)
+    key = hashlib.sha256(repr((*_identity(traced), beyond)).encode()).hexdigest()
     with _verdicts_guard:
         known = _verdicts.get(key)
     if known is None:
@@ -82,20 +90,85 @@ def choose_engine(traced: TracedModel, choice: EngineChoice, n_tokens: int) -> V
     return known
 
 
+def known_verdicts() -> dict[str, Any]:
+    """What checks have found so far, as JSON types: for another process, which then need not check again."""
+    with _verdicts_guard:
+        return {key: asdict(verdict) for key, verdict in _verdicts.items()}
+
+
+def adopt_verdicts(known: Mapping[str, Any]) -> None:
+    """Take over what `known_verdicts` gave in another process.
+
+    A verdict is used only for the model, dtype, kind of device and versions that it was found with.
+
+    Raises:
+        KeyError, TypeError, ValueError: The data is not what `known_verdicts` gives.
+    """
+    taken = {}
+    for key, data in known.items():
+        way = data["way"]
+        taken[key] = Verdict(None if way is None else Way(**way), tuple(str(reason) for reason in data["tried"]))
+    with _verdicts_guard:
+        _verdicts.update(taken)
+
+
 def sweep(
     verdict: Verdict,
     traced: TracedModel,
     clean: CleanRun,
-    corrupted: CorruptedRun,
+    base: BaseRun,
     plan: SweepPlan,
     metric: Metric,
     batch_size: int,
     cancelled: Callable[[], bool],
+    watch: Watch | None = None,
+    halved: Callable[[int], None] = lambda _size: None,
 ) -> Iterator[SweepChunk]:
-    """Compute the plan's cells in the chosen way; see `full_sweep` and `resumed_sweep`."""
-    if verdict.way is None:
-        return full_sweep(traced, clean, corrupted, plan, metric, batch_size, cancelled)
-    return resumed_sweep(traced, clean, corrupted, plan, metric, batch_size, cancelled, verdict.way)
+    """Compute the plan's cells in the chosen way; see `full_sweep` and `resumed_sweep`.
+
+    Where a device's memory does not hold the batch, the sweep goes on with half as many rows, and `halved` is told how
+    many. Scores that were handed on are not handed on again; `watch` sees all samples of an unfinished cell anew.
+
+    Raises:
+        OutOfMemoryError: torch's: the memory does not hold a single row.
+    """
+    known = torch.zeros(len(plan.cells), base.samples, dtype=torch.bool)
+    while True:
+        rest = (~known.all(dim=1)).nonzero()[:, 0]
+        left = replace(plan, cells=tuple(plan.cells[number] for number in rest.tolist()))
+        run = (traced, clean, base, left, metric, batch_size, cancelled, _renumbering(watch, rest))
+        try:
+            for chunk in full_sweep(*run) if verdict.way is None else resumed_sweep(*run, verdict.way):
+                cells = rest[chunk.cells]
+                new = ~known[cells, chunk.samples]
+                known[cells, chunk.samples] = True
+                yield SweepChunk(cells[new], chunk.samples[new], chunk.scores[new])
+            return
+        except torch.OutOfMemoryError:
+            if batch_size == 1:
+                raise
+        # Not before the exception is gone: it holds on to the tensors of the pass that failed.
+        gc.collect()
+        torch.cuda.empty_cache()
+        batch_size //= 2
+        halved(batch_size)
+
+
+def _renumbering(watch: Watch | None, numbers: Tensor) -> Watch | None:
+    """Tell `watch` the cells' numbers in the whole plan; `numbers` holds them for a part of it."""
+    if watch is None:
+        return None
+
+    def renumbered(seen: Watched) -> None:
+        cells = torch.where(seen.cells < 0, seen.cells, numbers[seen.cells])
+        watch(replace(seen, cells=cells))
+
+    return renumbered
+
+
+def halving_note(sizes: Sequence[int]) -> str:
+    """What a result says of batches that did not fit in the device's memory."""
+    return f"Out of memory with {sizes[0]} rows together; computed with {sizes[-1]}."
 
 
 def default_batch_size(traced: TracedModel, n_tokens: int) -> int:
@@ -123,11 +196,11 @@ def check_ways(traced: TracedModel, n_tokens: int) -> Verdict:
     ids = tuple((traced.vocab_size // 3 + 17 * i) % traced.vocab_size for i in range(n_tokens))
     prompt = Prompt("", ids, ("",) * n_tokens, "", _CHECK_SUBJECT, True, 1)
     clean = clean_run(traced, ids)
-    metric = LogProbability(clean.top_id)
+    metric = LogProbability((clean.top_id,))
     with traced.lock, torch.no_grad():
         scale = float(traced.embedding(torch.tensor([ids], device=traced.input_device)).float().std())
     noise = GaussianNoise(NOISE_MULTIPLIER * scale, seed=0)
-    batch_size = max(1, min(64, HEAD_LOGITS // traced.vocab_size))
+    batch_size = max(1, min(64, MOST_LOGITS // traced.vocab_size, default_batch_size(traced, n_tokens)))
     corrupted = corrupted_run(traced, prompt, noise, _CHECK_SAMPLES, metric, batch_size)
     plan = _check_plan(traced, n_tokens)
     expected = _scores(full_sweep(traced, clean, corrupted, plan, metric, batch_size), plan)
@@ -135,7 +208,9 @@ def check_ways(traced: TracedModel, n_tokens: int) -> Verdict:
     tried = []
     for way in _ways(traced):
         try:
-            found = _scores(resumed_sweep(traced, clean, corrupted, plan, metric, 7, way=way), plan)
+            found = _scores(resumed_sweep(traced, clean, corrupted, plan, metric, min(7, batch_size), way=way), plan)
+        except torch.OutOfMemoryError:
+            raise  # a RuntimeError too, but it says nothing of the way
         except (CannotResume, RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError) as error:
             said = str(error).splitlines()[0][:200] if str(error) else ""
             tried.append(f"{way.name}: {type(error).__name__}: {said}")
@@ -159,9 +234,11 @@ def _ways(traced: TracedModel) -> Iterator[Way]:
 def _allowed(traced: TracedModel, plan: SweepPlan, effects: torch.Tensor) -> torch.Tensor:
     """How far each cell may be off: a small share of the largest effect of its kind, and rounding.
 
-    Rounding differs with the batch; in half precisions also between cached and uncached runs.
+    Rounding differs with the batch; in half precisions also between cached and uncached runs. Products of 8-bit
+    weights look for large columns in the whole batch.
     """
-    rounding, share = (1e-5, 1e-3) if traced.dtype in (torch.float32, torch.float64) else (0.05, 0.1)
+    exact = traced.dtype in (torch.float32, torch.float64) and weight_bits(traced.model) != 8
+    rounding, share = (1e-5, 1e-3) if exact else (0.05, 0.1)
     kinds = [cell.interventions[0].site for cell in plan.cells]
     largest = {kind: max(float(e) for e, k in zip(effects, kinds, strict=True) if k == kind) for kind in set(kinds)}
     return torch.tensor([rounding + share * largest[kind] for kind in kinds])
@@ -204,10 +281,10 @@ def _identity(traced: TracedModel) -> tuple[Any, ...]:
     """What a verdict holds for: class, config, modules, dtype, device, and the versions of what runs it."""
     config: Any = traced.model.config
     sites = tuple((kind, traced.site_names[kind]) for kind in KINDS)
-    versions = (torch.__version__, transformers.__version__)
+    versions = (__version__, torch.__version__, transformers.__version__)
     placed = str(getattr(traced.model, "hf_device_map", None))
     return (
-        type(traced.model),
+        f"{type(traced.model).__module__}.{type(traced.model).__qualname__}",
         config.to_json_string(),
         sites,
         traced.dtype,

@@ -10,35 +10,37 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import torch
-from torch import nn
 
+from causal_tracer.base_run import BaseRun, Watch, Watched, corrupting
 from causal_tracer.errors import TraceCancelled
-from causal_tracer.hooks import Edit
 from causal_tracer.layers import TracedModel
 from causal_tracer.metrics import Metric
-from causal_tracer.runs import CleanRun, CorruptedRun, corrupting, read_logits
-from causal_tracer.sweep.plan import Cell, SweepChunk, SweepPlan, putting_back, restored_places
+from causal_tracer.runs import CleanRun, read_logits
+from causal_tracer.sweep.edits import site_edits
+from causal_tracer.sweep.plan import SweepChunk, SweepPlan, restored_places
 
 
 def full_sweep(
     traced: TracedModel,
     clean: CleanRun,
-    corrupted: CorruptedRun,
+    base: BaseRun,
     plan: SweepPlan,
     metric: Metric,
     batch_size: int,
     cancelled: Callable[[], bool] = lambda: False,
+    watch: Watch | None = None,
 ) -> Iterator[SweepChunk]:
-    """Compute every cell of the plan for every noise sample.
+    """Compute every cell of the plan for every sample.
 
     Args:
         traced: The model.
         clean: Where restored activations come from.
-        corrupted: The base run: its prompt and noise.
+        base: The base run: its prompt and embeddings, and other runs that activations are taken from.
         plan: The cells.
         metric: What is read off the logits.
         batch_size: Rows that go through the model together.
         cancelled: Asked before each batch; True stops the sweep.
+        watch: Called with the logits of every row that is run.
 
     Yields:
         Scores, batch by batch, in the plan's order.
@@ -47,23 +49,18 @@ def full_sweep(
         TraceCancelled: `cancelled` said so.
         NumericsError: A run gave NaN or infinite logits.
     """
-    samples = corrupted.samples
+    samples = base.samples
     rows = torch.arange(len(plan.cells) * samples)
+    reads = plan.read_positions(len(base.prompt))
     for batch in torch.split(rows, batch_size) if plan.cells else ():
         if cancelled():
             raise TraceCancelled(f"The sweep was cancelled after {int(batch[0])} of {len(rows)} runs.")
         cell_of, sample_of = batch // samples, batch % samples
-        edits = _restoring(traced, clean, [plan.cells[int(c)] for c in cell_of])
-        edits[traced.embedding] = corrupting(corrupted.noise, corrupted.prompt, sample_of)
-        ids = clean.input_ids.expand(len(batch), -1)
-        scores = metric(read_logits(traced, ids, edits, "restored"))
-        yield SweepChunk(cells=cell_of, samples=sample_of, scores=scores.cpu())
-
-
-def _restoring(traced: TracedModel, clean: CleanRun, cells: list[Cell]) -> dict[nn.Module, Edit]:
-    """For each module touched, the edit that puts its activations back in the rows and at the tokens asked for."""
-    return {
-        traced.modules[name]: putting_back(clean.activations[name], rows, tokens)
-        for (site, layer), (rows, tokens) in restored_places(cells).items()
-        for name in traced.site_names[site][layer]
-    }
+        places = restored_places(plan.cells, cell_of)
+        edits, input_edits = site_edits(traced, clean, base, places, sample_of, 0, hidden=True)
+        edits[traced.embedding] = corrupting(base.embeddings, base.prompt, sample_of)
+        ids = torch.tensor(base.prompt.input_ids).expand(len(batch), -1)
+        logits = read_logits(traced, ids, edits, "restored", reads, input_edits)
+        if watch is not None:
+            watch(Watched(cell_of, sample_of, logits))
+        yield SweepChunk(cells=cell_of, samples=sample_of, scores=metric(logits).cpu())

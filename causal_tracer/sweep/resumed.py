@@ -23,11 +23,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from causal_tracer.base_run import BaseRun, Watch, Watched, corrupting
 from causal_tracer.errors import TraceCancelled
 from causal_tracer.hooks import (
-    Edit,
     first_tensor,
     replace_first_tensor,
     replace_stream_argument,
@@ -38,14 +38,13 @@ from causal_tracer.hooks import (
 )
 from causal_tracer.layers import TracedModel
 from causal_tracer.metrics import Metric
-from causal_tracer.runs import CleanRun, CorruptedRun, corrupting, last_logits, run_model
-from causal_tracer.sweep.base_state import BaseState, corrupted_state, headless, position_argument
+from causal_tracer.runs import CleanRun, run_model
+from causal_tracer.sweep.base_state import BaseState, base_state, headless, position_argument
 from causal_tracer.sweep.caches import CannotResume
-from causal_tracer.sweep.plan import Places, SweepChunk, SweepPlan, putting_back, reach, restored_places
+from causal_tracer.sweep.edits import restoring, site_edits
+from causal_tracer.sweep.plan import Places, SweepChunk, SweepPlan, reach, restored_places
+from causal_tracer.sweep.read_out import ReadOut
 from causal_tracer.sweep.side_values import PassValues, skipped_output
-
-HEAD_LOGITS = 48 * 2**20
-"""Logits computed together at most: 192 MiB in float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,23 +75,25 @@ WAYS = (
 def resumed_sweep(
     traced: TracedModel,
     clean: CleanRun,
-    corrupted: CorruptedRun,
+    base: BaseRun,
     plan: SweepPlan,
     metric: Metric,
     batch_size: int,
     cancelled: Callable[[], bool] = lambda: False,
+    watch: Watch | None = None,
     way: Way = WAYS[0],
 ) -> Iterator[SweepChunk]:
-    """Compute every cell of the plan for every noise sample: `full_sweep`, with the work that changes nothing left out.
+    """Compute every cell of the plan for every sample: `full_sweep`, with the work that changes nothing left out.
 
     Args:
         traced: The model.
         clean: Where restored activations come from.
-        corrupted: The base run.
+        base: The base run.
         plan: The cells.
         metric: What is read off the logits.
         batch_size: Rows in flight at most.
         cancelled: Asked before each block; True stops the sweep.
+        watch: Called with the logits of every row that is run; cells that change nothing are not among them.
         way: How the model is resumed.
 
     Yields:
@@ -103,37 +104,59 @@ def resumed_sweep(
         NumericsError: A run gave NaN or infinite logits.
         CannotResume: The model gives nothing to resume from in this way.
     """
-    n_tokens, samples = len(corrupted.prompt), corrupted.samples
-    by_token: dict[int, list[tuple[int, int]]] = defaultdict(list)
-    unchanged = []
-    for number, cell in enumerate(plan.cells):
-        first_corrupted = corrupted.prompt.subject_range[0]
-        reached = reach(cell, first_corrupted, n_tokens, traced.n_layers, traced.tokens_meet_again)
-        if reached is None:
-            unchanged.append(number)
-        else:
-            by_token[reached.first_token if way.use_cache else 0].append((reached.join, number))
+    samples, reads = base.samples, plan.read_positions(len(base.prompt))
+    groups, unchanged = _groups(traced, base, plan, way, reads)
     if unchanged:
         cells = torch.tensor(unchanged).repeat_interleave(samples)
-        yield SweepChunk(cells, torch.arange(samples).repeat(len(unchanged)), corrupted.scores.repeat(len(unchanged)))
-    if not by_token:
+        yield SweepChunk(cells, torch.arange(samples).repeat(len(unchanged)), base.scores.repeat(len(unchanged)))
+    if not groups:
         return
-    base = corrupted_state(traced, corrupted, use_cache=way.use_cache, positions=way.positions)
-    for token, members in by_token.items():
+    state = base_state(traced, base, tuple(groups), use_cache=way.use_cache, positions=way.positions)
+    read_out = ReadOut(traced, state.outputs, base.prompt.input_ids[-1], len(reads), broadcast=way.broadcast)
+    for token, members in groups.items():
         members.sort(key=lambda member: member[0])
         joins = torch.tensor([join for join, _ in members]).repeat_interleave(samples)
         cells = torch.tensor([number for _, number in members]).repeat_interleave(samples)
         sample_of = torch.arange(samples).repeat(len(members))
         for batch in torch.split(torch.arange(len(cells)), batch_size):
-            places = restored_places([plan.cells[int(number)] for number in cells[batch]])
-            work = _Pass(traced, clean, corrupted, base, way, token, joins[batch], sample_of[batch], places, cancelled)
+            places = restored_places(plan.cells, cells[batch])
+            work = _Pass(
+                traced, clean, base, state, way, token, reads, joins[batch], sample_of[batch], places, cancelled
+            )
             final = work.run()
             start = 0
-            for rows in torch.split(final, max(1, HEAD_LOGITS // traced.vocab_size)):
-                scores = metric(_head(traced, base, rows, corrupted.prompt.input_ids[-1], way)).cpu()
+            for rows in torch.split(final, read_out.most_rows):
+                if cancelled():
+                    raise TraceCancelled("The sweep was cancelled.")
                 chosen = batch[start : start + len(rows)]
                 start += len(rows)
-                yield SweepChunk(cells[chosen], sample_of[chosen], scores)
+                logits = read_out(rows)
+                if watch is not None:
+                    watch(Watched(cells[chosen], sample_of[chosen], logits))
+                yield SweepChunk(cells[chosen], sample_of[chosen], metric(logits).cpu())
+
+
+def _groups(
+    traced: TracedModel, base: BaseRun, plan: SweepPlan, way: Way, reads: tuple[int, ...]
+) -> tuple[dict[int, list[tuple[int, int]]], list[int]]:
+    """Cells that go through the blocks together, by the first token of their pass, with the block where each joins.
+
+    Returns:
+        The groups, and the cells that change nothing.
+    """
+    first_corrupted = base.prompt.subject_range[0]
+    groups: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    unchanged = []
+    for number, cell in enumerate(plan.cells):
+        reached = reach(cell, first_corrupted, reads, traced.n_layers, traced.tokens_meet_again)
+        if reached is None:
+            unchanged.append(number)
+            continue
+        groups[reached.first_token if way.use_cache else 0].append((reached.join, number))
+    if traced.offloaded and groups:
+        # Weights that are loaded for every pass cost more than tokens: all rows in few passes.
+        return {min(groups): [member for members in groups.values() for member in members]}, unchanged
+    return dict(groups), unchanged
 
 
 @dataclass(eq=False)
@@ -142,24 +165,25 @@ class _Pass:
 
     traced: TracedModel
     clean: CleanRun
-    corrupted: CorruptedRun
-    base: BaseState
+    base: BaseRun
+    state: BaseState
     way: Way
     token: int
+    reads: tuple[int, ...]
     joins: Tensor
     samples: Tensor
     places: Places
     cancelled: Callable[[], bool]
 
     def run(self) -> Tensor:
-        """The last block's output at the last token [rows, ...]."""
+        """The last block's output at the positions read [rows, reads, ...]."""
         self._final: Tensor | None = None
-        prompt, rows = self.corrupted.prompt, len(self.samples)
-        if (sharing := self.base.first_sharing) is not None:
+        prompt, rows = self.base.prompt, len(self.samples)
+        if (sharing := self.state.first_sharing) is not None:
             # One row has to be there when a block leaves values for later ones.
             self.joins = self.joins.clone()
             self.joins[0] = min(int(self.joins[0]), sharing)
-        snapshot = self.base.snapshots[self.token]
+        snapshot = self.state.snapshots[self.token]
         self._snapshot = snapshot
         if snapshot is not None and self.way.broadcast and not snapshot.by_block:
             raise CannotResume("its cache has no layer for each block")
@@ -169,30 +193,20 @@ class _Pass:
         tokens = range(self.token, len(prompt))
         if self.way.positions:
             given |= position_argument(tokens, len(everyone))
-        self._values = PassValues(self.base.companions, self.base.shared, self.samples)
+        self._values = PassValues(self.state.companions, self.state.shared, self.samples)
         ids = torch.tensor(prompt.input_ids)[self.token :].expand(1 if self.way.broadcast else rows, -1)
-        edits = self._site_edits()
+        # Rows that have not joined are not there yet, so row numbers hold at every block.
+        edits, input_edits = site_edits(
+            self.traced, self.clean, self.base, self.places, self.samples, self.token, hidden=False
+        )
         if not self.way.broadcast:
             # Some models feed the embeddings to later blocks as well.
-            edits[self.traced.embedding] = corrupting(self.corrupted.noise, prompt, self.samples, tokens)
+            edits[self.traced.embedding] = corrupting(self.base.embeddings, prompt, self.samples, tokens)
         with headless(self.traced), replacing_forward(self.traced.blocks, self._block):
-            run_model(self.traced, ids, edits, use_cache=snapshot is not None, **given)
+            run_model(self.traced, ids, edits, input_edits=input_edits, use_cache=snapshot is not None, **given)
         if self._final is None:
             raise CannotResume("the last block was not called")
         return self._final
-
-    def _site_edits(self) -> dict[nn.Module, Edit]:
-        """Edits inside blocks. Rows that have not joined are not there yet, so row numbers hold at every block."""
-        return {
-            self.traced.modules[name]: self._putting_back(name, site, layer)
-            for site, layer in self.places
-            if site != "hidden"
-            for name in self.traced.site_names[site][layer]
-        }
-
-    def _putting_back(self, name: str, site: Any, layer: int) -> Edit:
-        rows, tokens = self.places[site, layer]
-        return putting_back(self.clean.activations[name], rows, tokens, self.token)
 
     def _block(self, block: int, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         if self.cancelled():
@@ -229,7 +243,7 @@ class _Pass:
         hidden = self._restore_hidden(block, rows_first(hidden, stacked))
         if last:
             joined = self._joining(block + 1, slice(active, None), hidden)
-            self._final = torch.cat([hidden[:active, -1], joined[:, -1]])
+            self._final = self._read(torch.cat([hidden[:active], joined]))
         output = replace_first_tensor(output, rows_second(hidden, stacked))
         self._values.leave(block, output)
         return output
@@ -237,7 +251,7 @@ class _Pass:
     def _skip(self, block: int, stream: Tensor, last: bool) -> Any:
         """What a block returns before the first row has joined."""
         if last:
-            self._final = self._joining(block + 1, slice(0, None), stream)[:, -1]
+            self._final = self._read(self._joining(block + 1, slice(0, None), stream))
         if self.way.broadcast:
             first = self._rows(slice(0, 1))
         else:
@@ -245,50 +259,44 @@ class _Pass:
             first = self._rows(slice(0, None))
             stream = self._restore_hidden(block, self._corrupted_streams(block + 1, slice(0, None), stream))
         given = rows_second(stream, self.traced.stacked_streams)
-        output = skipped_output(self.base.outputs[block], given, self.base.companions[block], first)
+        output = skipped_output(self.state.outputs[block], given, self.state.companions[block], first)
         self._values.leave(block, output)
         return output
 
     def _rows(self, part: slice) -> Callable[[Tensor], Tensor]:
         """Takes recorded values [samples, tokens, ...] to those of part of the rows, at the tokens of this pass."""
         samples = self.samples[part]
-        return lambda recorded: recorded[samples.to(recorded.device), self.token - self.base.first_token :]
+        return lambda recorded: recorded[samples.to(recorded.device), self.token - self.state.first_token :]
+
+    def _read(self, streams: Tensor) -> Tensor:
+        """The positions read, of streams at the tokens of this pass; earlier ones are the base run's."""
+        earlier = [read - self.state.first_token for read in self.reads if read < self.token]
+        here = streams[:, [read - self.token for read in self.reads if read >= self.token]]
+        if not earlier:
+            return here
+        recorded = self.state.streams[-1]
+        before = recorded[self.samples.to(recorded.device)][:, earlier]
+        return torch.cat([before.to(here), here], dim=1)
 
     def _corrupted_streams(self, block: int, part: slice, like: Tensor) -> Tensor:
         """What the block takes in the corrupted run, for part of the rows, at the tokens of this pass."""
-        return self._rows(part)(self.base.streams[block]).to(like.device)
+        return self._rows(part)(self.state.streams[block]).to(like.device)
 
     def _joining(self, block: int, part: slice, like: Tensor) -> Tensor:
         """The stream of part of the rows, with the hidden states put back that lie right before the block."""
         streams = self._corrupted_streams(block, part, like)
-        if ("hidden", block - 1) not in self.places:
-            return streams
-        rows, tokens = self.places["hidden", block - 1]
-        joining = (rows >= part.start) & (rows < part.start + len(streams))
-        values = self.clean.activations[self.traced.site_names["hidden"][block - 1][0]]
-        restored = putting_back(values, rows[joining] - part.start, tokens[joining], self.token)(streams)
-        return streams if restored is None else restored
+        stop = part.start + len(streams)
+        return self._restored(block - 1, streams, part.start, stop)
 
     def _restore_hidden(self, block: int, hidden: Tensor) -> Tensor:
+        return self._restored(block, hidden, 0, len(hidden))
+
+    def _restored(self, block: int, streams: Tensor, start: int, stop: int) -> Tensor:
+        """Streams of the rows start ... stop - 1 after a block, with the hidden states put back there."""
         if ("hidden", block) not in self.places:
-            return hidden
-        rows, tokens = self.places["hidden", block]
-        there = rows < len(hidden)
-        values = self.clean.activations[self.traced.site_names["hidden"][block][0]]
-        restored = putting_back(values, rows[there], tokens[there], self.token)(hidden)
-        return hidden if restored is None else restored
-
-
-def _head(traced: TracedModel, base: BaseState, rows: Tensor, token_id: int, way: Way) -> Tensor:
-    """Final norm, head and what the model does after it, for last-token states [rows, d_model]: logits in float32."""
-
-    def hand_on(block: int, _forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        stream = stream_argument(args, kwargs)
-        if block == traced.n_layers - 1:
-            stream = rows_second(rows[:, None], traced.stacked_streams)
-        return replace_first_tensor(base.outputs[block], stream) if stream is not None else None
-
-    ids = torch.tensor([[token_id]]).expand(1 if way.broadcast else len(rows), 1)
-    with traced.lock, replacing_forward(traced.blocks, hand_on):
-        output = run_model(traced, ids, {})
-    return last_logits(traced, output, "restored")
+            return streams
+        name = self.traced.site_names["hidden"][block][0]
+        parts = [part.part(start, stop) for part in self.places["hidden", block]]
+        samples = self.samples[start:stop]
+        restored = restoring(self.clean, self.base, name, parts, samples, self.token, 1)(streams)
+        return streams if restored is None else restored

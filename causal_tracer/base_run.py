@@ -1,0 +1,115 @@
+"""The base run of a sweep: the corrupted run, once for each sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from causal_tracer.corruption import Corruption, subject_embeddings
+from causal_tracer.hooks import Edit
+from causal_tracer.layers import TracedModel
+from causal_tracer.metrics import Metric
+from causal_tracer.prompts import Prompt
+from causal_tracer.runs import Activations, Recorder, read_logits
+
+
+def corrupting(embeddings: Tensor, prompt: Prompt, samples: Tensor, tokens: range | None = None) -> Edit:
+    """The edit of the embedding that puts corrupted embeddings [samples, subject tokens, width] at the subject.
+
+    Row r of the batch takes those of sample `samples[r]`, rounded once, to the embedding's dtype. `tokens` are the
+    prompt's tokens that the run has; None means all.
+    """
+    start, end = prompt.subject_range
+    tokens = range(len(prompt)) if tokens is None else tokens
+    first, last = max(start, tokens.start), min(end, tokens.stop)
+
+    def corrupt(embedded: Tensor) -> Tensor | None:
+        if first >= last:
+            return None
+        corrupted = embedded.clone()
+        corrupted[:, first - tokens.start : last - tokens.start] = embeddings[samples, first - start : last - start].to(
+            embedded
+        )
+        return corrupted
+
+    return corrupt
+
+
+@dataclass(frozen=True, eq=False)
+class BaseRun:
+    """The run that all cells depart from, once per sample: the corrupted one, or the clean one with nothing changed.
+
+    Attributes:
+        prompt: What is run; its subject is what is corrupted.
+        embeddings: The subject's embeddings in each sample [samples, subject tokens, width], float32 on the CPU.
+        scores: The metric in each sample [samples], float32 on the CPU.
+        sources: Runs that interventions can take values from beside the clean one, by name.
+    """
+
+    prompt: Prompt
+    embeddings: Tensor
+    scores: Tensor
+    sources: Mapping[str, Activations] = field(default_factory=dict)
+
+    @property
+    def samples(self) -> int:
+        """Number of samples."""
+        return int(self.embeddings.shape[0])
+
+
+@dataclass(frozen=True, eq=False)
+class Watched:
+    """A run whose logits somebody looks at beside the metric.
+
+    Attributes:
+        cells: For each row, its cell's number in the plan; -1 in the base run.
+        samples: For each row, its sample.
+        logits: [rows, reads, vocabulary], float32, where the model left them.
+    """
+
+    cells: Tensor
+    samples: Tensor
+    logits: Tensor
+
+
+Watch = Callable[[Watched], None]
+
+
+def base_run(
+    traced: TracedModel,
+    prompt: Prompt,
+    embeddings: Tensor,
+    metric: Metric,
+    batch_size: int,
+    *,
+    reads: Sequence[int] | None = None,
+    record: Iterable[str] = (),
+    watch: Watch | None = None,
+) -> tuple[BaseRun, Activations]:
+    """Run the prompt once for each sample's embeddings of the subject, at most `batch_size` rows at a time.
+
+    Returns:
+        The run, and what the modules named in `record` gave in it.
+    """
+    ids = torch.tensor(prompt.input_ids)
+    recorder = Recorder(record)
+    scores = []
+    for batch in torch.split(torch.arange(len(embeddings)), batch_size):
+        # The embedding may be recorded by nobody: its edit is the corruption.
+        edits = {**recorder.edits(traced), traced.embedding: corrupting(embeddings, prompt, batch)}
+        logits = read_logits(traced, ids.expand(len(batch), -1), edits, "corrupted", reads)
+        scores.append(metric(logits).cpu())
+        if watch is not None:
+            watch(Watched(torch.full_like(batch, -1), batch, logits))
+    return BaseRun(prompt=prompt, embeddings=embeddings, scores=torch.cat(scores)), recorder.values()
+
+
+def corrupted_run(
+    traced: TracedModel, prompt: Prompt, corruption: Corruption, samples: int, metric: Metric, batch_size: int
+) -> BaseRun:
+    """Run the prompt with its subject corrupted, once for each sample."""
+    embeddings = corruption(subject_embeddings(traced, prompt), samples)
+    return base_run(traced, prompt, embeddings, metric, batch_size)[0]

@@ -1,0 +1,28 @@
+"""What corrupts the subject: new values for its embeddings."""
+
+from causal_tracer.corruption.base import Corruption, SubjectEmbeddings, embedded_tokens, subject_embeddings
+from causal_tracer.corruption.counterfactual import CounterfactualSubjects
+from causal_tracer.corruption.levels import NOISE_MULTIPLIER, automatic_noise_level, embedding_scale, subjects_scale
+from causal_tracer.corruption.named import CORRUPTIONS, corruption_named
+from causal_tracer.corruption.noise import GaussianNoise, MultivariateNoise, StudentTNoise, UniformNoise
+from causal_tracer.corruption.replacing import MeanEmbedding, ZeroEmbedding
+
+__all__ = [
+    "CORRUPTIONS",
+    "NOISE_MULTIPLIER",
+    "Corruption",
+    "CounterfactualSubjects",
+    "GaussianNoise",
+    "MeanEmbedding",
+    "MultivariateNoise",
+    "StudentTNoise",
+    "SubjectEmbeddings",
+    "UniformNoise",
+    "ZeroEmbedding",
+    "automatic_noise_level",
+    "corruption_named",
+    "embedded_tokens",
+    "embedding_scale",
+    "subject_embeddings",
+    "subjects_scale",
+]

@@ -1,0 +1,62 @@
+"""The form of every corruption."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from causal_tracer.hooks import evaluation_mode
+from causal_tracer.layers import TracedModel
+from causal_tracer.prompts import Prompt
+
+
+@dataclass(frozen=True, eq=False)
+class SubjectEmbeddings:
+    """What a corruption is given.
+
+    Attributes:
+        embedded: What the embedding module gives for the subject's tokens [subject tokens, width], float32 on the CPU.
+        prompt: The prompt, with its subject located.
+        traced: The model.
+        tokenizer: Its tokenizer, where the corruption needs one.
+    """
+
+    embedded: Tensor
+    prompt: Prompt
+    traced: TracedModel
+    tokenizer: Any = None
+
+
+class Corruption(Protocol):
+    """Gives the subject other embeddings, once for each sample."""
+
+    @property
+    def description(self) -> str:
+        """What it does, in a few words, as results show it."""
+        ...
+
+    def __call__(self, subject: SubjectEmbeddings, samples: int) -> Tensor:
+        """The corrupted embeddings [samples, subject tokens, width], float32 on the CPU.
+
+        A corruption without chance gives as many samples as it has, whatever was asked for. The first n of many
+        samples are those that a call for n gives.
+        """
+        ...
+
+
+def embedded_tokens(traced: TracedModel, token_ids: Sequence[int]) -> Tensor:
+    """What the embedding module gives for tokens [tokens, width], float32 on the CPU."""
+    ids = torch.tensor([list(token_ids)], device=traced.input_device)
+    with traced.lock, evaluation_mode(traced.model):
+        embedded: Tensor = traced.embedding(ids)
+    return embedded[0].float().cpu()
+
+
+def subject_embeddings(traced: TracedModel, prompt: Prompt, tokenizer: Any = None) -> SubjectEmbeddings:
+    """What the corruption of a prompt's subject is given."""
+    embedded = embedded_tokens(traced, prompt.input_ids[slice(*prompt.subject_range)])
+    return SubjectEmbeddings(embedded, prompt, traced, tokenizer)

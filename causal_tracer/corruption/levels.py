@@ -1,0 +1,93 @@
+"""How strong noise is: the scale of a model's embeddings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from causal_tracer.corruption.base import embedded_tokens
+from causal_tracer.errors import NumericsError, SettingsError
+from causal_tracer.hooks import evaluation_mode
+from causal_tracer.layers import TracedModel
+
+NOISE_MULTIPLIER = 3.0
+"""Automatic noise in standard deviations of the embedding's output, as in ROME (arXiv 2202.05262, section 2.1)."""
+
+_moments: WeakKeyDictionary[nn.Module, tuple[Tensor, Tensor]] = WeakKeyDictionary()
+
+
+def _vocabulary(traced: TracedModel, chunk: int = 8192) -> Iterator[Tensor]:
+    """The embedding's output over the whole vocabulary, in parts [tokens, width], float64."""
+    size = getattr(traced.embedding, "num_embeddings", traced.vocab_size)
+    with traced.lock, evaluation_mode(traced.model):
+        for start in range(0, size, chunk):
+            ids = torch.arange(start, min(start + chunk, size), device=traced.input_device)
+            yield traced.embedding(ids[None])[0].double()
+
+
+def embedding_scale(traced: TracedModel, chunk: int = 8192) -> float:
+    """Standard deviation of the embedding module's output over the whole vocabulary.
+
+    Of the output, not of the weight: some models scale their embedding in the module (Gemma by the root of d_model).
+
+    Raises:
+        NumericsError: The embedding gives values that are not finite.
+    """
+    total, squares, count = 0.0, 0.0, 0
+    for output in _vocabulary(traced, chunk):
+        total += float(output.sum())
+        squares += float(output.square().sum())
+        count += output.numel()
+    return _standard_deviation(traced, total, squares, count)
+
+
+def _standard_deviation(traced: TracedModel, total: float, squares: float, count: int) -> float:
+    mean = total / count
+    variance = (squares - count * mean * mean) / (count - 1)
+    if not math.isfinite(variance):
+        raise NumericsError(
+            f"The embedding {traced.embedding_name!r} gives values that are not finite, so no noise level can be taken "
+            "from it. Check the model's weights, or give a noise level."
+        )
+    return math.sqrt(max(0.0, variance))
+
+
+def automatic_noise_level(traced: TracedModel) -> float:
+    """Three standard deviations of the embedding's output."""
+    return NOISE_MULTIPLIER * embedding_scale(traced)
+
+
+def subjects_scale(traced: TracedModel, tokenizer: Any, subjects: Sequence[str]) -> float:
+    """Standard deviation of the embedding's output over the tokens of given subjects, as ROME's "s3" takes it.
+
+    Raises:
+        SettingsError: The subjects have no tokens.
+        NumericsError: The embedding gives values that are not finite.
+    """
+    ids = [token for subject in subjects for token in tokenizer(subject, add_special_tokens=False)["input_ids"]]
+    if not ids:
+        raise SettingsError(f"No tokens in the {len(subjects)} subjects given. Give the subjects of some facts.")
+    embedded = embedded_tokens(traced, ids).double()
+    return _standard_deviation(traced, float(embedded.sum()), float(embedded.square().sum()), embedded.numel())
+
+
+def embedding_moments(traced: TracedModel) -> tuple[Tensor, Tensor]:
+    """Mean [width] and covariance [width, width] of the embedding's output over the vocabulary, float64 on the CPU."""
+    if traced.model not in _moments:
+        total: Tensor | None = None
+        products: Tensor | None = None
+        count = 0
+        for output in _vocabulary(traced):
+            count += len(output)
+            total = output.sum(0) if total is None else total + output.sum(0)
+            products = output.T @ output if products is None else products + output.T @ output
+        if total is None or products is None:
+            raise NumericsError(f"The embedding {traced.embedding_name!r} has no tokens.")
+        mean = total / count
+        _moments[traced.model] = (mean.cpu(), ((products - count * torch.outer(mean, mean)) / (count - 1)).cpu())
+    return _moments[traced.model]

@@ -1,0 +1,136 @@
+"""Single attention heads: a map of head x layer at one token."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from causal_tracer.errors import SettingsError
+from causal_tracer.experiment import Experiment, TracingContext, base_of_samples, set_up
+from causal_tracer.flow import TraceSettings
+from causal_tracer.request import MapSpec, SamplesUntil, TraceRequest
+from causal_tracer.results import Results
+from causal_tracer.runs import Activations, Recorder, read_logits
+from causal_tracer.sweep.engine import choose_engine, default_batch_size, sweep
+from causal_tracer.sweep.plan import CLEAN_HEADS, head_plan
+
+
+@dataclass(frozen=True, eq=False)
+class HeadFlow:
+    """A map of how much each attention head at one token brings back the answer.
+
+    A head is restored where it enters the attention's output projection: its share of what that takes. With
+    grouped-query attention a head is a query head.
+
+    Attributes:
+        scores: Mean metric over samples, for each head and layer restored [heads, layers]; NaN where a layer has no
+            such head or was not computed.
+        low_score: Mean metric in the corrupted runs.
+        high_score: The metric in the clean run.
+        position: The token at which heads were restored.
+        token: Its text.
+        answer: The answer's text.
+        prompt: The prompt.
+        subject: The subject.
+        sample_scores: The metric in each sample [samples, heads, layers].
+        low_sample_scores: The same in the corrupted runs [samples].
+        settings: How the result was made.
+    """
+
+    scores: Tensor
+    low_score: float
+    high_score: float
+    position: int
+    token: str
+    answer: str
+    prompt: str
+    subject: str
+    sample_scores: Tensor = field(repr=False)
+    low_sample_scores: Tensor = field(repr=False)
+    settings: TraceSettings
+
+    @property
+    def indirect_effect(self) -> Tensor:
+        """IE of each head: scores - low_score [heads, layers]."""
+        return self.scores - self.low_score
+
+    @property
+    def standard_error(self) -> Tensor:
+        """Standard error of each head's indirect effect over samples [heads, layers]; NaN with a single sample."""
+        samples = len(self.sample_scores)
+        if samples < 2:
+            return torch.full_like(self.scores, math.nan)
+        differences = self.sample_scores - self.low_sample_scores[:, None, None]
+        return differences.std(dim=0, correction=1) / math.sqrt(samples)
+
+
+def trace_heads(
+    context: TracingContext,
+    request: TraceRequest,
+    token: int | None,
+    progress: Callable[[int, int], None],
+    cancelled: Callable[[], bool] | None = None,
+) -> HeadFlow:
+    """Trace single attention heads at one token; see `CausalTracer.calculate_head_flow`."""
+    traced, layers = context.traced, request.layer_range(context.traced.n_layers)
+    if isinstance(request.samples, SamplesUntil) or request.direction != "restore":
+        raise SettingsError("Heads are restored, with a fixed number of samples: leave out direction and SamplesUntil.")
+    sites = traced.head_sites
+    experiment = set_up(context, request)
+    prompt = experiment.prompt
+    position = len(prompt) - 1 if token is None else token
+    if not 0 <= position < len(prompt):
+        raise SettingsError(f"token={token} is no token of the prompt. Give 0 to {len(prompt) - 1}.")
+    batch_size = request.batch_size or default_batch_size(traced, len(experiment.sequence))
+    results = Results(experiment, {"heads": MapSpec("attention", request.window)}, batch_size)
+    base, low_scores = base_of_samples(experiment, experiment.embeddings(0, request.samples), (), batch_size, None)
+    base = replace(base, sources={**base.sources, CLEAN_HEADS: clean_heads(experiment)})
+    plan = head_plan(traced, position, layers, request.window, experiment.reads)
+    verdict = choose_engine(traced, request.engine, len(experiment.sequence))
+    results.begin(verdict, low_scores, [], None)
+    heads = max(count for _, count in sites.values())
+    sample_scores = torch.full((base.samples, heads, traced.n_layers), torch.nan)
+    rows = torch.tensor([cell.position for cell in plan.cells], dtype=torch.long)
+    columns = torch.tensor([cell.layer for cell in plan.cells], dtype=torch.long)
+    done, total = 0, len(plan.cells) * base.samples
+    for chunk in sweep(
+        verdict,
+        traced,
+        experiment.clean,
+        base,
+        plan,
+        experiment.metric,
+        batch_size,
+        cancelled or (lambda: False),
+        halved=results.halved,
+    ):
+        sample_scores[chunk.samples, rows[chunk.cells], columns[chunk.cells]] = chunk.scores
+        done += len(chunk.scores)
+        progress(done, total)
+    flow = results.flows()["heads"]
+    return HeadFlow(
+        scores=sample_scores.mean(dim=0),
+        low_score=flow.low_score,
+        high_score=flow.high_score,
+        position=position,
+        token=prompt.tokens[position],
+        answer=flow.answer,
+        prompt=flow.prompt,
+        subject=flow.subject,
+        sample_scores=sample_scores,
+        low_sample_scores=low_scores,
+        settings=flow.settings,
+    )
+
+
+def clean_heads(experiment: Experiment) -> Activations:
+    """What the output projections took in the clean run [1, tokens, heads x head width], by module name."""
+    traced = experiment.context.traced
+    recorder = Recorder(name for name, _ in traced.head_sites.values())
+    ids = torch.tensor([experiment.sequence.input_ids])
+    read_logits(traced, ids, {}, "clean", experiment.reads, recorder.edits(traced))
+    return recorder.values()
