@@ -105,9 +105,10 @@ def reach(
 ) -> Reach | None:
     """Where the cell departs from the base run, or None if it cannot change what is read.
 
-    Tokens before the first corrupted one are the same in all runs of a prompt, and tokens after the last read one are not seen.
-    What the last block does at a token is seen at that token only, unless its tokens meet again after attention or
-    MLP (`TracedModel.tokens_meet_again`). What is held at the base run's own values changes nothing by itself.
+    Tokens before the first corrupted one are the same in all runs of a prompt, and tokens after the last read one are
+    not seen. What the last block does at a token is seen at that token only, unless its tokens meet again after
+    attention or MLP (`TracedModel.tokens_meet_again`). What is held at the base run's own values changes nothing by
+    itself.
     """
     tokens: list[int] = []
     joins: list[int] = []

@@ -17,6 +17,51 @@ from causal_tracer.runs import finite_logits, run_model
 MOST_LOGITS = 64 * 2**20
 """Logits computed together at most: 256 MiB in float32."""
 
+_MOST_ROWS = 256
+
+
+@dataclass(frozen=True, eq=False)
+class Finals:
+    """Rows that have gone through the blocks.
+
+    Attributes:
+        states: The last block's output at the positions read [rows, reads, ...].
+        cells: The cell of each row.
+        samples: The sample of each row.
+        at_once: Whether they are to be read out before more rows come.
+    """
+
+    states: Tensor
+    cells: Tensor
+    samples: Tensor
+    at_once: bool = False
+
+    @classmethod
+    def none(cls) -> Finals:
+        """No rows."""
+        return cls(torch.empty(0), torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long))
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.cells)
+
+    def and_more(self, more: Finals) -> Finals:
+        """These rows and more after them."""
+        if not len(self):
+            return more
+        return Finals(
+            torch.cat([self.states, more.states]),
+            torch.cat([self.cells, more.cells]),
+            torch.cat([self.samples, more.samples]),
+        )
+
+    def cut(self, rows: int) -> tuple[Finals, Finals]:
+        """The first rows, and the others."""
+        return (
+            Finals(self.states[:rows], self.cells[:rows], self.samples[:rows]),
+            Finals(self.states[rows:], self.cells[rows:], self.samples[rows:]),
+        )
+
 
 @dataclass(eq=False)
 class ReadOut:
@@ -39,8 +84,8 @@ class ReadOut:
 
     @property
     def most_rows(self) -> int:
-        """Rows to read out together at most."""
-        return max(1, MOST_LOGITS // (self.traced.vocab_size * self.reads))
+        """Rows to read out together at most: more than a few hundred make the product no faster."""
+        return max(1, min(_MOST_ROWS, MOST_LOGITS // self.traced.vocab_size) // self.reads)
 
     def __call__(self, states: Tensor) -> Tensor:
         """From states [rows, reads, ...] to logits [rows, reads, vocabulary], float32; valid until the next call.
@@ -60,7 +105,7 @@ class ReadOut:
         ids = torch.tensor([[self.token_id]]).expand(1 if self.broadcast else len(flat), 1)
         with traced.lock, replacing_forward(traced.blocks, hand_on), self._product_in_place():
             output = run_model(traced, ids, {})
-        return finite_logits(traced, output, "restored").unflatten(0, states.shape[:2])[:, :, 0]
+        return finite_logits(traced, output, "restored").view(*states.shape[:2], -1)
 
     @contextmanager
     def _product_in_place(self) -> Iterator[None]:

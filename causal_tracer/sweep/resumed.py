@@ -43,7 +43,7 @@ from causal_tracer.sweep.base_state import BaseState, base_state, headless, posi
 from causal_tracer.sweep.caches import CannotResume
 from causal_tracer.sweep.edits import restoring, site_edits
 from causal_tracer.sweep.plan import Places, SweepChunk, SweepPlan, reach, restored_places
-from causal_tracer.sweep.read_out import ReadOut
+from causal_tracer.sweep.read_out import Finals, ReadOut
 from causal_tracer.sweep.side_values import PassValues, skipped_output
 
 
@@ -113,27 +113,46 @@ def resumed_sweep(
         return
     state = base_state(traced, base, tuple(groups), use_cache=way.use_cache, positions=way.positions)
     read_out = ReadOut(traced, state.outputs, base.prompt.input_ids[-1], len(reads), broadcast=way.broadcast)
-    for token, members in groups.items():
+    waiting = Finals.none()
+    for finals in _passes(traced, clean, base, state, plan, way, groups, batch_size, reads, cancelled):
+        waiting = waiting.and_more(finals)
+        while len(waiting) and (finals.at_once or len(waiting) >= read_out.most_rows):
+            if cancelled():
+                raise TraceCancelled("The sweep was cancelled.")
+            ready, waiting = waiting.cut(read_out.most_rows)
+            logits = read_out(ready.states)
+            if watch is not None:
+                watch(Watched(ready.cells, ready.samples, logits))
+            yield SweepChunk(ready.cells, ready.samples, metric(logits).cpu())
+
+
+def _passes(
+    traced: TracedModel,
+    clean: CleanRun,
+    base: BaseRun,
+    state: BaseState,
+    plan: SweepPlan,
+    way: Way,
+    groups: dict[int, list[tuple[int, int]]],
+    batch_size: int,
+    reads: tuple[int, ...],
+    cancelled: Callable[[], bool],
+) -> Iterator[Finals]:
+    """All rows through the blocks, group by group and batch by batch."""
+    for number, (token, members) in enumerate(groups.items()):
         members.sort(key=lambda member: member[0])
-        joins = torch.tensor([join for join, _ in members]).repeat_interleave(samples)
-        cells = torch.tensor([number for _, number in members]).repeat_interleave(samples)
-        sample_of = torch.arange(samples).repeat(len(members))
-        for batch in torch.split(torch.arange(len(cells)), batch_size):
+        joins = torch.tensor([join for join, _ in members]).repeat_interleave(base.samples)
+        cells = torch.tensor([number for _, number in members]).repeat_interleave(base.samples)
+        sample_of = torch.arange(base.samples).repeat(len(members))
+        batches = torch.split(torch.arange(len(cells)), batch_size)
+        for batch in batches:
             places = restored_places(plan.cells, cells[batch])
             work = _Pass(
                 traced, clean, base, state, way, token, reads, joins[batch], sample_of[batch], places, cancelled
             )
-            final = work.run()
-            start = 0
-            for rows in torch.split(final, read_out.most_rows):
-                if cancelled():
-                    raise TraceCancelled("The sweep was cancelled.")
-                chosen = batch[start : start + len(rows)]
-                start += len(rows)
-                logits = read_out(rows)
-                if watch is not None:
-                    watch(Watched(cells[chosen], sample_of[chosen], logits))
-                yield SweepChunk(cells[chosen], sample_of[chosen], metric(logits).cpu())
+            # The most telling tokens come first and fill in at once; later ones are read out in large batches.
+            at_once = number < 2 or (number == len(groups) - 1 and batch is batches[-1])
+            yield Finals(work.run(), cells[batch], sample_of[batch], at_once)
 
 
 def _groups(
