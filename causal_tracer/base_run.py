@@ -8,34 +8,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from causal_tracer.corruption import Corruption, subject_embeddings
-from causal_tracer.hooks import Edit
+from causal_tracer.corruption import Corruption, corrupting, subject_embeddings
 from causal_tracer.layers import TracedModel
 from causal_tracer.metrics import Metric
 from causal_tracer.prompts import Prompt
 from causal_tracer.runs import Activations, Recorder, read_logits
-
-
-def corrupting(embeddings: Tensor, prompt: Prompt, samples: Tensor, tokens: range | None = None) -> Edit:
-    """The edit of the embedding that puts corrupted embeddings [samples, subject tokens, width] at the subject.
-
-    Row r of the batch takes those of sample `samples[r]`, rounded once, to the embedding's dtype. `tokens` are the
-    prompt's tokens that the run has; None means all.
-    """
-    start, end = prompt.subject_range
-    tokens = range(len(prompt)) if tokens is None else tokens
-    first, last = max(start, tokens.start), min(end, tokens.stop)
-
-    def corrupt(embedded: Tensor) -> Tensor | None:
-        if first >= last:
-            return None
-        corrupted = embedded.clone()
-        corrupted[:, first - tokens.start : last - tokens.start] = embeddings[samples, first - start : last - start].to(
-            embedded
-        )
-        return corrupted
-
-    return corrupt
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from causal_tracer.calibration import MULTIPLIERS, NoiseCalibration, calibrate_noise
 from causal_tracer.corruption import NOISE_MULTIPLIER, automatic_noise_level
 from causal_tracer.errors import SettingsError
 from causal_tracer.experiment import TracingContext
@@ -307,6 +308,46 @@ class CausalTracer:
             if progress is not None:
                 progress(update.done, update.total)
         return dict(flows)
+
+    def trace(
+        self,
+        request: TraceRequest,
+        *,
+        progress: Progress | None = None,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> HiddenFlow:
+        """Trace one prompt as a `TraceRequest` says: any corruption, metric, direction, answer or read position.
+
+        Raises:
+            SettingsError, PromptError, TokenizerError, NumericsError, TraceCancelled: As in `calculate_hidden_flow`.
+        """
+        return self._trace_all([request], progress, cancelled)[0]
+
+    def calibrate_noise(
+        self,
+        facts: Sequence[str | HiddenFlowQuery],
+        multipliers: Sequence[float] = MULTIPLIERS,
+        samples: int = 10,
+        seed: int = 1,
+        *,
+        progress: Progress | None = None,
+    ) -> NoiseCalibration:
+        """How far noise of several strengths takes the answer's probability down, and the level to use.
+
+        Args:
+            facts: Prompts that the model completes; a few dozen give a steady mean.
+            multipliers: Noise levels to try, in standard deviations of the embedding's output.
+            samples: Noise samples of each fact and level.
+            seed: Seed of the noise.
+            progress: Called with (facts done, facts in all).
+
+        Raises:
+            SettingsError: No facts, or multipliers that are not positive.
+        """
+        asked = [HiddenFlowQuery(fact) if isinstance(fact, str) else fact for fact in facts]
+        return calibrate_noise(
+            self._context, asked, multipliers, samples, seed, progress or (lambda _done, _total: None)
+        )
 
     def calculate_head_flow(
         self,

@@ -13,8 +13,7 @@ import transformers
 from torch import Tensor
 
 from causal_tracer import CausalTracer
-from causal_tracer.base_run import corrupting
-from causal_tracer.corruption import GaussianNoise, automatic_noise_level, embedding_scale
+from causal_tracer.corruption import GaussianNoise, automatic_noise_level, corrupting, embedding_scale
 from causal_tracer.errors import NumericsError, SettingsError
 from causal_tracer.prompts import make_prompt
 from tests.tiny_models import (

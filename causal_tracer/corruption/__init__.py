@@ -1,6 +1,6 @@
 """What corrupts the subject: new values for its embeddings."""
 
-from causal_tracer.corruption.base import Corruption, SubjectEmbeddings, embedded_tokens, subject_embeddings
+from causal_tracer.corruption.base import Corruption, SubjectEmbeddings, corrupting, embedded_tokens, subject_embeddings
 from causal_tracer.corruption.counterfactual import CounterfactualSubjects
 from causal_tracer.corruption.levels import NOISE_MULTIPLIER, automatic_noise_level, embedding_scale, subjects_scale
 from causal_tracer.corruption.named import CORRUPTIONS, corruption_named
@@ -20,6 +20,7 @@ __all__ = [
     "UniformNoise",
     "ZeroEmbedding",
     "automatic_noise_level",
+    "corrupting",
     "corruption_named",
     "embedded_tokens",
     "embedding_scale",

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from causal_tracer.hooks import evaluation_mode
+from causal_tracer.hooks import Edit, evaluation_mode
 from causal_tracer.layers import TracedModel
 from causal_tracer.prompts import Prompt
 
@@ -60,3 +60,25 @@ def subject_embeddings(traced: TracedModel, prompt: Prompt, tokenizer: Any = Non
     """What the corruption of a prompt's subject is given."""
     embedded = embedded_tokens(traced, prompt.input_ids[slice(*prompt.subject_range)])
     return SubjectEmbeddings(embedded, prompt, traced, tokenizer)
+
+
+def corrupting(embeddings: Tensor, prompt: Prompt, samples: Tensor, tokens: range | None = None) -> Edit:
+    """The edit of the embedding that puts corrupted embeddings [samples, subject tokens, width] at the subject.
+
+    Row r of the batch takes those of sample `samples[r]`, rounded once, to the embedding's dtype. `tokens` are the
+    prompt's tokens that the run has; None means all.
+    """
+    start, end = prompt.subject_range
+    tokens = range(len(prompt)) if tokens is None else tokens
+    first, last = max(start, tokens.start), min(end, tokens.stop)
+
+    def corrupt(embedded: Tensor) -> Tensor | None:
+        if first >= last:
+            return None
+        corrupted = embedded.clone()
+        corrupted[:, first - tokens.start : last - tokens.start] = embeddings[samples, first - start : last - start].to(
+            embedded
+        )
+        return corrupted
+
+    return corrupt

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from causal_tracer.base_run import BaseRun, corrupting
+from causal_tracer.base_run import BaseRun
+from causal_tracer.corruption import corrupting
 from causal_tracer.hooks import Edit, first_tensor, replace_first_tensor, replacing_forward, rows_first, stream_argument
 from causal_tracer.layers import TracedModel
 from causal_tracer.probing import takes_argument

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from causal_tracer.base_run import BaseRun, Watch, Watched, corrupting
+from causal_tracer.base_run import BaseRun, Watch, Watched
+from causal_tracer.corruption import corrupting
 from causal_tracer.errors import TraceCancelled
 from causal_tracer.layers import TracedModel
 from causal_tracer.metrics import Metric

@@ -25,7 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from causal_tracer.base_run import BaseRun, Watch, Watched, corrupting
+from causal_tracer.base_run import BaseRun, Watch, Watched
+from causal_tracer.corruption import corrupting
 from causal_tracer.errors import TraceCancelled
 from causal_tracer.hooks import (
     first_tensor,
