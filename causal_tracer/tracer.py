@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from torch import nn
 
 from causal_tracer.calibration import MULTIPLIERS, NoiseCalibration, calibrate_noise
-from causal_tracer.corruption import NOISE_MULTIPLIER, automatic_noise_level
+from causal_tracer.corruption import NoiseRule, noise_level
 from causal_tracer.errors import SettingsError
 from causal_tracer.experiment import TracingContext
 from causal_tracer.flow import HiddenFlow
@@ -46,7 +45,7 @@ class CausalTracer:
         model: nn.Module,
         tokenizer: Any,
         layer_config: LayerConfig | None = None,
-        noise: float | None = None,
+        noise: NoiseRule = None,
         device: torch.device | str | None = None,
         *,
         model_id: str | None = None,
@@ -60,8 +59,9 @@ class CausalTracer:
                 ties the head to the embedding.
             tokenizer: The tokenizer that belongs to it.
             layer_config: The names of its modules; None finds them by structure.
-            noise: Standard deviation of the noise, in units of the embedding's output; 0 means none. None takes three
-                times the standard deviation of the embedding module's output over the vocabulary.
+            noise: Standard deviation of the noise, in units of the embedding's output; 0 means none. "2 sigma" is a
+                multiple of the standard deviation of the embedding module's output over the vocabulary, None is three
+                of them, and `SubjectsNoise` takes the deviation of given subjects' embeddings.
             device: Where the model is. Only checked: a model is never moved. None takes it from the model.
             model_id: The model's name in results; None takes it from its config.
             revision: Its revision in results; None takes the commit that its config knows.
@@ -85,15 +85,7 @@ class CausalTracer:
                 f"device={str(device)!r} was asked for, and the model is on {str(self.device)!r}. Move it first: "
                 f"model.to({str(device)!r})"
             )
-        if noise is None:
-            level, rule = automatic_noise_level(self._traced), f"{NOISE_MULTIPLIER:g} sd of the embedding output"
-        else:
-            try:
-                level, rule = float(noise), "given"
-            except (TypeError, ValueError) as error:
-                raise SettingsError(f"noise={noise!r} is no number. Give 0 or a positive number.") from error
-        if not math.isfinite(level) or level < 0:
-            raise SettingsError(f"noise={noise!r} is not a noise level. Give 0 or a positive number.")
+        level, rule = noise_level(self._traced, tokenizer, noise)
         self.noise = level
         config: Any = self.model.config
         self._context = TracingContext(
@@ -107,7 +99,7 @@ class CausalTracer:
         )
 
     @classmethod
-    def from_pretrained(cls, name: str, *, noise: float | None = None, **kwargs: Any) -> CausalTracer:
+    def from_pretrained(cls, name: str, *, noise: NoiseRule = None, **kwargs: Any) -> CausalTracer:
         """Load a model with `load_model(name, **kwargs)` and make a tracer of it."""
         from causal_tracer.models import load_model
 

@@ -13,7 +13,14 @@ import transformers
 from torch import Tensor
 
 from causal_tracer import CausalTracer
-from causal_tracer.corruption import GaussianNoise, automatic_noise_level, corrupting, embedding_scale
+from causal_tracer.corruption import (
+    GaussianNoise,
+    SubjectsNoise,
+    automatic_noise_level,
+    corrupting,
+    embedding_scale,
+    noise_level,
+)
 from causal_tracer.errors import NumericsError, SettingsError
 from causal_tracer.prompts import make_prompt
 from tests.tiny_models import (
@@ -195,3 +202,28 @@ def test_noise_as_a_whole_number_is_noise() -> None:
 def test_frozen_rules_cannot_be_changed_into_bad_ones() -> None:
     with pytest.raises(SettingsError):
         replace(GaussianNoise(1.0, 1), level=-1.0)
+
+
+@pytest.mark.parametrize("rule", ["2 sigma", "2σ", " 2.0 s ", "2sd", "2 sigmas"])
+def test_noise_may_be_a_multiple_of_sigma(rule: str) -> None:
+    traced = tiny_tracer("llama").context.traced
+    level, said = noise_level(traced, tiny_tokenizer(), rule)
+    assert level == pytest.approx(2 * embedding_scale(traced))
+    assert said == "2 sd of the embedding output"
+
+
+def test_noise_may_follow_the_embeddings_of_given_subjects() -> None:
+    traced = tiny_tracer("llama").context.traced
+    subjects = ("Space Needle", "Steve Jobs")
+    level, said = noise_level(traced, tiny_tokenizer(), SubjectsNoise(subjects))
+    ids = [token for subject in subjects for token in tiny_tokenizer()(subject, add_special_tokens=False)["input_ids"]]
+    with torch.no_grad():
+        expected = 3 * float(traced.embedding(torch.tensor([ids])).double().std())
+    assert level == pytest.approx(expected, rel=1e-6)
+    assert "2 subjects" in said
+
+
+@pytest.mark.parametrize("rule", ["loud", "-1 sigma", "", [1], -0.5, float("nan"), SubjectsNoise(())])
+def test_other_rules_are_refused(rule: object) -> None:
+    with pytest.raises(SettingsError):
+        noise_level(tiny_tracer("llama").context.traced, tiny_tokenizer(), rule)  # type: ignore[arg-type]

@@ -2,7 +2,15 @@
 
 from causal_tracer.corruption.base import Corruption, SubjectEmbeddings, corrupting, embedded_tokens, subject_embeddings
 from causal_tracer.corruption.counterfactual import CounterfactualSubjects
-from causal_tracer.corruption.levels import NOISE_MULTIPLIER, automatic_noise_level, embedding_scale, subjects_scale
+from causal_tracer.corruption.levels import (
+    NOISE_MULTIPLIER,
+    NoiseRule,
+    SubjectsNoise,
+    automatic_noise_level,
+    embedding_scale,
+    noise_level,
+    subjects_scale,
+)
 from causal_tracer.corruption.named import CORRUPTIONS, corruption_named
 from causal_tracer.corruption.noise import GaussianNoise, MultivariateNoise, StudentTNoise, UniformNoise
 from causal_tracer.corruption.replacing import MeanEmbedding, ZeroEmbedding
@@ -15,8 +23,10 @@ __all__ = [
     "GaussianNoise",
     "MeanEmbedding",
     "MultivariateNoise",
+    "NoiseRule",
     "StudentTNoise",
     "SubjectEmbeddings",
+    "SubjectsNoise",
     "UniformNoise",
     "ZeroEmbedding",
     "automatic_noise_level",
@@ -24,6 +34,7 @@ __all__ = [
     "corruption_named",
     "embedded_tokens",
     "embedding_scale",
+    "noise_level",
     "subject_embeddings",
     "subjects_scale",
 ]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -17,6 +19,25 @@ from causal_tracer.layers import TracedModel
 
 NOISE_MULTIPLIER = 3.0
 """Automatic noise in standard deviations of the embedding's output, as in ROME (arXiv 2202.05262, section 2.1)."""
+
+_MULTIPLE = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(?:σ|s|sd|sigmas?)\s*")
+
+
+@dataclass(frozen=True)
+class SubjectsNoise:
+    """Noise as a multiple of the standard deviation of given subjects' embeddings: ROME's "s3" rule.
+
+    Attributes:
+        subjects: The subjects of some facts.
+        multiplier: Times their standard deviation.
+    """
+
+    subjects: tuple[str, ...]
+    multiplier: float = NOISE_MULTIPLIER
+
+
+NoiseRule = float | str | SubjectsNoise | None
+"""A level; "2 sigma" or the like, of the embedding's output over the vocabulary; of subjects; None is 3 sigma."""
 
 _moments: WeakKeyDictionary[nn.Module, tuple[Tensor, Tensor]] = WeakKeyDictionary()
 
@@ -74,6 +95,31 @@ def subjects_scale(traced: TracedModel, tokenizer: Any, subjects: Sequence[str])
         raise SettingsError(f"No tokens in the {len(subjects)} subjects given. Give the subjects of some facts.")
     embedded = embedded_tokens(traced, ids).double()
     return _standard_deviation(traced, float(embedded.sum()), float(embedded.square().sum()), embedded.numel())
+
+
+def noise_level(traced: TracedModel, tokenizer: Any, rule: NoiseRule) -> tuple[float, str]:
+    """The level that a rule gives on a model, and what results say of it.
+
+    Raises:
+        SettingsError: The rule is none, or its level is negative or not finite.
+        NumericsError: The embedding gives values that are not finite.
+    """
+    if isinstance(rule, SubjectsNoise):
+        level = rule.multiplier * subjects_scale(traced, tokenizer, rule.subjects)
+        said = f"{rule.multiplier:g} sd of the embeddings of {len(rule.subjects)} subjects"
+    elif rule is None or (isinstance(rule, str) and (found := _MULTIPLE.fullmatch(rule))):
+        multiplier = NOISE_MULTIPLIER if rule is None else float(found[1])  # type: ignore[index]
+        level, said = multiplier * embedding_scale(traced), f"{multiplier:g} sd of the embedding output"
+    else:
+        try:
+            level, said = float(rule), "given"
+        except (TypeError, ValueError, OverflowError) as error:
+            raise SettingsError(
+                f'noise={rule!r} is no noise. Give 0, a positive number, a multiple such as "2 sigma", or None.'
+            ) from error
+    if not math.isfinite(level) or level < 0:
+        raise SettingsError(f"noise={rule!r} is not a noise level. Give 0 or a positive number.")
+    return level, said
 
 
 def embedding_moments(traced: TracedModel) -> tuple[Tensor, Tensor]:
