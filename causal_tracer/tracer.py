@@ -20,6 +20,7 @@ from causal_tracer.prompts import Occurrence
 from causal_tracer.request import HiddenFlowQuery, MapSpec, TraceRequest
 from causal_tracer.runs import CleanRunCache
 from causal_tracer.sweep.engine import EngineChoice
+from causal_tracer.together import can_share_passes, trace_together
 from causal_tracer.trace import FlowUpdate, trace, trace_maps
 
 Progress = Callable[[int, int], None]
@@ -373,6 +374,11 @@ class CausalTracer:
     def _trace_all(
         self, requests: Sequence[TraceRequest], progress: Progress | None, cancelled: Callable[[], bool] | None
     ) -> list[HiddenFlow]:
+        shared = self.device.type == "cuda" and len(requests) > 1 and all(map(can_share_passes, requests))
+        if shared:
+            return trace_together(
+                self._context, requests, progress or (lambda _done, _total: None), cancelled or (lambda: False)
+            )
         flows = []
         before, expected = 0, 0
         for number, request in enumerate(requests):

@@ -32,7 +32,7 @@ def restoring(
 ) -> Edit:
     """The edit of one module for all that is put back in it, one after the other."""
     steps = [
-        putting_back(source_values(clean, base, part.source, name), part, samples, first_token, heads)
+        putting_back(source_values(clean, base, part.source, name), part, samples, base.samples, first_token, heads)
         for part in restored
     ]
     return partial(_in_turn, steps)

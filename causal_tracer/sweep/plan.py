@@ -184,19 +184,23 @@ def restored_places(cells: Sequence[Cell], cell_of: Tensor) -> Places:
     }
 
 
-def putting_back(values: Tensor, restored: Restored, samples: Tensor, first_token: int = 0, n_heads: int = 1) -> Edit:
+def putting_back(
+    values: Tensor, restored: Restored, samples: Tensor, all_samples: int, first_token: int = 0, n_heads: int = 1
+) -> Edit:
     """The edit that writes values of a run into a batch.
 
     Args:
-        values: The activations [1 or samples, all tokens, d_model] of the run that they come from.
+        values: The activations [n, all tokens, d_model] of the run that they come from: one for all samples, one for
+            each sample, or one for each of n groups of as many samples.
         restored: Which of them, and where.
         samples: The noise sample of each row of the batch.
+        all_samples: Number of samples of the base run.
         first_token: The token that the batch begins with.
         n_heads: Number of attention heads, where heads are put back.
     """
     here = restored.tokens >= first_token
     rows, tokens = restored.rows[here], restored.tokens[here]
-    taken = samples[rows] if len(values) > 1 else torch.zeros_like(rows)
+    taken = samples[rows] // (all_samples // len(values))
     heads = None if restored.heads is None else restored.heads[here]
 
     def put_back(activation: Tensor) -> Tensor:
