@@ -1,4 +1,4 @@
-"""From what a user holds to a causal LM: base models get their head back, other models a clear refusal."""
+"""From what a user holds to a causal LM: wrappers come off, base models get their head back, others are refused."""
 
 from __future__ import annotations
 
@@ -8,18 +8,21 @@ import torch
 from torch import nn
 
 from causal_tracer.errors import ModelStructureError
+from causal_tracer.wrappers import unwrapped
 
 
 def as_causal_lm(model: nn.Module) -> Any:
     """The model itself if it has a language-model head; else its base wrapped in the head its config describes.
 
-    A base model (from `AutoModel`) carries no head. Where the config ties head and embedding, the head's weights
-    are the embedding's, so nothing is missing: the returned causal LM shares the given model's weights.
+    Wrappers of PEFT and nnsight come off first. A base model (from `AutoModel`) carries no head. Where the config ties
+    head and embedding, the head's weights are the embedding's, so nothing is missing: the returned causal LM shares
+    the given model's weights.
 
     Raises:
         ModelStructureError: The model is no transformers model or an encoder-decoder, or its head is not there and
-            not tied to its embedding.
+            not tied to its embedding; or its wrapper does more than the model inside.
     """
+    model = unwrapped(model)
     config: Any = getattr(model, "config", None)
     if config is None or not hasattr(config, "get_text_config"):
         raise ModelStructureError(

@@ -18,6 +18,8 @@ from causal_tracer.probing import logits_to_keep_trims, tokens_meet_again
 from causal_tracer.wrappers import weight_bits
 
 LayerKind = Literal["hidden", "mlp", "attention"]
+"""Which activations: a block's output, or what its MLP or attention adds to the residual stream."""
+
 KINDS: tuple[LayerKind, ...] = get_args(LayerKind)
 
 LayerMatcher = str | Callable[[nn.Module, int], str]
@@ -54,6 +56,7 @@ GPT2_LAYER_CONFIG = LayerConfig(
     mlp_layers_matcher="transformer.h.{num}.mlp",
     embedding_layer="transformer.wte",
 )
+"""The module names of GPT-2."""
 
 LLAMA_LAYER_CONFIG = LayerConfig(
     hidden_layers_matcher="model.layers.{num}",
@@ -61,6 +64,7 @@ LLAMA_LAYER_CONFIG = LayerConfig(
     mlp_layers_matcher="model.layers.{num}.mlp",
     embedding_layer="model.embed_tokens",
 )
+"""The module names of Llama and many models made like it."""
 
 SiteNames = Mapping[LayerKind, tuple[tuple[str, ...], ...]]
 """For each kind and layer, the modules restored together: usually one; none where a layer lacks the kind."""
@@ -223,7 +227,7 @@ def _resolve(model: nn.Module, layer_config: LayerConfig) -> tuple[str, SiteName
 
     def resolve(name: str) -> str | None:
         # "base_model.model." stands before every name in a model that PEFT has wrapped.
-        own = name.removeprefix("base_model.model.")
+        own = str(name).removeprefix("base_model.model.")
         return next((n for n in (name, f"{prefix}.{name}", own) if n in names), None)
 
     def name_of(kind: LayerKind, layer: int) -> str:

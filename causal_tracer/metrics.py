@@ -150,6 +150,7 @@ METRICS: Mapping[str, Callable[[Target], Metric]] = {
     "rank": lambda target: AnswerRank(target.answer_ids[0]),
     "KL from clean": lambda target: DivergenceFromClean(target.clean_logits[0]),
 }
+"""From a `Target` to each metric, by its name."""
 
 
 def metric_named(name: str, target: Target) -> Metric:

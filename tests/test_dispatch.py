@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,10 @@ import accelerate
 import pytest
 import torch
 
+from benchmarks.weight_loads import CountedWeights, offload_counted
 from causal_tracer import CausalTracer
 from causal_tracer.layers import KINDS
+from causal_tracer.sweep.engine import choose_engine
 from tests.tiny_models import FAMILIES, PROMPT, SUBJECT, build_tiny_model, tiny_tokenizer, tiny_tracer
 
 Dispatch = Callable[[Any, str, Path], Any]
@@ -76,3 +80,45 @@ def test_dtype_of_an_offloaded_model_is_recorded(tmp_path: Path) -> None:
     model = cpu_offload(build_tiny_model("llama").to(torch.bfloat16), "llama", tmp_path)
     flow = CausalTracer(model, tiny_tokenizer()).calculate_hidden_flow(PROMPT, SUBJECT, samples=2)
     assert flow.settings.dtype == "bfloat16"
+
+
+OTHER_PASSES = 4
+"""The clean run, the corrupted run, the clean tokens before the subject, and the corrupted run's states."""
+
+
+@functools.cache
+def counted_tracer(name: str) -> tuple[CausalTracer, CountedWeights]:
+    """A tracer of an offloaded model, already checked, and the mapping that its weights are loaded from."""
+    model = build_tiny_model(name)
+    weights = offload_counted(model)
+    # It keeps no clean runs, so that every trace makes its own.
+    tracer = CausalTracer(model, tiny_tokenizer(), cache_bytes=0)
+    choose_engine(tracer.context.traced, "auto", 11)
+    return tracer, weights
+
+
+def loads_of_blocks(name: str, **options: Any) -> tuple[list[int], Any]:
+    """How often each block's weights are loaded in a map of three samples, and the map."""
+    tracer, weights = counted_tracer(name)
+    weights.loads.clear()
+    flow = tracer.calculate_hidden_flow(PROMPT, SUBJECT, samples=3, **options)
+    return weights.of_modules(FAMILIES[name].site_names("hidden")), flow
+
+
+@pytest.mark.parametrize("batch_size", [1000, 20, 7])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3_text", "qwen3_next", "lfm2", "bloom"])
+def test_a_map_takes_few_passes_over_offloaded_weights(name: str, batch_size: int) -> None:
+    loads, flow = loads_of_blocks(name, batch_size=batch_size)
+    tokens, layers = flow.scores.shape
+    corrupted_tokens = tokens - flow.subject_range[0]
+    # All but the tokens before the subject, and the last layer's cells that the last token does not see.
+    rows = 3 * (corrupted_tokens * layers - (corrupted_tokens - 1))
+    assert max(loads) <= math.ceil(rows / batch_size) + OTHER_PASSES
+    assert min(loads) >= 1
+
+
+def test_loads_are_counted_once_a_pass_in_the_full_sweep() -> None:
+    for batch_size in (1000, 20, 7):
+        loads, flow = loads_of_blocks("llama", batch_size=batch_size, engine="full")
+        passes = math.ceil(3 * flow.scores.numel() / batch_size)
+        assert loads == [passes + 2] * 3, "and one each for the clean and the corrupted run"
