@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,12 @@ import plotly.graph_objects as go
 import pytest
 import torch
 
-from causal_tracer import HiddenFlow, plot_hidden_flow_heatmap, save_figure
+from causal_tracer import HiddenFlow, MapSpec, TraceRequest, plot_hidden_flow_heatmap, save_figure
+from causal_tracer.comparison import compare_flows
 from causal_tracer.errors import ExportError
 from causal_tracer.layers import KINDS, LayerKind
+from causal_tracer.plots import COLOR_SCALES, display_token, shared_limits
+from causal_tracer.plots_difference import DIFFERENCE_SCALE, plot_difference_heatmap
 from tests.test_flow import some_flow
 from tests.tiny_models import PROMPT, SUBJECT, tiny_tracer
 
@@ -64,10 +68,51 @@ def test_a_scale_is_never_empty_or_upside_down() -> None:
     assert heatmap.zmin < heatmap.zmax
 
 
-@pytest.mark.parametrize(("kind", "color"), [("hidden", "Purples"), ("mlp", "Greens"), ("attention", "Reds")])
-def test_kinds_have_their_usual_colours(kind: LayerKind, color: str) -> None:
-    expected = go.Figure(go.Heatmap(z=[[1]], colorscale=color)).data[0].colorscale
-    assert draw(some_flow(kind=kind)).data[0].colorscale == expected
+def oklab(color: str) -> torch.Tensor:
+    """Lightness, green-red, blue-yellow of "#rrggbb" (Ottosson 2020), where distances are what the eye sees."""
+    encoded = torch.tensor([int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)], dtype=torch.float64)
+    linear = torch.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
+    cones = torch.tensor(
+        [
+            [0.4122214708, 0.5363325363, 0.0514459929],
+            [0.2119034982, 0.6806995451, 0.1073969566],
+            [0.0883024619, 0.2817188376, 0.6299787005],
+        ],
+        dtype=torch.float64,
+    )
+    opponent = torch.tensor(
+        [
+            [0.2104542553, 0.7936177850, -0.0040720468],
+            [1.9779984951, -2.4285922050, 0.4505937099],
+            [0.0259040371, 0.7827717662, -0.8086757660],
+        ],
+        dtype=torch.float64,
+    )
+    return opponent @ (cones @ linear).pow(1 / 3)
+
+
+def steps_of(scale: tuple[str, ...]) -> list[float]:
+    colors = [oklab(color) for color in scale]
+    return [float((b - a).norm()) for a, b in itertools.pairwise(colors)]
+
+
+@pytest.mark.parametrize("scale", [*COLOR_SCALES.values(), DIFFERENCE_SCALE[7:], DIFFERENCE_SCALE[7::-1]])
+def test_scales_are_even_to_the_eye_and_in_order_by_lightness_alone(scale: tuple[str, ...]) -> None:
+    steps = steps_of(scale)
+    assert max(steps) < 1.1 * min(steps)
+    lightness = [float(oklab(color)[0]) for color in scale]
+    assert all(a - b > 0.07 for a, b in itertools.pairwise(lightness)), "colour-blind readers have lightness only"
+
+
+def test_the_two_arms_of_a_difference_differ_in_blue_against_yellow() -> None:
+    # What people with red-green blindness keep.
+    for orange, blue in zip(DIFFERENCE_SCALE[:6], DIFFERENCE_SCALE[:8:-1], strict=True):
+        assert float(oklab(orange)[2]) > 0.02 > -0.02 > float(oklab(blue)[2])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kinds_have_their_own_colours(kind: LayerKind) -> None:
+    assert [color for _, color in draw(some_flow(kind=kind)).data[0].colorscale] == list(COLOR_SCALES[kind])
     blue = go.Figure(go.Heatmap(z=[[1]], colorscale="Blues")).data[0].colorscale
     assert draw(some_flow(kind=kind), color="Blues").data[0].colorscale == blue
 
@@ -133,6 +178,44 @@ def test_blanks_can_be_seen(token: str, shown: str) -> None:
 def test_no_label_is_invisible(token: str) -> None:
     label = draw(some_flow(input_tokens=[token, "a", "b", "c"])).layout.yaxis.ticktext[0]
     assert any(character.isprintable() and not character.isspace() for character in label)
+
+
+# Limits, top tokens, differences --------------------------------------------------------------------------------------
+
+
+def test_maps_can_share_one_scale() -> None:
+    low, high = some_flow(low_score=0.01), some_flow(low_score=0.05)
+    limits = shared_limits([low, high])
+    assert limits == (0.01, pytest.approx(float(low.scores.nan_to_num(0).max())))
+    for flow in (low, high):
+        (heatmap,) = draw(flow, limits=limits).data
+        assert (heatmap.zmin, heatmap.zmax) == limits
+
+
+def test_top_tokens_are_written_into_the_cells_when_asked_for() -> None:
+    request = TraceRequest(PROMPT, SUBJECT, samples=2, top_tokens=2)
+    flow = tiny_tracer("gpt2").trace_maps(request, {"map": MapSpec("hidden")})["map"]
+    assert draw(flow).data[0].text is None
+    (heatmap,) = draw(flow, write_top_tokens=True).data
+    assert heatmap.texttemplate == "%{text}"
+    last = len(flow.input_tokens) - 1
+    assert heatmap.text[last][2] == display_token(flow.top_tokens.cells(last, 2)[0].text)
+
+
+def test_a_result_without_top_tokens_is_drawn_without_them() -> None:
+    (heatmap,) = draw(some_flow(), write_top_tokens=True).data
+    assert {text for row in heatmap.text for text in row} == {""}
+
+
+def test_a_difference_is_drawn_about_zero() -> None:
+    first = long_flow(6)
+    second = dataclasses.replace(first, scores=first.scores * 0.5)
+    figure = plot_difference_heatmap(compare_flows(first, second), show=False)
+    (heatmap,) = figure.data
+    assert heatmap.zmin == -heatmap.zmax < 0
+    expected = second.indirect_effect - first.indirect_effect
+    assert [list(row) for row in heatmap.z] == expected.tolist()
+    assert list(figure.layout.yaxis.ticktext) == list(draw(first).layout.yaxis.ticktext)
 
 
 # Hover and axes -------------------------------------------------------------------------------------------------------

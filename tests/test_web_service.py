@@ -7,11 +7,12 @@ import subprocess
 import sys
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
-from causal_tracer import CausalTracer, HiddenFlow, runs
+from causal_tracer import CausalTracer, runs
 from causal_tracer.errors import (
     CausalTracerError,
     EmbeddedModelError,
@@ -23,36 +24,19 @@ from causal_tracer.errors import (
 from causal_tracer.layers import KINDS
 from causal_tracer.tracer import DEFAULT_WINDOWS
 from causal_tracer.web import summary
-from causal_tracer.web.registry import LoadedTracer, ModelStatus, public_name
-from causal_tracer.web.service import RunUpdate, TraceInput, TraceService
+from causal_tracer.web.asking import TraceInput
+from causal_tracer.web.model_files import public_name
+from causal_tracer.web.registry import ModelStatus
+from causal_tracer.web.service import RunUpdate, TraceService
 from causal_tracer.web.settings import ServiceSettings
 from causal_tracer.web.stored import STORED_PROMPT, stored_map, stored_request
 from tests.tiny_models import PROMPT, SUBJECT, build_tiny_model, tiny_tokenizer
-
-NOISE = 0.5
-ASKED = TraceInput(PROMPT, SUBJECT, samples=3, window=1)
-
-
-def load_tiny(source, report):
-    report("making it", 0.5)
-    tracer = CausalTracer(build_tiny_model("gpt2"), tiny_tokenizer(), noise=NOISE, model_id="tiny")
-    return LoadedTracer(tracer, "Tiny <GPT-2>", "MIT")
+from tests.web_tiny import ASKED, NOISE, flow_of, last, load_tiny, tiny_service
 
 
 @pytest.fixture(scope="module")
 def service() -> TraceService:
-    return TraceService(ServiceSettings(models=("tiny",)), load=load_tiny)
-
-
-def last(updates) -> RunUpdate:
-    *_, update = updates
-    return update
-
-
-def flow_of(service: TraceService, asked: TraceInput) -> HiddenFlow:
-    flow = last(service.trace(asked)).flow
-    assert flow is not None
-    return flow
+    return tiny_service()
 
 
 class TestModels:
@@ -175,22 +159,69 @@ class TestTraces:
         assert int(known.sum()) == end - start
 
     def test_one_run_at_a_time_and_closing_frees_the_model(self, service):
-        first = service.trace(replace(ASKED, samples=20))
+        first = service.trace(replace(ASKED, samples=22))
         while next(first).done == 0:
             pass
-        second = service.trace(ASKED)
-        assert next(second).waiting == "another run on this model"
+        second, third = service.trace(replace(ASKED, seed=11)), service.trace(replace(ASKED, seed=12))
+        behind = next(second), next(third)
+        assert [update.waiting for update in behind] == [
+            "another run on this model",
+            "2 runs before this one on this model",
+        ]
+        assert [update.position for update in behind] == [1, 2]
         threads = threading.active_count()
         first.close()
         assert next(second).flow is not None
+        assert next(third).position == 1
         second.close()
+        third.close()
         assert threading.active_count() <= threads
-        assert flow_of(service, ASKED).scores.isfinite().all()
+        assert flow_of(service, replace(ASKED, seed=12)).scores.isfinite().all()
+
+    def test_whoever_leaves_the_line_lets_the_next_one_up(self, service):
+        first = service.trace(replace(ASKED, samples=21))
+        while next(first).done == 0:
+            pass
+        second, third = service.trace(replace(ASKED, seed=13)), service.trace(replace(ASKED, seed=14))
+        assert (next(second).position, next(third).position) == (1, 2)
+        second.close()
+        assert next(third).position == 1
+        first.close()
+        assert next(third).position == 0
+        third.close()
+
+    def test_all_kinds_in_one_sweep_equal_each_alone(self, service):
+        asked = replace(ASKED, kind="all", windows=(2, None, 1), seed=21)
+        update = last(service.trace(asked))
+        assert list(update.flows) == list(KINDS)
+        assert [flow.settings.window for flow in update.flows.values()] == [2, DEFAULT_WINDOWS["mlp"], 1]
+        tracer = CausalTracer(build_tiny_model("gpt2"), tiny_tokenizer(), noise=NOISE)
+        for kind, window in zip(KINDS, (2, 10, 1), strict=True):
+            alone = tracer.calculate_hidden_flow(PROMPT, SUBJECT, kind, samples=3, window=window, patch_seed=21)
+            torch.testing.assert_close(update.flows[kind].scores, alone.scores, atol=1e-5, rtol=0)
+
+    def test_another_answer(self, service):
+        asked = replace(ASKED, answer=" Seattle")
+        flow = flow_of(service, asked)
+        assert flow.answer == " Seattle"
+        assert flow_of(service, replace(ASKED, answer="Seattle")).answer_id == flow.answer_id
+        assert flow_of(service, replace(ASKED, answer=float(flow.answer_id))).high_score == flow.high_score
+
+    def test_corruption_and_occurrence_and_batch_size(self, service):
+        zero = flow_of(service, replace(ASKED, corruption="zero"))
+        assert zero.settings.corruption == "embeddings set to zero"
+        prompt = f"{SUBJECT} and {SUBJECT} in"
+        ranges = [
+            flow_of(service, TraceInput(prompt, SUBJECT, samples=1, occurrence=which)).subject_range
+            for which in ("first", "last")
+        ]
+        assert ranges[0] < ranges[1]
+        assert flow_of(service, replace(ASKED, batch_size=5)).settings.batch_size == 5
 
     def test_an_error_frees_the_model(self, service):
         with pytest.raises(SubjectError):
             last(service.trace(replace(ASKED, subject="Eiffel Tower")))
-        assert next(service.trace(ASKED)).waiting == ""
+        assert next(service.trace(replace(ASKED, seed=31))).waiting == ""
 
 
 class TestInput:
@@ -207,6 +238,24 @@ class TestInput:
             ({"prompt": "lower case only", "subject": ""}, SubjectError, "No subject could be guessed"),
             ({"kind": "neurons"}, SettingsError, "neurons"),
             ({"kind": None}, SettingsError, "None"),
+            ({"kind": ["hidden"]}, SettingsError, "kind=['hidden'] is not known"),
+            ({"prompt": "a \ud800 b"}, PromptError, "half a character"),
+            ({"answer": "\udfff"}, PromptError, "half a character"),
+            ({"answer": "x" * 201}, PromptError, "201 characters"),
+            ({"answer": 10**6}, SettingsError, "Answer id 1000000 is not in the vocabulary"),
+            ({"answer": -1}, SettingsError, "answer=-1 is out of range"),
+            ({"answer": True}, SettingsError, "answer is True"),
+            ({"occurrence": "second"}, SettingsError, "occurrence='second' is not known"),
+            ({"corruption": "acid"}, SettingsError, "corruption='acid' is not known"),
+            ({"corruption": [10**5000]}, SettingsError, "a list with numbers too long to write"),
+            ({"kind": {"x" * 90: {"y" * 90: "z" * 90}}}, SettingsError, "…"),
+            ({"corruption": {}}, SettingsError, "corruption={} is not known"),
+            ({"batch_size": 65}, SettingsError, "64 (CAUSAL_TRACER_BATCH_SIZE)"),
+            ({"subject_tokens_only": "no"}, SettingsError, "subject_tokens_only is 'no'"),
+            ({"kind": "all", "windows": (1, 2)}, SettingsError, "are not one for each kind"),
+            ({"kind": "all", "windows": 5}, SettingsError, "are not one for each kind"),
+            ({"samples": 10**5000}, SettingsError, "a number of 16610 bits"),
+            ({"start_layer": 1e300}, SettingsError, "is out of range"),
             ({"samples": None}, SettingsError, "samples is empty"),
             ({"samples": 0}, SettingsError, "samples=0 is out of range"),
             ({"samples": 2.5}, SettingsError, "samples is 2.5, which is no whole number"),
@@ -232,6 +281,9 @@ class TestInput:
             last(service.trace(replace(ASKED, **changes)))
         assert words in str(caught.value)
 
+    def test_a_blank_answer_is_the_model_s_own(self, service):
+        assert flow_of(service, replace(ASKED, answer=" ")).answer_id == flow_of(service, ASKED).answer_id
+
     @pytest.mark.parametrize(
         ("limits", "changes", "words"),
         [
@@ -242,13 +294,13 @@ class TestInput:
         ],
     )
     def test_limits_are_named(self, limits, changes, words):
-        service = TraceService(ServiceSettings(models=("tiny",), **limits), load=load_tiny)
+        service = tiny_service(**limits)
         with pytest.raises(CausalTracerError) as caught:
             last(service.trace(replace(ASKED, **changes)))
         assert words in str(caught.value)
 
     def test_limit_counts_what_is_asked_for(self):
-        service = TraceService(ServiceSettings(models=("tiny",), max_cell_samples=80), load=load_tiny)
+        service = tiny_service(max_cell_samples=80)
         assert last(service.trace(replace(ASKED, subject_tokens_only=True))).total <= 80
 
     def test_forms_hand_on_whole_floats(self, service):
@@ -260,14 +312,25 @@ class TestSettings:
         settings = ServiceSettings.from_environment(
             {"CAUSAL_TRACER_MODELS": "embedded, /models/x", "CAUSAL_TRACER_MAX_SAMPLES": "7", "OTHER": "1"}
         )
-        assert settings == ServiceSettings(models=("embedded", "/models/x"), max_samples=7)
-        assert ServiceSettings.from_environment({}) == ServiceSettings()
+        assert settings.models == ("embedded", "/models/x")
+        assert settings.max_samples == 7
+
+    def test_results_are_kept_on_disk_unless_said_otherwise(self):
+        at_cache = ServiceSettings.from_environment({"CAUSAL_TRACER_CACHE": "/cache"})
+        assert at_cache == ServiceSettings(results_folder=str(Path("/cache/results")))
+        assert ServiceSettings.from_environment({"CAUSAL_TRACER_RESULTS_FOLDER": "off"}) == ServiceSettings()
+
+    @pytest.mark.parametrize(("text", "value"), [("1", True), ("On", True), ("no", False), ("", False)])
+    def test_switches(self, text, value):
+        assert ServiceSettings.from_environment({"CAUSAL_TRACER_MCP": text}).mcp is value
 
     @pytest.mark.parametrize(
         ("environ", "words"),
         [
             ({"CAUSAL_TRACER_MAX_QUEUE": "many"}, "CAUSAL_TRACER_MAX_QUEUE='many' is no whole number"),
             ({"CAUSAL_TRACER_MAX_SAMPLES": "0"}, "CAUSAL_TRACER_MAX_SAMPLES=0 is too small"),
+            ({"CAUSAL_TRACER_MCP": "perhaps"}, "CAUSAL_TRACER_MCP='perhaps' is neither yes nor no"),
+            ({"CAUSAL_TRACER_TRUSTED_PROXIES": "-1"}, "CAUSAL_TRACER_TRUSTED_PROXIES=-1 is too small. Give 0"),
             ({"CAUSAL_TRACER_MODELS": " , "}, "CAUSAL_TRACER_MODELS names no model"),
         ],
     )
@@ -301,10 +364,10 @@ class TestWords:
 
     def test_progress(self):
         flow = stored_map("hidden")
-        assert summary.progress_words(RunUpdate(None, waiting="the model")) == "Waiting for the model."
-        assert "about 30 s left" in summary.progress_words(RunUpdate(flow, 25, 100, 10.0))
-        assert summary.progress_words(RunUpdate(flow, 100, 100, 40.0)) == "Done: 100 restored runs in 40 s."
-        assert "2 min left" in summary.progress_words(RunUpdate(flow, 10, 100, 14.0))
+        assert summary.progress_words(RunUpdate(waiting="the model")) == "Waiting for the model."
+        assert "about 30 s left" in summary.progress_words(RunUpdate({"hidden": flow}, 25, 100, 10.0))
+        assert summary.progress_words(RunUpdate({"hidden": flow}, 100, 100, 40.0)) == "Done: 100 restored runs in 40 s."
+        assert "2 min left" in summary.progress_words(RunUpdate({"hidden": flow}, 10, 100, 14.0))
 
     def test_model_line(self):
         status = ModelStatus("embedded", "Gemma", "loading", "converting", 0.5)

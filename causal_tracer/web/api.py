@@ -5,27 +5,77 @@ they yield, since that is where Gradio takes the number and types of an endpoint
 """
 
 import json
-from collections.abc import Generator
-from contextlib import closing
+import logging
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal, TypeVar
 
-from causal_tracer.errors import CausalTracerError
-from causal_tracer.layers import LayerKind
-from causal_tracer.web.handlers import app_figure, thinned
-from causal_tracer.web.service import RunUpdate, TraceInput, TraceService
+import gradio as gr
+from gradio.events import api
+
+from causal_tracer.errors import CausalTracerError, SettingsError
+from causal_tracer.prompts import Occurrence
+from causal_tracer.web.asking import Asked, TraceInput
+from causal_tracer.web.handlers import thinned
+from causal_tracer.web.limits import client_of
+from causal_tracer.web.service import RunUpdate, TraceService
+from causal_tracer.web.views import app_figure
 
 Json = dict[str, Any]
+Corruption = Literal[
+    "gaussian",
+    "gaussian replacing",
+    "uniform",
+    "uniform replacing",
+    "multivariate",
+    "student-t",
+    "zero",
+    "mean",
+]
 
 PARTIAL_SECONDS = 2.0
+MODEL_QUEUE = "model"
+
+_logger = logging.getLogger(__name__)
+
+_ARGUMENTS: dict[str, str] = {
+    "prompt": "The text that the model goes on from.",
+    "subject": "The part of it to corrupt; empty has it guessed.",
+    "kind": '"hidden", "mlp" or "attention", or "all" of them in one sweep.',
+    "samples": "Noise samples.",
+    "window": "Layers restored together; null takes 1 for hidden, 10 for MLP and attention.",
+    "noise": "Standard deviation of the noise; null takes the automatic level, 0 adds none.",
+    "seed": "Seed of the noise.",
+    "subject_tokens_only": "Restore at the subject's tokens only.",
+    "start_layer": "First layer to compute.",
+    "end_layer": "One past the last layer to compute; null computes up to the last block.",
+    "model": "One of the app's models (/models); empty takes the first.",
+    "answer": "The answer to trace, as text; empty takes the model's own.",
+    "answer_id": "The answer to trace, as a token id; null takes `answer`.",
+    "occurrence": 'Which one is meant where the subject occurs more than once: "first" or "last".',
+    "corruption": "What is done to the subject's embeddings.",
+    "batch_size": "Rows that go through the model together; null takes the app's.",
+}
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def _with_arguments(function: Function) -> Function:
+    """Add to the docstring what its arguments are: the same words wherever one stands."""
+    names = [name for name in function.__annotations__ if name in _ARGUMENTS]
+    lines = [f"    {name}: {_ARGUMENTS[name]}" for name in names]
+    function.__doc__ = "\n".join([str(function.__doc__), "", "Args:", *lines])
+    return function
 
 
 @dataclass(frozen=True)
 class Endpoints:
-    """The endpoints of one service; each streams partial results, the last one being complete."""
+    """The endpoints of one service; those that trace stream partial results, the last one being complete."""
 
     service: TraceService
 
+    @_with_arguments
     def trace_hidden(  # type: ignore[misc]
         self,
         prompt: str,
@@ -35,20 +85,17 @@ class Endpoints:
         noise: float | None = None,
         seed: int = 1,
         subject_tokens_only: bool = False,
+        model: str = "",
+        answer: str = "",
+        request: gr.Request | None = None,
     ) -> tuple[Json, Json]:
-        """Trace hidden states: a Plotly figure as JSON, and the result as JSON.
+        """Trace hidden states: a Plotly figure as JSON, and the result as JSON, as /trace gives it."""
+        asked = TraceInput(
+            prompt, subject, "hidden", samples, window, noise, seed, subject_tokens_only, model=model, answer=answer
+        )
+        yield from self._map(asked, request)
 
-        Args:
-            prompt: The text that the model goes on from.
-            subject: The part of it to corrupt; empty has it guessed.
-            samples: Noise samples.
-            window: Layers restored together.
-            noise: Standard deviation of the noise; null takes the automatic level, 0 adds none.
-            seed: Seed of the noise.
-            subject_tokens_only: Restore at the subject's tokens only.
-        """
-        yield from self._map("hidden", prompt, subject, samples, window, noise, seed, subject_tokens_only)
-
+    @_with_arguments
     def trace_mlp(  # type: ignore[misc]
         self,
         prompt: str,
@@ -58,20 +105,17 @@ class Endpoints:
         noise: float | None = None,
         seed: int = 1,
         subject_tokens_only: bool = False,
+        model: str = "",
+        answer: str = "",
+        request: gr.Request | None = None,
     ) -> tuple[Json, Json]:
-        """Trace MLP outputs: a Plotly figure as JSON, and the result as JSON.
+        """Trace MLP outputs: a Plotly figure as JSON, and the result as JSON, as /trace gives it."""
+        asked = TraceInput(
+            prompt, subject, "mlp", samples, window, noise, seed, subject_tokens_only, model=model, answer=answer
+        )
+        yield from self._map(asked, request)
 
-        Args:
-            prompt: The text that the model goes on from.
-            subject: The part of it to corrupt; empty has it guessed.
-            samples: Noise samples.
-            window: Layers restored together.
-            noise: Standard deviation of the noise; null takes the automatic level, 0 adds none.
-            seed: Seed of the noise.
-            subject_tokens_only: Restore at the subject's tokens only.
-        """
-        yield from self._map("mlp", prompt, subject, samples, window, noise, seed, subject_tokens_only)
-
+    @_with_arguments
     def trace_attention(  # type: ignore[misc]
         self,
         prompt: str,
@@ -81,25 +125,22 @@ class Endpoints:
         noise: float | None = None,
         seed: int = 1,
         subject_tokens_only: bool = False,
+        model: str = "",
+        answer: str = "",
+        request: gr.Request | None = None,
     ) -> tuple[Json, Json]:
-        """Trace attention outputs: a Plotly figure as JSON, and the result as JSON.
+        """Trace attention outputs: a Plotly figure as JSON, and the result as JSON, as /trace gives it."""
+        asked = TraceInput(
+            prompt, subject, "attention", samples, window, noise, seed, subject_tokens_only, model=model, answer=answer
+        )
+        yield from self._map(asked, request)
 
-        Args:
-            prompt: The text that the model goes on from.
-            subject: The part of it to corrupt; empty has it guessed.
-            samples: Noise samples.
-            window: Layers restored together.
-            noise: Standard deviation of the noise; null takes the automatic level, 0 adds none.
-            seed: Seed of the noise.
-            subject_tokens_only: Restore at the subject's tokens only.
-        """
-        yield from self._map("attention", prompt, subject, samples, window, noise, seed, subject_tokens_only)
-
+    @_with_arguments
     def trace(  # type: ignore[misc]
         self,
         prompt: str,
         subject: str = "",
-        kind: LayerKind = "hidden",
+        kind: Asked = "hidden",
         samples: int = 10,
         window: int | None = None,
         noise: float | None = None,
@@ -108,22 +149,21 @@ class Endpoints:
         start_layer: int = 0,
         end_layer: int | None = None,
         model: str = "",
+        answer: str = "",
+        answer_id: int | None = None,
+        occurrence: Occurrence = "last",
+        corruption: Corruption = "gaussian",
+        batch_size: int | None = None,
+        request: gr.Request | None = None,
     ) -> Json:
         """Trace one prompt: the result as JSON, as `HiddenFlow.from_dict` reads it; null for cells not computed.
 
-        Args:
-            prompt: The text that the model goes on from.
-            subject: The part of it to corrupt; empty has it guessed.
-            kind: "hidden", "mlp" or "attention".
-            samples: Noise samples.
-            window: Layers restored together; null takes 1 for hidden, 10 for MLP and attention.
-            noise: Standard deviation of the noise; null takes the automatic level, 0 adds none.
-            seed: Seed of the noise.
-            subject_tokens_only: Restore at the subject's tokens only.
-            start_layer: First layer to compute.
-            end_layer: One past the last layer to compute; null computes up to the last block.
-            model: One of the app's models; empty takes the first.
+        Of kind "all", {"hidden": result, "mlp": result, "attention": result}. Beside that, "progress" says how far it
+        is: done, total, seconds, cached, and what is waited for. While it waits, there is only that.
         """
+        with _for_clients():
+            if answer and answer_id is not None:
+                raise SettingsError(f"answer={answer!r} and answer_id={answer_id!r} are both given. Give one.")
         asked = TraceInput(
             prompt=prompt,
             subject=subject,
@@ -136,49 +176,108 @@ class Endpoints:
             start_layer=start_layer,
             end_layer=end_layer,
             model=model,
+            answer=answer if answer_id is None else answer_id,
+            occurrence=occurrence,
+            corruption=corruption,
+            batch_size=batch_size,
         )
-        for update in self._updates(asked):
-            if update.flow is not None:
-                yield update.flow.to_dict()
+        for update in self._updates(asked, request):
+            yield {**_results(update, alone=kind != "all"), "progress": _progress(update)}
 
-    def status(self, model: str = "") -> Json:
-        """How far a model is: waiting, loading, ready or failed; its automatic noise level and number of layers.
-
-        Args:
-            model: One of the app's models; empty takes the first.
-        """
-        try:
-            return {**asdict(self.service.status(model)), "models": list(self.service.models)}
-        except CausalTracerError as error:
-            raise _for_clients(error) from error
-
-    def _map(
+    @_with_arguments
+    def inspect_prompt(
         self,
-        kind: LayerKind,
         prompt: str,
-        subject: str,
-        samples: int,
-        window: int,
-        noise: float | None,
-        seed: int,
-        subject_tokens_only: bool,
-    ) -> Generator[tuple[Json, Json]]:
-        asked = TraceInput(prompt, subject, kind, samples, window, noise, seed, subject_tokens_only)
-        for update in self._updates(asked):
+        subject: str = "",
+        model: str = "",
+        answer: str = "",
+        occurrence: Occurrence = "last",
+        request: gr.Request | None = None,
+    ) -> Json:
+        """Look at a prompt before tracing it: tokens with character spans, the subject's span, answers, problems."""
+        asked = TraceInput(prompt, subject, model=model, answer=answer, occurrence=occurrence)
+        with _for_clients():
+            return asdict(self.service.inspect(asked, client_of(request, self.service.settings)))
+
+    def models(self) -> list[Json]:
+        """The models that may be asked for, the default first: size, state, automatic noise level, layers."""
+        with _for_clients():
+            return [{**asdict(status), "size": status.size_words} for status in self.service.statuses()]
+
+    @_with_arguments
+    def status(self, model: str = "") -> Json:
+        """How far a model is: waiting, loading, ready or failed; its automatic noise level and number of layers."""
+        with _for_clients():
+            return {**asdict(self.service.status(model)), "models": list(self.service.models)}
+
+    def health(self) -> Json:
+        """Whether the app can serve: "ok", or "failed" where no model could be loaded; runs that go on and wait."""
+        with _for_clients():
+            return self.service.health()
+
+    def _map(self, asked: TraceInput, request: gr.Request | None) -> Generator[tuple[Json, Json]]:
+        for update in self._updates(asked, request):
+            figure: Json = {}
             if update.flow is not None:
-                figure = app_figure(update.flow, filling=update.done < update.total)
-                yield json.loads(figure.to_json()), update.flow.to_dict()
+                figure = json.loads(app_figure(update.flow, filling=update.done < update.total).to_json())
+            yield figure, {**_results(update, alone=True), "progress": _progress(update)}
 
-    def _updates(self, asked: TraceInput) -> Generator[RunUpdate]:
-        try:
-            with closing(thinned(self.service.trace(asked), PARTIAL_SECONDS)) as updates:
-                yield from updates
-        except CausalTracerError as error:
-            raise _for_clients(error) from error
+    def _updates(self, asked: TraceInput, request: gr.Request | None) -> Generator[RunUpdate]:
+        client = client_of(request, self.service.settings)
+        with _for_clients(), closing(thinned(self.service.trace(asked, client), PARTIAL_SECONDS)) as updates:
+            yield from updates
 
 
-def _for_clients(error: CausalTracerError) -> Exception:
-    """The error as it reaches a client with its message; it is the client's, so the server's log need not have it."""
-    import gradio as gr
+def add_endpoints(service: TraceService) -> None:
+    """Put the endpoints into the `gr.Blocks` that is being made.
 
-    return gr.Error(str(error), print_exception=False)
+    With MCP, the map endpoints are left out of the descriptions that MCP clients choose from: a figure is of no use to
+    them, and the JSON is the same.
+    """
+    endpoints, workers = Endpoints(service), service.settings.workers
+    maps: Literal["public", "undocumented"] = "undocumented" if service.settings.mcp else "public"
+    for function in (endpoints.trace_hidden, endpoints.trace_mlp, endpoints.trace_attention):
+        api(
+            function,
+            api_name=function.__name__,
+            concurrency_id=MODEL_QUEUE,
+            concurrency_limit=workers,
+            api_visibility=maps,
+        )
+    api(endpoints.trace, api_name="trace", concurrency_id=MODEL_QUEUE, concurrency_limit=workers)
+    api(endpoints.inspect_prompt, api_name="inspect_prompt", concurrency_limit=workers)
+    for name in ("models", "status", "health"):
+        api(getattr(endpoints, name), api_name=name, queue=False)
+
+
+def _results(update: RunUpdate, *, alone: bool) -> Json:
+    if alone:
+        return {} if update.flow is None else update.flow.to_dict()
+    return {kind: flow.to_dict() for kind, flow in update.flows.items()}
+
+
+def _progress(update: RunUpdate) -> Json:
+    return {
+        "done": update.done,
+        "total": update.total,
+        "seconds": round(update.seconds, 3),
+        "cached": update.cached,
+        "waiting": update.waiting,
+        "position": update.position,
+    }
+
+
+@contextmanager
+def _for_clients() -> Iterator[None]:
+    """Errors as they reach a client: with their message where they are the client's, without a word of code else."""
+    try:
+        yield
+    except CausalTracerError as error:
+        raise gr.Error(str(error), print_exception=False) from error
+    except gr.Error:
+        raise
+    except Exception as error:
+        _logger.exception("A request failed.")
+        raise gr.Error(
+            "Something went wrong in the app itself. The server's log has the details.", print_exception=False
+        ) from error

@@ -1,127 +1,176 @@
-"""What happens when something is pressed. Generators, so that a closed page or Stop ends the work at the next yield."""
+"""What happens when something is typed, clicked or pressed. All that runs a model does so through the service."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gradio as gr
-import plotly.graph_objects as go
 
-from causal_tracer.errors import CausalTracerError, SettingsError
-from causal_tracer.flow import HiddenFlow
-from causal_tracer.layers import LayerKind
-from causal_tracer.plots import plot_hidden_flow_heatmap
-from causal_tracer.web.service import RunUpdate, TraceInput, TraceService
-from causal_tracer.web.summary import (
-    details_html,
-    message_html,
-    model_words,
-    numbers_html,
-    progress_words,
-    status_html,
-)
+from causal_tracer.errors import CausalTracerError
+from causal_tracer.web.asking import TraceInput
+from causal_tracer.web.chips import inspection_html
+from causal_tracer.web.fields import Picked, answer_picked, asked_for, field_values, subject_picked
+from causal_tracer.web.inspection import Inspection
+from causal_tracer.web.limits import client_of
+from causal_tracer.web.links import input_of, page_url
+from causal_tracer.web.service import RunUpdate, TraceService
+from causal_tracer.web.stored import STORED_PROMPT, STORED_SUBJECT
+from causal_tracer.web.summary import message_html, model_words, progress_words, status_html
+from causal_tracer.web.views import Flows, TabView, maps_view
 
 # A browser redraws the whole map each time.
 REDRAW_SECONDS = 0.5
+COMPUTED = "computed just now"
+KEPT = "a kept result"
 
 
 @dataclass(frozen=True)
-class View:
-    """What a run changes on the page; None leaves a part as it is.
+class MapRun:
+    """Run of one tab; generators, so that a closed page or Stop ends the work at the next yield.
+
+    A class, since Gradio hands on its request to methods with hints only.
 
     Attributes:
-        message: The error beside the fields, as HTML; empty where all is well.
-        status: The line beside the Run button, as HTML.
-        figure: The map.
-        numbers: What stands above the map, as HTML.
-        details: What stands below it, as HTML.
-        running: Whether Run is off and Stop is on.
+        service: The models.
+        tab: "hidden", "mlp", "attention", or "all".
+        maps: How many maps the tab has.
     """
 
-    message: str | None = None
-    status: str | None = None
-    figure: go.Figure | None = None
-    numbers: str | None = None
-    details: str | None = None
-    running: bool = True
+    service: TraceService
+    tab: str
+    maps: int
 
-    def outputs(self) -> tuple[Any, ...]:
-        """The values of message, status, map, numbers, details, Run and Stop."""
-        parts = (self.message, self.status, self.figure, self.numbers, self.details)
-        shown = tuple(gr.skip() if part is None else part for part in parts)
-        return (*shown, gr.Button(interactive=not self.running), gr.Button(interactive=self.running))
+    def run(
+        self, request: gr.Request, picked: Picked, write_top_tokens: bool, *values: Any
+    ) -> Generator[tuple[Any, ...]]:
+        """Trace what the fields ask for, and show the maps as they fill in."""
+        yield TabView(status=status_html("Starting."), running=True).outputs(self.maps)
+        try:
+            asked = asked_for(self.tab, picked, *values)
+            # What stands there now may be about an earlier run.
+            message = problems_html(self.service.inspect(asked))
+            yield TabView(message=message).outputs(self.maps)
+            updates = self.service.trace(asked, client_of(request, self.service.settings))
+            for update in thinned(updates, REDRAW_SECONDS):
+                yield self._view(update, write_top_tokens, request).outputs(self.maps)
+        except CausalTracerError as error:
+            status = status_html("Nothing was computed: see the message above.", state="ct-failed")
+            yield TabView(message=message_html(str(error)), status=status, running=False).outputs(self.maps)
 
-
-def app_figure(flow: HiddenFlow, *, filling: bool = False) -> go.Figure:
-    """The map as the app shows it: without a title, and not in the way of a finger that scrolls the page.
-
-    While it fills in, the scale reaches to the clean run, so that colours do not change with each new cell.
-    """
-    figure = plot_hidden_flow_heatmap(flow, title="", show=False)
-    if filling:
-        figure.update_traces(zmax=max(flow.high_score, figure.data[0].zmax))
-    figure.update_xaxes(fixedrange=True)
-    figure.update_yaxes(fixedrange=True, ticklabelstandoff=5)
-    return figure
-
-
-def run_map(
-    service: TraceService,
-    kind: LayerKind,
-    prompt: str,
-    subject: str,
-    samples: float | None,
-    window: float | None,
-    noise: str,
-    seed: float | None,
-    subject_tokens_only: bool,
-) -> Generator[tuple[Any, ...]]:
-    """Trace what the fields ask for, and show the map as it fills in."""
-    yield View(message="", status=status_html("Starting.")).outputs()
-    try:
-        asked = TraceInput(
-            prompt=prompt,
-            subject=subject,
-            kind=kind,
-            samples=samples,
-            window=window,
-            noise=noise_level(noise),
-            seed=seed,
-            subject_tokens_only=subject_tokens_only,
+    def _view(self, update: RunUpdate, write_top_tokens: bool, request: gr.Request) -> TabView:
+        status = status_html(progress_words(update))
+        if not update.flows:
+            return TabView(status=status)
+        filling = update.done < update.total
+        return maps_view(
+            self.tab,
+            update.flows,
+            status=status,
+            origin="being computed" if filling else KEPT if update.cached else COMPUTED,
+            link=None if filling else result_link(self.service, update.flows, request),
+            filling=filling,
+            write_top_tokens=write_top_tokens and not filling,
         )
-        for update in thinned(service.trace(asked), REDRAW_SECONDS):
-            yield _view(update).outputs()
-    except CausalTracerError as error:
-        status = status_html("Nothing was computed: see the message above.", state="ct-failed")
-        yield View(message=message_html(str(error)), status=status, running=False).outputs()
 
 
-def noise_level(text: str) -> float | None:
-    """The number in the noise field; empty is automatic.
-
-    A text field, since Gradio's number field hands on 0 when it is empty, and 0 is a noise level too.
-
-    Raises:
-        SettingsError: It is no number.
-    """
-    if not text.strip():
-        return None
+def result_link(service: TraceService, flows: Flows, request: gr.Request) -> str:
+    """The link that reproduces a result, or why there is none."""
+    # The address of the page, not of the request that Gradio makes behind it.
+    page = page_url(request.headers.get("referer") or f"http://{request.headers.get('host', '')}/")
     try:
-        return float(text)
-    except ValueError as error:
-        raise SettingsError(
-            f"The noise level {text!r} is no number. Give one such as 0.5, or leave it empty."
-        ) from error
+        return service.link(input_of_all(flows), page)
+    except CausalTracerError as error:
+        return str(error)
 
 
-def model_line(service: TraceService) -> tuple[str, gr.Timer]:
-    """How far the model is, and whether to ask again."""
-    status = service.status()
+def input_of_all(flows: Flows) -> TraceInput:
+    """What was asked for to get these maps."""
+    inputs = [input_of(flow) for flow in flows.values()]
+    if len(inputs) == 1:
+        return inputs[0]
+    return replace(inputs[0], kind="all", window=None, windows=tuple(each.window for each in inputs))
+
+
+@dataclass(frozen=True)
+class PageEvents:
+    """Events that need to know what was clicked, or with which address the page was opened.
+
+    A class, since Gradio hands on events and requests to methods with hints only.
+    """
+
+    service: TraceService
+
+    def pick(self, event: gr.SelectData, picked: Picked, *values: Any) -> tuple[Any, ...]:
+        """A token or an answer was clicked: the new subject and answer, what was picked, and a message."""
+        try:
+            asked = asked_for("hidden", picked, *values)
+            inspection = self.service.inspect(asked)
+            if event.value == "answer":
+                now = answer_picked(inspection, asked.prompt, int(event.index), picked)
+                return gr.skip(), now.answer, now, gr.skip()
+            first, last = event.index
+            now = subject_picked(inspection, asked.prompt, int(first), int(last), picked)
+        except CausalTracerError as error:
+            return gr.skip(), gr.skip(), gr.skip(), message_html(str(error))
+        return now.subject, gr.skip(), now, gr.skip()
+
+    def open_link(self, request: gr.Request) -> tuple[Any, ...]:
+        """What the page's address asks for: the fields' values, what was picked, the tab to open, and a message."""
+        parsed = self.service.open_link(dict(request.query_params))
+        if not parsed.given:
+            return (gr.skip(),) * (len(field_values(parsed.asked, "")) + 3)
+        asked = replace(parsed.asked, model=parsed.asked.model or self.service.models[0])
+        if not asked.prompt:
+            asked = replace(asked, prompt=STORED_PROMPT, subject=STORED_SUBJECT)
+        text = str(asked.answer or "")
+        token = int(asked.answer) if isinstance(asked.answer, int | float) else None
+        text = text if token is None else f"token {token}"
+        picked = Picked(asked.prompt, asked.subject or "", asked.occurrence, text, token)
+        return (*field_values(asked, text), picked, gr.Tabs(selected=asked.kind), message_html(warned=parsed.problems))
+
+
+def problems_html(inspection: Inspection) -> str:
+    """What cannot work, and what makes a map hard to read."""
+    return message_html(*(problem.words for problem in inspection.problems), warned=inspection.warnings)
+
+
+def inspect_fields(service: TraceService, picked: Picked, *values: Any) -> tuple[str, str]:
+    """Chips and answers for what stands in the fields, and what cannot work, at once."""
+    try:
+        inspection = service.inspect(asked_for("hidden", picked, *values))
+    except CausalTracerError as error:
+        return gr.skip(), message_html(str(error))
+    return inspection_html(inspection), problems_html(inspection)
+
+
+def model_chosen(service: TraceService, model: str) -> gr.Timer:
+    """Begin to load a model; the timer asks how far it is."""
+    service.start_loading(model)
+    return gr.Timer(active=True)
+
+
+def model_line(service: TraceService, model: str) -> tuple[str, str, gr.Timer]:
+    """How far the model is, its automatic noise level, and whether to ask again."""
+    status = service.status(model)
     line = status_html(model_words(status), state=f"ct-{status.state}")
-    return line, gr.Timer(active=not status.settled)
+    noise = "" if status.noise is None else f"Automatic for this model: <b>{status.noise:.4g}</b>."
+    return line, f'<p class="ct-hint">{noise}</p>', gr.Timer(active=not status.settled)
+
+
+def named(tab: str) -> str:
+    """The tab that is shown now."""
+    return tab
+
+
+def python_lines(service: TraceService, tab: str, picked: Picked, *values: Any) -> str:
+    """The Python lines that do what the fields ask for."""
+    try:
+        return service.python_lines(asked_for(tab, picked, *values))
+    except CausalTracerError as error:
+        return f"# {error}"
 
 
 def thinned(updates: Generator[RunUpdate], seconds: float) -> Generator[RunUpdate]:
@@ -140,17 +189,3 @@ def thinned(updates: Generator[RunUpdate], seconds: float) -> Generator[RunUpdat
             yield latest
     finally:
         updates.close()
-
-
-def _view(update: RunUpdate) -> View:
-    status = status_html(progress_words(update))
-    if update.flow is None:
-        return View(status=status)
-    filling = update.done < update.total
-    return View(
-        status=status,
-        figure=app_figure(update.flow, filling=filling),
-        numbers=numbers_html(update.flow),
-        details=details_html(update.flow),
-        running=filling,
-    )

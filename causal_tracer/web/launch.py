@@ -10,32 +10,41 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 
 from causal_tracer.errors import CausalTracerError
+from causal_tracer.web.logs import configure
+from causal_tracer.web.registry import Loader
 from causal_tracer.web.service import TraceService
 from causal_tracer.web.settings import ServiceSettings, variable
 
 LOOPBACK = "127.0.0.1"
+# For what waits for no model: chips, details, files.
+_OTHER_THREADS = 40
 
 _logger = logging.getLogger(__name__)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, load: Loader | None = None) -> int:
     """Serve the app until it is interrupted; the process ends with it.
+
+    Args:
+        argv: The command line's arguments; None takes the process's.
+        load: What loads a model, where that is not the app's own loader.
 
     Returns:
         The exit status, where the app could not start.
     """
     options = _parser().parse_args(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
         settings = ServiceSettings.from_environment()
         if options.model:
             settings = replace(settings, models=tuple(options.model))
-        service = TraceService(settings)
+        configure(settings)
+        service = TraceService(settings, load=load)
     except CausalTracerError as error:
         _logger.error("%s", error)
         return 2
     # Gradio reads it when it is imported.
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    from causal_tracer.web.health import health_route
     from causal_tracer.web.layout import build_demo
     from causal_tracer.web.theme import CSS, app_theme
 
@@ -48,6 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             css=CSS,
             footer_links=["api"],
             ssr_mode=False,
+            max_threads=settings.workers + _OTHER_THREADS,
+            mcp_server=settings.mcp,
+            app_kwargs={"routes": [health_route(service)]},
             prevent_thread_lock=True,
         )
     except OSError as error:

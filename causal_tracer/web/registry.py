@@ -4,23 +4,45 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from causal_tracer.embedded import find_embedded_model, is_embedded_name
 from causal_tracer.errors import CausalTracerError, ModelLoadError
+from causal_tracer.experiment import TracingContext
 from causal_tracer.models import load_model
-from causal_tracer.sweep.engine import choose_engine
+from causal_tracer.request import MapSpec, TraceRequest
+from causal_tracer.sweep.engine import choose_engine, known_verdicts
+from causal_tracer.trace import MapsUpdate, trace_maps
 from causal_tracer.tracer import CausalTracer
+from causal_tracer.web.limits import Line
+from causal_tracer.web.model_files import (
+    public_name,
+    require_safetensors,
+    size_words,
+    split_source,
+    stored_identity,
+    stored_parameters,
+)
+from causal_tracer.web.verdict_files import adopt_stored_verdicts, store_verdicts
 
 ModelState = Literal["waiting", "loading", "ready", "failed"]
 
 Report = Callable[[str, float], None]
 """Called with words for what is going on, and a fraction from 0 to 1."""
 
+TraceMaps = Callable[[TracingContext, TraceRequest, Mapping[str, MapSpec]], Iterator[MapsUpdate]]
+"""As `trace_maps`; closed when nobody waits for it any more."""
+
 _logger = logging.getLogger(__name__)
+
+_CLEAN_RUN_BYTES = 256 * 2**20
+# A model that could not be loaded, for want of memory or of a connection, may be tried again after a while.
+_RETRY_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -37,6 +59,8 @@ class ModelStatus:
         license: Of the model, where it is known.
         noise: The automatic noise level, once it is ready.
         layers: Number of blocks, once it is ready.
+        parameters: Number of parameters, where it is known.
+        revision: Of its weights, once it is ready and where it has one.
     """
 
     model: str
@@ -48,6 +72,19 @@ class ModelStatus:
     license: str | None = None
     noise: float | None = None
     layers: int | None = None
+    parameters: int | None = None
+    revision: str | None = None
+
+    @property
+    def loading_words(self) -> str:
+        """How far the loading is."""
+        share = "" if self.fraction is None else f", {self.fraction:.0%}"
+        return f"{self.title} ({self.stage}{share})"
+
+    @property
+    def size_words(self) -> str:
+        """The size as people write it; empty where it is not known."""
+        return size_words(self.parameters)
 
     @property
     def settled(self) -> bool:
@@ -55,35 +92,58 @@ class ModelStatus:
         return self.state in ("ready", "failed")
 
 
+@dataclass(frozen=True)
+class ModelIdentity:
+    """What tells a model's weights from all others.
+
+    Attributes:
+        text: The same for the same weights.
+        lasting: Whether that holds beyond this process.
+    """
+
+    text: str
+    lasting: bool
+
+
 @dataclass(frozen=True, eq=False)
 class LoadedTracer:
-    """A tracer with what people should know of its model."""
+    """A tracer with what people should know of its model.
+
+    Attributes:
+        tracer: For looking at prompts and, by default, for tracing them.
+        title: What to show.
+        license: Of the model, where it is known.
+        run: What computes maps: `trace_maps`, or something that has it done elsewhere.
+    """
 
     tracer: CausalTracer
     title: str
     license: str | None = None
+    run: TraceMaps = trace_maps
 
 
 Loader = Callable[[str, Report], LoadedTracer]
 """From what `load_model` takes to a tracer."""
 
 
-def load_tracer(source: str, report: Report) -> LoadedTracer:
-    """Load a model and make a tracer of it: the loader of the real app."""
-    loaded = load_model(source, progress=report)
+def load_tracer(
+    source: str, report: Report, *, clean_run_bytes: int = _CLEAN_RUN_BYTES, device_map: str = ""
+) -> LoadedTracer:
+    """Load a model and make a tracer of it: the loader of the real app. Safetensors only, and never a model's code."""
+    asked, revision = split_source(source)
+    require_safetensors(asked)
+    loaded = load_model(asked, revision=revision, device_map=device_map or None, progress=report)
     report("finding its layers", 1.0)
     # A folder's path stays on this machine: results and status have its name only.
-    name = loaded.title if Path(source).is_dir() else loaded.name
-    tracer = CausalTracer(loaded.model, loaded.tokenizer, model_id=name, revision=loaded.revision)
+    name = loaded.title if Path(asked).is_dir() else loaded.name
+    tracer = CausalTracer(
+        loaded.model, loaded.tokenizer, model_id=name, revision=loaded.revision, cache_bytes=clean_run_bytes
+    )
+    adopt_stored_verdicts(name, loaded.revision)
     report("comparing the fast sweep with the full one", 1.0)
     choose_engine(tracer.context.traced, "auto", 1)
+    store_verdicts(name, loaded.revision, known_verdicts())
     return LoadedTracer(tracer, loaded.title, loaded.license)
-
-
-def public_name(source: str) -> str:
-    """The name by which a model is asked for: its own, or that of its folder."""
-    path = Path(source).expanduser()
-    return path.resolve().name if path.is_dir() else source
 
 
 def model_title(name: str) -> str:
@@ -95,18 +155,28 @@ class ModelSlot:
     """One model of the registry.
 
     Attributes:
-        running: Held by the one trace that runs on the model; may be released by another thread than took it.
+        line: Of those who wait for their turn on the model, the one that runs included.
     """
 
-    def __init__(self, source: str, load: Loader) -> None:
+    def __init__(
+        self,
+        source: str,
+        load: Loader,
+        most_waiting: int = 32,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._source = source
         self._load = load
+        self._clock = clock
         self._guard = threading.Lock()
         self._settled = threading.Event()
         self._loaded: LoadedTracer | None = None
+        self._retry_at = 0.0
         name = public_name(source)
-        self._status = ModelStatus(model=name, title=model_title(name))
-        self.running = threading.Lock()
+        self._status = ModelStatus(model=name, title=model_title(name), parameters=stored_parameters(source))
+        self._identity = stored_identity(source)
+        self._in_this_process = uuid.uuid4().hex
+        self.line = Line(most_waiting)
 
     @property
     def status(self) -> ModelStatus:
@@ -114,12 +184,38 @@ class ModelSlot:
         with self._guard:
             return self._status
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names by which the model may be asked for: its own, and the one that results have."""
+        name = self._status.model
+        return (name, find_embedded_model(name).name) if is_embedded_name(name) else (name,)
+
+    @property
+    def identity(self) -> ModelIdentity:
+        """What tells the model's weights from all others."""
+        if self._identity is not None:
+            return ModelIdentity(self._identity, lasting=True)
+        context = self._loaded.tracer.context if self._loaded is not None else None
+        if context is None or context.revision is None:
+            return ModelIdentity(self._in_this_process, lasting=False)
+        return ModelIdentity(f"hub {context.model_id} {context.revision}", lasting=True)
+
+    @property
+    def hub_revision(self) -> str | None:
+        """The revision to ask the hub for; None for models that come with pip or from a folder."""
+        name, asked = split_source(self._source)
+        if is_embedded_name(name) or Path(name).expanduser().is_dir():
+            return None
+        return self.status.revision or asked
+
     def start(self) -> None:
-        """Begin to load in a thread of its own; nothing happens where that has begun already."""
+        """Begin to load in a thread of its own; nothing happens where that has begun, or failed just now."""
         with self._guard:
-            if self._status.state != "waiting":
+            failed = self._status.state == "failed" and self._clock() >= self._retry_at
+            if self._status.state != "waiting" and not failed:
                 return
-            self._status = replace(self._status, state="loading", stage="starting")
+            self._settled.clear()
+            self._status = replace(self._status, state="loading", stage="starting", error="")
         threading.Thread(target=self._run, name=f"load {self._status.model}", daemon=True).start()
 
     def wait(self, seconds: float) -> bool:
@@ -139,23 +235,33 @@ class ModelSlot:
 
     def _run(self) -> None:
         try:
-            self._loaded = self._load(self._source, self._report)
-            tracer = self._loaded.tracer
+            loaded = self._load(self._source, self._report)
+            tracer = loaded.tracer
+            parameters = sum(parameter.numel() for parameter in tracer.model.parameters())
+            self._loaded = loaded
             self._set(
                 state="ready",
-                title=self._loaded.title,
-                license=self._loaded.license,
+                title=loaded.title,
+                license=loaded.license,
                 noise=tracer.noise,
                 layers=tracer.count_layers(),
+                parameters=parameters,
+                revision=tracer.context.revision,
             )
         except CausalTracerError as error:
             _logger.error("The model could not be loaded: %s", error)
-            self._set(state="failed", error=str(error))
+            self._failed(str(error))
         except Exception as error:
             _logger.exception("The model could not be loaded.")
-            self._set(state="failed", error=f"The model could not be loaded ({type(error).__name__}: {error}).")
+            self._failed(f"The model could not be loaded ({type(error).__name__}: {error}).")
         finally:
             self._settled.set()
+
+    def _failed(self, words: str) -> None:
+        # People are told a folder's name, not where it is.
+        words = words.replace(str(Path(self._source).expanduser()), self._status.model)
+        self._retry_at = self._clock() + _RETRY_SECONDS
+        self._set(state="failed", error=words)
 
     def _report(self, stage: str, fraction: float) -> None:
         self._set(stage=stage, fraction=fraction if fraction < 1 else None)

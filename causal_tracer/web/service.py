@@ -6,62 +6,39 @@
         ...
 
 Clean runs are shared by all kinds and settings of a prompt: they belong to the model's `CausalTracer`, which holds
-them within a bound of bytes. One trace runs on a model at a time. Whoever leaves the iteration early frees the model.
+them within a bound of bytes. Finished results are kept in a `ResultStore`; one that is there is handed on at once,
+without the model. One trace runs on a model at a time, the others wait in its line. Whoever leaves the iteration early
+frees the model.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
-from causal_tracer.errors import PromptError, SettingsError
+from causal_tracer.errors import BusyError, CausalTracerError, PromptError, SettingsError, SubjectError
+from causal_tracer.experiment import TracingContext, prompt_for
 from causal_tracer.flow import HiddenFlow
-from causal_tracer.layers import LayerKind, require_kind
-from causal_tracer.prompts import Prompt
-from causal_tracer.trace import FlowUpdate, TraceRequest, TracingContext, prompt_for, trace
-from causal_tracer.tracer import DEFAULT_WINDOWS
+from causal_tracer.layers import LayerKind
+from causal_tracer.request import MapSpec
+from causal_tracer.trace import MapsUpdate
+from causal_tracer.web import links
+from causal_tracer.web.asking import CheckedInput, TraceInput, check_input, shown
+from causal_tracer.web.inspection import Inspection, Problem, inspect_prompt, inspect_unloaded
+from causal_tracer.web.limits import ClientShares, check_work
+from causal_tracer.web.links import ParsedLink
+from causal_tracer.web.logs import logged
+from causal_tracer.web.memory import memory_errors_in_words
 from causal_tracer.web.registry import Loader, ModelSlot, ModelStatus, load_tracer
-from causal_tracer.web.settings import ServiceSettings, variable
+from causal_tracer.web.result_store import ResultKey, ResultStore, result_key
+from causal_tracer.web.settings import ServiceSettings, limit
 
 _POLL_SECONDS = 0.25
-# Far more than a token has characters: longer prompts are turned away before they are tokenized.
-_CHARACTERS_PER_TOKEN = 50
-# Beyond it, sums of squares leave float32.
-_HIGHEST_NOISE = 1e15
-
-
-@dataclass(frozen=True)
-class TraceInput:
-    """What a person or a program asks for, as it comes in: nothing is checked yet.
-
-    Attributes:
-        prompt: The text that the model goes on from.
-        subject: The part of it to corrupt; empty has it guessed.
-        kind: "hidden", "mlp" or "attention".
-        samples: Noise samples.
-        window: Layers restored together; None takes the kind's: 1 for hidden, 10 for MLP and attention.
-        noise: Standard deviation of the noise; None takes the model's automatic level, 0 adds none.
-        seed: Seed of the noise.
-        subject_tokens_only: Restore at the subject's tokens only.
-        start_layer: First layer to compute.
-        end_layer: One past the last layer to compute; None computes up to the last block.
-        model: One of the app's models; empty takes the first.
-    """
-
-    prompt: str
-    subject: str | None = ""
-    kind: str = "hidden"
-    samples: float | None = 10
-    window: float | None = None
-    noise: float | None = None
-    seed: float | None = 1
-    subject_tokens_only: bool = False
-    start_layer: float | None = 0
-    end_layer: float | None = None
-    model: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,27 +46,49 @@ class RunUpdate:
     """A trace on its way.
 
     Attributes:
-        flow: The map, NaN in cells that are still to come; None while the run has not begun.
+        flows: The maps by kind, NaN in cells that are still to come; empty while the run has not begun.
         done: Restored runs done.
         total: Restored runs in all.
         seconds: Since the computation began.
         waiting: What the run waits for, in words; empty once it has begun.
+        cached: Whether the maps were there already.
+        position: How many have to finish first, in the model's line.
     """
 
-    flow: HiddenFlow | None
+    flows: Mapping[LayerKind, HiddenFlow] = field(default_factory=dict)
     done: int = 0
     total: int = 0
     seconds: float = 0.0
     waiting: str = ""
+    cached: bool = False
+    position: int = 0
+
+    @property
+    def flow(self) -> HiddenFlow | None:
+        """The only map, or the first; None while the run has not begun."""
+        return next(iter(self.flows.values()), None)
 
 
 class TraceService:
-    """The models of the app and the traces on them; safe to share between threads."""
+    """The models of the app and the traces on them; safe to share between threads.
 
-    def __init__(self, settings: ServiceSettings | None = None, load: Loader = load_tracer) -> None:
+    Args:
+        settings: Models and limits.
+        load: What loads a model; None takes the real loader.
+    """
+
+    def __init__(self, settings: ServiceSettings | None = None, load: Loader | None = None) -> None:
         self.settings = settings or ServiceSettings()
-        slots = [ModelSlot(source, load) for source in self.settings.models]
+        loader = load or partial(
+            load_tracer, clean_run_bytes=self.settings.clean_run_bytes, device_map=self.settings.device_map
+        )
+        slots = [ModelSlot(source, loader, self.settings.max_queue) for source in self.settings.models]
         self._slots = {slot.status.model: slot for slot in slots}
+        self._shares = ClientShares(self.settings)
+        folder = self.settings.results_folder
+        self._results = ResultStore(
+            Path(folder).expanduser() if folder else None, self.settings.result_bytes, self.settings.result_disk_bytes
+        )
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -104,90 +103,186 @@ class TraceService:
         """How far a model is."""
         return self._slot(model).status
 
-    def trace(self, asked: TraceInput) -> Generator[RunUpdate]:
-        """Trace one prompt, waiting for the model where it has to.
+    def statuses(self) -> tuple[ModelStatus, ...]:
+        """How far each model is, the default first."""
+        return tuple(slot.status for slot in self._slots.values())
+
+    def health(self) -> dict[str, Any]:
+        """Whether the app can serve, for monitors: "ok" unless no model could be loaded."""
+        models = {name: slot.status.state for name, slot in self._slots.items()}
+        return {
+            "status": "failed" if all(state == "failed" for state in models.values()) else "ok",
+            "models": models,
+            "waiting": sum(max(0, len(slot.line) - 1) for slot in self._slots.values()),
+            "running": sum(min(1, len(slot.line)) for slot in self._slots.values()),
+            "result_bytes": self._results.nbytes,
+        }
+
+    def trace(self, asked: TraceInput, client: str = "") -> Generator[RunUpdate]:
+        """Trace one prompt, waiting for the model and for its turn where it has to.
+
+        Args:
+            asked: What to trace.
+            client: Who asks (`limits.client_of`), for the limits of each client; the empty one has none.
 
         Yields:
-            Updates that say what is waited for, then the map as it fills in.
+            Updates that say what is waited for, then the maps as they fill in; or the finished maps at once, where
+            they are known already.
 
         Raises:
             SettingsError: A value is out of range, or over one of the app's limits.
             PromptError, SubjectError, TokenizerError: The prompt or its subject cannot be traced.
             ModelLoadError: The model could not be loaded.
+            BusyError: The line is full, the client's share is used up, or the run took too long or too much memory.
             NumericsError: A run gave NaN or infinite logits.
         """
-        slot = self._slot(asked.model)
-        request = self._checked(asked)
-        noise = _noise(asked.noise)
-        slot.start()
-        while not slot.wait(_POLL_SECONDS):
-            yield RunUpdate(None, waiting=_loading_words(slot.status))
-        context = with_noise(slot.loaded().tracer.context, noise)
-        self._check_work(context, request)
-        while not slot.running.acquire(timeout=_POLL_SECONDS):
-            yield RunUpdate(None, waiting="another run on this model")
+        with logged("trace", asked, self.settings) as outcome:
+            slot = self._slot(asked.model)
+            outcome["model"] = slot.status.model
+            checked = check_input(asked, self.settings)
+            known = self._known(slot, checked)
+            if len(known) < len(checked.specs):
+                with self._shares.request(client):
+                    yield from self._compute(slot, checked, client, outcome)
+                return
+            outcome["outcome"] = "cached"
+            yield _finished(known)
+
+    def inspect(self, asked: TraceInput, client: str = "") -> Inspection:
+        """Look at a prompt before it is traced: tokens, subject, answers; what is wrong with it is in `problems`."""
         try:
-            begun = time.monotonic()
-            with closing(cast(Generator[FlowUpdate], trace(context, request))) as updates:
-                for update in updates:
-                    yield RunUpdate(update.flow, update.done, update.total, time.monotonic() - begun)
-        finally:
-            slot.running.release()
+            slot = self._slot(asked.model)
+            request = check_input(asked, self.settings).request
+            self._shares.charge(client, 1)
+            slot.start()
+            if not slot.wait(0):
+                return inspect_unloaded(str(request.text), request.subject, slot.status.loading_words)
+            return inspect_prompt(slot.loaded().tracer.context, request, self.settings)
+        except SubjectError as error:
+            return Inspection(problems=(Problem("subject", str(error)),))
+        except PromptError as error:
+            return Inspection(problems=(Problem("prompt", str(error)),))
+        except CausalTracerError as error:
+            return Inspection(problems=(Problem("settings", str(error)),))
+
+    def link(self, asked: TraceInput, page: str) -> str:
+        """The link that reproduces what was asked for, with the model and its revision."""
+        status = self.status(asked.model)
+        return links.share_link(replace(asked, model=status.model), page, revision=status.revision)
+
+    def open_link(self, query: Mapping[str, Any]) -> ParsedLink:
+        """What a link asks of this app; what it cannot have is reported and left out."""
+        parsed = links.parse_link(query)
+        problems = list(parsed.problems)
+        if parsed.asked.model and not any(parsed.asked.model in slot.names for slot in self._slots.values()):
+            problems.append(
+                f"model={shown(parsed.asked.model)} in the link is none of this app's models: {self.models[0]} is "
+                "taken."
+            )
+            parsed = replace(parsed, asked=replace(parsed.asked, model=""))
+        elif parsed.revision:
+            here = self.status(parsed.asked.model).revision
+            if here is not None and here != parsed.revision:
+                problems.append(
+                    f"The link was made with revision {parsed.revision} of the model, and this app has {here}: numbers "
+                    "may differ."
+                )
+        return replace(parsed, problems=tuple(problems))
+
+    def python_lines(self, asked: TraceInput) -> str:
+        """The lines of Python that reproduce a run.
+
+        Raises:
+            SettingsError, PromptError: As in `trace`.
+        """
+        slot = self._slot(asked.model)
+        return links.python_lines(check_input(asked, self.settings), slot.status.model, slot.hub_revision)
 
     def _slot(self, model: str) -> ModelSlot:
-        slot = self._slots.get(model or self.models[0]) if isinstance(model, str) else None
+        name = (model or self.models[0]) if isinstance(model, str) else None
+        # Results call an embedded model by its full name, whatever it was asked for by.
+        slot = next((slot for slot in self._slots.values() if name is not None and name in slot.names), None)
         if slot is None:
             raise SettingsError(
-                f"model={model!r} is none of this app's models. Choose one of {', '.join(self.models)}."
+                f"model={shown(model)} is none of this app's models. Choose one of {', '.join(self.models)}."
             )
         return slot
 
-    def _checked(self, asked: TraceInput) -> TraceRequest:
-        """The request, as far as it can be checked without the model."""
-        settings = self.settings
-        if not isinstance(asked.prompt, str) or not isinstance(asked.subject, str | None):
-            raise PromptError("Prompt and subject have to be texts.")
-        if len(asked.prompt) > _CHARACTERS_PER_TOKEN * settings.max_prompt_tokens:
-            raise PromptError(
-                f"The prompt has {len(asked.prompt)} characters, and this app takes at most "
-                f"{_limit('max_prompt_tokens', settings.max_prompt_tokens)} tokens. Shorten it."
-            )
-        kind = require_kind(cast(LayerKind, asked.kind))
-        samples = _whole("samples", asked.samples, lowest=1)
-        if samples > settings.max_samples:
-            raise SettingsError(
-                f"samples={samples} is over this app's limit of {_limit('max_samples', settings.max_samples)}."
-            )
-        window = DEFAULT_WINDOWS[kind] if asked.window is None else _whole("window", asked.window, lowest=1)
-        return TraceRequest(
-            text=asked.prompt,
-            subject=(asked.subject or "").strip() or None,
-            kind=kind,
-            samples=samples,
-            window=window,
-            seed=_whole("seed", asked.seed, lowest=0, highest=2**32 - 1),
-            start_layer=_whole("start_layer", asked.start_layer, lowest=0),
-            batch_size=settings.batch_size,
-            end_layer=None if asked.end_layer is None else _whole("end_layer", asked.end_layer, lowest=1),
-            subject_tokens_only=bool(asked.subject_tokens_only),
-        )
+    def _keys(self, slot: ModelSlot, checked: CheckedInput) -> dict[LayerKind, ResultKey]:
+        model, request, noise = slot.identity, checked.request, checked.noise
+        return {kind: result_key(model, request, spec, noise) for kind, spec in checked.specs.items()}
 
-    def _check_work(self, context: TracingContext, request: TraceRequest) -> None:
-        """Whether the request is within the limits that depend on its tokens and the model's layers."""
-        settings = self.settings
-        prompt = prompt_for(context, request.text, request.subject)
+    def _known(self, slot: ModelSlot, checked: CheckedInput) -> dict[LayerKind, HiddenFlow]:
+        found = {kind: self._results.get(key) for kind, key in self._keys(slot, checked).items()}
+        return {kind: flow for kind, flow in found.items() if flow is not None}
+
+    def _compute(
+        self, slot: ModelSlot, checked: CheckedInput, client: str, outcome: dict[str, object]
+    ) -> Generator[RunUpdate]:
+        """Trace what is not known yet, in turn."""
+        slot.start()
+        while not slot.wait(_POLL_SECONDS):
+            yield RunUpdate(waiting=slot.status.loading_words)
+        context = with_noise(slot.loaded().tracer.context, checked.noise)
+        parameters = slot.status.parameters or 0
+        self._shares.charge(client, self._check_work(context, checked, parameters))
+        ticket = slot.line.join()
+        try:
+            while ahead := slot.line.wait(ticket, _POLL_SECONDS):
+                yield RunUpdate(waiting=_waiting_words(ahead), position=ahead)
+            # Whoever was before may have asked for the same.
+            known = self._known(slot, checked)
+            missing = {kind: spec for kind, spec in checked.specs.items() if kind not in known}
+            if not missing:
+                outcome["outcome"] = "cached"
+                yield _finished(known)
+                return
+            yield from self._traced(slot, context, checked, missing, known, outcome)
+        finally:
+            slot.line.leave(ticket)
+
+    def _traced(
+        self,
+        slot: ModelSlot,
+        context: TracingContext,
+        checked: CheckedInput,
+        missing: Mapping[LayerKind, MapSpec],
+        known: Mapping[LayerKind, HiddenFlow],
+        outcome: dict[str, object],
+    ) -> Generator[RunUpdate]:
+        begun = time.monotonic()
+        keys = self._keys(slot, checked)
+        most = self.settings.max_seconds
+        runs = slot.loaded().run(context, checked.request, cast(Mapping[str, MapSpec], missing))
+        with memory_errors_in_words(), closing(cast(Generator[MapsUpdate], runs)) as updates:
+            for update in updates:
+                seconds = time.monotonic() - begun
+                new = cast(Mapping[LayerKind, HiddenFlow], update.flows)
+                if update.done >= update.total:
+                    for kind, flow in new.items():
+                        self._results.put(keys[kind], flow)
+                elif seconds > most:
+                    raise BusyError(
+                        f"The run was stopped after {limit('max_seconds', most)} seconds, with {update.done} of "
+                        f"{update.total} restored runs done. Ask for fewer samples or layers, or a shorter prompt."
+                    )
+                flows = {kind: known[kind] if kind in known else new[kind] for kind in checked.specs}
+                outcome |= {"runs": update.done, "seconds": round(seconds, 3)}
+                yield RunUpdate(flows, update.done, update.total, seconds)
+
+    def _check_work(self, context: TracingContext, checked: CheckedInput, parameters: int) -> int:
+        """The work asked for, within the limits that depend on the prompt's tokens and the model."""
+        request, settings = checked.request, self.settings
+        prompt = prompt_for(context, request.text, request.subject, request.occurrence)
         if len(prompt) > settings.max_prompt_tokens:
             raise PromptError(
                 f"The prompt has {len(prompt)} tokens, and this app takes at most "
-                f"{_limit('max_prompt_tokens', settings.max_prompt_tokens)}. Shorten it."
+                f"{limit('max_prompt_tokens', settings.max_prompt_tokens)}. Shorten it."
             )
-        work = _cells(context, request, prompt) * request.samples
-        if work > settings.max_cell_samples:
-            raise SettingsError(
-                f"The map asks for {work} restored runs ({work // request.samples} cells, {request.samples} samples), "
-                f"and this app takes at most {_limit('max_cell_samples', settings.max_cell_samples)}. Ask for fewer "
-                "samples, a shorter prompt, or the subject's tokens only."
-            )
+        start, end = prompt.subject_range
+        positions = end - start if request.subject_tokens_only else len(prompt)
+        cells = positions * len(request.layer_range(context.traced.n_layers)) * len(checked.specs)
+        return check_work(cells, request.samples if isinstance(request.samples, int) else 0, parameters, settings)
 
 
 def with_noise(context: TracingContext, noise: float | None) -> TracingContext:
@@ -195,39 +290,10 @@ def with_noise(context: TracingContext, noise: float | None) -> TracingContext:
     return context if noise is None else replace(context, noise=noise, noise_rule="given")
 
 
-def _cells(context: TracingContext, request: TraceRequest, prompt: Prompt) -> int:
-    start, end = prompt.subject_range
-    positions = end - start if request.subject_tokens_only else len(prompt)
-    return positions * len(request.layer_range(context.traced.n_layers))
+def _waiting_words(ahead: int) -> str:
+    return "another run on this model" if ahead == 1 else f"{ahead} runs before this one on this model"
 
 
-def _limit(name: str, value: int) -> str:
-    return f"{value} ({variable(name)})"
-
-
-def _loading_words(status: ModelStatus) -> str:
-    share = "" if status.fraction is None else f", {status.fraction:.0%}"
-    return f"{status.title} ({status.stage}{share})"
-
-
-def _noise(value: Any) -> float | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _HIGHEST_NOISE:
-        raise SettingsError(
-            f"noise={value!r} is not a noise level. Give 0 or a positive number, or none for automatic."
-        )
-    return float(value)
-
-
-def _whole(name: str, value: Any, *, lowest: int, highest: int | None = None) -> int:
-    """A whole number; forms and JSON hand on 10 as 10.0."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int):
-        shown = "empty" if value is None else f"{value!r}, which is no whole number"
-        raise SettingsError(f"{name} is {shown}. Give a whole number from {lowest} on.")
-    if value < lowest or (highest is not None and value > highest):
-        upper = "on" if highest is None else f"to {highest}"
-        raise SettingsError(f"{name}={value} is out of range. Give a whole number from {lowest} {upper}.")
-    return value
+def _finished(flows: Mapping[LayerKind, HiddenFlow]) -> RunUpdate:
+    runs = sum(int((~flow.sample_scores.isnan()).sum()) for flow in flows.values())
+    return RunUpdate(flows, runs, runs, cached=True)

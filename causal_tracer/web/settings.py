@@ -1,14 +1,22 @@
-"""What the operator of the app decides: which models, and how much work one request may ask for."""
+"""What the operator of the app decides: which models, how much work, and what is kept and logged."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 
+from causal_tracer.embedded import CACHE_VARIABLE
 from causal_tracer.errors import SettingsError
 
 PREFIX = "CAUSAL_TRACER_"
+
+REFERENCE_PARAMETERS = 300_000_000
+"""The limits on work are meant for a model of this size; a larger one gets less, in proportion."""
+
+_WORDS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+_MAY_BE_ZERO = ("max_client_runs", "max_client_cell_samples", "trusted_proxies")
 
 
 @dataclass(frozen=True)
@@ -16,51 +24,107 @@ class ServiceSettings:
     """Models and limits of the app. Each is read from the environment variable `CAUSAL_TRACER_` + its name in capitals.
 
     Attributes:
-        models: The models that may be asked for, the default first: what `load_model` takes, separated by commas.
+        models: The models that may be asked for, the default first: what `load_model` takes, separated by commas. A
+            hub id may carry its revision: "openai-community/gpt2@607a30d".
         max_prompt_tokens: The longest prompt.
         max_samples: The most noise samples.
-        max_cell_samples: The most restored runs of one request: cells of the map times noise samples.
-        max_queue: How many requests may wait.
+        max_cell_samples: The most restored runs of one request, cells of its maps times noise samples, for a model of
+            0.3 billion parameters.
+        max_seconds: The longest run, once it has begun.
+        max_queue: How many requests may wait for a model.
+        max_client_runs: How many requests of one client may run or wait; 0 sets no limit.
+        max_client_cell_samples: The most restored runs of one client in ten minutes, weighed as `max_cell_samples`; 0
+            sets no limit.
+        trusted_proxies: How many proxies stand before the app and say, in X-Forwarded-For, who asks.
         batch_size: Rows that go through the model together. Small ones bring the first cells sooner, and Stop stops
             sooner; on two cores they take no longer in all.
+        device_map: "auto" spreads a model over several GPUs; empty takes one, or the CPU.
+        clean_run_bytes: Memory for each model's clean runs.
+        result_bytes: Memory for finished results.
+        result_disk_bytes: Disk space for finished results.
+        results_folder: Where finished results are kept; empty keeps them in memory only.
+        mcp: Whether the JSON endpoints are offered to MCP clients.
+        log_prompts: Whether prompts may stand in the log.
     """
 
     models: tuple[str, ...] = ("embedded",)
     max_prompt_tokens: int = 128
     max_samples: int = 100
     max_cell_samples: int = 100_000
+    max_seconds: int = 900
     max_queue: int = 32
+    max_client_runs: int = 8
+    max_client_cell_samples: int = 0
+    trusted_proxies: int = 0
     batch_size: int = 64
+    device_map: str = ""
+    clean_run_bytes: int = 256 * 2**20
+    result_bytes: int = 128 * 2**20
+    result_disk_bytes: int = 512 * 2**20
+    results_folder: str = ""
+    mcp: bool = False
+    log_prompts: bool = False
 
     def __post_init__(self) -> None:
         if not self.models:
             raise SettingsError(f"{variable('models')} names no model. Leave it out, or give one.")
         for item in fields(self):
-            if item.name != "models" and getattr(self, item.name) < 1:
-                raise SettingsError(f"{variable(item.name)}={getattr(self, item.name)} is too small. Give 1 or more.")
+            least = 0 if item.name in _MAY_BE_ZERO else 1
+            if item.type == "int" and getattr(self, item.name) < least:
+                raise SettingsError(
+                    f"{variable(item.name)}={getattr(self, item.name)} is too small. Give {least} or more."
+                )
+
+    @property
+    def workers(self) -> int:
+        """How many requests may be under way, those that wait included; Gradio must let in as many."""
+        return self.max_queue + len(self.models)
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> ServiceSettings:
         """The settings that the environment gives, with the defaults for the rest.
 
+        Finished results are kept on disk, in the folder of the converted models, unless a variable says otherwise.
+
         Raises:
-            SettingsError: A variable holds no whole number, or one that is too small.
+            SettingsError: A variable holds no whole number or no yes or no, or a number that is too small.
         """
-        given: dict[str, tuple[str, ...] | int] = {}
+        given: dict[str, object] = {"results_folder": str(_default_results_folder(environ))}
         for item in fields(cls):
             text = environ.get(variable(item.name), "").strip()
             if not text:
                 continue
-            if item.name == "models":
-                given["models"] = tuple(name.strip() for name in text.split(",") if name.strip())
-                continue
-            try:
-                given[item.name] = int(text)
-            except ValueError as error:
-                raise SettingsError(f"{variable(item.name)}={text!r} is no whole number. Give one.") from error
+            given[item.name] = _read(item.name, str(item.type), text)
         return cls(**given)  # type: ignore[arg-type]
 
 
 def variable(name: str) -> str:
     """The environment variable of a setting."""
     return PREFIX + name.upper()
+
+
+def limit(name: str, value: object) -> str:
+    """A limit as messages give it: its value, and the setting that changes it."""
+    return f"{value} ({variable(name)})"
+
+
+def _read(name: str, kind: str, text: str) -> object:
+    if name == "models":
+        return tuple(model.strip() for model in text.split(",") if model.strip())
+    if kind == "str":
+        return "" if text.lower() in ("off", "none") else text
+    if kind == "bool":
+        if text.lower() not in _WORDS:
+            raise SettingsError(f"{variable(name)}={text!r} is neither yes nor no. Give one of {', '.join(_WORDS)}.")
+        return _WORDS[text.lower()]
+    try:
+        return int(text)
+    except ValueError as error:
+        raise SettingsError(f"{variable(name)}={text!r} is no whole number. Give one.") from error
+
+
+def _default_results_folder(environ: Mapping[str, str]) -> Path:
+    from platformdirs import user_cache_path
+
+    root = environ.get(CACHE_VARIABLE) or user_cache_path("causal-tracer")
+    return Path(root).expanduser() / "results"

@@ -11,16 +11,17 @@ from typing import Any
 
 import gradio as gr
 
-from causal_tracer.web.handlers import View
 from causal_tracer.web.summary import message_html, status_html
+from causal_tracer.web.views import TabView
 
 _PATIENCE_SECONDS = 2.0
 
 
 class RunButtons:
-    """Run and Stop of one tab, for all sessions."""
+    """Run and Stop of one tab, which has so many maps, for all sessions."""
 
-    def __init__(self) -> None:
+    def __init__(self, maps: int = 1) -> None:
+        self._maps = maps
         self._stopped: set[str] = set()
         self._pressed = threading.Condition()
 
@@ -28,14 +29,14 @@ class RunButtons:
         """Run is pressed: said at once, while the run itself may have to wait for its turn."""
         with self._pressed:
             self._stopped.discard(_session(request))
-        return View(message="", status=status_html("Waiting for its turn.")).outputs()
+        return self._outputs(TabView(status=status_html("Waiting for its turn."), running=True))
 
     def stop(self, request: gr.Request) -> tuple[Any, ...]:
         """Stop is pressed; Gradio then cancels the run, which ends with the batch it is at."""
         with self._pressed:
             self._stopped.add(_session(request))
             self._pressed.notify_all()
-        parts = View(status=status_html("Stopping.")).outputs()
+        parts = self._outputs(TabView(status=status_html("Stopping."), running=True))
         return (*parts[:-1], gr.Button(interactive=False))
 
     def ended(self, request: gr.Request) -> tuple[Any, ...]:
@@ -45,12 +46,18 @@ class RunButtons:
             stopped = self._pressed.wait_for(lambda: session in self._stopped, _PATIENCE_SECONDS)
             self._stopped.discard(session)
         if stopped:
-            return View(status=status_html("Stopped. Cells that were not computed are grey."), running=False).outputs()
-        return View(
-            message=message_html("Something went wrong in the app itself. The server's log has the details."),
-            status=status_html("Failed.", state="ct-failed"),
-            running=False,
-        ).outputs()
+            words = "Stopped. Cells that were not computed are grey."
+            return self._outputs(TabView(status=status_html(words), running=False))
+        return self._outputs(
+            TabView(
+                message=message_html("Something went wrong in the app itself. The server's log has the details."),
+                status=status_html("Failed.", state="ct-failed"),
+                running=False,
+            )
+        )
+
+    def _outputs(self, view: TabView) -> tuple[Any, ...]:
+        return view.outputs(self._maps)
 
 
 def _session(request: gr.Request) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.resources import as_file, files
 
 from causal_tracer.flow import HiddenFlow
 from causal_tracer.layers import LayerKind, require_kind
-from causal_tracer.trace import TraceRequest
+from causal_tracer.request import TraceRequest
 from causal_tracer.tracer import DEFAULT_WINDOWS
+from causal_tracer.web.asking import TOP_TOKENS
 
 STORED_PROMPT = "The Space Needle is located in the city of"
 STORED_SUBJECT = "The Space Needle"
@@ -16,7 +18,13 @@ STORED_SUBJECT = "The Space Needle"
 def stored_request(kind: LayerKind) -> TraceRequest:
     """What was asked for to get the stored map of a kind; the noise level was the automatic one."""
     return TraceRequest(
-        text=STORED_PROMPT, subject=STORED_SUBJECT, kind=kind, samples=10, window=DEFAULT_WINDOWS[kind], seed=1
+        text=STORED_PROMPT,
+        subject=STORED_SUBJECT,
+        kind=kind,
+        samples=10,
+        window=DEFAULT_WINDOWS[kind],
+        seed=1,
+        top_tokens=TOP_TOKENS,
     )
 
 
@@ -25,6 +33,7 @@ def stored_name(kind: LayerKind) -> str:
     return f"space_needle_{require_kind(kind)}.json"
 
 
+@cache
 def stored_map(kind: LayerKind) -> HiddenFlow:
     """The stored map of a kind, made by `examples/make_stored_maps.py`."""
     with as_file(files("causal_tracer.web") / "stored" / stored_name(kind)) as path:

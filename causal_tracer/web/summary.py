@@ -1,33 +1,24 @@
-"""What stands beside a map: its numbers, its warnings and how it was made, as words and as safe HTML."""
+"""What stands beside a map: its numbers, peaks and warnings and how it was made, as words and as safe HTML."""
 
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from causal_tracer.flow import HiddenFlow
-from causal_tracer.plots import display_token
+from causal_tracer.plots import KIND_TITLES, display_token
+from causal_tracer.reading import Peak
+from causal_tracer.web.inspection import map_warnings
 from causal_tracer.web.registry import ModelStatus, model_title
 from causal_tracer.web.service import RunUpdate
 
-LOW_PROBABILITY = 0.1
-SMALL_EFFECT = 0.05
+# A layer counts to a peak's stretch while restoring it brings back this share of what the peak does.
+_STRETCH = 0.5
 
 
-def warnings(flow: HiddenFlow) -> list[str]:
+def warnings(flow: HiddenFlow) -> tuple[str, ...]:
     """Why the map should not be read, if it should not."""
-    found = []
-    if flow.high_score < LOW_PROBABILITY:
-        found.append(
-            f"The model is unsure of its answer: P = {flow.high_score:.3f} in the clean run. A map of an answer that "
-            f"the model hardly gives (below {LOW_PROBABILITY}) says little about a fact."
-        )
-    if flow.total_effect < SMALL_EFFECT:
-        found.append(
-            f"The total effect is too small to read a map from: {flow.total_effect:.3f}. Corrupting the subject hardly "
-            f"changes this answer, so there is nothing to restore (below {SMALL_EFFECT})."
-        )
-    return found
+    return map_warnings(flow.high_score, flow.low_score)
 
 
 def recipe(flow: HiddenFlow) -> str:
@@ -46,26 +37,47 @@ def recipe(flow: HiddenFlow) -> str:
     )
 
 
-def numbers_html(flow: HiddenFlow) -> str:
-    """The numbers above a map, and what warns of reading it. All that a user typed is escaped."""
+def numbers_html(*flows: HiddenFlow, filling: bool = False) -> str:
+    """The numbers above maps of one prompt, and what peaks. User's text is escaped."""
+    flow = flows[0]
     numbers = [
-        ("Answer", f"“{display_token(flow.answer)}”", "what the model says next"),
+        ("Answer", f"“{display_token(flow.answer)}”", _answer_words(flow)),
         ("Clean run", f"{flow.high_score:.3f}", "P(answer)"),
         ("Corrupted run", f"{flow.low_score:.3f}", "mean P(answer)"),
         ("Total effect", f"{flow.total_effect:.3f}", "clean − corrupted"),
     ]
     cards = "".join(
-        f'<div class="ct-card"><dt>{_safe(name)}</dt><dd>{_safe(value)}</dd>'
+        f'<div class="ct-card"><dt>{_safe(name)}</dt><dd dir="auto">{_safe(value)}</dd>'
         f'<dd class="ct-hint">{_safe(hint)}</dd></div>'
         for name, value, hint in numbers
     )
-    return f'<dl class="ct-cards">{cards}</dl>{_paragraphs("ct-warning", warnings(flow))}'
+    peaks = "".join(
+        f'<p class="ct-peaks">{"" if filling else peaks_html(each, named=len(flows) > 1)}</p>' for each in flows
+    )
+    return f'<dl class="ct-cards">{cards}</dl>{peaks}'
 
 
-def details_html(flow: HiddenFlow, *, stored: bool = False) -> str:
-    """What the map is of and how it was made. All that a user typed is escaped."""
+def doubts_html(flow: HiddenFlow) -> str:
+    """What warns of reading a map; below it, so that it does not move when there is something to say."""
+    return _paragraphs("ct-warning", warnings(flow))
+
+
+def peaks_html(flow: HiddenFlow, *, named: bool = False) -> str:
+    """A sentence that names the strongest cells: token, layers, probability and share of the total effect."""
+    strongest = [peak for peak in flow.peaks(2) if peak.effect > 0]
+    kind = KIND_TITLES[flow.kind]
+    if not strongest:
+        return f"Restoring the {kind} brings the answer back nowhere."
+    told = " and ".join(_peak(flow, peak) for peak in strongest)
+    if named:
+        return f"<b>{kind[0].upper()}{kind[1:]}</b>: strongest at {told}."
+    return f"Restoring the {kind} brings the answer back most at {told}."
+
+
+def details_html(flow: HiddenFlow, *, origin: str = "") -> str:
+    """What the map is of and how it was made, ending in where it came from. User's text is escaped."""
     subject = f"“{flow.subject}”" + (" (guessed)" if flow.subject_guessed else "")
-    made = recipe(flow) + (" · a stored result" if stored else "")
+    made = recipe(flow) + (f" · {origin}" if origin else "")
     return (
         f'<p class="ct-prompt" dir="auto"><b>Prompt</b> {_safe(flow.prompt)}</p>'
         f'<p class="ct-prompt" dir="auto"><b>Subject</b> {_safe(subject)}</p>'
@@ -78,6 +90,8 @@ def progress_words(update: RunUpdate) -> str:
     """How far a run is, and how long it may still take."""
     if update.waiting:
         return f"Waiting for {update.waiting}."
+    if update.cached:
+        return "Done: this result was computed before and is kept."
     if update.done >= update.total:
         return f"Done: {update.total} restored runs in {_duration(update.seconds)}."
     if not update.done:
@@ -94,6 +108,8 @@ def model_words(status: ModelStatus) -> str:
         return f"Model ready: {status.title}{license_words}.{noise_words}"
     if status.state == "failed":
         return f"{status.title} could not be loaded. {status.error}"
+    if status.state == "waiting":
+        return f"{status.title} is loaded when it is first needed."
     share = "" if status.fraction is None else f", {status.fraction:.0%}"
     stage = f" ({status.stage}{share})" if status.stage else ""
     return f"Loading {status.title}{stage}. Run will wait for it; the maps below are stored ones."
@@ -104,9 +120,38 @@ def status_html(words: str, *, state: str = "") -> str:
     return f'<div class="ct-status {_safe(state)}" role="status" aria-live="polite">{_safe(words)}</div>'
 
 
-def message_html(words: str) -> str:
-    """An error beside the fields; nothing where there are no words."""
-    return f'<div class="ct-error" role="alert">{_safe(words)}</div>' if words else ""
+def message_html(*problems: str, warned: Sequence[str] = ()) -> str:
+    """What is wrong or doubtful, beside the fields; nothing where all is well."""
+    wrong = "".join(f'<div class="ct-error" role="alert">{_safe(words)}</div>' for words in problems if words)
+    return wrong + "".join(f'<div class="ct-warning" role="status">{_safe(words)}</div>' for words in warned)
+
+
+def _answer_words(flow: HiddenFlow) -> str:
+    if flow.top_tokens is None or not flow.top_tokens.clean:
+        return "traced"
+    top = flow.top_tokens.clean[0]
+    own = top.token_id == flow.answer_id
+    return "what the model says next" if own else f"the model says “{display_token(top.text)}”"
+
+
+def _peak(flow: HiddenFlow, peak: Peak) -> str:
+    first, last = _stretch(flow, peak)
+    layers = f"layer {peak.layer}" if first == last else f"layers {first}–{last}, best {peak.layer}"
+    return (
+        f"<b>“{_safe(display_token(peak.token))}”</b> ({layers}): P = {peak.score:.3f}, {peak.share:.0%} of the total "
+        "effect"
+    )
+
+
+def _stretch(flow: HiddenFlow, peak: Peak) -> tuple[int, int]:
+    """First and last of the layers around a peak that do much of what it does."""
+    strong = [effect >= _STRETCH * peak.effect for effect in flow.indirect_effect[peak.position].tolist()]
+    first = last = peak.layer
+    while first > 0 and strong[first - 1]:
+        first -= 1
+    while last + 1 < len(strong) and strong[last + 1]:
+        last += 1
+    return first, last
 
 
 def _paragraphs(css_class: str, texts: Iterable[str]) -> str:

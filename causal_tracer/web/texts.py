@@ -10,12 +10,14 @@ LEAD = (
     "and see whether the answer comes back."
 )
 
+NO_LINK_YET = "Press Run: the link leads to what it computes."
+
 HOW_TO_READ = """
 - **Clean run**: the model reads the prompt as it is. *P(answer)* is how probable it finds the answer.
 - **Corrupted run**: the same, with noise on the embeddings of the subject's tokens (marked **\\***). The answer \
 is lost.
 - **Restored run**: a corrupted run in which one activation is put back to its clean value. Each cell of the map is \
-one: its colour is P(answer) then. Dark cells bring the answer back.
+one: its colour is P(answer) then. The stronger the colour, the more of the answer comes back.
 - **Total effect** = clean − corrupted. **Indirect effect** of a cell = restored − corrupted; point at a cell to see \
 it with its standard error over the noise samples.
 - **Hidden states** restores what a whole layer hands on; **MLP** and **Attention** only what these add to it, in a \
@@ -27,7 +29,7 @@ window of several layers together, centred on the column's layer.
 (Hase et al. 2023, arXiv 2301.04213).
 - A low P(answer) in the clean run, or a small total effect, makes a map unreadable.
 - It is one prompt, one answer and one kind of noise. Say something about facts in general only after averaging many.
-- A pale cell is not an unused one: what is spread over several places is not brought back from one of them.
+- A cell without colour is not an unused one: what is spread over several places is not brought back from one of them.
 - Grey cells were not computed. That is not the same as no effect.
 
 Method: Meng et al. 2022, *Locating and Editing Factual Associations in GPT*, arXiv 2202.05262, section 2.

@@ -46,13 +46,13 @@ class Visits:
     strangers: list[str] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
 
-    def open(self, query: str = "", **context: Any) -> Any:
+    def open(self, query: str = "", tab: str = "hidden", **context: Any) -> Any:
         page = self.browser.new_context(**{"viewport": {"width": 1280, "height": 800}, **context}).new_page()
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(30_000)
         page.route("**/*", self._only_the_app)
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
         page.goto(self.url + query)
-        page.wait_for_selector("#ct-map-hidden .js-plotly-plot .main-svg")
+        page.wait_for_selector(f"#ct-map-{tab} .js-plotly-plot .main-svg")
         return page
 
     def _only_the_app(self, route: Any) -> None:

@@ -11,7 +11,7 @@ from tests.tiny_models import PROMPT, SUBJECT
 
 playwright_api = pytest.importorskip("playwright.sync_api")
 expect = playwright_api.expect
-expect.set_options(timeout=20_000)
+expect.set_options(timeout=30_000)
 pytestmark = pytest.mark.browser
 
 TABS = [("hidden", "Hidden states"), ("mlp", "MLP"), ("attention", "Attention")]
@@ -76,19 +76,20 @@ def test_a_run_in_each_tab(visits, app, kind, title):
     expect(page.locator(f"#ct-stop-{kind}")).to_be_disabled()
 
 
-def test_a_bad_subject_is_said_beside_the_fields(visits, app):
+def test_a_bad_subject_is_said_beside_the_fields_at_once_and_by_run(visits, app):
     app.let_load()
     page = visits.open()
     fill(page, PROMPT, "Eiffel <img src=x onerror=alert(1)> Tower")
-    run(page, "hidden")
     message = page.locator("#ct-message [role=alert]")
     expect(message).to_contain_text("'Eiffel <img src=x onerror=alert(1)> Tower' is not in the prompt")
+    run(page, "hidden")
     expect(page.locator("#ct-status-hidden")).to_contain_text("see the message above")
+    expect(message).to_contain_text("is not in the prompt")
     assert page.locator("#ct-message img").count() == 0
     expect(page.locator("#ct-run-hidden")).to_be_enabled()
     fill(page, PROMPT, SUBJECT)
-    run(page, "hidden")
     expect(message).to_have_count(0)
+    run(page, "hidden")
     expect(page.locator("#ct-status-hidden")).to_contain_text("Done")
 
 
@@ -128,7 +129,9 @@ def test_markup_in_a_prompt_is_text(visits, app):
 def test_stop_leaves_the_app_ready(visits, app):
     app.let_load()
     page = visits.open()
-    fill(page, PROMPT, SUBJECT)
+    # Of its own: a result that is kept needs no run.
+    fill(page, f"{PROMPT} Paris and", SUBJECT)
+    expect(page.locator("#ct-chips")).to_contain_text("Paris")
     app.may_run.clear()
     run(page, "hidden")
     expect(page.locator("#ct-status-hidden")).to_contain_text("Starting")
@@ -146,13 +149,15 @@ def test_stop_leaves_the_app_ready(visits, app):
 def test_a_run_that_waits_for_its_turn_can_be_stopped(visits, app):
     app.let_load()
     first, second = visits.open(), visits.open()
+    fill(first, f"{PROMPT} Rome", SUBJECT)
+    fill(second, f"{PROMPT} river", SUBJECT)
+    for page in (first, second):
+        expect(page.locator("#ct-chips [data-token]")).to_have_count(12)
     app.may_run.clear()
-    fill(first, PROMPT, SUBJECT)
     run(first, "hidden")
     expect(first.locator("#ct-status-hidden")).to_contain_text("Starting")
-    fill(second, PROMPT, SUBJECT)
     run(second, "hidden")
-    expect(second.locator("#ct-status-hidden")).to_contain_text("Waiting for its turn")
+    expect(second.locator("#ct-status-hidden")).to_contain_text("Waiting for")
     second.locator("#ct-stop-hidden:enabled").click()
     expect(second.locator("#ct-status-hidden")).to_contain_text("Stopped")
     app.may_run.set()

@@ -1,0 +1,305 @@
+"""Fifty clients on one app for three minutes, on loopback: does it stay up, right, flat and quick?
+
+    python benchmarks/load.py                             # the embedded model
+    python benchmarks/load.py --seconds 60 --clients 20   # shorter
+
+Starts the app in a process of its own, with its results in a new folder. The clients ask for known results, new ones
+(small), nonsense and looks at prompts, and leave some runs half way. It ends with status 1 where an answer was neither
+a right result nor a refusal in words, where memory grew by more than a tenth after the first third, or where the 95th
+percentile of known results was above 300 ms. Needs httpx and psutil, which come with the app.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import math
+import os
+import random
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import psutil
+
+PROMPT, SUBJECT = "The Space Needle is located in the city of", "The Space Needle"
+KNOWN: tuple[dict[str, Any], ...] = tuple(
+    {"prompt": PROMPT, "subject": SUBJECT, "samples": 2, "seed": seed, "kind": kind, "subject_tokens_only": True}
+    for kind in ("hidden", "mlp")
+    for seed in (1, 2)
+)
+NAMES = (
+    "prompt subject kind samples window noise seed subject_tokens_only start_layer end_layer model answer answer_id "
+    "occurrence corruption batch_size"
+).split()
+DEFAULTS: dict[str, Any] = {
+    "kind": "hidden", "samples": 1, "window": None, "noise": None, "seed": 1, "subject_tokens_only": False,
+    "start_layer": 0, "end_layer": None, "model": "", "answer": "", "answer_id": None, "occurrence": "last",
+    "corruption": "gaussian", "batch_size": None,
+}  # fmt: skip
+NONSENSE: tuple[tuple[dict[str, Any], str], ...] = (
+    ({"prompt": ""}, "The prompt is empty"),
+    ({"subject": "Eiffel <b>Tower</b>"}, "is not in the prompt"),
+    ({"samples": 0}, "samples=0"),
+    ({"samples": 10**6}, "CAUSAL_TRACER_MAX_SAMPLES"),
+    ({"kind": "neurons"}, "is not known"),
+    ({"model": "../../etc/passwd"}, "none of this app's models"),
+    ({"prompt": "word " * 3000}, "CAUSAL_TRACER_MAX_PROMPT_TOKENS"),
+    ({"noise": -1}, "is not a noise level"),
+)
+BUSY = ("requests are waiting already", "CAUSAL_TRACER_MAX_CLIENT", "Queue is full")
+MOST_P95, MOST_GROWTH = 0.3, 0.1
+
+
+@dataclass
+class Report:
+    """What the clients saw."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    known_seconds: list[float] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+    memory: list[tuple[float, int]] = field(default_factory=list)
+
+
+def main() -> int:
+    """Run the test and print what came of it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="embedded")
+    parser.add_argument("--clients", type=int, default=50)
+    parser.add_argument("--seconds", type=int, default=180)
+    parser.add_argument("--pause", type=float, default=5.0, help="mean seconds between two requests of a client")
+    options = parser.parse_args()
+    port = free_port()
+    with tempfile.TemporaryDirectory() as folder:
+        environ = {**os.environ, "CAUSAL_TRACER_RESULTS_FOLDER": folder, "CAUSAL_TRACER_MAX_CLIENT_RUNS": "0"}
+        with open(os.path.join(folder, "app.log"), "w+", encoding="utf-8") as log:
+            command = [sys.executable, "app.py", "--port", str(port), "--model", options.model]
+            app = subprocess.Popen(command, env=environ, stdout=log, stderr=log)
+            try:
+                report = asyncio.run(play(f"http://127.0.0.1:{port}", app.pid, options))
+                report.counts["app's process ended"] = int(app.poll() is not None)
+            finally:
+                app.terminate()
+                app.wait(timeout=30)
+            log.seek(0)
+            report.counts["trace-backs in the log"] = log.read().count("Traceback (most recent call last)")
+    return shown(report)
+
+
+async def play(address: str, pid: int, options: argparse.Namespace) -> Report:
+    """Warm up, then let all clients play until the time is over."""
+    report = Report()
+    limits = httpx.Limits(max_connections=None)
+    async with httpx.AsyncClient(base_url=address, timeout=120, limits=limits) as http:
+        await ready(http)
+        expected = [result(await ask(http, known)) for known in KNOWN]
+        end = time.monotonic() + options.seconds
+        watching = asyncio.create_task(watch_memory(pid, report, end))
+        await asyncio.gather(*(client(http, n, expected, report, end, options.pause) for n in range(options.clients)))
+        await watching
+        # Whatever was asked for and left, the app is free again and right.
+        await free_again(http)
+        for known, numbers in zip(KNOWN, expected, strict=True):
+            compare(result(await ask(http, known)), numbers, report)
+    return report
+
+
+async def client(
+    http: httpx.AsyncClient, number: int, expected: Sequence[Any], report: Report, end: float, pause: float
+) -> None:
+    """One client: a draw of what clients do, again and again."""
+    draw = random.Random(number)
+    while time.monotonic() < end:
+        await asyncio.sleep(draw.expovariate(1 / pause))
+        what = draw.choices(("known", "new", "nonsense", "left", "look"), weights=(50, 10, 20, 8, 12))[0]
+        report.counts[what] += 1
+        try:
+            await ACTIONS[what](http, draw, expected, report)
+        except (httpx.HTTPError, OSError, ValueError, KeyError) as error:
+            report.wrong.append(f"{what}: {type(error).__name__}: {error}"[:200])
+
+
+async def known(http: httpx.AsyncClient, draw: random.Random, expected: Sequence[Any], report: Report) -> None:
+    """Ask for a known result: it has to be the same, soon."""
+    place = draw.randrange(len(KNOWN))
+    begun = time.monotonic()
+    answer = await ask(http, KNOWN[place])
+    report.known_seconds.append(time.monotonic() - begun)
+    if not refused(answer, report):
+        compare(result(answer), expected[place], report)
+
+
+async def new(http: httpx.AsyncClient, draw: random.Random, expected: Sequence[Any], report: Report) -> None:
+    """Ask for a small new map, in which the clean run is the known one."""
+    answer = await ask(http, small(draw))
+    if not refused(answer, report):
+        found = result(answer)
+        cells = [score for row in found["scores"] for score in row if score is not None]
+        if not (cells and all(0 <= score <= 1 for score in cells)):
+            report.wrong.append("new: scores are no probabilities")
+        if not math.isclose(found["high_score"], expected[0]["high_score"], rel_tol=1e-5):
+            report.wrong.append(f"new: high_score {found['high_score']}")
+
+
+async def nonsense(http: httpx.AsyncClient, draw: random.Random, _expected: Sequence[Any], report: Report) -> None:
+    """Ask for nonsense: the refusal has to name it."""
+    changes, words = draw.choice(NONSENSE)
+    answer = await ask(http, {"prompt": PROMPT, "subject": SUBJECT, **changes})
+    if answer[0] != "error" or words not in str(answer[1]):
+        report.wrong.append(f"nonsense {changes}: {str(answer)[:150]}"[:300])
+
+
+async def left(http: httpx.AsyncClient, draw: random.Random, _expected: Sequence[Any], _report: Report) -> None:
+    """Begin a long run and go away."""
+    event = await begin(http, {**small(draw), "samples": 20, "subject_tokens_only": False})
+    async with http.stream("GET", f"/gradio_api/call/trace/{event}") as stream:
+        try:
+            async with asyncio.timeout(draw.uniform(0.1, 3)):
+                async for _ in stream.aiter_lines():
+                    pass
+        except TimeoutError:
+            return
+
+
+async def look(http: httpx.AsyncClient, _draw: random.Random, expected: Sequence[Any], report: Report) -> None:
+    """Look at the prompt, and at the app's health."""
+    data = [PROMPT, SUBJECT, "", "", "last"]
+    found = (await ask_endpoint(http, "inspect_prompt", data))[1][0]
+    if found["answer"]["token_id"] != expected[0]["answer_id"]:
+        report.wrong.append(f"look: {found['answer']}")
+    (await http.get("/health")).raise_for_status()
+
+
+ACTIONS = {"known": known, "new": new, "nonsense": nonsense, "left": left, "look": look}
+
+
+def small(draw: random.Random) -> dict[str, Any]:
+    """A new map that is little work."""
+    layer = draw.randrange(8)
+    return {
+        "prompt": PROMPT, "subject": SUBJECT, "seed": draw.randrange(10**6), "subject_tokens_only": True,
+        "start_layer": layer, "end_layer": layer + 2,
+    }  # fmt: skip
+
+
+async def begin(http: httpx.AsyncClient, asked: dict[str, Any]) -> str:
+    """Ask for a trace; gives the event to wait for."""
+    values = {**DEFAULTS, **asked}
+    posted = await http.post("/gradio_api/call/trace", json={"data": [values[name] for name in NAMES]})
+    posted.raise_for_status()
+    return str(posted.json()["event_id"])
+
+
+async def ask(http: httpx.AsyncClient, asked: dict[str, Any]) -> tuple[str, Any]:
+    """Ask for a trace; gives its last event and data."""
+    return await outcome(http, "trace", await begin(http, asked))
+
+
+async def ask_endpoint(http: httpx.AsyncClient, endpoint: str, data: list[Any]) -> tuple[str, Any]:
+    """Ask any endpoint; gives its last event and data."""
+    posted = await http.post(f"/gradio_api/call/{endpoint}", json={"data": data})
+    posted.raise_for_status()
+    return await outcome(http, endpoint, str(posted.json()["event_id"]))
+
+
+async def outcome(http: httpx.AsyncClient, endpoint: str, event: str) -> tuple[str, Any]:
+    """The last event of a stream and its data."""
+    kind, data = "none", "null"
+    async with http.stream("GET", f"/gradio_api/call/{endpoint}/{event}") as stream:
+        stream.raise_for_status()
+        async for line in stream.aiter_lines():
+            if line.startswith("event: "):
+                kind = line[7:]
+            elif line.startswith("data: "):
+                data = line[6:]
+    return kind, json.loads(data)
+
+
+def result(answer: tuple[str, Any]) -> Any:
+    """The result in an answer."""
+    if answer[0] != "complete":
+        raise ValueError(f"no result: {answer}")
+    return answer[1][0]
+
+
+def refused(answer: tuple[str, Any], report: Report) -> bool:
+    """Whether the app said, in its words, that it has no room."""
+    if answer[0] == "error" and any(words in str(answer[1]) for words in BUSY):
+        report.counts["refused: busy"] += 1
+        return True
+    return False
+
+
+def compare(found: Any, expected: Any, report: Report) -> None:
+    """Note where a result is not the one expected."""
+    if any(found[name] != expected[name] for name in ("scores", "high_score", "low_score", "answer_id")):
+        report.wrong.append("known: other numbers than before")
+
+
+async def ready(http: httpx.AsyncClient) -> None:
+    """Wait until the model is loaded."""
+    for _ in range(600):
+        try:
+            if "ready" in (await http.get("/health")).json()["models"].values():
+                return
+        except (httpx.HTTPError, ValueError):
+            pass
+        await asyncio.sleep(0.5)
+    raise SystemExit("The app did not come up.")
+
+
+async def free_again(http: httpx.AsyncClient) -> None:
+    """Wait until nothing runs."""
+    for _ in range(240):
+        if (await http.get("/health")).json()["running"] == 0:
+            return
+        await asyncio.sleep(0.5)
+    raise SystemExit("The app is still at work on what nobody waits for.")
+
+
+async def watch_memory(pid: int, report: Report, end: float) -> None:
+    """Note the app's memory until the end."""
+    begun = time.monotonic()
+    while time.monotonic() < end:
+        report.memory.append((time.monotonic() - begun, psutil.Process(pid).memory_info().rss))
+        await asyncio.sleep(2)
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        return int(held.getsockname()[1])
+
+
+def shown(report: Report) -> int:
+    """Print the report; gives the exit status."""
+    seconds = sorted(report.known_seconds)
+    p50, p95 = statistics.median(seconds), seconds[math.ceil(0.95 * len(seconds)) - 1]
+    third = report.memory[len(report.memory) // 3][1]
+    most = max(rss for _, rss in report.memory[len(report.memory) // 3 :])
+    growth = most / third - 1
+    for name, count in sorted(report.counts.items()):
+        print(f"{name:>24}: {count}")
+    print(
+        f"{'known results':>24}: median {1000 * p50:.0f} ms, p95 {1000 * p95:.0f} ms, most {1000 * seconds[-1]:.0f} ms"
+    )
+    print(f"{'memory':>24}: {third / 2**20:.0f} MiB after a third, {most / 2**20:.0f} MiB at most ({growth:+.1%})")
+    print(f"{'wrong answers':>24}: {len(report.wrong)}")
+    for words, count in Counter(report.wrong).most_common(10):
+        print(f"{count:>26} × {words}")
+    broken = report.counts["app's process ended"] or report.counts["trace-backs in the log"]
+    return int(bool(report.wrong or broken or p95 > MOST_P95 or growth > MOST_GROWTH))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

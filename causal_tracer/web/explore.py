@@ -1,0 +1,162 @@
+"""What is done with a finished result: a look at one cell, files, a file opened, two results compared."""
+
+from __future__ import annotations
+
+import html
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import plotly.graph_objects as go
+
+from causal_tracer.comparison import FlowDifference, compare_flows
+from causal_tracer.errors import CausalTracerError
+from causal_tracer.flow import HiddenFlow
+from causal_tracer.layers import KINDS, LayerKind
+from causal_tracer.plots import display_token
+from causal_tracer.plots_difference import plot_difference_heatmap
+from causal_tracer.web.cell_details import cell_details
+from causal_tracer.web.detail import detail_html
+from causal_tracer.web.downloads import download, open_result
+from causal_tracer.web.stored import stored_map
+from causal_tracer.web.summary import message_html, recipe, status_html
+from causal_tracer.web.views import Flows, TabView, app_figures, maps_view
+
+TAB_TITLES: Mapping[str, str] = {
+    "hidden": "Hidden states",
+    "mlp": "MLP",
+    "attention": "Attention",
+    "all": "All three",
+    "compare": "Compare",
+}
+
+# Results that one session may compare; earlier ones are forgotten.
+_REMEMBERED = 12
+
+History = tuple[HiddenFlow, ...]
+
+
+def shown_flows(tab: str, flows: Flows | None) -> Flows:
+    """The maps that a tab shows: its last result's, or the stored ones."""
+    if flows:
+        return flows
+    return {kind: stored_map(kind) for kind in (KINDS if tab == "all" else (kind for kind in KINDS if kind == tab))}
+
+
+@dataclass(frozen=True)
+class CellChoice:
+    """A click on a map, or a choice in its table.
+
+    A class, since Gradio hands on events to methods with hints only.
+    """
+
+    tab: str
+    kind: LayerKind
+
+    def show(self, event: gr.SelectData, flows: Flows | None) -> str:
+        """The chosen cell in detail."""
+        position, layer = event.index
+        try:
+            return detail_html(cell_details(shown_flows(self.tab, flows)[self.kind], int(position), int(layer)))
+        except CausalTracerError as error:
+            return message_html(str(error))
+
+
+def redraw(tab: str, flows: Flows | None, write_top_tokens: bool) -> go.Figure:
+    """The map of a tab with or without the most probable tokens in its cells."""
+    (figure,) = app_figures(shown_flows(tab, flows), write_top_tokens=write_top_tokens)
+    return figure
+
+
+def write_file(tab: str, format: str, kind: str, flows: Flows | None) -> tuple[str | None, str]:
+    """A file of a result to download, and a message where it could not be made."""
+    shown = shown_flows(tab, flows)
+    flow = next((flow for each, flow in shown.items() if each == kind), next(iter(shown.values())))
+    try:
+        return str(download(flow, format, Path(tempfile.mkdtemp(prefix="causal-tracer-")))), message_html()
+    except CausalTracerError as error:
+        return None, message_html(str(error))
+
+
+def open_file(path: str, history: History) -> tuple[Any, ...]:
+    """A saved result as the map of its tab: the values of all three tabs, the tab to show, and what to compare."""
+    try:
+        flow = open_result(Path(path))
+    except CausalTracerError as error:
+        views = [TabView(message=message_html(str(error))).outputs(1)] + [TabView().outputs(1) for _ in KINDS[1:]]
+        return (*sum(views, ()), gr.skip(), history)
+    status = status_html("Opened from a file.")
+    view = maps_view(flow.kind, {flow.kind: flow}, status=status, origin="opened from a file")
+    outputs = [view if kind == flow.kind else TabView() for kind in KINDS]
+    return (
+        *sum((each.outputs(1) for each in outputs), ()),
+        gr.Tabs(selected=flow.kind),
+        remembered(history, {flow.kind: flow}),
+    )
+
+
+def remembered(history: History, flows: Flows | None) -> History:
+    """The session's results with these added, where they are new."""
+    new = [flow for flow in (flows or {}).values() if all(flow is not kept for kept in history)]
+    return (*history, *new)[-_REMEMBERED:]
+
+
+def choices(history: History) -> list[tuple[str, int]]:
+    """What can be compared: the stored results first, then the session's."""
+    return [(f"{number + 1} · {_title(flow)}", number) for number, flow in enumerate(_all(history))]
+
+
+def offer(history: History) -> tuple[Any, Any]:
+    """Both choices of the comparison, with the session's results added."""
+    listed = choices(history)
+    return gr.Dropdown(choices=listed), gr.Dropdown(choices=listed)
+
+
+def compare(history: History, first: int | None, second: int | None) -> tuple[Any, str]:
+    """The map of a difference, and what it is of."""
+    flows = _all(history)
+    if first is None or second is None or max(first, second) >= len(flows):
+        return gr.skip(), message_html("Choose two results.")
+    try:
+        difference = compare_flows(flows[first], flows[second])
+    except CausalTracerError as error:
+        return gr.skip(), message_html(str(error))
+    return difference_figure(difference), difference_html(difference)
+
+
+def difference_figure(difference: FlowDifference) -> go.Figure:
+    """The difference as the app shows it."""
+    figure = plot_difference_heatmap(difference, title="", show=False)
+    figure.update_xaxes(fixedrange=True)
+    figure.update_yaxes(fixedrange=True, ticklabelstandoff=5)
+    return figure
+
+
+def difference_html(difference: FlowDifference) -> str:
+    """What is compared with what, and how. User's text is escaped."""
+    how = (
+        "Token by token: the prompts are of equal length and have the subject at the same place."
+        if difference.aligned_by == "tokens"
+        else "By token role, the mean over a role's tokens: the prompts differ in length or in where the subject is."
+    )
+    sides = "".join(
+        f'<p class="ct-prompt" dir="auto"><b>{name}</b> {html.escape(_title(flow))}</p>'
+        f'<p class="ct-made">clean {flow.high_score:.3f}, corrupted {flow.low_score:.3f} · '
+        f"{html.escape(recipe(flow))}</p>"
+        for name, flow in (("A", difference.first), ("B", difference.second))
+    )
+    return (
+        "<p>Difference of the indirect effects, B − A: <b>blue</b> where restoring brings back more in B, "
+        f"<b>orange</b> where in A. {how}</p>{sides}"
+    )
+
+
+def _all(history: History) -> History:
+    return (*(stored_map(kind) for kind in KINDS), *history)
+
+
+def _title(flow: HiddenFlow) -> str:
+    return f"{TAB_TITLES[flow.kind]} · {flow.prompt} → {display_token(flow.answer)}"

@@ -1,0 +1,239 @@
+"""A look at a prompt before it is traced: its tokens, its subject, the model's answers, and warnings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+
+from causal_tracer.answers import answer_ids
+from causal_tracer.errors import CausalTracerError, PromptError, SettingsError, SubjectError
+from causal_tracer.experiment import TracingContext, prompt_for
+from causal_tracer.prompts import Occurrence, Prompt, encode_text, guess_subject, token_text
+from causal_tracer.request import TraceRequest
+from causal_tracer.top_tokens import TokenProbability
+from causal_tracer.web.settings import ServiceSettings, limit
+
+LOW_PROBABILITY = 0.1
+SMALL_EFFECT = 0.05
+CANDIDATES = 5
+
+Field = Literal["prompt", "subject", "answer", "settings"]
+
+
+@dataclass(frozen=True)
+class TokenSpan:
+    """A token of the prompt.
+
+    Attributes:
+        text: Its label, as the map's axis has it.
+        start: Its first character in the prompt.
+        end: One past its last; equal to `start` for tokens that stand for no text.
+    """
+
+    text: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why a prompt cannot be traced as it is.
+
+    Attributes:
+        field: What to change.
+        words: What is wrong with it, and what to do.
+    """
+
+    field: Field
+    words: str
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What is known of a prompt before it is traced.
+
+    Attributes:
+        tokens: Its tokens; empty while the model loads.
+        subject: The subject, given or guessed; empty where there is none.
+        subject_range: Its first token and one past its last.
+        guessed: Whether it was guessed.
+        answers: The most probable answers, best first.
+        answer: The one that would be traced.
+        problems: What keeps it from being traced.
+        warnings: What makes a map of it hard to read.
+        noise: The automatic noise level.
+        loading: While the model loads: how far it is, in words.
+    """
+
+    tokens: tuple[TokenSpan, ...] = ()
+    subject: str = ""
+    subject_range: tuple[int, int] | None = None
+    guessed: bool = False
+    answers: tuple[TokenProbability, ...] = ()
+    answer: TokenProbability | None = None
+    problems: tuple[Problem, ...] = ()
+    warnings: tuple[str, ...] = ()
+    noise: float | None = None
+    loading: str = ""
+
+
+def inspect_prompt(context: TracingContext, request: TraceRequest, settings: ServiceSettings) -> Inspection:
+    """Look at what is asked for, with one clean run at most; what somebody typed wrong is in `problems`.
+
+    Raises:
+        NumericsError: The clean run gave NaN or infinite logits.
+    """
+    text = str(request.text)
+    found = Inspection(noise=context.noise)
+    subject_problem: Problem | None = None
+    try:
+        prompt = prompt_for(context, text, request.subject, request.occurrence)
+    except SubjectError as error:
+        subject_problem = Problem("subject", str(error))
+        # The prompt itself may well be looked at.
+        prompt_or_problem = _without_subject(context, text)
+        if isinstance(prompt_or_problem, Problem):
+            return replace(found, problems=(prompt_or_problem,))
+        prompt = prompt_or_problem
+    except CausalTracerError as error:
+        return replace(found, problems=(Problem("prompt", str(error)),))
+    spans = encode_text(context.tokenizer, text, prompt.special_tokens)[1]
+    found = replace(
+        found,
+        tokens=tuple(TokenSpan(label, *span) for label, span in zip(prompt.tokens, spans, strict=True)),
+        problems=() if subject_problem is None else (subject_problem,),
+    )
+    if subject_problem is None:
+        found = replace(
+            found, subject=prompt.subject, subject_range=prompt.subject_range, guessed=prompt.subject_guessed
+        )
+    if len(prompt) > settings.max_prompt_tokens:
+        words = (
+            f"The prompt has {len(prompt)} tokens, and this app takes at most "
+            f"{limit('max_prompt_tokens', settings.max_prompt_tokens)}. Shorten it."
+        )
+        return replace(found, problems=(*found.problems, Problem("prompt", words)))
+    return _with_answers(context, request, prompt, found)
+
+
+def inspect_unloaded(text: str, subject: str | None, loading: str) -> Inspection:
+    """The same as far as it goes without the model: the subject."""
+    try:
+        guessed = guess_subject(text) if subject is None else subject
+    except SubjectError as error:
+        return Inspection(problems=(Problem("subject", str(error)),), loading=loading)
+    if guessed not in text:
+        words = f"The subject {guessed!r} is not in the prompt. Give a part of it exactly as it stands there."
+        return Inspection(problems=(Problem("subject", words),), loading=loading)
+    return Inspection(subject=guessed, guessed=subject is None, loading=loading)
+
+
+def subject_of_tokens(inspection: Inspection, prompt: str, first: int, last: int) -> tuple[str, Occurrence]:
+    """The subject that a range of tokens is, and which of its occurrences.
+
+    Args:
+        inspection: Of the prompt.
+        prompt: The prompt.
+        first, last: The first and the last token of the subject.
+
+    Raises:
+        SubjectError: The tokens are no text, or a text that stands in the prompt more than twice and is neither the
+            first of them nor the last.
+    """
+    chosen = inspection.tokens[max(0, min(first, last)) : max(first, last) + 1]
+    covered = [token for token in chosen if token.end > token.start]
+    if not covered:
+        raise SubjectError("These tokens stand for no text. Choose others as the subject.")
+    start, end = covered[0].start, covered[-1].end
+    subject = prompt[start:end].strip()
+    if not subject:
+        raise SubjectError("These tokens are blanks only. Choose others as the subject.")
+    start = prompt.index(subject, start)
+    if start == prompt.rfind(subject):
+        return subject, "last"
+    if start == prompt.find(subject):
+        return subject, "first"
+    raise SubjectError(
+        f"{subject!r} stands in the prompt {prompt.count(subject)} times, and only the first or the last can be "
+        "traced. Choose more tokens, so that the subject is unique."
+    )
+
+
+def map_warnings(high_score: float, low_score: float) -> tuple[str, ...]:
+    """Why a map of these probabilities should not be read, if it should not."""
+    found = list(answer_warnings(high_score))
+    if high_score - low_score < SMALL_EFFECT:
+        found.append(
+            f"The total effect is too small to read a map from: {high_score - low_score:.3f}. Corrupting the subject "
+            f"hardly changes this answer, so there is nothing to restore (below {SMALL_EFFECT})."
+        )
+    return tuple(found)
+
+
+def answer_warnings(high_score: float) -> tuple[str, ...]:
+    """Why an answer of this probability makes a map hard to read, if it does."""
+    if high_score >= LOW_PROBABILITY:
+        return ()
+    return (
+        f"The model is unsure of this answer: P = {high_score:.3f} in the clean run. A map of an answer that the model "
+        f"hardly gives (below {LOW_PROBABILITY}) says little about a fact.",
+    )
+
+
+def _without_subject(context: TracingContext, text: str) -> Prompt | Problem:
+    """The prompt with all of it as its subject, where the one asked for is not there."""
+    try:
+        return prompt_for(context, text, text.strip() or None)
+    except CausalTracerError as error:
+        return Problem("prompt", str(error))
+
+
+def _with_answers(context: TracingContext, request: TraceRequest, prompt: Prompt, found: Inspection) -> Inspection:
+    reads = (len(prompt) - 1,)
+    logits = context.clean_runs.get(prompt, reads).logits[0]
+    probabilities = logits.softmax(dim=-1)
+    best = probabilities.topk(min(CANDIDATES, len(probabilities)))
+
+    def candidate(token: int) -> TokenProbability:
+        return TokenProbability(token, token_text(context.tokenizer, token), float(probabilities[token]))
+
+    answers = tuple(candidate(int(token)) for token in best.indices)
+    try:
+        answer = _asked_answer(context, request, prompt, answers, probabilities)
+    except (PromptError, SettingsError) as error:
+        return replace(found, answers=answers, problems=(*found.problems, Problem("answer", str(error))))
+    return replace(found, answers=answers, answer=answer, warnings=answer_warnings(answer.probability))
+
+
+def _asked_answer(
+    context: TracingContext,
+    request: TraceRequest,
+    prompt: Prompt,
+    answers: Sequence[TokenProbability],
+    probabilities: torch.Tensor,
+) -> TokenProbability:
+    """The answer to trace; of several tokens, with the probability of all of them."""
+    tokenizer = context.tokenizer
+    if request.answer_id is not None:
+        if request.answer_id >= len(probabilities):
+            raise SettingsError(
+                f"Answer id {request.answer_id} is not in the vocabulary. Its ids are 0 to {len(probabilities) - 1}."
+            )
+        ids: tuple[int, ...] = (request.answer_id,)
+    elif request.answer is None:
+        return answers[0]
+    else:
+        ids = answer_ids(tokenizer, prompt, request.answer)
+    probability = float(probabilities[ids[0]])
+    if len(ids) > 1:
+        longer = replace(prompt, input_ids=prompt.input_ids + ids[:-1], tokens=prompt.tokens + ("",) * (len(ids) - 1))
+        limit_ = context.traced.context_length
+        if limit_ is not None and len(longer) > limit_:
+            raise PromptError(f"Prompt and answer have {len(longer)} tokens, and the model takes at most {limit_}.")
+        reads = tuple(range(len(prompt) - 1, len(longer)))
+        steps = context.clean_runs.get(longer, reads).logits.softmax(dim=-1)
+        probability = float(steps[torch.arange(len(ids)), torch.tensor(ids)].prod())
+    return TokenProbability(ids[0], "".join(token_text(tokenizer, token) for token in ids), probability)

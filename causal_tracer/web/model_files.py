@@ -1,0 +1,123 @@
+"""What can be said of a model from its name and files, before it is loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+
+from huggingface_hub import try_to_load_from_cache
+from platformdirs import user_cache_path
+
+from causal_tracer.embedded import CACHE_VARIABLE, find_embedded_model, is_embedded_name
+from causal_tracer.errors import ModelLoadError, SettingsError
+
+_REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,99}")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+# The first eight bytes of a safetensors file are its header's length; no real header reaches this.
+_LONGEST_HEADER = 100 * 2**20
+
+
+def split_source(source: str) -> tuple[str, str | None]:
+    """A model's name and its revision, where "name@revision" gives one.
+
+    Raises:
+        SettingsError: The revision is none that a hub could have.
+    """
+    if Path(source).expanduser().exists() or "@" not in source:
+        return source, None
+    name, _, revision = source.rpartition("@")
+    if not name or not _REVISION.fullmatch(revision) or ".." in revision:
+        raise SettingsError(
+            f"{source!r} names no model and revision. Write it as owner/name@revision, with a branch, tag or commit."
+        )
+    return name, revision
+
+
+def public_name(source: str) -> str:
+    """The name by which a model is asked for: its own, or that of its folder."""
+    path = Path(source).expanduser()
+    return path.resolve().name if path.is_dir() else split_source(source)[0]
+
+
+def stored_identity(source: str) -> str | None:
+    """What tells a model's weights from all others, or None where only loading it will tell.
+
+    A hub model is known by a pinned commit, an embedded one by the hash of its file, a folder by the names, sizes and
+    times of its files.
+    """
+    name, revision = split_source(source)
+    if is_embedded_name(name):
+        return f"embedded {find_embedded_model(name).sha256}"
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        found = sorted(
+            (entry.name, entry.stat().st_size, entry.stat().st_mtime_ns)
+            for entry in os.scandir(folder)
+            if entry.is_file() and entry.name.endswith((".json", ".safetensors", ".model", ".txt"))
+        )
+        return f"folder {hashlib.sha256(json.dumps(found).encode()).hexdigest()}"
+    return f"hub {name} {revision}" if revision and _COMMIT.fullmatch(revision) else None
+
+
+def stored_parameters(source: str) -> int | None:
+    """How many parameters the model's weight files hold, as far as they are on this machine; None if they are not."""
+    try:
+        return _counted(_weight_files(source))
+    except (OSError, ValueError, TypeError, KeyError):
+        # Damaged files are the loading's to report.
+        return None
+
+
+def require_safetensors(source: str) -> None:
+    """Refuse a folder whose weights are not safetensors: other formats can run code.
+
+    Raises:
+        ModelLoadError: It has none.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir() and not any(folder.glob("*.safetensors")):
+        raise ModelLoadError(
+            f"The folder {folder.name!r} has no .safetensors weights, and this app takes no others. Save the model "
+            "with save_pretrained, which writes them."
+        )
+
+
+def size_words(parameters: int | None) -> str:
+    """The size as people write it: "268M parameters"; empty where it is not known."""
+    if parameters is None:
+        return ""
+    if parameters >= 1e9:
+        return f"{parameters / 1e9:.1f}B parameters"
+    return f"{parameters / 1e6:.0f}M parameters" if parameters >= 1e6 else f"{parameters} parameters"
+
+
+def _weight_files(source: str) -> list[Path]:
+    name, revision = split_source(source)
+    if is_embedded_name(name):
+        root = Path(os.environ.get(CACHE_VARIABLE) or user_cache_path("causal-tracer")).expanduser()
+        return sorted((root / find_embedded_model(name).slug).glob("*.safetensors"))
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return sorted(folder.glob("*.safetensors"))
+    cached = try_to_load_from_cache(name, "model.safetensors", revision=revision)
+    return [Path(cached)] if isinstance(cached, str) else []
+
+
+def _counted(files: list[Path]) -> int | None:
+    total = 0
+    for path in files:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > _LONGEST_HEADER:
+                return None
+            header = json.loads(file.read(length))
+        for name, tensor in header.items():
+            if name != "__metadata__":
+                count = 1
+                for size in tensor["shape"]:
+                    count *= size
+                total += count
+    return total or None

@@ -1,0 +1,62 @@
+// From a cell that is clicked on a Plotly map, or chosen in the table, to Gradio:
+// trigger('select', {index: [row, column], value: ''}), which reaches Python as a gr.SelectData.
+// The component's root holds <div data-plot="id of the map's component"> and the table. Plots are drawn anew as a map
+// fills in, so each new one is found by an observer; a plot that is taken already is left alone.
+const taken = new WeakSet();
+
+function plotted() {
+  const holder = element.querySelector('[data-plot]');
+  return holder ? document.querySelectorAll(`#${holder.dataset.plot} .js-plotly-plot`) : [];
+}
+
+function choose(row, column) {
+  element.querySelectorAll('td button').forEach(button => {
+    const chosen = Number(button.dataset.row) === row && Number(button.dataset.column) === column;
+    button.tabIndex = chosen ? 0 : -1;
+    if (chosen) button.setAttribute('aria-current', 'true');
+    else button.removeAttribute('aria-current');
+  });
+  trigger('select', { index: [row, column], value: '' });
+}
+
+function take() {
+  plotted().forEach(plot => {
+    if (taken.has(plot) || typeof plot.on !== 'function') return;
+    taken.add(plot);
+    plot.on('plotly_click', event => {
+      const point = event.points[0];
+      // Of a point, `y` is a place on the axis; rows and columns count from 0, as the axes do.
+      choose(Math.round(point.y), Math.round(point.x));
+    });
+  });
+}
+
+const observer = new MutationObserver(() => {
+  if (element.isConnected) take();
+  else observer.disconnect();
+});
+observer.observe(document.body, { childList: true, subtree: true });
+take();
+
+element.addEventListener('click', event => {
+  const button = event.target.closest('td button');
+  if (button) choose(Number(button.dataset.row), Number(button.dataset.column));
+});
+
+element.addEventListener('keydown', event => {
+  const button = event.target.closest('td button');
+  const move = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
+  if (!button || !move) return;
+  event.preventDefault();
+  const [row, column] = [Number(button.dataset.row) + move[0], Number(button.dataset.column) + move[1]];
+  const next = element.querySelector(`td button[data-row="${row}"][data-column="${column}"]`);
+  if (!next) return;
+  button.tabIndex = -1;
+  next.tabIndex = 0;
+  next.focus();
+});
+
+// The table is drawn anew with each result: it stays as open as it was.
+let open = false;
+element.addEventListener('toggle', event => { if (event.target.isConnected) open = event.target.open; }, true);
+watch('value', () => { const table = element.querySelector('details'); if (table) table.open = open; });

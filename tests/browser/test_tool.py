@@ -1,0 +1,398 @@
+"""What a person does with the tool, step by step, in a headless Chromium with a tiny model."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from causal_tracer import HiddenFlow
+from causal_tracer.layers import KINDS
+from tests.browser.test_app import fill, open_advanced, overflow, run
+from tests.tiny_models import OTHER_PROMPT, OTHER_SUBJECT, PROMPT, SUBJECT
+
+playwright_api = pytest.importorskip("playwright.sync_api")
+expect = playwright_api.expect
+expect.set_options(timeout=30_000)
+pytestmark = pytest.mark.browser
+
+
+def field(page, name: str):
+    return page.locator(f"#ct-{name} :is(input, textarea)").first
+
+
+def subject_tokens(page) -> list[str]:
+    return page.locator("#ct-chips [data-token][aria-pressed='true']").all_text_contents()
+
+
+def done(page, tab: str) -> None:
+    run(page, tab)
+    expect(page.locator(f"#ct-status-{tab}")).to_contain_text("Done")
+
+
+def click_cell(page, plot: str, row: int, column: int, rows: int, columns: int) -> None:
+    """Click into a map where the mouse would."""
+    area = page.locator(f"#{plot} .nsewdrag").first
+    area.scroll_into_view_if_needed()
+    box = area.bounding_box()
+    across, down = box["width"] * (column + 0.5) / columns, box["height"] * (row + 0.5) / rows
+    page.mouse.click(box["x"] + across, box["y"] + down)
+
+
+# A prompt is typed --------------------------------------------------------------------------------------------------
+
+
+def test_a_typed_prompt_becomes_chips_with_a_guessed_subject_and_answers(visits, app):
+    app.let_load()
+    page = visits.open()
+    fill(page, OTHER_PROMPT)
+    expect(page.locator("#ct-chips .ct-guessed")).to_be_visible()
+    expect(page.locator("#ct-chips")).to_contain_text("The subject is guessed")
+    assert subject_tokens(page) == ["Steve", "Jobs"]
+    answers = page.locator("#ct-chips [data-answer]")
+    expect(answers).to_have_count(5)
+    probabilities = [float(re.search(r"0\.\d+$", text)[0]) for text in answers.all_text_contents()]
+    assert probabilities == sorted(probabilities, reverse=True)
+    assert 0 < sum(probabilities) <= 1
+    expect(page.locator("#ct-chips [data-answer][aria-pressed='true']")).to_have_attribute("data-answer", "0")
+
+
+def test_two_clicks_on_tokens_mark_the_subject_and_typing_does_too(visits, app):
+    app.let_load()
+    page = visits.open()
+    fill(page, OTHER_PROMPT)
+    expect(page.locator("#ct-chips .ct-guessed")).to_be_visible()
+    chips = page.locator("#ct-chips [data-token]")
+    texts = chips.all_text_contents()
+    first, last = texts.index("the"), texts.index("founder")
+    chips.nth(last).click()
+    expect(field(page, "subject")).to_have_value("founder")
+    # Backwards as well.
+    chips.nth(first).click()
+    expect(field(page, "subject")).to_have_value("the founder")
+    expect(page.locator("#ct-chips")).to_contain_text("The subject is marked")
+    assert subject_tokens(page) == ["the", "founder"]
+    field(page, "subject").fill(OTHER_SUBJECT)
+    expect(page.locator("#ct-chips [data-token][aria-pressed='true']").first).to_have_text("Steve")
+
+
+def test_chips_are_for_the_keyboard_too(visits, app):
+    app.let_load()
+    page = visits.open()
+    fill(page, OTHER_PROMPT)
+    expect(page.locator("#ct-chips .ct-guessed")).to_be_visible()
+    page.locator("#ct-chips [data-token]:enabled").first.focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    expect(page.locator("#ct-chips")).to_contain_text("The subject is marked")
+    marked = page.locator("#ct-chips [data-token][aria-pressed='true']")
+    expect(marked).to_have_count(1)
+    expect(marked).to_be_focused()
+
+
+def test_the_first_of_two_equal_words_can_be_marked(visits, app):
+    app.let_load()
+    page = visits.open()
+    fill(page, PROMPT, "the")
+    marked = page.locator("#ct-chips [data-token][aria-pressed='true']")
+    expect(marked).to_have_attribute("data-token", "8")
+    page.locator("#ct-chips [data-token='3']").click()
+    expect(marked).to_have_attribute("data-token", "3")
+    done(page, "hidden")
+    labels = page.locator("#ct-map-hidden .ytick text").all_text_contents()
+    assert [place for place, label in enumerate(labels) if label.endswith("*")] == [3]
+
+
+def test_another_answer_can_be_traced_and_goes_with_its_prompt(visits, app):
+    app.let_load()
+    page = visits.open()
+    fill(page, PROMPT, SUBJECT)
+    second = page.locator("#ct-chips [data-answer='1']")
+    expect(page.locator("#ct-chips [data-token]")).to_have_count(11)
+    probability = second.locator("small").text_content()
+    second.click()
+    expect(page.locator("#ct-chips [data-answer='1']")).to_have_attribute("aria-pressed", "true")
+    done(page, "hidden")
+    expect(page.locator("#ct-numbers-hidden")).to_contain_text(probability)
+    expect(page.locator("#ct-numbers-hidden")).to_contain_text("the model says")
+    page.locator("#ct-prompt textarea").fill(OTHER_PROMPT)
+    expect(field(page, "answer")).to_have_value("")
+    # The subject of the earlier prompt goes too, and is guessed anew.
+    expect(field(page, "subject")).to_have_value("")
+
+
+def test_a_subject_stays_while_the_prompt_still_has_it(visits, app):
+    app.let_load()
+    page = visits.open()
+    fill(page, PROMPT, SUBJECT)
+    page.locator("#ct-prompt textarea").fill(f"{PROMPT} Rome")
+    expect(page.locator("#ct-chips [data-token]")).to_have_count(12)
+    expect(field(page, "subject")).to_have_value(SUBJECT)
+    page.locator("#ct-prompt textarea").fill(OTHER_PROMPT)
+    expect(field(page, "subject")).to_have_value("")
+    assert not page.locator("#ct-message .ct-error").is_visible()
+
+
+def test_an_unsure_model_is_said_and_not_refused(visits, app):
+    app.let_load()
+    page = visits.open()
+    fill(page, PROMPT, SUBJECT)
+    field(page, "answer").fill("Italy")
+    expect(page.locator("#ct-message .ct-warning")).to_contain_text("unsure")
+    expect(page.locator("#ct-message .ct-warning")).to_be_visible()
+    done(page, "hidden")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "subject"),
+    [
+        ("東京 is the capital of", "東京"),
+        ("عاصمة فرنسا هي", "فرنسا"),
+        ("The 🗼 Tower is in", "🗼"),
+        ("ไทย is in", "ไทย"),
+    ],
+)
+def test_any_script_is_marked_right(visits, app, prompt, subject):
+    app.let_load()
+    page = visits.open(viewport={"width": 360, "height": 740})
+    fill(page, prompt, subject)
+    expect(page.locator("#ct-chips")).to_contain_text("The subject is marked")
+    expect(page.locator("#ct-chips [data-token][aria-pressed='true']").first).to_contain_text(subject[0])
+    expect(page.locator("#ct-message .ct-error")).to_have_count(0)
+    done(page, "hidden")
+    labels = page.locator("#ct-map-hidden .ytick text").all_text_contents()
+    marked = [label for label in labels if label.endswith("*")]
+    assert marked
+    assert "�" not in "".join(labels)
+    assert overflow(page) <= 0
+
+
+# It is traced and read ----------------------------------------------------------------------------------------------
+
+
+def test_all_three_kinds_stand_side_by_side_on_one_scale(visits, app):
+    app.let_load()
+    page = visits.open(viewport={"width": 1400, "height": 900})
+    fill(page, PROMPT, SUBJECT)
+    page.get_by_role("tab", name="All three").click()
+    done(page, "all")
+    scales, tops = set(), set()
+    for kind in KINDS:
+        plot = page.locator(f"#ct-map-all-{kind} .js-plotly-plot")
+        expect(plot).to_be_visible()
+        scales.add(str(plot.evaluate("plot => [plot.data[0].zmin, plot.data[0].zmax, plot.data[0].colorscale]")))
+        tops.add(round(plot.bounding_box()["y"]))
+        expect(page.locator("#ct-numbers-all")).to_contain_text(re.compile(kind[:3], re.IGNORECASE))
+    assert len(scales) == 1
+    assert len(tops) == 1
+    expect(page.locator("#ct-numbers-all .ct-legend")).to_be_visible()
+    click_cell(page, "ct-map-all-mlp", 5, 1, 11, 3)
+    expect(page.locator("#ct-cell-all h3")).to_contain_text("Needle")
+
+
+def test_a_clicked_cell_is_shown_in_detail_also_after_a_run_and_in_other_tabs(visits, app):
+    app.let_load()
+    page = visits.open()
+    # Of the stored map, before anything is run.
+    click_cell(page, "ct-map-hidden", 3, 4, 10, 18)
+    expect(page.locator("#ct-cell-hidden h3")).to_have_text("“Needle”, layer 4")
+    fill(page, PROMPT, SUBJECT)
+    done(page, "hidden")
+    expect(page.locator("#ct-cell-hidden h3")).to_have_count(0)
+    click_cell(page, "ct-map-hidden", 10, 2, 11, 3)
+    cell = page.locator("#ct-cell-hidden")
+    expect(cell.locator("h3")).to_have_text("“of”, layer 2")
+    expect(cell).to_contain_text("95 % interval")
+    expect(cell).to_contain_text("100% of the total effect")
+    expect(cell.locator("circle.ct-high")).to_have_count(10)
+    expect(cell.locator("section")).to_have_count(3)
+    # Restored at the last token in the last layer, the run says what the clean one says.
+    restored, clean, corrupted = (
+        section.locator("li").all_text_contents() for section in cell.locator("section").all()
+    )
+    assert restored == clean != corrupted
+    page.get_by_role("tab", name="MLP").click()
+    click_cell(page, "ct-map-mlp", 3, 6, 10, 18)
+    expect(page.locator("#ct-cell-mlp h3")).to_have_text("“Needle”, layer 6, with layers 1 to 10 restored")
+
+
+def test_the_table_is_the_keyboards_way_to_a_cell(visits, app):
+    app.let_load()
+    page = visits.open()
+    fill(page, PROMPT, SUBJECT)
+    done(page, "hidden")
+    page.locator("#ct-table-hidden-hidden summary").focus()
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    expect(page.locator("#ct-table-hidden-hidden td button").first).to_be_focused()
+    for key in ("ArrowDown", "ArrowDown", "ArrowRight", "Enter"):
+        page.keyboard.press(key)
+    expect(page.locator("#ct-cell-hidden h3")).to_have_text("“:”, layer 1")
+    chosen = page.locator("#ct-table-hidden-hidden [aria-current]")
+    assert chosen.get_attribute("data-row") == "2"
+    # It stays open when the next result comes.
+    field(page, "answer").fill("Italy")
+    done(page, "hidden")
+    expect(page.locator("#ct-table-hidden-hidden table")).to_be_visible()
+
+
+def test_a_switch_writes_what_the_model_says_into_the_cells(visits, app):
+    app.let_load()
+    page = visits.open()
+    words = page.locator("#ct-map-hidden .heatmap-label")
+    expect(words).to_have_count(0)
+    page.locator("#ct-write-hidden input").check()
+    expect(words.filter(has_text="Seattle").first).to_be_visible()
+    fill(page, PROMPT, SUBJECT)
+    done(page, "hidden")
+    expect(words).to_have_count(33)
+    page.locator("#ct-write-hidden input").uncheck()
+    expect(words).to_have_count(0)
+
+
+def test_peaks_are_named_in_a_sentence(visits):
+    page = visits.open()
+    sentence = page.locator("#ct-numbers-hidden .ct-peaks")
+    expect(sentence).to_contain_text(
+        re.compile(r"“of” \(layers 12–17, best 17\): P = 0\.47\d, 100% of the total effect")
+    )
+    expect(sentence).to_contain_text(
+        re.compile(r"“Needle” \(layers \d–\d+, best 4\): P = 0\.34\d, 73% of the total effect")
+    )
+
+
+# It is shared -------------------------------------------------------------------------------------------------------
+
+
+def test_a_link_reproduces_the_result_in_another_browser(visits, app):
+    app.let_load()
+    page = visits.open()
+    fill(page, f"{PROMPT} <i>&", SUBJECT)
+    open_advanced(page)
+    field(page, "seed").fill("7")
+    field(page, "samples").fill("3")
+    expect(page.locator("#ct-chips [data-answer='1']")).to_be_visible()
+    page.locator("#ct-chips [data-answer='1']").click()
+    expect(page.locator("#ct-chips [data-answer='1'][aria-pressed='true']")).to_be_visible()
+    done(page, "hidden")
+    made = page.locator("#ct-details-hidden").inner_text()
+    assert "3 noise samples, seed 7" in made
+    page.locator("#ct-share-hidden button").first.click()
+    link = page.locator("#ct-link-hidden textarea").input_value()
+    assert parse_qs(urlsplit(link).query)["seed"] == ["7"]
+    numbers = page.locator("#ct-numbers-hidden").inner_text()
+    assert link.startswith(app.url)
+    other = visits.open(link.removeprefix(app.url))
+    expect(other.locator("#ct-prompt textarea")).to_have_value(f"{PROMPT} <i>&")
+    expect(field(other, "subject")).to_have_value(SUBJECT)
+    done(other, "hidden")
+    assert other.locator("#ct-numbers-hidden").inner_text() == numbers
+
+
+def test_bad_values_in_a_link_are_said_and_left_out(visits, app):
+    app.let_load()
+    page = visits.open("?prompt=Paris+is+in&samples=many&kind=mlp&noise=%3Cimg%3E", tab="mlp")
+    message = page.locator("#ct-link-message")
+    expect(message).to_contain_text("samples='many' in the link")
+    expect(message).to_contain_text("noise='<img>' in the link")
+    expect(page.locator("#ct-prompt textarea")).to_have_value("Paris is in")
+    expect(page.get_by_role("tab", name="MLP")).to_have_attribute("aria-selected", "true")
+
+
+def test_files_hold_the_result_and_a_saved_one_opens_again(visits, app, tmp_path):
+    app.let_load()
+    page = visits.open()
+    fill(page, PROMPT, SUBJECT)
+    page.get_by_role("tab", name="MLP").click()
+    done(page, "mlp")
+    page.locator("#ct-share-mlp button").first.click()
+    paths = {}
+    for format in ("json", "csv", "html"):
+        with page.expect_download() as download:
+            page.locator(f"#ct-{format}-mlp").click()
+        paths[format] = tmp_path / f"map.{format}"
+        download.value.save_as(paths[format])
+    flow = HiddenFlow.load(paths["json"])
+    assert (flow.kind, flow.prompt, tuple(flow.scores.shape)) == ("mlp", PROMPT, (11, 3))
+    rows = list(csv.reader(paths["csv"].read_text(encoding="utf-8").splitlines()))
+    assert len(rows) == 1 + 11 * 3
+    assert len(paths["html"].read_text(encoding="utf-8")) > 1_000_000, "plotly.js is not in it"
+    # In another session, from another tab.
+    other = visits.open()
+    other.locator("input[data-testid$='upload-button']").first.set_input_files(paths["json"])
+    expect(other.get_by_role("tab", name="MLP")).to_have_attribute("aria-selected", "true")
+    expect(other.locator("#ct-status-mlp")).to_contain_text("Opened from a file")
+    expect(other.locator("#ct-map-mlp .ytick text").nth(5)).to_have_text("Needle*")
+    damaged = tmp_path / "damaged.json"
+    damaged.write_text(json.dumps({"format": "causal_tracer.HiddenFlow"}))
+    other.locator("input[data-testid$='upload-button']").first.set_input_files(damaged)
+    expect(other.locator("#ct-message .ct-error")).to_be_visible()
+
+
+def test_the_python_lines_follow_the_fields(visits, app):
+    app.let_load()
+    page = visits.open()
+    fill(page, PROMPT, SUBJECT)
+    page.locator("#ct-python button").first.click()
+    lines = page.locator("#ct-python-lines .cm-content")
+    expect(lines).to_contain_text(f"text='{PROMPT}'")
+    page.get_by_role("tab", name="Attention").click()
+    page.locator("#ct-prompt textarea").fill(OTHER_PROMPT)
+    expect(lines).to_contain_text("Steve Jobs was the founder of")
+    expect(lines).to_contain_text("MapSpec('attention', 10)")
+
+
+# Two are compared ---------------------------------------------------------------------------------------------------
+
+
+def test_two_results_are_compared_on_a_diverging_scale(visits, app):
+    app.let_load()
+    page = visits.open()
+    for prompt, subject in ((PROMPT, SUBJECT), (OTHER_PROMPT, OTHER_SUBJECT)):
+        fill(page, prompt, subject)
+        expect(page.locator("#ct-chips")).to_contain_text(subject.split()[0])
+        done(page, "hidden")
+        expect(page.locator("#ct-details-hidden")).to_contain_text(prompt)
+    page.get_by_role("tab", name="Compare").click()
+    plot = page.locator("#ct-map-compare .js-plotly-plot")
+    expect(plot).to_be_visible()
+    for side, words in (("first", "Space Needle"), ("second", "Steve Jobs")):
+        page.locator(f"#ct-compare-{side} input").click()
+        page.get_by_role("option", name=re.compile(rf"\d · Hidden states · .*{words}.* → (?!Seattle)")).click()
+    expect(page.locator("#ct-compare-words")).to_contain_text("By token role")
+    expect(page.locator("#ct-map-compare .ytick text").first).to_have_text("before")
+    low, high = plot.evaluate("plot => [plot.data[0].zmin, plot.data[0].zmax]")
+    assert low == -high < 0
+
+
+# It looks right -----------------------------------------------------------------------------------------------------
+
+
+def test_nothing_jumps_while_a_map_fills_in(visits, app):
+    app.let_load()
+    page = visits.open()
+    fill(page, f"{PROMPT} Italy", SUBJECT)
+    expect(page.locator("#ct-chips [data-token]")).to_have_count(12)
+    done(page, "hidden")
+    page.evaluate(
+        """() => { const map = document.querySelector('#ct-map-hidden'); window.tops = new Set();
+                   const look = () => { window.tops.add(Math.round(map.getBoundingClientRect().top + scrollY));
+                                        requestAnimationFrame(look); }; look(); }"""
+    )
+    field(page, "answer").fill("Rome")
+    expect(page.locator("#ct-message .ct-warning")).to_be_visible()
+    page.evaluate("window.tops.clear()")
+    done(page, "hidden")
+    tops = page.evaluate("[...window.tops]")
+    assert max(tops) - min(tops) <= 1, tops
+
+
+def test_focus_can_be_seen(visits):
+    page = visits.open()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Tab")
+    outline = page.evaluate("getComputedStyle(document.activeElement).outlineWidth")
+    assert float(outline.removesuffix("px")) >= 2

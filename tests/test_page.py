@@ -1,0 +1,230 @@
+"""The page's words and values, without a browser: story, chips, table, details, fields, and what users type."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import replace
+
+import pytest
+
+pytest.importorskip("gradio")
+
+import gradio as gr
+
+from causal_tracer.errors import SettingsError, SubjectError
+from causal_tracer.layers import KINDS
+from causal_tracer.web import explore, views
+from causal_tracer.web.asking import TraceInput
+from causal_tracer.web.assets import static_text
+from causal_tracer.web.cell_details import cell_details
+from causal_tracer.web.cells import table_html
+from causal_tracer.web.chips import inspection_html, stored_inspection
+from causal_tracer.web.detail import detail_html
+from causal_tracer.web.fields import FIELD_NAMES, Picked, asked_for, field_values, subject_picked
+from causal_tracer.web.inspection import Inspection, TokenSpan
+from causal_tracer.web.stored import stored_map
+from causal_tracer.web.story import story_html, story_steps, told_cell
+from causal_tracer.web.summary import doubts_html, numbers_html, peaks_html
+from tests.test_flow import some_flow
+
+MARKUP = "<img src=x onerror=alert(1)>"
+DEFAULTS = field_values(TraceInput("Paris is in", "Paris", model="tiny"), "")
+
+
+def with_fields(**changes: object) -> tuple[object, ...]:
+    return tuple(changes.get(name, value) for name, value in zip(FIELD_NAMES, DEFAULTS, strict=True))
+
+
+class TestStory:
+    def test_its_numbers_are_those_of_the_result(self) -> None:
+        flow = stored_map("hidden")
+        clean, corrupted, restored, whole = story_steps(flow)
+        position, layer = told_cell(flow)
+        assert position == flow.subject_range[1] - 1
+        assert (clean.probability, corrupted.probability) == (flow.high_score, flow.low_score)
+        assert restored.probability == float(flow.scores[position].max()) == float(flow.scores[position, layer])
+        assert whole.probability == pytest.approx(float(flow.scores.max()), abs=1e-3)
+        assert "Seattle" in clean.words
+        assert f"layer {layer}" in restored.words
+
+    def test_it_tells_what_the_corrupted_run_says(self) -> None:
+        flow = stored_map("hidden")
+        assert flow.top_tokens is not None
+        words = [token.text.strip() for token in flow.top_tokens.corrupted if token.text.strip()]
+        assert f"<b>{words[0]}</b>" in story_steps(flow)[1].words
+
+    def test_the_last_step_is_true_of_the_stored_result(self) -> None:
+        # "at the subject's last token in early layers, and at the last token in late ones"
+        flow = stored_map("hidden")
+        strongest = {peak.position: peak.layer for peak in flow.peaks(2)}
+        subject, last, layers = flow.subject_range[1] - 1, len(flow.input_tokens) - 1, flow.scores.shape[1]
+        assert set(strongest) == {subject, last}
+        assert strongest[subject] < layers / 3
+        assert strongest[last] > layers * 2 / 3
+
+    def test_markup_is_text(self) -> None:
+        flow = some_flow(input_tokens=[MARKUP] * 4, answer=MARKUP, subject=MARKUP)
+        assert "<img" not in story_html(flow)
+
+
+class TestChips:
+    def test_tokens_of_the_subject_are_pressed(self) -> None:
+        html = inspection_html(stored_inspection(stored_map("hidden")))
+        assert re.findall(r'aria-pressed="(\w+)" dir="auto"[^>]*>(\w+)<', html)[:4] == [
+            ("true", "The"),
+            ("true", "Space"),
+            ("true", "Needle"),
+            ("false", "is"),
+        ]
+
+    def test_markup_is_text(self) -> None:
+        span = TokenSpan(MARKUP, 0, len(MARKUP))
+        assert "<img" not in inspection_html(Inspection(tokens=(span,), subject=MARKUP, subject_range=(0, 1)))
+
+    def test_while_the_model_loads_they_say_so(self) -> None:
+        assert "converting, 40%" in inspection_html(Inspection(loading="converting, 40%"))
+
+    def test_marks_that_stand_nowhere_in_the_text_cannot_be_chosen(self) -> None:
+        html = inspection_html(Inspection(tokens=(TokenSpan("<bos>", 0, 0), TokenSpan("Paris", 0, 5))))
+        assert re.findall(r'data-token="(\d)"[^>]*?(disabled)?>', html) == [("0", "disabled"), ("1", "")]
+
+
+class TestCells:
+    def test_the_table_has_every_score_at_its_place(self) -> None:
+        flow = stored_map("mlp")
+        html = table_html(flow, "ct-map-mlp")
+        found = re.findall(r'data-row="(\d+)" data-column="(\d+)">([\d.]+)<', html)
+        assert len(found) == flow.scores.numel()
+        for row, column, score in found:
+            assert score == f"{float(flow.scores[int(row), int(column)]):.3f}"
+        assert html.count('tabindex="0"') == 1, "one stop for the Tab key"
+
+    def test_the_bridge_hears_the_map_that_the_table_names(self) -> None:
+        html = table_html(stored_map("mlp"), "ct-map-mlp")
+        assert 'data-plot="ct-map-mlp"' in html
+        script = static_text("click_bridge.js")
+        for part in ("dataset.plot", ".js-plotly-plot", "plotly_click", "trigger('select', { index: [row, column]"):
+            assert part in script
+
+    def test_cells_that_were_not_computed_are_no_buttons(self) -> None:
+        html = table_html(some_flow(), "x")
+        assert html.count("<td>–</td>") == 4
+        assert html.count("<button") == 4
+
+    def test_markup_is_text(self) -> None:
+        flow = some_flow(input_tokens=[MARKUP] * 4, answer=MARKUP)
+        shown = table_html(flow, "x") + detail_html(cell_details(flow, 0, 0)) + numbers_html(flow)
+        assert "<img" not in shown
+
+    def test_details_show_each_sample(self) -> None:
+        flow = stored_map("hidden")
+        html = detail_html(cell_details(flow, 3, 4))
+        assert html.count('class="ct-high"') == html.count('class="ct-low"') == flow.settings.samples
+        assert f"{float(flow.scores[3, 4]):.4f}" in html
+
+    def test_a_click_on_a_tab_that_shows_a_stored_map_reads_the_stored_map(self) -> None:
+        event = gr.SelectData(None, {"index": [3, 4], "value": ""})
+        assert "“Needle”, layer 4" in explore.CellChoice("hidden", "hidden").show(event, None)
+        assert "ct-error" in explore.CellChoice("hidden", "hidden").show(
+            gr.SelectData(None, {"index": [99, 4], "value": ""}), None
+        )
+
+
+class TestPeaks:
+    def test_the_sentence_has_the_numbers_of_the_peaks(self) -> None:
+        flow = stored_map("attention")
+        peak = flow.peaks(1)[0]
+        sentence = peaks_html(flow)
+        for part in (f"best {peak.layer}", f"P = {peak.score:.3f}", f"{peak.share:.0%}", peak.token.strip()):
+            assert part in sentence
+
+    def test_a_map_that_should_not_be_read_warns_below_it(self) -> None:
+        assert doubts_html(stored_map("hidden")) == ""
+        assert "unsure" in doubts_html(replace(stored_map("hidden"), high_score=0.05, low_score=0.0))
+        assert "too small" in doubts_html(replace(stored_map("hidden"), low_score=0.47))
+
+    def test_a_map_that_restores_nothing_says_so(self) -> None:
+        flow = some_flow()
+        nothing = dataclasses.replace(flow, scores=flow.scores * 0 + flow.low_score)
+        assert "nowhere" in peaks_html(nothing)
+
+
+class TestFields:
+    @pytest.mark.parametrize("kind", [*KINDS, "all"])
+    def test_what_fields_show_is_what_is_asked_for(self, kind: str) -> None:
+        asked = TraceInput(
+            "Paris is in",
+            "Paris",
+            kind=kind,
+            samples=3,
+            noise=0.25,
+            seed=7,
+            start_layer=1,
+            end_layer=4,
+            batch_size=8,
+            model="tiny",
+            answer="France",
+            corruption="uniform",
+            subject_tokens_only=True,
+            window=None if kind == "all" else 5,
+            windows=(2, 5, 7) if kind == "all" else (),
+        )
+        assert asked_for(kind, Picked(), *field_values(asked, "France")) == asked
+
+    def test_empty_is_automatic_and_zero_is_zero(self) -> None:
+        assert asked_for("hidden", Picked(), *with_fields(noise="")).noise is None
+        assert asked_for("hidden", Picked(), *with_fields(noise="0")).noise == 0
+
+    @pytest.mark.parametrize("field", ["noise", "end_layer", "batch_size"])
+    def test_no_number_is_said(self, field: str) -> None:
+        with pytest.raises(SettingsError, match="'loud' is no number"):
+            asked_for("hidden", Picked(), *with_fields(**{field: "loud"}))
+
+    def test_a_picked_answer_holds_for_its_prompt_and_its_text_only(self) -> None:
+        picked = Picked(prompt="Paris is in", answer="Rome", answer_id=42)
+        assert asked_for("hidden", picked, *with_fields(answer="Rome")).answer == 42
+        assert asked_for("hidden", picked, *with_fields(answer="Roma")).answer == "Roma"
+        assert asked_for("hidden", picked, *with_fields(answer="Rome", prompt="Paris was in")).answer == "Rome"
+
+    def test_a_picked_occurrence_holds_for_its_subject_only(self) -> None:
+        picked = Picked(prompt="Paris is in", subject="Paris", occurrence="first")
+        assert asked_for("hidden", picked, *with_fields()).occurrence == "first"
+        assert asked_for("hidden", picked, *with_fields(subject="is")).occurrence == "last"
+
+    def test_tokens_between_two_equal_ones_cannot_be_told_apart(self) -> None:
+        prompt = "a a a"
+        spans = tuple(TokenSpan("a", 2 * place, 2 * place + 1) for place in range(3))
+        inspection = Inspection(tokens=spans)
+        assert subject_picked(inspection, prompt, 0, 0, Picked()).occurrence == "first"
+        assert subject_picked(inspection, prompt, 2, 2, Picked()).occurrence == "last"
+        with pytest.raises(SubjectError):
+            subject_picked(inspection, prompt, 1, 1, Picked())
+
+
+class TestViews:
+    def test_a_tab_has_a_value_for_each_of_its_components(self) -> None:
+        for maps, flows in ((1, explore.shown_flows("mlp", None)), (3, explore.shown_flows("all", None))):
+            view = views.maps_view("all" if maps == 3 else "mlp", flows, status="", origin="")
+            assert len(view.outputs(maps)) == len(views.TabView().outputs(maps)) == 10 + 2 * maps
+
+    def test_side_by_side_maps_share_one_scale(self) -> None:
+        figures = views.app_figures(explore.shown_flows("all", None))
+        assert len({(figure.data[0].zmin, figure.data[0].zmax) for figure in figures}) == 1
+        assert not any(figure.data[0].showscale for figure in figures)
+
+    def test_colours_do_not_change_while_a_map_fills_in(self) -> None:
+        flow = stored_map("hidden")
+        few = flow.scores.clone()
+        few[1:] = float("nan")
+        filling = views.app_figure(replace(flow, scores=few), filling=True)
+        assert filling.data[0].zmax == flow.high_score
+
+    def test_results_are_remembered_once_and_within_a_bound(self) -> None:
+        flows = {"hidden": stored_map("hidden")}
+        history = explore.remembered((), flows)
+        assert explore.remembered(history, flows) == history
+        assert explore.remembered(history, None) == history
+        for _ in range(20):
+            history = explore.remembered(history, {"hidden": replace(stored_map("hidden"))})
+        assert len(history) == 12
