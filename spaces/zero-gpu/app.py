@@ -1,0 +1,24 @@
+"""What the Space on ZeroGPU runs: models first, in this process, then the page; maps are computed by the call below."""
+
+# Before torch, which it prepares.
+import spaces
+
+# isort: split
+import sys
+from collections.abc import Iterator
+
+from causal_tracer.web.launch import main
+from causal_tracer.web.settings import ServiceSettings
+from causal_tracer.web.zero_gpu import place_models, seconds_asked
+
+models = place_models(ServiceSettings.from_environment().models)
+
+
+@spaces.GPU(duration=seconds_asked)
+def trace_on_gpu(asked: str) -> Iterator[str]:
+    """Compute the maps that a request's text asks for."""
+    yield from models.work(asked)
+
+
+if __name__ == "__main__":
+    sys.exit(main(load=models.loader(trace_on_gpu)))
