@@ -1,0 +1,61 @@
+"""A study's estimate of its own cost against what it then takes.
+
+    python benchmarks/study.py --model embedded --limit 6 --samples 2
+
+Both are given in processor seconds, so that other work on the machine does not matter, and in wall-clock seconds. The
+estimate is made by `causal_tracer.study.cost`, which `causal-tracer study --dry-run` prints; what it takes is the time
+from the first fact to the last of `run_study` on the same facts, without loading the model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+from causal_tracer import CausalTracer
+from causal_tracer.study.cost import estimate_cost
+from causal_tracer.study.facts import alternating_relations, facts_digest, load_facts
+from causal_tracer.study.runner import run_study
+from causal_tracer.study.settings import StudySettings
+
+
+def main() -> None:
+    """Estimate, run, and print a table in Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="embedded")
+    parser.add_argument("--facts", default="shipped")
+    parser.add_argument("--limit", type=int, default=6)
+    parser.add_argument("--samples", type=int, default=2)
+    parser.add_argument("--tries", type=int, default=2)
+    arguments = parser.parse_args()
+    facts = load_facts(arguments.facts)
+    settings = StudySettings(
+        model=arguments.model, facts=arguments.facts, facts_digest=facts_digest(facts), samples=arguments.samples
+    )
+    context = CausalTracer.from_pretrained(arguments.model).context
+    wanted = alternating_relations(facts)[: arguments.limit]
+    begun = time.perf_counter(), time.process_time()
+    estimate = estimate_cost(context, settings, facts, wanted, tries=arguments.tries, clock=time.process_time)
+    looked = time.perf_counter() - begun[0], time.process_time() - begun[1]
+    # The clock that the rate was measured with also tells how much of the processor was to be had.
+    share = looked[1] / looked[0]
+    with tempfile.TemporaryDirectory() as folder:
+        begun = time.perf_counter(), time.process_time()
+        outcome = run_study(Path(folder) / "study", settings, facts, lambda: context, limit=arguments.limit)
+        took = time.perf_counter() - begun[0], time.process_time() - begun[1]
+    print(estimate.text())
+    print(f"estimating took {looked[0]:.0f} s, {looked[1]:.0f} of them of the processor")
+    print(f"audit: largest difference {max((found.largest for found in outcome.audit), default=0.0):.1e}")
+    print("| model | facts | samples | processor: estimate / real | off by | wall clock: estimate / real |")
+    print("|---|---|---|---|---|---|")
+    processor, traced = estimate.hours * 3600, outcome.counts.get("traced", 0)
+    print(
+        f"| {arguments.model} | {traced} | {arguments.samples} | {processor:.0f} / {took[1]:.0f} s "
+        f"| {processor / took[1] - 1:+.0%} | {processor / share:.0f} / {took[0]:.0f} s |"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,8 @@
+"""`python -m causal_tracer` is the command `causal-tracer`."""
+
+import sys
+
+from causal_tracer.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,217 @@
+"""One self-contained HTML page about a study: what it found, how sure it is, how it was made."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from causal_tracer.study.audit import audit_summary
+from causal_tracer.study.figures import KIND_NAMES, comparison_figures, study_figures
+from causal_tracer.study.journal import write_atomically
+from causal_tracer.study.records import ROLES, FactRecord
+from causal_tracer.study.statistics import StudyEffects, best_layer, fact_peaks, study_effects
+from causal_tracer.study.store import read_manifest, read_records, study_settings
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+_ROLES = ("last subject", "last")
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1b1b1b; }
+h1 { font-size: 1.6rem; } h2 { font-size: 1.25rem; margin-top: 2.5rem; } h3 { font-size: 1rem; }
+table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto; }
+th, td { border-bottom: 1px solid #ccc; padding: .3rem .8rem .3rem 0; text-align: left;
+         font-variant-numeric: tabular-nums; }
+pre { background: #f4f4f4; padding: 1rem; overflow-x: auto; font-size: .85rem; } figure { margin: 1rem 0; }
+figcaption { color: #555; font-size: .9rem; }
+"""
+_CAPTIONS = {
+    "map": "Average indirect effect of restoring {kind}, by token role and layer (the paper's Figure 2).",
+    "lines": "The same as lines, with 95 % intervals (the paper's Figure 7).",
+    "corrected": "Beside it the placebo, which restores another fact's activations, and the difference of the two.",
+    "severed": "Hidden states restored while the MLP's or attention's outputs at that token stay corrupted (Figure 3).",
+    "best layers": "Each fact's own best layer: how far facts agree with the average.",
+}
+
+
+def write_report(study: Path, compare_with: Sequence[Path] = ()) -> Path:
+    """Write a study's report.html into its folder, with a comparison to other studies where some are given.
+
+    Raises:
+        StudyError: A folder holds no study, or none of its facts was traced.
+    """
+    page = report_page(study, compare_with)
+    path = study / "report.html"
+    write_atomically(path, page.encode())
+    return path
+
+
+def report_page(study: Path, compare_with: Sequence[Path] = ()) -> str:
+    """A study's report as HTML that needs no other file and no network."""
+    settings, manifest, records = study_settings(study), read_manifest(study) or {}, read_records(study)
+    effects = study_effects(records)
+    seed = settings.seed
+    title = f"Causal tracing study: {manifest.get('model', {}).get('model', settings.model)}"
+    parts = [f"<h1>{_escape(title)}</h1>", _summary(effects, records, settings.samples, seed)]
+    parts.append("<h2>Average effects</h2>" + _table(*effects_table(effects, seed)))
+    parts.append(
+        "<p>Layers are chosen on one half of the facts and their effects read on the other half, so that picking the "
+        "largest of many does not flatter them. Intervals are 95 %, by a bootstrap that draws whole relations. "
+        "“Own best” is the mean of each fact's best layer: larger by construction.</p>"
+    )
+    figures = study_figures(effects, seed)
+    parts.append("<h2>Figures</h2>" + _figures({name: (figure, _caption(name)) for name, figure in figures.items()}))
+    if compare_with:
+        parts.append(_comparison(study, effects, compare_with, seed))
+    parts.append("<h2>Audit</h2>" + _audit(records))
+    parts.append("<h2>What this does not show</h2>" + _LIMITS)
+    parts.append("<h2>Facts left out</h2>" + _left_out(records))
+    parts.append("<h2>How it was made</h2><pre>" + _escape(_manifest_text(manifest)) + "</pre>")
+    return (
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
+        f"<title>{_escape(title)}</title><style>{_STYLE}</style></head><body>{''.join(parts)}</body></html>"
+    )
+
+
+def effects_table(effects: StudyEffects, seed: int = 0) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the table of average effects, as text."""
+    header = ["map", "token", "best layer", "AIE on the other half", "95 % interval", "less placebo", "own best"]
+    rows = []
+    for name in effects.maps:
+        for role in _ROLES:
+            best = best_layer(effects, name, role, seed)
+            if best is None or effects.maps[name].settings.placebo:
+                continue
+            _, own = fact_peaks(effects, name, role)
+            corrected = effects.corrected(name)
+            less = "–"
+            if corrected is not None:
+                less = _with_interval(effects, corrected[:, ROLES.index(role), best.layer], seed)
+            rows.append(
+                [
+                    name,
+                    role,
+                    str(best.layer),
+                    _percent(best.mean),
+                    f"{_percent(best.low)} to {_percent(best.high)}",
+                    less,
+                    _percent(float(np.mean(own))),
+                ]
+            )
+    return header, rows
+
+
+def _summary(effects: StudyEffects, records: Sequence[FactRecord], samples: int, seed: int) -> str:
+    counts = Counter(record.status for record in records)
+    engines = Counter(record.engine for record in records if record.status == "traced")
+    ate = _with_interval(effects, effects.total_effect, seed)
+    left_out = ", ".join(f"{counts[name]} {name}" for name in ("unknown", "failed") if counts[name])
+    return (
+        f"<p><b>{len(effects.facts)} facts</b> of {len(set(effects.relations))} relations, {samples} noise samples each"
+        + (f" ({left_out} left out)" if left_out else "")
+        + f". Swept by: {_escape(', '.join(f'{name} ({count})' for name, count in engines.items()))}."
+        + f"</p><p>Average total effect: <b>{ate}</b>: the answer's probability falls from "
+        f"{_percent(float(effects.high.mean()))} in the clean run to {_percent(float(effects.low.mean()))} when the "
+        "subject is corrupted.</p>"
+    )
+
+
+def _comparison(study: Path, effects: StudyEffects, others: Sequence[Path], seed: int) -> str:
+    studies = named_studies({study: effects, **{other: study_effects(read_records(other)) for other in others}})
+    rows = []
+    for name, its in studies.items():
+        bests = [best_layer(its, kind, role, seed) for kind in KIND_NAMES if kind in its.maps for role in _ROLES]
+        found = [f"{best.map_name}, {best.role}: {_percent(best.mean)} at layer {best.layer}" for best in bests if best]
+        rows.append([name, str(len(its.facts)), _with_interval(its, its.total_effect, seed), "; ".join(found)])
+    figures = {name: (figure, "") for name, figure in comparison_figures(studies, seed).items()}
+    return (
+        "<h2>Comparison</h2>"
+        + _table(["study", "facts", "ATE", "AIE on the other half, at the best layer"], rows)
+        + _figures(figures)
+    )
+
+
+def named_studies(studies: Mapping[Path, StudyEffects]) -> dict[str, StudyEffects]:
+    """Studies by their models' names, with their folders' where two have the same."""
+    named: dict[str, StudyEffects] = {}
+    for folder, effects in studies.items():
+        name = str((read_manifest(folder) or {}).get("model", {}).get("model", folder.name))
+        named[name if name not in named else f"{name} ({folder.name})"] = effects
+    return named
+
+
+def _audit(records: Sequence[FactRecord]) -> str:
+    rows = [
+        [found.map_name, str(found.cells), f"{found.largest:.1e}", f"{found.p99:.1e}"]
+        for found in audit_summary(records)
+    ]
+    if not rows:
+        return "<p>No cell was computed once more by the full sweep.</p>"
+    return "<p>Cells drawn by the seed and computed once more by the full sweep, in probability.</p>" + _table(
+        ["map", "cells", "largest difference", "99th percentile"], rows
+    )
+
+
+def _left_out(records: Sequence[FactRecord]) -> str:
+    rows = [[r.status, r.fact.prompt, r.fact.attribute, r.cause] for r in records if r.status != "traced"]
+    return _table(["", "prompt", "attribute", "why"], rows) if rows else "<p>None.</p>"
+
+
+_LIMITS = """
+<ul><li>Where a fact is found is not where it can be changed: localization does not predict where editing works
+(<a href="https://arxiv.org/abs/2301.04213">Hase et al. 2023</a>).</li>
+<li>Averages hide facts that differ: see the histograms of best layers.</li>
+<li>Only facts that the model knows are traced, and the noise level matters.</li>
+<li>Intervals say how the average would move with other relations like these, not with other prompts.</li></ul>
+"""
+
+
+def _figures(figures: Mapping[str, tuple[go.Figure, str]]) -> str:
+    """Figures as HTML; the first brings Plotly's script along."""
+    from plotly.offline import get_plotlyjs
+
+    pieces = [f"<script>{get_plotlyjs()}</script>"]
+    for name, (figure, caption) in figures.items():
+        drawn = figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False})
+        heading = _escape(name[0].upper() + name[1:])
+        pieces.append(f"<h3>{heading}</h3><figure>{drawn}<figcaption>{_escape(caption)}</figcaption></figure>")
+    return "".join(pieces)
+
+
+def _caption(name: str) -> str:
+    for start, caption in _CAPTIONS.items():
+        if name.startswith(start):
+            kind = name.removeprefix(start).strip()
+            return caption.replace("{kind}", KIND_NAMES.get(kind, kind))
+    return ""
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    head = "".join(f"<th>{_escape(cell)}</th>" for cell in header)
+    body = "".join("<tr>" + "".join(f"<td>{_escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _with_interval(effects: StudyEffects, values: Any, seed: int) -> str:
+    found = effects.mean(values, seed)
+    return f"{_percent(float(found.mean))} ({_percent(float(found.low))} to {_percent(float(found.high))})"
+
+
+def _percent(value: float) -> str:
+    return "–" if np.isnan(value) else f"{100 * value:.1f} %"
+
+
+def _manifest_text(manifest: Mapping[str, Any]) -> str:
+    shown = {name: value for name, value in manifest.items() if name != "audit"}
+    return json.dumps(shown, indent=1, ensure_ascii=False)
+
+
+def _escape(text: str) -> str:
+    return html.escape(text, quote=True)

@@ -1,0 +1,134 @@
+"""Makes the facts that come with the package: those of `fact_candidates.json` that a model knows.
+
+    python examples/find_known_facts.py [--model embedded] [--write]
+
+Each candidate (relation, subject, attribute) stands in several templates. It is known where the most probable next
+token is the attribute's first one, with a probability of 0.1 or more, and greedy decoding spells the attribute out.
+Kept are at most twelve facts a relation, those that the model is surest of, from each attribute in turn. A subject is
+kept once in a relation, and never where it gives the attribute away. With --write, a
+new `causal_tracer/facts/known_facts.json` is written; without, the one there is checked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from causal_tracer import CausalTracer
+from causal_tracer.study.facts import Fact, Recall, facts_from_records, load_facts, recall
+
+ROOT = Path(__file__).resolve().parent.parent
+CANDIDATES = ROOT / "examples" / "fact_candidates.json"
+SHIPPED_FILE = ROOT / "causal_tracer" / "facts" / "known_facts.json"
+LEAST_OF_A_RELATION, MOST_OF_A_RELATION = 8, 12
+LEAST_PROBABILITY = 0.1
+
+
+def candidates() -> tuple[Fact, ...]:
+    """Every candidate in every template; the subject opens a sentence with a capital."""
+    records = []
+    for relation, group in json.loads(CANDIDATES.read_text(encoding="utf-8")).items():
+        for attribute, subjects in group["pairs"].items():
+            for subject in subjects:
+                if attribute.lower() in subject.lower():
+                    continue
+                for template in group["templates"]:
+                    name = subject[0].upper() + subject[1:] if template.startswith("{}") else subject
+                    records.append(
+                        {
+                            "prompt": template.replace("{}", name),
+                            "subject": name,
+                            "attribute": attribute,
+                            "relation": relation,
+                        }
+                    )
+    return facts_from_records(records, CANDIDATES.name)
+
+
+@torch.no_grad()
+def spelled_out(tracer: CausalTracer, fact: Fact) -> bool:
+    """Whether greedy decoding goes on with the whole attribute."""
+    model: Any = tracer.model
+    encoded = tracer.tokenizer(fact.prompt, return_tensors="pt")
+    length = len(tracer.tokenizer(f" {fact.attribute}", add_special_tokens=False)["input_ids"])
+    ids = model.generate(**encoded, max_new_tokens=length, do_sample=False)[0, encoded["input_ids"].shape[1] :]
+    said: str = tracer.tokenizer.decode(ids)
+    return said.strip().startswith(fact.attribute)
+
+
+def best_known(tracer: CausalTracer, asked: Sequence[Fact]) -> list[Fact]:
+    """At most twelve known facts a relation, of as many attributes as there are, the surest first."""
+    answers, refused = recall(tracer.context, asked)
+    for reason in refused.values():
+        print(f"left out: {reason}", file=sys.stderr)
+    waiting: dict[str, dict[str, list[Recall]]] = {}
+    for answer in sorted(answers, key=lambda found: -found.probability):
+        if answer.known and answer.probability >= LEAST_PROBABILITY:
+            fact = answer.fact
+            waiting.setdefault(fact.relation, {}).setdefault(fact.attribute, []).append(answer)
+    kept: list[Fact] = []
+    for by_attribute in waiting.values():
+        chosen: dict[str, Fact] = {}
+        while len(chosen) < MOST_OF_A_RELATION and any(by_attribute.values()):
+            for queue in by_attribute.values():
+                fact = next_fact(tracer, queue, set(chosen))
+                if fact is not None and len(chosen) < MOST_OF_A_RELATION:
+                    chosen[fact.subject.lower()] = fact
+        if len(chosen) >= LEAST_OF_A_RELATION:
+            kept += chosen.values()
+    return sorted(kept, key=lambda fact: (fact.relation, fact.attribute, fact.subject))
+
+
+def next_fact(tracer: CausalTracer, queue: list[Recall], taken: set[str]) -> Fact | None:
+    """The surest fact left of an attribute whose subject is not taken and whose answer is spelled out."""
+    while queue:
+        fact = queue.pop(0).fact
+        if fact.subject.lower() not in taken and spelled_out(tracer, fact):
+            return fact
+    return None
+
+
+def tally(tracer: CausalTracer, facts: list[Fact]) -> str:
+    """What the set is made of."""
+    lengths = [len(tracer.tokenizer(f" {fact.subject}", add_special_tokens=False)["input_ids"]) for fact in facts]
+    relations = Counter(fact.relation for fact in facts)
+    opening = sum(fact.prompt.startswith(fact.subject) for fact in facts)
+    return (
+        f"{len(facts)} facts, {len(relations)} relations ({dict(relations)}), "
+        f"{sum(length >= 3 for length in lengths)} subjects of three tokens or more, {opening} prompts that open with "
+        f"their subject, {len({fact.subject.lower() for fact in facts})} different subjects"
+    )
+
+
+def main() -> int:
+    """Write the known facts, or check the ones that are there."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="embedded")
+    parser.add_argument("--write", action="store_true")
+    arguments = parser.parse_args()
+    tracer = CausalTracer.from_pretrained(arguments.model)
+    if arguments.write:
+        facts = best_known(tracer, candidates())
+        records = [
+            {"prompt": f.prompt, "subject": f.subject, "attribute": f.attribute, "relation": f.relation} for f in facts
+        ]
+        lines = ",\n".join(json.dumps(record, ensure_ascii=False) for record in records)
+        SHIPPED_FILE.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+    facts = list(load_facts())
+    answers, refused = recall(tracer.context, facts)
+    unknown = [found.fact for found in answers if not (found.known and spelled_out(tracer, found.fact))]
+    print(tally(tracer, facts))
+    for fact in unknown:
+        print(f"not known: {fact.prompt!r} -> {fact.attribute!r}")
+    return 1 if unknown or refused else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
