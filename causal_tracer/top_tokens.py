@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from causal_tracer.base_run import Watched
-from causal_tracer.metrics import log_normaliser
+from causal_tracer.metrics import largest_and_log_total
 
 
 @dataclass(frozen=True)
@@ -92,13 +92,13 @@ class TopTokenWatch:
     def __call__(self, watched: Watched) -> None:
         """See `base_run.Watch`; looks at the first position read."""
         logits = watched.logits[:, 0]
-        normalisers = log_normaliser(logits)
+        largest, log_total = largest_and_log_total(logits)
         numbers, counts = torch.unique_consecutive(watched.cells, return_counts=True)
         start = 0
         for number, rows in zip(numbers.tolist(), counts.tolist(), strict=True):
             part = slice(start, start + rows)
             start += rows
-            total, seen = (logits[part] - normalisers[part, None]).exp().sum(dim=0), rows
+            total, seen = (logits[part] - largest[part, None] - log_total[part, None]).exp().sum(dim=0), rows
             if number in self._open:
                 before, already = self._open.pop(number)
                 total, seen = total + before, seen + already

@@ -24,8 +24,9 @@ def field(page, name: str):
     return page.locator(f"#ct-{name} :is(input, textarea)").first
 
 
-def subject_tokens(page) -> list[str]:
-    return page.locator("#ct-chips [data-token][aria-pressed='true']").all_text_contents()
+def expect_subject_tokens(page, tokens: list[str]) -> None:
+    """Waits: chips are drawn again when the server has looked at the prompt."""
+    expect(page.locator("#ct-chips [data-token][aria-pressed='true']")).to_have_text(tokens)
 
 
 def done(page, tab: str) -> None:
@@ -51,7 +52,7 @@ def test_a_typed_prompt_becomes_chips_with_a_guessed_subject_and_answers(visits,
     fill(page, OTHER_PROMPT)
     expect(page.locator("#ct-chips .ct-guessed")).to_be_visible()
     expect(page.locator("#ct-chips")).to_contain_text("The subject is guessed")
-    assert subject_tokens(page) == ["Steve", "Jobs"]
+    expect_subject_tokens(page, ["Steve", "Jobs"])
     answers = page.locator("#ct-chips [data-answer]")
     expect(answers).to_have_count(5)
     probabilities = [float(re.search(r"0\.\d+$", text)[0]) for text in answers.all_text_contents()]
@@ -74,7 +75,7 @@ def test_two_clicks_on_tokens_mark_the_subject_and_typing_does_too(visits, app):
     chips.nth(first).click()
     expect(field(page, "subject")).to_have_value("the founder")
     expect(page.locator("#ct-chips")).to_contain_text("The subject is marked")
-    assert subject_tokens(page) == ["the", "founder"]
+    expect_subject_tokens(page, ["the", "founder"])
     field(page, "subject").fill(OTHER_SUBJECT)
     expect(page.locator("#ct-chips [data-token][aria-pressed='true']").first).to_have_text("Steve")
 
@@ -262,6 +263,35 @@ def test_peaks_are_named_in_a_sentence(visits):
     expect(sentence).to_contain_text(
         re.compile(r"“Needle” \(layers \d–\d+, best 4\): P = 0\.34\d, 73% of the total effect")
     )
+
+
+# It is a message -----------------------------------------------------------------------------------------------------
+
+
+def test_a_chat_message_is_traced_and_its_link_reproduces_it(visits, app):
+    app.let_load()
+    page = visits.open()
+    message = f"What city is the {SUBJECT} in?"
+    fill(page, message, SUBJECT)
+    page.locator("#ct-chat input").check()
+    chips = page.locator("#ct-chips [data-token]")
+    expect(page.locator("#ct-chips")).to_contain_text("assist")
+    # What the template adds cannot be marked.
+    expect(chips.last).to_be_disabled()
+    expect_subject_tokens(page, ["Space", "Needle"])
+    chips.get_by_text("city", exact=True).click()
+    expect(field(page, "subject")).to_have_value("city")
+    done(page, "hidden")
+    details = page.locator("#ct-details-hidden")
+    expect(details).to_contain_text(f"[user] {message}[end] [assistant]")
+    numbers = page.locator("#ct-numbers-hidden").inner_text()
+    page.locator("#ct-share-hidden button").first.click()
+    link = page.locator("#ct-link-hidden textarea").input_value()
+    other = visits.open(link.removeprefix(app.url))
+    expect(other.locator("#ct-chat input")).to_be_checked()
+    expect(other.locator("#ct-prompt textarea")).to_have_value(message)
+    done(other, "hidden")
+    assert other.locator("#ct-numbers-hidden").inner_text() == numbers
 
 
 # It is shared -------------------------------------------------------------------------------------------------------
