@@ -93,10 +93,7 @@ def chat_prompt(
         TokenizerError: The messages were not found in what the template wrote.
     """
     chat = messages if isinstance(messages, ChatText) else ChatText(tuple(messages), thinking, assistant_prefix)
-    switches = _switches(tokenizer, chat)
-    opening = _rendered(tokenizer, chat.messages, switches)
-    text = opening + chat.assistant_prefix
-    said = [*_said(tokenizer, chat.messages, switches, opening), (len(opening), len(text))]
+    text, said = written(tokenizer, chat)
     wanted = _guessed(chat) if subject is None else subject.strip()
     starts, count = _starts(text, said, wanted)
     if occurrence not in ("first", "last"):
@@ -112,6 +109,21 @@ def chat_prompt(
         vocab_size=vocab_size,
         special_tokens=False,
     )
+
+
+def written(tokenizer: Any, chat: ChatText) -> tuple[str, list[tuple[int, int]]]:
+    """What the chat template makes of a conversation, and where in it is what was said.
+
+    Returns:
+        The text, and (first character, one past the last) of each message in it, then of the assistant's prefix.
+
+    Raises:
+        SettingsError, PromptError, TokenizerError: As in `chat_prompt`.
+    """
+    switches = _switches(tokenizer, chat)
+    opening = _rendered(tokenizer, chat.messages, switches)
+    text = opening + chat.assistant_prefix
+    return text, [*_said(tokenizer, chat.messages, switches, opening), (len(opening), len(text))]
 
 
 def has_chat_template(tokenizer: Any) -> bool:

@@ -28,18 +28,20 @@ from causal_tracer.corruption import (
 )
 from causal_tracer.experiment import prompt_for
 from tests.hand_hooks import hand_window, hooked, rome_noise
-from tests.tiny_models import FAMILIES, PROMPT, SUBJECT, tiny_tracer
+from tests.tiny_models import FAMILIES, PROMPT, SUBJECT, Family, tiny_tracer
 
 SAMPLES = 2
 LEVEL = 1.5
 SEED = 3
 NAMES = ("gpt2", "llama", "gemma3_text", "gpt_neox", "mixtral")
+REAL = "SmolLM2"
 PROJECTION = {
     "gpt2": "attn.c_proj",
     "llama": "self_attn.o_proj",
     "gemma3_text": "self_attn.o_proj",
     "gpt_neox": "attention.dense",
     "mixtral": "self_attn.o_proj",
+    REAL: "self_attn.o_proj",
 }
 HEADS = 4
 WORDS = "Look the Space Needle is in city of In truth Steve Jobs was founder France capital on and to river".split()
@@ -63,14 +65,14 @@ class Plain:
         return plain_tracer(self.name).model
 
     def sites(self, kind: str) -> tuple[str, ...]:
-        return FAMILIES[self.name].site_names(kind)
+        return family(self.name).site_names(kind)
 
     def names(self) -> list[str]:
         return [name for kind in ("hidden", "mlp", "attention") for name in self.sites(kind)]
 
     def embedded(self, ids: Sequence[int] | None = None) -> Tensor:
         """What the embedding gives [tokens, width]."""
-        module = self.model.get_submodule(FAMILIES[self.name].embedding)
+        module = self.model.get_submodule(family(self.name).embedding)
         with torch.no_grad():
             out: Tensor = module(torch.tensor([list(ids or self.ids)]))[0]
         return out
@@ -109,7 +111,7 @@ class Plain:
 
             return edit
 
-        hooks = {FAMILIES[self.name].embedding: embed, **{name: at(name) for name in self.names()}}
+        hooks = {family(self.name).embedding: embed, **{name: at(name) for name in self.names()}}
         with hooked(self.model, hooks), self._projections(taken, heads or {}):
             logits = self.model(torch.tensor([[*self.ids, *after]])).logits[0]
         return logits.double(), gave, taken
@@ -136,8 +138,23 @@ class Plain:
         return [f"{block}.{PROJECTION[self.name]}" for block in self.sites("hidden")]
 
 
+def family(name: str) -> Family:
+    """Where a model's modules are, by hand."""
+    if name != REAL:
+        return FAMILIES[name]
+    return Family(
+        make=lambda: None,
+        embedding="model.embed_tokens",
+        block="model.layers.{num}",
+        attention=("self_attn",) * 30,
+        mlp=("mlp",) * 30,
+    )
+
+
 @functools.cache
 def plain_tracer(name: str) -> CausalTracer:
+    if name == REAL:
+        return CausalTracer.from_pretrained("embedded:smollm2-135m-instruct", progress=False)
     return CausalTracer(tiny_tracer(name).model, tiny_tracer(name).tokenizer, noise=LEVEL)
 
 
@@ -602,3 +619,113 @@ def test_engines_agree_on_all_of_it() -> None:
         assert fast["severed"].settings.engine != slow["severed"].settings.engine
         for key in specs:
             torch.testing.assert_close(fast[key].sample_scores, slow[key].sample_scores, **CLOSE)  # type: ignore[arg-type]
+
+
+# A real model --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RealCase:
+    """One thing to ask of the real model: the map and request, and the same cell by hand."""
+
+    spec: MapSpec
+    changes: Mapping[str, Any]
+    embedded: Tensor
+    put: Callable[[int, int], Values]
+    read: Callable[[Tensor], float]
+
+
+def real_cases(by_hand: Plain, noisy_embedded: Tensor, other_text: str, other_subject: str) -> dict[str, RealCase]:
+    logits, clean, _ = by_hand.run(by_hand.embedded())
+    _, corrupted, _ = by_hand.run(noisy_embedded)
+    other = plain(REAL, other_text, other_subject)
+    _, elsewhere, _ = other.run(other.embedded())
+    answer = int(logits[-1].argmax())
+    foil = int(logits[-1].argsort(descending=True)[1])
+    foil_text = plain_tracer(REAL).tokenizer.decode([foil])
+
+    def severed(token: int, layer: int) -> Values:
+        held = {(site, token): corrupted[site][token] for site in by_hand.sites("mlp")}
+        return {**held, **restoring(by_hand, "hidden", 1, clean)(token, layer)}
+
+    def of_answer(x: Tensor) -> float:
+        return probability(x, answer)
+
+    zero = by_hand.corrupted(torch.zeros_like)
+    query = HiddenFlowQuery(other_text, other_subject)
+    other_tokens = CounterfactualSubjects((other_subject,))
+    mlp = restoring(by_hand, "mlp", 4, clean)
+    return {
+        "severed": RealCase(MapSpec("hidden", severed="mlp"), {}, noisy_embedded, severed, of_answer),
+        "placebo": RealCase(
+            MapSpec("hidden", placebo=True),
+            {"placebo": query},
+            noisy_embedded,
+            restoring(by_hand, "hidden", 1, elsewhere),
+            of_answer,
+        ),
+        "corrupting": RealCase(
+            MapSpec("attention", 4),
+            {"direction": "corrupt"},
+            by_hand.embedded(),
+            restoring(by_hand, "attention", 4, corrupted),
+            of_answer,
+        ),
+        "zero": RealCase(MapSpec("mlp", 4), {"corruption": "zero"}, zero, mlp, of_answer),
+        "another subject": RealCase(MapSpec("mlp", 4), {"corruption": other_tokens}, other.embedded(), mlp, of_answer),
+        "logit difference": RealCase(
+            MapSpec("mlp", 4),
+            {"metric": "logit difference", "foil": foil_text},
+            noisy_embedded,
+            mlp,
+            lambda x: float(x[-1, answer] - x[-1, foil]),
+        ),
+    }
+
+
+@pytest.mark.slow
+def test_a_real_model_gives_the_same_cells_as_by_hand() -> None:
+    tracer = plain_tracer(REAL)
+    by_hand = plain(REAL)
+    start, end = by_hand.subject
+    towers = ("Eiffel Tower", "Taj Mahal", "Golden Gate", "Brandenburg Gate", "Berlin Wall", "Empire State Building")
+    subject = next(
+        tower
+        for tower in towers
+        if len(tracer.tokenizer(f" {tower}", add_special_tokens=False).input_ids) == end - start
+    )
+    noise = rome_noise(SEED, 1, end - start, by_hand.embedded().shape[1], tracer.noise)[0]
+    noisy_embedded = by_hand.corrupted(lambda x: x + noise)
+    cells = ((end - 1, 4), (end - 1, 14), (len(by_hand.ids) - 1, 25))
+    cases = real_cases(by_hand, noisy_embedded, PROMPT.replace(SUBJECT, subject), subject)
+    for name, case in cases.items():
+        asked = request(samples=1, positions=tuple({token for token, _ in cells}), **case.changes)
+        flow = tracer.trace_maps(asked, {"map": case.spec})["map"]
+        assert abs(flow.total_effect) > 0.01, name
+        for token, layer in cells:
+            expected = case.read(by_hand.run(case.embedded, case.put(token, layer))[0])
+            assert float(flow.scores[token, layer]) == pytest.approx(expected, rel=1e-3, abs=2e-5), (name, token, layer)
+
+
+@pytest.mark.slow
+def test_grouped_query_heads_of_a_real_model() -> None:
+    tracer = plain_tracer(REAL)
+    by_hand = plain(REAL)
+    start, end = by_hand.subject
+    heads = tracer.model.config.num_attention_heads
+    assert tracer.model.config.num_key_value_heads < heads
+    noise = rome_noise(SEED, 1, end - start, by_hand.embedded().shape[1], tracer.noise)[0]
+    noisy_embedded = by_hand.corrupted(lambda x: x + noise)
+    logits, _, clean = by_hand.run(by_hand.embedded())
+    _, _, taken = by_hand.run(noisy_embedded)
+    token = len(by_hand.ids) - 1
+    flow = tracer.calculate_head_flow(request(samples=1), token)
+    for layer, head in ((12, 3), (20, 0), (25, heads - 1)):
+        name = by_hand.projections()[layer]
+        mixed = taken[name][token].clone()
+        part = slice(head * len(mixed) // heads, (head + 1) * len(mixed) // heads)
+        mixed[part] = clean[name][token][part]
+        found = by_hand.run(noisy_embedded, heads={(name, token): mixed})[0]
+        expected = probability(found, int(logits[-1].argmax()))
+        assert float(flow.scores[head, layer]) == pytest.approx(expected, rel=1e-3, abs=2e-5)
+    assert float(flow.indirect_effect.abs().max()) > 1e-3
