@@ -3,8 +3,10 @@
     python benchmarks/gpu.py [--peer peer/bin/python] [--dtypes bfloat16 tf32 float32] [--rounds 3]
 
 Twelve tokens, a subject of four at the start, ten noise samples, windows 1, 10, 10, all three kinds in one call: about
-191 TFLOP in the blocks and the head. Prints the median time of each precision in Markdown. `--device cpu --layers 2`
-tries the script without a GPU.
+191 TFLOP in the blocks and the head. Prints a table in Markdown: median times, the rate that they come to, memory, and
+the largest difference of the scores from 1.1.0's in the same precision, and of each precision from strict float32, in
+units of the scores' range (random weights give every answer a probability of about 2e-5).
+`--device cpu --layers 3 --width 128 --rounds 1` tries the script without a GPU.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,11 +26,13 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 WORDS = [f"w{number}" for number in range(12)]
 WINDOWS: dict[str, int] = {"hidden": 1, "mlp": 10, "attention": 10}
+SAMPLES = 10
+REQUEST = {"prompt": " ".join(WORDS), "subject": " ".join(WORDS[:4]), "windows": WINDOWS, "samples": SAMPLES}
 
 
-def build(dtype: torch.dtype, device: str, layers: int) -> tuple[Any, Any]:
+def build(dtype: torch.dtype, device: str, layers: int, width: int) -> tuple[Any, Any]:
     """The model, and a tokenizer of twelve words."""
-    config = GPT2Config(n_layer=layers, n_embd=1600, n_head=25)
+    config = GPT2Config(n_layer=layers, n_embd=width, n_head=width // 64)
     torch.manual_seed(0)
     model = GPT2LMHeadModel(config).to(device=device, dtype=dtype).eval()
     words = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token=WORDS[0]))
@@ -35,28 +40,54 @@ def build(dtype: torch.dtype, device: str, layers: int) -> tuple[Any, Any]:
     return model, PreTrainedTokenizerFast(tokenizer_object=words, unk_token=WORDS[0], eos_token=WORDS[0])
 
 
-def measure(dtype: str, device: str, layers: int, rounds: int) -> float:
-    """Median seconds of one call, after one to warm up, with whichever causal_tracer is installed."""
+def measure(dtype: str, device: str, layers: int, width: int, rounds: int) -> dict[str, Any]:
+    """Median seconds of one call, after one to warm up, with whichever causal_tracer is installed; scores; memory."""
     import causal_tracer
 
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = dtype == "tf32"
-    model, tokenizer = build(torch.float32 if dtype == "tf32" else getattr(torch, dtype), device, layers)
+    model, tokenizer = build(torch.float32 if dtype == "tf32" else getattr(torch, dtype), device, layers, width)
+    on_gpu = device.startswith("cuda")
     peer = causal_tracer.__version__.startswith("1.")
     options = {"device": torch.device(device)} if peer else {}
     tracer = causal_tracer.CausalTracer(model, tokenizer, noise=0.1, **options)
-    prompt, subject = " ".join(WORDS), " ".join(WORDS[:4])
+    prompt, subject = REQUEST["prompt"], REQUEST["subject"]
+    before = torch.cuda.memory_allocated() if on_gpu else 0
     seconds = []
+    flows: dict[str, Any] = {}
     for _ in range(rounds + 1):
+        if on_gpu:
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
         begun = time.perf_counter()
         if peer:
-            for kind, window in WINDOWS.items():
-                tracer.calculate_hidden_flow(prompt, subject, kind=kind, window=window)
+            flows = {
+                kind: tracer.calculate_hidden_flow(prompt, subject, kind=kind, window=window, samples=SAMPLES)
+                for kind, window in WINDOWS.items()
+            }
         else:
-            tracer.calculate_hidden_flow_of_kinds(prompt, subject, windows=WINDOWS)
-        if device.startswith("cuda"):
+            flows = tracer.calculate_hidden_flow_of_kinds(prompt, subject, windows=WINDOWS, samples=SAMPLES)
+        if on_gpu:
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - begun)
-    return statistics.median(seconds[1:])
+    found: dict[str, Any] = {
+        "seconds": statistics.median(seconds[1:]),
+        "peak": (torch.cuda.max_memory_allocated() - before) / 2**30 if on_gpu else None,
+        "scores": [flow.scores.tolist() for flow in flows.values()],
+    }
+    if not peer:
+        from worker import floor
+
+        settings = next(iter(flows.values())).settings
+        found |= {"operations": floor(tracer, REQUEST), "batch": settings.batch_size, "sweep": settings.engine}
+    return found
+
+
+def largest_difference(first: dict[str, Any] | None, second: dict[str, Any] | None) -> str:
+    """Largest |difference| of the scores of two measurements, in units of the scores' own range."""
+    if first is None or second is None:
+        return "–"
+    scores, others = torch.tensor(first["scores"]), torch.tensor(second["scores"])
+    return f"{float((scores - others).abs().max() / (others.max() - others.min())):.1e}"
 
 
 def main() -> None:
@@ -66,25 +97,39 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="*", default=["bfloat16", "tf32", "float32"])
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--layers", type=int, default=48)
+    parser.add_argument("--width", type=int, default=1600)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", action="store_true", help="only measure, and print seconds by dtype as JSON")
+    parser.add_argument("--json", action="store_true", help="only measure, and print what was found as JSON")
     arguments = parser.parse_args()
-    found = {dtype: measure(dtype, arguments.device, arguments.layers, arguments.rounds) for dtype in arguments.dtypes}
+    shape = {"device": arguments.device, "layers": arguments.layers, "width": arguments.width}
+    if not arguments.json:
+        # The peer's python is to find its own causal_tracer; this one may not have it installed.
+        sys.path.append(str(Path(__file__).resolve().parent.parent))
+    mine = {dtype: measure(dtype, **shape, rounds=arguments.rounds) for dtype in arguments.dtypes}
     if arguments.json:
-        print(json.dumps(found))
+        print(json.dumps(mine))
         return
-    theirs: dict[str, float] = {}
+    theirs: dict[str, Any] = {}
     if arguments.peer:
-        options = ["--device", arguments.device, "--layers", str(arguments.layers), "--rounds", str(arguments.rounds)]
+        options = [f"--{name}={value}" for name, value in (shape | {"rounds": arguments.rounds}).items()]
         command = [arguments.peer, __file__, "--json", *options, "--dtypes", *arguments.dtypes]
-        theirs = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+        theirs = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout.splitlines()[-1])
     name = torch.cuda.get_device_name() if arguments.device.startswith("cuda") else arguments.device
-    print(f"{name}, torch {torch.__version__}, Python {sys.version.split()[0]}\n")
-    print("| precision | this | 1.1.0 | ratio |\n|---|---|---|---|")
-    for dtype, seconds in found.items():
+    print(
+        f"{name}, torch {torch.__version__}, Python {sys.version.split()[0]}, {arguments.layers} × {arguments.width}, "
+        f"medians of {arguments.rounds}\n"
+    )
+    print("| precision | this | TFLOP/s | batch | peak memory | 1.1.0 | ratio | difference from 1.1.0 | from float32 |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for dtype, found in mine.items():
         other = theirs.get(dtype)
-        compared = f"{other:.1f} s | {other / seconds:.1f} ×" if other else "– | –"
-        print(f"| {dtype} | {seconds:.2f} s | {compared} |")
+        compared = f"{other['seconds']:.2f} s | {other['seconds'] / found['seconds']:.1f} ×" if other else "– | –"
+        peak = "–" if found["peak"] is None else f"{found['peak']:.1f} GiB"
+        rate = found["operations"] / found["seconds"] / 1e12
+        print(
+            f"| {dtype} ({found['sweep']}) | {found['seconds']:.2f} s | {rate:.1f} | {found['batch']} | {peak} | "
+            f"{compared} | {largest_difference(found, other)} | {largest_difference(found, mine.get('float32'))} |"
+        )
 
 
 if __name__ == "__main__":

@@ -79,7 +79,9 @@ def additive_contributions(candidates: list[Call], whole: Call) -> list[Call]:
     """The fewest, shallowest outputs that sum, times positive factors, to what the block adds; empty if none do.
 
     All candidates are fitted to the sum at once; then those that the fit does not need are left out, the deepest first.
-    Blocks that scale the residual are fitted with a factor for it, those that start a new one without it.
+    In half precisions the fit allows for rounding, and a small contribution can be as small as that: there only those
+    are left out without which the fit is as good as with all. Blocks that scale the residual are fitted with a factor
+    for it, those that start a new one without it.
     """
     if whole.source is None or not candidates:
         return []
@@ -107,11 +109,13 @@ def additive_contributions(candidates: list[Call], whole: Call) -> list[Call]:
 
         always = list(range(len(candidates), len(candidates) + len(residual)))
         chosen = list(range(len(candidates)))
-        if fit(chosen + always)[0] > limit:
+        best = fit(chosen + always)[0]
+        if best > limit:
             continue
+        needless = min(limit, max(1e-4 * size, 1.2 * best))
         for index in reversed(range(len(candidates))):
             without = [other for other in chosen if other != index]
-            if without and fit(without + always)[0] <= limit:
+            if without and fit(without + always)[0] <= needless:
                 chosen = without
         factors = fit(chosen + always)[1] / scales[chosen + always]
         if bool((factors > 1e-3).all()):

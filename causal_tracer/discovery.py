@@ -15,7 +15,8 @@ modules then have to behave as they are called. `causal_tracer/contributions.py`
 from __future__ import annotations
 
 import itertools
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -43,18 +44,36 @@ def discover_sites(model: Any) -> tuple[str, SiteNames]:
     ids = probe_ids(model)
     blocks = _find_blocks(model, ids)
     width = _embedding_width(model, names[embedding], ids)
-    by_signature: dict[tuple[str, ...], tuple[tuple[str, ...], tuple[str, ...]]] = {}
+    alike: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for block_name in blocks:
+        inside = model.get_submodule(block_name).named_modules()
+        alike[tuple(f"{name}:{type(module).__name__}" for name, module in inside)].append(block_name)
+    found = {name: result for same in alike.values() for name, result in _contributions(model, same, ids, width)}
     sites: dict[LayerKind, list[tuple[str, ...]]] = {"hidden": [], "mlp": [], "attention": []}
     for block_name in blocks:
-        block = model.get_submodule(block_name)
-        signature = tuple(f"{name}:{type(module).__name__}" for name, module in block.named_modules())
-        if signature not in by_signature:
-            by_signature[signature] = find_contributions(model, block_name, ids, width)
-        attention, mlp = by_signature[signature]
+        attention, mlp = found[block_name]
         sites["hidden"].append((block_name,))
         sites["attention"].append(tuple(f"{block_name}.{name}" for name in attention))
         sites["mlp"].append(tuple(f"{block_name}.{name}" for name in mlp))
     return names[embedding], {kind: tuple(layers) for kind, layers in sites.items()}
+
+
+_Contributions = tuple[tuple[str, ...], tuple[str, ...]]
+
+
+def _contributions(model: nn.Module, same: list[str], ids: Tensor, width: int) -> Iterator[tuple[str, _Contributions]]:
+    """Attention and MLP, relative to the block, of blocks that are made alike: what the first of them shows.
+
+    Where it shows a single module, the other one may only be too small to be seen there: two more are looked at.
+    """
+    best = find_contributions(model, same[0], ids, width)
+    if len(best[0]) + len(best[1]) == 1:
+        for block_name in dict.fromkeys((same[len(same) // 2], same[-1])):
+            if block_name != same[0]:
+                other = find_contributions(model, block_name, ids, width)
+                best = max(best, other, key=lambda found: len(found[0]) + len(found[1]))
+    for block_name in same:
+        yield block_name, best
 
 
 def _embedding_width(model: nn.Module, name: str, ids: Tensor) -> int:

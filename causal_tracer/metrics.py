@@ -50,7 +50,7 @@ def largest_and_log_total(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def log_probabilities(logits: Tensor, token_ids: tuple[int, ...]) -> Tensor:
-    """log P of a token at each position read, from logits [rows, reads, vocabulary]: [rows, reads]."""
+    """The log of a token's probability at each position read, from logits [rows, reads, vocabulary]: [rows, reads]."""
     reads = torch.arange(len(token_ids), device=logits.device)
     largest, log_total = largest_and_log_total(logits)
     return logits[:, reads, torch.tensor(token_ids, device=logits.device)] - largest - log_total

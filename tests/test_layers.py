@@ -402,3 +402,34 @@ def test_threads_that_share_a_model_get_the_numbers_of_one_alone(name: str) -> N
     for number, flow in enumerate(alone):
         assert torch.equal(together[number].sample_scores, flow.sample_scores)
         assert (together[number].low_score, together[number].high_score) == (flow.low_score, flow.high_score)
+
+
+# Contributions that are small -----------------------------------------------------------------------------------------
+
+
+def with_small_attention(name: str, blocks: tuple[int, ...], share: float) -> Any:
+    """A model in which the attention of some blocks adds about this share of what the block adds."""
+    model = build_tiny_model(name)
+    family = FAMILIES[name]
+    for layer in blocks:
+        attention = model.get_submodule(family.site_names("attention")[layer])
+        projection = attention.o_proj if hasattr(attention, "o_proj") else attention.c_proj
+        with torch.no_grad():
+            for parameter in projection.parameters():
+                parameter.mul_(share)
+    return model
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral"])
+def test_an_attention_that_adds_little_is_not_taken_for_rounding(name: str, dtype: torch.dtype) -> None:
+    """Left out, it would not be held still, and the MLP behind it would seem to mix tokens and be called attention."""
+    model = with_small_attention(name, (0, 1, 2), 0.02)
+    check_names_are_the_pinned_ones(trace_model(model.to(dtype)), name)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_an_attention_that_adds_nothing_in_the_first_block_is_found_in_another(name: str, dtype: torch.dtype) -> None:
+    model = with_small_attention(name, (0,), 1e-6)
+    check_names_are_the_pinned_ones(trace_model(model.to(dtype)), name)

@@ -167,6 +167,7 @@ class TestFields:
             answer="France",
             corruption="uniform",
             subject_tokens_only=True,
+            chat=True,
             window=None if kind == "all" else 5,
             windows=(2, 5, 7) if kind == "all" else (),
         )

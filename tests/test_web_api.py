@@ -29,7 +29,7 @@ from causal_tracer.web.asking import CORRUPTION_CHOICES, TraceInput
 from causal_tracer.web.health import health_route
 from causal_tracer.web.service import TraceService
 from tests.tiny_models import PROMPT, SUBJECT, build_tiny_model, tiny_tokenizer
-from tests.web_tiny import NOISE, load_tiny, tiny_service
+from tests.web_tiny import NOISE, load_tiny, load_tiny_chat, tiny_service
 
 gradio_client = pytest.importorskip("gradio_client")
 
@@ -205,7 +205,7 @@ def test_a_client_that_goes_away_frees_the_model():
     service.start_loading()
     assert loaded.wait(300)
     with running_app(service) as address:
-        rest = [None, None, 1, False, 0, None, "", "", None, "last", "gaussian", None]
+        rest = [None, None, 1, False, 0, None, "", "", None, "last", "gaussian", None, False]
         asked = {"data": [PROMPT, SUBJECT, "hidden", 30, *rest]}
         start = httpx.post(f"{address}gradio_api/call/trace", json=asked)
         event = start.json()["event_id"]
@@ -245,6 +245,24 @@ def test_inspect_prompt(client):
     assert found["problems"] == []
     problems = client.predict(PROMPT, "Eiffel Tower", api_name="/inspect_prompt")["problems"]
     assert problems[0]["field"] == "subject"
+
+
+def test_a_chat_message():
+    service = tiny_service(load_tiny_chat)
+    service.start_loading()
+    assert service._slots["tiny"].wait(300)
+    with running_app(service) as address:
+        client = gradio_client.Client(address, verbose=False)
+        result = client.predict(f"Where is the {SUBJECT}?", SUBJECT, samples=1, chat=True, api_name="/trace")
+        (_, of_map) = client.predict(
+            f"Where is the {SUBJECT}?", SUBJECT, samples=1, chat=True, api_name="/trace_hidden"
+        )
+        found = client.predict(f"Where is the {SUBJECT}?", chat=True, api_name="/inspect_prompt")
+        assert client.predict(api_name="/status")["chat"] is True
+        client.close()
+    assert result["prompt"].endswith(f"Where is the {SUBJECT}?[end]\n[assistant]\n")
+    assert result["scores"] == of_map["scores"]
+    assert found["answers"][0]["token_id"] == result["answer_id"]
 
 
 def test_models_status_and_health(client, address):
@@ -320,6 +338,7 @@ def test_mcp_offers_the_json_endpoints_only():
         ({"prompt": f"{PROMPT} " * 4}, "40 (CAUSAL_TRACER_MAX_PROMPT_TOKENS)"),
         ({"end_layer": 99}, "names no layers"),
         ({"model": "gpt9"}, "none of this app's models"),
+        ({"chat": True}, "has no chat template"),
         ({"answer": "a", "answer_id": 1}, "are both given"),
         ({"answer_id": 10**6}, "not in the vocabulary"),
         ({"occurrence": "second"}, "occurrence='second' is not known"),

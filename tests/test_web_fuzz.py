@@ -64,6 +64,7 @@ sensible: dict[str, st.SearchStrategy[Any]] = {
     "occurrence": st.sampled_from(["first", "last"]),
     "corruption": st.sampled_from(CORRUPTION_CHOICES),
     "batch_size": st.none() | st.integers(1, 64),
+    "chat": st.booleans(),
     "windows": st.just(()) | st.tuples(*[st.none() | st.integers(1, 4)] * 3),
 }
 
@@ -240,7 +241,7 @@ class TestOverHttp:
         import httpx
 
         values = [getattr(asked, name) for name in sensible if name != "windows"]
-        order = {"status": ["model"], "inspect_prompt": ["prompt", "subject", "model", "answer", "occurrence"]}
+        order = {"status": ["model"], "inspect_prompt": ["prompt", "subject", "model", "answer", "occurrence", "chat"]}
         if endpoint in order:
             values = [getattr(asked, name) for name in order[endpoint]]
         if endpoint == "trace":

@@ -14,13 +14,22 @@ from causal_tracer.errors import EmbeddedModelError, SettingsError, SubjectError
 from causal_tracer.web.asking import TraceInput
 from causal_tracer.web.cell_details import cell_details
 from causal_tracer.web.inspection import Inspection, map_warnings, subject_of_tokens
+from tests.test_chat import TRIMMED
 from tests.tiny_models import PROMPT, SUBJECT
-from tests.web_tiny import ASKED, NOISE, flow_of, last, load_tiny, tiny_flow, tiny_service
+from tests.web_tiny import ASKED, NOISE, flow_of, last, load_tiny, load_tiny_chat, tiny_flow, tiny_service
 
 
 @pytest.fixture(scope="module")
 def service():
     service = tiny_service(max_prompt_tokens=40)
+    service.start_loading()
+    assert service._slots["tiny"].wait(300)
+    return service
+
+
+@pytest.fixture(scope="module")
+def chat_service():
+    service = tiny_service(load_tiny_chat, max_prompt_tokens=60)
     service.start_loading()
     assert service._slots["tiny"].wait(300)
     return service
@@ -148,6 +157,68 @@ class TestInspection:
             pass
         assert service.inspect(ASKED).answers
         run.close()
+
+
+class TestChatMessages:
+    MESSAGE = f"The {SUBJECT} and the user of {SUBJECT}: where?"
+
+    def test_tokens_are_the_template_s_and_only_the_message_can_be_marked(self, chat_service):
+        # Templates may trim it: the characters are those of what was typed.
+        typed = f"  {self.MESSAGE} \n"
+        found = chat_service.inspect(TraceInput(typed, SUBJECT, chat=True))
+        tokens = (
+            chat_service._slots["tiny"]
+            .loaded()
+            .tracer.tokenizer.apply_chat_template(
+                [{"role": "user", "content": typed}], add_generation_prompt=True, return_dict=True
+            )["input_ids"]
+        )
+        assert len(found.tokens) == len(tokens)
+        covered = [typed[token.start : token.end] for token in found.tokens]
+        assert "".join(covered).replace(" ", "") == typed.replace(" ", "")
+        start, end = found.subject_range
+        assert subject_of_tokens(found, typed, start, end - 1) == (SUBJECT, "last")
+        assert covered[0] == covered[-1] == ""
+        assert found.problems == ()
+
+    def test_a_trimmed_message_s_tokens_are_at_their_characters(self):
+        service = tiny_service(lambda *given: load_tiny_chat(*given, template=TRIMMED))
+        service.start_loading()
+        assert service._slots["tiny"].wait(300)
+        typed = f" \n {self.MESSAGE}  "
+        found = service.inspect(TraceInput(typed, SUBJECT, occurrence="first", chat=True))
+        start, end = found.subject_range
+        assert subject_of_tokens(found, typed, start, end - 1) == (SUBJECT, "first")
+        assert "".join(typed[token.start : token.end] for token in found.tokens).replace(" ", "") == (
+            self.MESSAGE.replace(" ", "")
+        )
+
+    def test_the_subject_is_found_in_the_message_only(self, chat_service):
+        found = chat_service.inspect(TraceInput(self.MESSAGE, "user", chat=True))
+        start, end = found.subject_range
+        assert subject_of_tokens(found, self.MESSAGE, start, end - 1)[0] == "user"
+        said = problems(chat_service.inspect(TraceInput(self.MESSAGE, "assistant", chat=True)))["subject"]
+        assert "in no message" in said
+        assert chat_service.inspect(TraceInput(self.MESSAGE, "assistant", chat=True)).tokens
+
+    def test_the_answer_is_the_trace_s(self, chat_service):
+        asked = TraceInput(self.MESSAGE, SUBJECT, samples=1, chat=True)
+        found, flow = chat_service.inspect(asked), flow_of(chat_service, asked)
+        assert found.answer.token_id == flow.answer_id
+        assert found.answer.probability == pytest.approx(flow.high_score, rel=1e-6)
+        assert chat_service.inspect(replace(asked, chat=False)).answer.probability != found.answer.probability
+
+    def test_a_model_without_a_template_says_so(self, service):
+        assert "has no chat template" in problems(service.inspect(replace(ASKED, chat=True)))["prompt"]
+        with pytest.raises(SettingsError, match="has no chat template"):
+            flow_of(service, replace(ASKED, chat=True))
+
+    @pytest.mark.parametrize(
+        ("changes", "field", "words"),
+        [({"prompt": " "}, "prompt", "The prompt is empty"), ({"chat": "yes"}, "settings", "chat is 'yes'")],
+    )
+    def test_what_cannot_work_is_said(self, chat_service, changes, field, words):
+        assert words in problems(chat_service.inspect(replace(ASKED, **{"chat": True, **changes})))[field]
 
 
 class TestSubjectOfTokens:

@@ -14,6 +14,7 @@ from causal_tracer.errors import SettingsError
 from causal_tracer.web.asking import TraceInput
 from causal_tracer.web.links import input_of, page_url, parse_link, share_link
 from causal_tracer.web.registry import load_tracer
+from tests.test_chat import PLAIN
 from tests.tiny_models import PROMPT, SUBJECT
 from tests.web_tiny import ASKED, NOISE, flow_of, last, save_tiny, tiny_flow, tiny_service
 
@@ -46,6 +47,7 @@ class TestLinks:
             {"noise": 1e15},
             {"subject_tokens_only": True, "start_layer": 3, "end_layer": 9},
             {"model": "owner/name", "answer": " Seattle", "occurrence": "first"},
+            {"chat": True},
             {"answer": 16343, "corruption": "uniform replacing", "batch_size": 8},
         ],
     )
@@ -74,6 +76,7 @@ class TestLinks:
             ({"windows": "1,2"}, "windows"),
             ({"windows": "1,a,2"}, "windows"),
             ({"subject_tokens_only": "perhaps"}, "subject_tokens_only"),
+            ({"chat": "yes"}, "chat"),
             ({"occurrence": "second"}, "occurrence"),
             ({"corruption": "<img>"}, "corruption"),
             ({"revision": "a b"}, "revision"),
@@ -207,6 +210,19 @@ class TestPythonLines:
             assert flow.settings.noise == expected.settings.noise
             assert flow.answer == expected.answer
         assert capsys.readouterr().out
+
+    def test_of_a_chat_message_run_and_give_the_numbers_of_the_app(self, tmp_path, monkeypatch):
+        folder = save_tiny(tmp_path / "model")
+        (folder / "chat_template.jinja").write_text(PLAIN, encoding="utf-8")
+        service = tiny_service(load_tracer, models=(str(folder),))
+        asked = replace(ASKED, prompt=f'Isn\'t "it" the {SUBJECT}?\n', chat=True)
+        flow = flow_of(service, asked)
+        drawn = []
+        monkeypatch.setattr(causal_tracer, "plot_hidden_flow_heatmap", drawn.append, raising=False)
+        monkeypatch.chdir(tmp_path)
+        exec(compile(service.python_lines(asked), "lines", "exec"), {})
+        assert drawn[0].prompt == flow.prompt
+        torch.testing.assert_close(drawn[0].scores, flow.scores, atol=1e-6, rtol=0)
 
     def test_name_the_commit_of_a_hub_model(self):
         service = tiny_service()

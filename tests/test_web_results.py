@@ -55,6 +55,7 @@ class TestKeys:
         changes = [
             {"prompt": OTHER_PROMPT},
             {"subject": "Space"},
+            {"chat": True},
             {"subject": ""},
             {"kind": "mlp"},
             {"samples": 4},

@@ -12,6 +12,7 @@ from causal_tracer.web.asking import TraceInput
 from causal_tracer.web.registry import LoadedTracer, Report
 from causal_tracer.web.service import RunUpdate, TraceService
 from causal_tracer.web.settings import ServiceSettings
+from tests.test_chat import PLAIN, with_template
 from tests.tiny_models import PROMPT, SUBJECT, build_tiny_model, tiny_tokenizer
 
 NOISE = 0.5
@@ -23,6 +24,13 @@ def load_tiny(_source: str, report: Report) -> LoadedTracer:
     report("making it", 0.5)
     tracer = CausalTracer(build_tiny_model("gpt2"), tiny_tokenizer(), noise=NOISE, model_id="tiny", revision="r1")
     return LoadedTracer(tracer, "Tiny <GPT-2>", "MIT")
+
+
+def load_tiny_chat(_source: str, _report: Report, template: str = PLAIN) -> LoadedTracer:
+    """The same with a chat template."""
+    tokenizer = with_template(template)
+    tracer = CausalTracer(build_tiny_model("gpt2"), tokenizer, noise=NOISE, model_id="tiny", revision="r1")
+    return LoadedTracer(tracer, "Tiny chat", "MIT")
 
 
 def tiny_service(load: Any = load_tiny, **settings: Any) -> TraceService:

@@ -56,6 +56,8 @@ _ARGUMENTS: dict[str, str] = {
     "occurrence": 'Which one is meant where the subject occurs more than once: "first" or "last".',
     "corruption": "What is done to the subject's embeddings.",
     "batch_size": "Rows that go through the model together; null takes the app's.",
+    "chat": "The prompt is a user's message, written by the model's chat template (/models says which have one); the "
+    "answer is the start of the assistant's.",
 }
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -87,11 +89,22 @@ class Endpoints:
         subject_tokens_only: bool = False,
         model: str = "",
         answer: str = "",
+        chat: bool = False,
         request: gr.Request | None = None,
     ) -> tuple[Json, Json]:
         """Trace hidden states: a Plotly figure as JSON, and the result as JSON, as /trace gives it."""
         asked = TraceInput(
-            prompt, subject, "hidden", samples, window, noise, seed, subject_tokens_only, model=model, answer=answer
+            prompt,
+            subject,
+            "hidden",
+            samples,
+            window,
+            noise,
+            seed,
+            subject_tokens_only,
+            model=model,
+            answer=answer,
+            chat=chat,
         )
         yield from self._map(asked, request)
 
@@ -107,11 +120,22 @@ class Endpoints:
         subject_tokens_only: bool = False,
         model: str = "",
         answer: str = "",
+        chat: bool = False,
         request: gr.Request | None = None,
     ) -> tuple[Json, Json]:
         """Trace MLP outputs: a Plotly figure as JSON, and the result as JSON, as /trace gives it."""
         asked = TraceInput(
-            prompt, subject, "mlp", samples, window, noise, seed, subject_tokens_only, model=model, answer=answer
+            prompt,
+            subject,
+            "mlp",
+            samples,
+            window,
+            noise,
+            seed,
+            subject_tokens_only,
+            model=model,
+            answer=answer,
+            chat=chat,
         )
         yield from self._map(asked, request)
 
@@ -127,11 +151,22 @@ class Endpoints:
         subject_tokens_only: bool = False,
         model: str = "",
         answer: str = "",
+        chat: bool = False,
         request: gr.Request | None = None,
     ) -> tuple[Json, Json]:
         """Trace attention outputs: a Plotly figure as JSON, and the result as JSON, as /trace gives it."""
         asked = TraceInput(
-            prompt, subject, "attention", samples, window, noise, seed, subject_tokens_only, model=model, answer=answer
+            prompt,
+            subject,
+            "attention",
+            samples,
+            window,
+            noise,
+            seed,
+            subject_tokens_only,
+            model=model,
+            answer=answer,
+            chat=chat,
         )
         yield from self._map(asked, request)
 
@@ -154,6 +189,7 @@ class Endpoints:
         occurrence: Occurrence = "last",
         corruption: Corruption = "gaussian",
         batch_size: int | None = None,
+        chat: bool = False,
         request: gr.Request | None = None,
     ) -> Json:
         """Trace one prompt: the result as JSON, as `HiddenFlow.from_dict` reads it; null for cells not computed.
@@ -180,6 +216,7 @@ class Endpoints:
             occurrence=occurrence,
             corruption=corruption,
             batch_size=batch_size,
+            chat=chat,
         )
         for update in self._updates(asked, request):
             yield {**_results(update, alone=kind != "all"), "progress": _progress(update)}
@@ -192,10 +229,11 @@ class Endpoints:
         model: str = "",
         answer: str = "",
         occurrence: Occurrence = "last",
+        chat: bool = False,
         request: gr.Request | None = None,
     ) -> Json:
         """Look at a prompt before tracing it: tokens with character spans, the subject's span, answers, problems."""
-        asked = TraceInput(prompt, subject, model=model, answer=answer, occurrence=occurrence)
+        asked = TraceInput(prompt, subject, model=model, answer=answer, occurrence=occurrence, chat=chat)
         with _for_clients():
             return asdict(self.service.inspect(asked, client_of(request, self.service.settings)))
 

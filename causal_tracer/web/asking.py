@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast, get_args
 
+from causal_tracer.chat import ChatText
 from causal_tracer.corruption import CORRUPTIONS
 from causal_tracer.errors import PromptError, SettingsError
 from causal_tracer.layers import KINDS, LayerKind
@@ -60,6 +61,8 @@ class TraceInput:
         batch_size: Rows that go through the model together; None takes the app's.
         windows: Where all kinds are asked for, the window of hidden states, MLP and attention; empty, or None in a
             place, takes the kind's.
+        chat: The prompt is a user's message, written by the model's chat template; the answer is the start of the
+            assistant's.
     """
 
     prompt: str
@@ -78,6 +81,7 @@ class TraceInput:
     corruption: str = "gaussian"
     batch_size: float | None = None
     windows: tuple[float | None, ...] = ()
+    chat: bool = False
 
 
 @dataclass(frozen=True)
@@ -114,11 +118,14 @@ def check_input(asked: TraceInput, settings: ServiceSettings) -> CheckedInput:
         raise SettingsError(
             f"samples={samples} is over this app's limit of {limit('max_samples', settings.max_samples)}. Give fewer."
         )
-    if not isinstance(asked.subject_tokens_only, bool):
-        raise SettingsError(f"subject_tokens_only is {shown(asked.subject_tokens_only)}. Give true or false.")
+    for name in ("subject_tokens_only", "chat"):
+        if not isinstance(getattr(asked, name), bool):
+            raise SettingsError(f"{name} is {shown(getattr(asked, name))}. Give true or false.")
+    if asked.chat and not prompt.strip():
+        raise PromptError("The prompt is empty. Give the user's message.")
     answer = asked.answer
     request = TraceRequest(
-        text=prompt,
+        text=ChatText.from_user(prompt) if asked.chat else prompt,
         subject=_text("subject", asked.subject or "").strip() or None,
         kind=kinds[0],
         samples=samples,

@@ -46,6 +46,7 @@ FIELD_NAMES: tuple[str, ...] = (
     "end_layer",
     "batch_size",
     "subject_tokens_only",
+    "chat",
     *(f"window_{kind}" for kind in KINDS),
 )
 

@@ -55,12 +55,12 @@ class MapRun:
             yield TabView(message=message).outputs(self.maps)
             updates = self.service.trace(asked, client_of(request, self.service.settings))
             for update in thinned(updates, REDRAW_SECONDS):
-                yield self._view(update, write_top_tokens, request).outputs(self.maps)
+                yield self._view(asked, update, write_top_tokens, request).outputs(self.maps)
         except CausalTracerError as error:
             status = status_html("Nothing was computed: see the message above.", state="ct-failed")
             yield TabView(message=message_html(str(error)), status=status, running=False).outputs(self.maps)
 
-    def _view(self, update: RunUpdate, write_top_tokens: bool, request: gr.Request) -> TabView:
+    def _view(self, asked: TraceInput, update: RunUpdate, write_top_tokens: bool, request: gr.Request) -> TabView:
         status = status_html(progress_words(update))
         if not update.flows:
             return TabView(status=status)
@@ -70,18 +70,22 @@ class MapRun:
             update.flows,
             status=status,
             origin="being computed" if filling else KEPT if update.cached else COMPUTED,
-            link=None if filling else result_link(self.service, update.flows, request),
+            link=None if filling else result_link(self.service, asked, update.flows, request),
             filling=filling,
             write_top_tokens=write_top_tokens and not filling,
         )
 
 
-def result_link(service: TraceService, flows: Flows, request: gr.Request) -> str:
+def result_link(service: TraceService, asked: TraceInput, flows: Flows, request: gr.Request) -> str:
     """The link that reproduces a result, or why there is none."""
     # The address of the page, not of the request that Gradio makes behind it.
     page = page_url(request.headers.get("referer") or f"http://{request.headers.get('host', '')}/")
     try:
-        return service.link(input_of_all(flows), page)
+        found = input_of_all(flows)
+        if asked.chat:
+            # The maps have what the chat template made of the message.
+            found = replace(found, prompt=asked.prompt, occurrence=asked.occurrence, chat=True)
+        return service.link(found, page)
     except CausalTracerError as error:
         return str(error)
 
@@ -158,6 +162,11 @@ def model_line(service: TraceService, model: str) -> tuple[str, str, gr.Timer]:
     line = status_html(model_words(status), state=f"ct-{status.state}")
     noise = "" if status.noise is None else f"Automatic for this model: <b>{status.noise:.4g}</b>."
     return line, f'<p class="ct-hint">{noise}</p>', gr.Timer(active=not status.settled)
+
+
+def chat_box(service: TraceService, model: str, chat: bool) -> gr.Checkbox:
+    """The box can be ticked where the model has a chat template, and unticked always."""
+    return gr.Checkbox(interactive=chat or service.status(model).chat)
 
 
 def named(tab: str) -> str:

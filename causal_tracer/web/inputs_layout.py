@@ -121,7 +121,15 @@ def _main_fields(service: TraceService) -> tuple[dict[str, Any], gr.HTML]:
             min_width=160,
             elem_id="ct-answer",
         )
-    return {"model": model, "prompt": prompt, "subject": subject, "answer": answer}, line
+    chat = gr.Checkbox(
+        False,
+        label="Chat message",
+        info="The prompt is what the user says, the answer how the model's reply begins. For models with a chat "
+        "template.",
+        interactive=statuses[0].chat,
+        elem_id="ct-chat",
+    )
+    return {"model": model, "prompt": prompt, "subject": subject, "answer": answer, "chat": chat}, line
 
 
 def _model_label(title: str, size: str) -> str:
@@ -200,6 +208,15 @@ def _wire_model(service: TraceService, demo: gr.Blocks, inputs: Inputs, noise_le
         partial(handlers.model_line, service),
         inputs=[model],
         outputs=[inputs.line, noise_level, timer],
+        **AT_ONCE,
+    )
+    chat = inputs.field("chat")
+    gr.on(
+        [inputs.line.change, chat.change],
+        partial(handlers.chat_box, service),
+        inputs=[model, chat],
+        outputs=[chat],
+        trigger_mode="always_last",
         **AT_ONCE,
     )
 

@@ -9,10 +9,11 @@ from typing import Literal
 import torch
 
 from causal_tracer.answers import answer_ids
+from causal_tracer.chat import ChatText, written
 from causal_tracer.errors import CausalTracerError, PromptError, SettingsError, SubjectError
 from causal_tracer.experiment import TracingContext, prompt_for
 from causal_tracer.prompts import Occurrence, Prompt, encode_text, guess_subject, token_text
-from causal_tracer.request import TraceRequest
+from causal_tracer.request import Text, TraceRequest
 from causal_tracer.top_tokens import TokenProbability
 from causal_tracer.web.settings import ServiceSettings, limit
 
@@ -29,8 +30,8 @@ class TokenSpan:
 
     Attributes:
         text: Its label, as the map's axis has it.
-        start: Its first character in the prompt.
-        end: One past its last; equal to `start` for tokens that stand for no text.
+        start: Its first character in what was typed: the prompt, or the user's message.
+        end: One past its last; equal to `start` for tokens that stand for none of it.
     """
 
     text: str
@@ -80,13 +81,19 @@ class Inspection:
     loading: str = ""
 
 
-def inspect_prompt(context: TracingContext, request: TraceRequest, settings: ServiceSettings) -> Inspection:
+def inspect_prompt(context: TracingContext, request: TraceRequest, typed: str, settings: ServiceSettings) -> Inspection:
     """Look at what is asked for, with one clean run at most; what somebody typed wrong is in `problems`.
+
+    Args:
+        context: The model.
+        request: What is asked for.
+        typed: The prompt, or the user's message.
+        settings: The app's limits.
 
     Raises:
         NumericsError: The clean run gave NaN or infinite logits.
     """
-    text = str(request.text)
+    text = request.text
     found = Inspection(noise=context.noise)
     subject_problem: Problem | None = None
     try:
@@ -94,13 +101,13 @@ def inspect_prompt(context: TracingContext, request: TraceRequest, settings: Ser
     except SubjectError as error:
         subject_problem = Problem("subject", str(error))
         # The prompt itself may well be looked at.
-        prompt_or_problem = _without_subject(context, text)
+        prompt_or_problem = _without_subject(context, text, typed)
         if isinstance(prompt_or_problem, Problem):
             return replace(found, problems=(prompt_or_problem,))
         prompt = prompt_or_problem
     except CausalTracerError as error:
         return replace(found, problems=(Problem("prompt", str(error)),))
-    spans = encode_text(context.tokenizer, text, prompt.special_tokens)[1]
+    spans = _typed_spans(context, text, typed, prompt)
     found = replace(
         found,
         tokens=tuple(TokenSpan(label, *span) for label, span in zip(prompt.tokens, spans, strict=True)),
@@ -183,10 +190,24 @@ def answer_warnings(high_score: float) -> tuple[str, ...]:
     )
 
 
-def _without_subject(context: TracingContext, text: str) -> Prompt | Problem:
+def _typed_spans(context: TracingContext, text: Text, typed: str, prompt: Prompt) -> Sequence[tuple[int, int]]:
+    """Where each token stands in what was typed; what the chat template adds stands nowhere in it."""
+    spans = encode_text(context.tokenizer, prompt.text, prompt.special_tokens)[1]
+    if not isinstance(text, ChatText):
+        return spans
+    start, end = written(context.tokenizer, text)[1][0]
+    # Templates trim messages; one that rewrites them leaves nothing to click on.
+    shift = typed.find(prompt.text[start:end])
+    if shift < 0:
+        return [(0, 0)] * len(spans)
+    clipped = [(min(max(first, start), end), min(max(last, start), end)) for first, last in spans]
+    return [(first - start + shift, last - start + shift) for first, last in clipped]
+
+
+def _without_subject(context: TracingContext, text: Text, typed: str) -> Prompt | Problem:
     """The prompt with all of it as its subject, where the one asked for is not there."""
     try:
-        return prompt_for(context, text, text.strip() or None)
+        return prompt_for(context, text, typed.strip() or None)
     except CausalTracerError as error:
         return Problem("prompt", str(error))
 

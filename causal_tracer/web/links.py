@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlencode, urlsplit, urlunsplit
 
+from causal_tracer.chat import ChatText
 from causal_tracer.corruption import CORRUPTIONS
 from causal_tracer.errors import SettingsError
 from causal_tracer.flow import HiddenFlow
@@ -81,8 +82,8 @@ def share_link(asked: TraceInput, page: str, *, revision: str | None = None) -> 
         fields[name] = "" if value == getattr(default, name) else _plain(value)
     if asked.kind == "all" and any(window is not None for window in asked.windows):
         fields["windows"] = ",".join("" if window is None else _plain(window) for window in asked.windows)
-    if asked.subject_tokens_only:
-        fields["subject_tokens_only"] = "1"
+    for name in ("subject_tokens_only", "chat"):
+        fields[name] = "1" if getattr(asked, name) else ""
     for name in ("occurrence", "corruption"):
         value = getattr(asked, name)
         fields[name] = "" if value == getattr(default, name) else value
@@ -114,7 +115,7 @@ def input_of(flow: HiddenFlow, model: str = "") -> TraceInput:
     """What to ask for to get a result again, as far as the app can trace it.
 
     Args:
-        flow: The result, perhaps an uploaded one.
+        flow: The result, perhaps an uploaded one; of a text, since it does not tell the messages of a conversation.
         model: The name by which the app knows the model; empty takes the result's own.
 
     Raises:
@@ -164,13 +165,19 @@ def python_lines(checked: CheckedInput, model: str, revision: str | None = None)
         loading.append(f"revision={revision!r}")
     if checked.noise is not None:
         loading.append(f"noise={checked.noise!r}")
+    text, imports = repr(request.text), []
+    if isinstance(request.text, ChatText):
+        text = f"ChatText.from_user({request.text.messages[-1]['content']!r})"
+        imports = ["from causal_tracer.chat import ChatText"]
     names = [name for name in _REQUEST_FIELDS if getattr(request, name) != getattr(TraceRequest(""), name)]
     lines = [
         "from causal_tracer import CausalTracer, MapSpec, TraceRequest, plot_hidden_flow_heatmap",
+        *imports,
         "",
         f"tracer = CausalTracer.from_pretrained({', '.join(loading)})",
         "request = TraceRequest(",
-        *(f"    {name}={getattr(request, name)!r}," for name in ("text", *names)),
+        f"    text={text},",
+        *(f"    {name}={getattr(request, name)!r}," for name in names),
         ")",
         f"maps = tracer.trace_maps(request, {{{maps}}})",
         "for flow in maps.values():",
@@ -271,6 +278,7 @@ _READERS: Mapping[str, tuple[str, Callable[[str], Any]]] = {
     "end_layer": ("end_layer", _whole),
     "batch_size": ("batch_size", _whole),
     "subject_tokens_only": ("subject_tokens_only", _yes),
+    "chat": ("chat", _yes),
     "occurrence": ("occurrence", _choice("first", "last")),
     "corruption": ("corruption", _choice(*CORRUPTION_CHOICES)),
 }

@@ -56,7 +56,7 @@ def stored_identity(source: str) -> str | None:
         found = sorted(
             (entry.name, entry.stat().st_size, entry.stat().st_mtime_ns)
             for entry in os.scandir(folder)
-            if entry.is_file() and entry.name.endswith((".json", ".safetensors", ".model", ".txt"))
+            if entry.is_file() and entry.name.endswith((".json", ".safetensors", ".model", ".txt", ".jinja"))
         )
         return f"folder {hashlib.sha256(json.dumps(found).encode()).hexdigest()}"
     return f"hub {name} {revision}" if revision and _COMMIT.fullmatch(revision) else None

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from causal_tracer.chat import has_chat_template
 from causal_tracer.embedded import find_embedded_model, is_embedded_name
 from causal_tracer.errors import CausalTracerError, ModelLoadError
 from causal_tracer.experiment import TracingContext
@@ -61,6 +62,7 @@ class ModelStatus:
         layers: Number of blocks, once it is ready.
         parameters: Number of parameters, where it is known.
         revision: Of its weights, once it is ready and where it has one.
+        chat: Whether its tokenizer has a chat template, once it is ready.
     """
 
     model: str
@@ -74,6 +76,7 @@ class ModelStatus:
     layers: int | None = None
     parameters: int | None = None
     revision: str | None = None
+    chat: bool = False
 
     @property
     def loading_words(self) -> str:
@@ -247,6 +250,7 @@ class ModelSlot:
                 layers=tracer.count_layers(),
                 parameters=parameters,
                 revision=tracer.context.revision,
+                chat=has_chat_template(tracer.context.tokenizer),
             )
         except CausalTracerError as error:
             _logger.error("The model could not be loaded: %s", error)

@@ -62,7 +62,8 @@ def result_key(identity: ModelIdentity, request: TraceRequest, spec: MapSpec, no
     """The key of one map: the model's weights, the request, the map's kind and window, and the versions at work."""
     asked = {item.name: getattr(request, item.name) for item in fields(request) if item.name not in ("kind", "window")}
     everything = {"model": identity.text, "noise": noise, "asked": asked, "map": asdict(spec), "runtime": _runtime()}
-    text = json.dumps(everything, sort_keys=True, ensure_ascii=True)
+    # A conversation is no plain value.
+    text = json.dumps(everything, sort_keys=True, ensure_ascii=True, default=asdict)
     return ResultKey(hashlib.sha256(text.encode("ascii")).hexdigest(), identity.lasting)
 
 

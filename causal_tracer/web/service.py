@@ -156,8 +156,8 @@ class TraceService:
             self._shares.charge(client, 1)
             slot.start()
             if not slot.wait(0):
-                return inspect_unloaded(str(request.text), request.subject, slot.status.loading_words)
-            return inspect_prompt(slot.loaded().tracer.context, request, self.settings)
+                return inspect_unloaded(asked.prompt, request.subject, slot.status.loading_words)
+            return inspect_prompt(slot.loaded().tracer.context, request, asked.prompt, self.settings)
         except SubjectError as error:
             return Inspection(problems=(Problem("subject", str(error)),))
         except PromptError as error:

@@ -265,35 +265,6 @@ def test_peaks_are_named_in_a_sentence(visits):
     )
 
 
-# It is a message -----------------------------------------------------------------------------------------------------
-
-
-def test_a_chat_message_is_traced_and_its_link_reproduces_it(visits, app):
-    app.let_load()
-    page = visits.open()
-    message = f"What city is the {SUBJECT} in?"
-    fill(page, message, SUBJECT)
-    page.locator("#ct-chat input").check()
-    chips = page.locator("#ct-chips [data-token]")
-    expect(page.locator("#ct-chips")).to_contain_text("assist")
-    # What the template adds cannot be marked.
-    expect(chips.last).to_be_disabled()
-    expect_subject_tokens(page, ["Space", "Needle"])
-    chips.get_by_text("city", exact=True).click()
-    expect(field(page, "subject")).to_have_value("city")
-    done(page, "hidden")
-    details = page.locator("#ct-details-hidden")
-    expect(details).to_contain_text(f"[user] {message}[end] [assistant]")
-    numbers = page.locator("#ct-numbers-hidden").inner_text()
-    page.locator("#ct-share-hidden button").first.click()
-    link = page.locator("#ct-link-hidden textarea").input_value()
-    other = visits.open(link.removeprefix(app.url))
-    expect(other.locator("#ct-chat input")).to_be_checked()
-    expect(other.locator("#ct-prompt textarea")).to_have_value(message)
-    done(other, "hidden")
-    assert other.locator("#ct-numbers-hidden").inner_text() == numbers
-
-
 # It is shared -------------------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,88 @@
+"""How far half precision is from float32: the largest difference of a score, with and without the cache shortcut.
+
+    python benchmarks/precision.py --models embedded embedded:smollm2-135m-instruct --dtypes bfloat16 float16
+
+Cells of the subject's tokens and the last one, in all layers, with the paper's windows (1, 10, 10). Each dtype runs
+with the same noise and answer as float32, three times over: the whole model anew for every cell ("full"), resumed in
+depth only, and resumed in depth and position, where the tokens before are in a cache. Differences are of probabilities,
+and of the mean over the samples; the total effect stands beside them for comparison.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import sys
+import time
+from pathlib import Path
+from unittest import mock
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT)]
+
+from causal_tracer import CausalTracer, HiddenFlow, MapSpec, TraceRequest  # noqa: E402
+from causal_tracer.errors import NumericsError  # noqa: E402
+from causal_tracer.prompts import make_prompt  # noqa: E402
+from causal_tracer.sweep.engine import Verdict  # noqa: E402
+from causal_tracer.sweep.resumed import WAYS  # noqa: E402
+
+PROMPT, SUBJECT = "The Space Needle is located in the city of", "The Space Needle"
+MAPS = {"hidden": MapSpec("hidden", 1), "mlp": MapSpec("mlp", 10), "attention": MapSpec("attention", 10)}
+VERDICTS = {way.name: Verdict(way, ()) for way in WAYS if way.name != "resumed, all rows"} | {"full": Verdict(None, ())}
+
+
+def maps_of(tracer: CausalTracer, way: str, samples: int, answer_id: int | None) -> dict[str, HiddenFlow]:
+    """The maps, computed in the way asked for whatever the check of the model says."""
+    prompt = make_prompt(tracer.tokenizer, PROMPT, SUBJECT)
+    positions = (*range(*prompt.subject_range), len(prompt) - 1)
+    request = TraceRequest(PROMPT, SUBJECT, samples=samples, answer_id=answer_id, positions=positions)
+    with mock.patch("causal_tracer.trace.choose_engine", return_value=VERDICTS[way]):
+        return tracer.trace_maps(request, MAPS)
+
+
+def difference(found: HiddenFlow, expected: HiddenFlow) -> float:
+    """Largest |difference| of the scores that both have."""
+    return float((found.scores - expected.scores).nan_to_num().abs().max())
+
+
+def main() -> None:
+    """Measure and print a table in Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="*", default=["embedded", "embedded:smollm2-135m-instruct"])
+    parser.add_argument("--dtypes", nargs="*", default=["bfloat16", "float16"])
+    parser.add_argument("--sweeps", nargs="*", default=list(VERDICTS), choices=list(VERDICTS))
+    parser.add_argument("--noise", type=float, help="by default three standard deviations of the embedding")
+    parser.add_argument("--samples", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    print(f"{arguments.samples} samples, {arguments.threads} thread(s), torch {torch.__version__}\n")
+    print("| model | dtype | sweep | hidden | mlp, 10 | attention, 10 | clean | corrupted | total effect | seconds |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    for model in arguments.models:
+        tracer = CausalTracer.from_pretrained(model, dtype="float32", device="cpu", noise=arguments.noise)
+        exact = maps_of(tracer, "full", arguments.samples, None)
+        noise, answer_id = tracer.noise, exact["hidden"].answer_id
+        for dtype in ("float32", *arguments.dtypes):
+            del tracer
+            gc.collect()
+            tracer = CausalTracer.from_pretrained(model, dtype=dtype, device="cpu", noise=noise)
+            for way in arguments.sweeps:
+                begun = time.perf_counter()
+                try:
+                    flows = maps_of(tracer, way, arguments.samples, answer_id)
+                except NumericsError as error:
+                    print(f"| {model} | {dtype} | {way} | {str(error).split('. ')[0]} | | | | | | |", flush=True)
+                    continue
+                seconds = time.perf_counter() - begun
+                apart = " | ".join(f"{difference(flows[name], exact[name]):.1e}" for name in MAPS)
+                flow, right = flows["hidden"], exact["hidden"]
+                ends = f"{abs(flow.high_score - right.high_score):.1e} | {abs(flow.low_score - right.low_score):.1e}"
+                effect = right.high_score - right.low_score
+                print(f"| {model} | {dtype} | {way} | {apart} | {ends} | {effect:.3f} | {seconds:.0f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
