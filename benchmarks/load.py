@@ -39,12 +39,12 @@ KNOWN: tuple[dict[str, Any], ...] = tuple(
 )
 NAMES = (
     "prompt subject kind samples window noise seed subject_tokens_only start_layer end_layer model answer answer_id "
-    "occurrence corruption batch_size"
+    "occurrence corruption batch_size chat"
 ).split()
 DEFAULTS: dict[str, Any] = {
     "kind": "hidden", "samples": 1, "window": None, "noise": None, "seed": 1, "subject_tokens_only": False,
     "start_layer": 0, "end_layer": None, "model": "", "answer": "", "answer_id": None, "occurrence": "last",
-    "corruption": "gaussian", "batch_size": None,
+    "corruption": "gaussian", "batch_size": None, "chat": False,
 }  # fmt: skip
 NONSENSE: tuple[tuple[dict[str, Any], str], ...] = (
     ({"prompt": ""}, "The prompt is empty"),
@@ -172,7 +172,7 @@ async def left(http: httpx.AsyncClient, draw: random.Random, _expected: Sequence
 
 async def look(http: httpx.AsyncClient, _draw: random.Random, expected: Sequence[Any], report: Report) -> None:
     """Look at the prompt, and at the app's health."""
-    data = [PROMPT, SUBJECT, "", "", "last"]
+    data = [PROMPT, SUBJECT, "", "", "last", False]
     found = (await ask_endpoint(http, "inspect_prompt", data))[1][0]
     if found["answer"]["token_id"] != expected[0]["answer_id"]:
         report.wrong.append(f"look: {found['answer']}")

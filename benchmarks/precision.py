@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import math
 import sys
 import time
 from pathlib import Path
@@ -43,7 +44,9 @@ def maps_of(tracer: CausalTracer, way: str, samples: int, answer_id: int | None)
 
 
 def difference(found: HiddenFlow, expected: HiddenFlow) -> float:
-    """Largest |difference| of the scores that both have."""
+    """Largest |difference| of the scores; infinite where one map has cells that the other lacks."""
+    if not torch.equal(found.scores.isnan(), expected.scores.isnan()):
+        return math.inf
     return float((found.scores - expected.scores).nan_to_num().abs().max())
 
 
