@@ -4,7 +4,7 @@
     python examples/trace_client.py http://127.0.0.1:7860 "The Space Needle is located in the city of"
 
 Prints how far the run is, then the numbers and the peaks; --save keeps the result for `HiddenFlow.load`. Needs
-gradio_client, and causal_tracer to read the result.
+gradio_client, and causal_tracer to read the result (`pip install -e .` in a clone).
 """
 
 from __future__ import annotations

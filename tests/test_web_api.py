@@ -288,9 +288,12 @@ def test_health_is_503_when_nothing_can_be_served():
 
 
 def test_the_example_client_runs(address):
-    script = Path(__file__).parent.parent / "examples" / "trace_client.py"
+    root = Path(__file__).parent.parent
+    script = root / "examples" / "trace_client.py"
     command = [sys.executable, str(script), address, PROMPT, "--subject", SUBJECT, "--samples", "2"]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    # The package need not be installed for the tests.
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True, env=environment)
     assert "Total effect" in ended.stdout
     assert "layer" in ended.stdout
 

@@ -59,6 +59,20 @@ class TestLine:
         with pytest.raises(BusyError, match=r"2 requests are waiting already.*2 \(CAUSAL_TRACER_MAX_QUEUE\)"):
             line.join()
 
+    def test_a_full_line_leaves_room_for_what_needs_no_model(self):
+        service = tiny_service(max_queue=1)
+        known = last(service.trace(ASKED))
+        runs = [service.trace(replace(ASKED, samples=9, seed=seed)) for seed in (2, 3)]
+        while next(runs[0]).done == 0:
+            pass
+        assert next(runs[1]).position == 1
+        with pytest.raises(BusyError, match="1 requests are waiting"):
+            next(service.trace(replace(ASKED, seed=4)))
+        assert next(service.trace(ASKED)).flow.to_dict() == known.flow.to_dict()
+        assert service.settings.workers > len(service._slots["tiny"].line)
+        for run in runs:
+            run.close()
+
     def test_leaving_twice_does_no_harm(self):
         line = Line(2)
         ticket = line.join()

@@ -16,6 +16,7 @@ REFERENCE_PARAMETERS = 300_000_000
 """The limits on work are meant for a model of this size; a larger one gets less, in proportion."""
 
 _WORDS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+_BESIDE_THE_LINES = 32
 _MAY_BE_ZERO = ("max_client_runs", "max_client_cell_samples", "trusted_proxies")
 
 
@@ -77,8 +78,11 @@ class ServiceSettings:
 
     @property
     def workers(self) -> int:
-        """How many requests may be under way, those that wait included; Gradio must let in as many."""
-        return self.max_queue + len(self.models)
+        """How many requests Gradio lets in: all that the models' lines hold, and some that need no model.
+
+        So a known result is not held up by those who wait, and who comes to a full line is told so.
+        """
+        return (self.max_queue + 1) * len(self.models) + _BESIDE_THE_LINES
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> ServiceSettings:

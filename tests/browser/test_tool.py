@@ -99,6 +99,7 @@ def test_the_first_of_two_equal_words_can_be_marked(visits, app):
     page = visits.open()
     fill(page, PROMPT, "the")
     marked = page.locator("#ct-chips [data-token][aria-pressed='true']")
+    expect(marked).to_have_count(1)
     expect(marked).to_have_attribute("data-token", "8")
     page.locator("#ct-chips [data-token='3']").click()
     expect(marked).to_have_attribute("data-token", "3")
@@ -363,6 +364,8 @@ def test_two_results_are_compared_on_a_diverging_scale(visits, app):
     for side, words in (("first", "Space Needle"), ("second", "Steve Jobs")):
         page.locator(f"#ct-compare-{side} input").click()
         page.get_by_role("option", name=re.compile(rf"\d · Hidden states · .*{words}.* → (?!Seattle)")).click()
+        # The list fades out; the next one has options of the same names.
+        expect(page.get_by_role("option")).to_have_count(0)
     expect(page.locator("#ct-compare-words")).to_contain_text("By token role")
     expect(page.locator("#ct-map-compare .ytick text").first).to_have_text("before")
     low, high = plot.evaluate("plot => [plot.data[0].zmin, plot.data[0].zmax]")
