@@ -98,7 +98,8 @@ def main() -> int:
 async def play(address: str, pid: int, options: argparse.Namespace) -> Report:
     """Warm up, then let all clients play until the time is over."""
     report = Report()
-    limits = httpx.Limits(max_connections=None)
+    # The server closes connections that are idle for five seconds.
+    limits = httpx.Limits(max_connections=None, keepalive_expiry=2)
     async with httpx.AsyncClient(base_url=address, timeout=120, limits=limits) as http:
         await ready(http)
         expected = [result(await ask(http, known)) for known in KNOWN]
