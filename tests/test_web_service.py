@@ -218,6 +218,16 @@ class TestTraces:
         assert ranges[0] < ranges[1]
         assert flow_of(service, replace(ASKED, batch_size=5)).settings.batch_size == 5
 
+    def test_memory_is_handed_back_after_each_run_and_after_one_that_is_left(self, service, monkeypatch):
+        handed = []
+        monkeypatch.setattr("causal_tracer.web.service.hand_back_freed_memory", lambda: handed.append(True))
+        last(service.trace(replace(ASKED, seed=501)))
+        assert len(handed) == 1
+        left = service.trace(replace(ASKED, seed=502))
+        next(update for update in left if not update.waiting)
+        left.close()
+        assert len(handed) == 2
+
     def test_an_error_frees_the_model(self, service):
         with pytest.raises(SubjectError):
             last(service.trace(replace(ASKED, subject="Eiffel Tower")))

@@ -58,6 +58,7 @@ def main(argv: Sequence[str] | None = None, load: Loader | None = None) -> int:
             footer_links=["api"],
             ssr_mode=False,
             max_threads=settings.workers + _OTHER_THREADS,
+            state_session_capacity=settings.max_sessions,
             mcp_server=settings.mcp,
             app_kwargs={"routes": [health_route(service)]},
             prevent_thread_lock=True,

@@ -1,8 +1,10 @@
-"""A want of memory, said in words."""
+"""The app's memory: a want of it said in words, and what is free handed back."""
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -26,6 +28,19 @@ def memory_errors_in_words() -> Iterator[None]:
             "The run did not fit in the machine's memory, even in small batches. Ask for a shorter prompt, or for a "
             "smaller model."
         ) from None
+
+
+def hand_back_freed_memory() -> None:
+    """Hand what is free back to the system.
+
+    glibc keeps it in the arena of each thread, so that an app with many of them grows for hours.
+    """
+    if sys.platform != "linux":
+        return
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    # Other C libraries have no such call, and no such habit.
+    if trim is not None:
+        trim(0)
 
 
 def _is_want_of_memory(error: Exception) -> bool:

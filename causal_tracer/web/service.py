@@ -33,7 +33,7 @@ from causal_tracer.web.inspection import Inspection, Problem, inspect_prompt, in
 from causal_tracer.web.limits import ClientShares, check_work
 from causal_tracer.web.links import ParsedLink
 from causal_tracer.web.logs import logged
-from causal_tracer.web.memory import memory_errors_in_words
+from causal_tracer.web.memory import hand_back_freed_memory, memory_errors_in_words
 from causal_tracer.web.registry import Loader, ModelSlot, ModelStatus, load_tracer
 from causal_tracer.web.result_store import ResultKey, ResultStore, result_key
 from causal_tracer.web.settings import ServiceSettings, limit
@@ -240,6 +240,7 @@ class TraceService:
             yield from self._traced(slot, context, checked, missing, known, outcome)
         finally:
             slot.line.leave(ticket)
+            hand_back_freed_memory()
 
     def _traced(
         self,

@@ -36,6 +36,8 @@ class ServiceSettings:
         max_client_runs: How many requests of one client may run or wait; 0 sets no limit.
         max_client_cell_samples: The most restored runs of one client in ten minutes, weighed as `max_cell_samples`; 0
             sets no limit.
+        max_sessions: How many open pages are remembered; a program's single request counts as one for a while. Gradio
+            keeps about 0.4 MiB for each.
         trusted_proxies: How many proxies stand before the app and say, in X-Forwarded-For, who asks.
         batch_size: Rows that go through the model together. Small ones bring the first cells sooner, and Stop stops
             sooner; on two cores they take no longer in all.
@@ -44,6 +46,7 @@ class ServiceSettings:
         result_bytes: Memory for finished results.
         result_disk_bytes: Disk space for finished results.
         results_folder: Where finished results are kept; empty keeps them in memory only.
+        studies_folder: A study's folder, or one that holds several: they are shown after those that come with the app.
         mcp: Whether the JSON endpoints are offered to MCP clients.
         log_prompts: Whether prompts may stand in the log.
     """
@@ -56,6 +59,7 @@ class ServiceSettings:
     max_queue: int = 32
     max_client_runs: int = 8
     max_client_cell_samples: int = 0
+    max_sessions: int = 1000
     trusted_proxies: int = 0
     batch_size: int = 64
     device_map: str = ""
@@ -63,6 +67,7 @@ class ServiceSettings:
     result_bytes: int = 128 * 2**20
     result_disk_bytes: int = 512 * 2**20
     results_folder: str = ""
+    studies_folder: str = ""
     mcp: bool = False
     log_prompts: bool = False
 
