@@ -17,7 +17,7 @@ from causal_tracer.study.records import ROLES
 from causal_tracer.study.report import effects_table, report_page, write_report
 from causal_tracer.study.runner import run_study
 from causal_tracer.study.settings import StudySettings
-from causal_tracer.study.statistics import study_effects
+from causal_tracer.study.statistics import halves, study_effects
 from causal_tracer.study.store import read_records
 from causal_tracer.study.stored import compared_figures, open_study, stored_studies
 from tests.study_model import NOISE, known_facts, tracer
@@ -90,7 +90,7 @@ class TestFigures:
                 for name, its in effects.maps.items()
             },
         )
-        figure = comparison_figures({"a": effects, "b": deeper})["mlp, last subject"]
+        figure = comparison_figures({"a": effects, "b": deeper})["compared mlp, last subject"]
         ends = [(trace.x[0], trace.x[-1], len(trace.x)) for trace in figure.data if trace.name]
         assert ends == [(0, 1, 3), (0, 1, 6)]
 
@@ -122,6 +122,21 @@ class TestReport:
         assert "Swept by: resumed (14)." in page
         assert facts_digest(FACTS) in page
 
+    def test_severed_maps_are_read_where_the_whole_effect_is_largest(self, effects):
+        _, rows = effects_table(effects, SETTINGS.seed)
+        layers = {(row[0], row[1]): row[2] for row in rows}
+        for severed in ("hidden, mlp severed", "hidden, attention severed"):
+            assert layers[severed, "last subject"] == layers["hidden", "last subject"]
+            assert (severed, "last") not in layers
+
+    def test_less_placebo_is_read_on_the_same_half_as_the_effect(self, effects):
+        _, rows = effects_table(effects, SETTINGS.seed)
+        row = next(row for row in rows if row[:2] == ["mlp", "last subject"])
+        rest = ~halves(effects, SETTINGS.seed)
+        place = (rest, ROLES.index("last subject"), int(row[2]))
+        less = np.nanmean(effects.maps["mlp"].effects[place] - effects.maps["mlp, placebo"].effects[place])
+        assert row[5].startswith(f"{100 * less:.1f} %")
+
     def test_names_are_escaped_and_studies_compared(self, studies):
         page = write_report(studies / "one", [studies / "two"]).read_text(encoding="utf-8")
         assert "<h2>Comparison</h2>" in page
@@ -150,15 +165,14 @@ class TestStored:
             ("one", "tiny", "complete", 14, 2),
             ("two", "tiny <loud>", "complete", 14, 2),
         ]
-        assert stored_studies(studies / "one")[0].title.startswith("tiny: 14 facts")
 
     def test_one_is_opened_with_table_and_figures(self, studies, effects):
         view = open_study(studies / "one")
         assert view.effects.facts == effects.facts
-        assert len(view.header) == len(view.rows[0])
+        assert "<b>14 facts</b>" in view.findings
         assert "map hidden" in view.figures
         assert set(compared_figures([studies / "one", studies / "two"])) == {
-            f"{kind}, {role}" for kind in ("hidden", "mlp", "attention") for role in ("last subject", "last")
+            f"compared {kind}, {role}" for kind in ("hidden", "mlp", "attention") for role in ("last subject", "last")
         }
 
 

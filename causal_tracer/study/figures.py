@@ -25,6 +25,22 @@ BAR_NAMES = {
     "hidden, attention severed": "attention severed",
 }
 _HEIGHT = 340
+_TITLES = {
+    "map": "Map by token role: {of}",
+    "lines": "Layers with intervals: {of}",
+    "corrected": "Less the placebo: {of}",
+    "severed": "Severed paths",
+    "best layers": "Best layers of single facts: {of} token",
+    "compared": "Studies beside each other: {of} token",
+}
+_CAPTIONS = {
+    "map": "Average indirect effect of restoring {of}, by token role and layer (the paper's Figure 2).",
+    "lines": "Average indirect effect of restoring {of}, with 95 % intervals (the paper's Figure 7).",
+    "corrected": "Beside it the placebo, which restores another fact's activations, and the difference of the two.",
+    "severed": "Hidden states restored while the MLP's or attention's outputs at that token stay corrupted (Figure 3).",
+    "best layers": "Each fact's own best layer at the {of} token: how far facts agree with the average.",
+    "compared": "Average indirect effect ({of} token), over the relative depth of the layer, with 95 % intervals.",
+}
 
 
 def study_figures(effects: StudyEffects, seed: int = 0) -> dict[str, go.Figure]:
@@ -44,6 +60,16 @@ def study_figures(effects: StudyEffects, seed: int = 0) -> dict[str, go.Figure]:
     for role in ("last subject", "last"):
         figures[f"best layers {role}"] = best_layer_histogram(effects, kinds, role)
     return figures
+
+
+def figure_title(name: str) -> str:
+    """What a figure of `study_figures` or `comparison_figures` is called."""
+    return _said(_TITLES, name)
+
+
+def figure_caption(name: str) -> str:
+    """What a figure of `study_figures` or `comparison_figures` shows."""
+    return _said(_CAPTIONS, name)
 
 
 def role_map(effects: StudyEffects, kind: str, seed: int = 0) -> go.Figure:
@@ -161,10 +187,16 @@ def comparison_figures(studies: Mapping[str, StudyEffects], seed: int = 0) -> di
                 depth = np.linspace(0, 1, len(aie.mean)).tolist()
                 color, dash = ROLE_COLORS[(2, 5, 3, 1, 0, 4)[number % 6]], ROLE_DASHES[number % 6]
                 _add_line(figure, name, aie, color, dash, x=depth)
-            figures[f"{kind}, {role}"] = _styled(
+            figures[f"compared {kind}, {role}"] = _styled(
                 figure, f"depth of the layer, from first to last ({KIND_NAMES[kind]})", f"AIE at the {_label(role)}"
             )
     return figures
+
+
+def _said(words: Mapping[str, str], name: str) -> str:
+    start = next(start for start in words if name.startswith(start))
+    about = name.removeprefix(start).strip().split(", ")
+    return words[start].replace("{of}", ", ".join(KIND_NAMES.get(part, part) for part in about))
 
 
 def _lines(rows: Mapping[str, Mean]) -> go.Figure:

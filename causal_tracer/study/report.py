@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from causal_tracer.study.audit import audit_summary
-from causal_tracer.study.figures import KIND_NAMES, comparison_figures, study_figures
+from causal_tracer.study.figures import KIND_NAMES, comparison_figures, figure_caption, figure_title, study_figures
 from causal_tracer.study.journal import write_atomically
 from causal_tracer.study.records import ROLES, FactRecord
-from causal_tracer.study.statistics import StudyEffects, best_layer, fact_peaks, study_effects
+from causal_tracer.study.statistics import Mean, StudyEffects, best_layer, fact_peaks, on_other_half, study_effects
 from causal_tracer.study.store import read_manifest, read_records, study_settings
 
 if TYPE_CHECKING:
@@ -31,13 +31,6 @@ th, td { border-bottom: 1px solid #ccc; padding: .3rem .8rem .3rem 0; text-align
 pre { background: #f4f4f4; padding: 1rem; overflow-x: auto; font-size: .85rem; } figure { margin: 1rem 0; }
 figcaption { color: #555; font-size: .9rem; }
 """
-_CAPTIONS = {
-    "map": "Average indirect effect of restoring {kind}, by token role and layer (the paper's Figure 2).",
-    "lines": "The same as lines, with 95 % intervals (the paper's Figure 7).",
-    "corrected": "Beside it the placebo, which restores another fact's activations, and the difference of the two.",
-    "severed": "Hidden states restored while the MLP's or attention's outputs at that token stay corrupted (Figure 3).",
-    "best layers": "Each fact's own best layer: how far facts agree with the average.",
-}
 
 
 def write_report(study: Path, compare_with: Sequence[Path] = ()) -> Path:
@@ -58,15 +51,8 @@ def report_page(study: Path, compare_with: Sequence[Path] = ()) -> str:
     effects = study_effects(records)
     seed = settings.seed
     title = f"Causal tracing study: {manifest.get('model', {}).get('model', settings.model)}"
-    parts = [f"<h1>{_escape(title)}</h1>", _summary(effects, records, settings.samples, seed)]
-    parts.append("<h2>Average effects</h2>" + _table(*effects_table(effects, seed)))
-    parts.append(
-        "<p>Layers are chosen on one half of the facts and their effects read on the other half, so that picking the "
-        "largest of many does not flatter them. Intervals are 95 %, by a bootstrap that draws whole relations. "
-        "“Own best” is the mean of each fact's best layer: larger by construction.</p>"
-    )
-    figures = study_figures(effects, seed)
-    parts.append("<h2>Figures</h2>" + _figures({name: (figure, _caption(name)) for name, figure in figures.items()}))
+    parts = [f"<h1>{_escape(title)}</h1>", findings_html(effects, records, settings.samples, seed)]
+    parts.append("<h2>Figures</h2>" + _figures(study_figures(effects, seed)))
     if compare_with:
         parts.append(_comparison(study, effects, compare_with, seed))
     parts.append("<h2>Audit</h2>" + _audit(records))
@@ -80,20 +66,36 @@ def report_page(study: Path, compare_with: Sequence[Path] = ()) -> str:
     )
 
 
+def findings_html(effects: StudyEffects, records: Sequence[FactRecord], samples: int, seed: int) -> str:
+    """What a study found: how many facts, the total effect, and the table of average effects, with how to read it."""
+    return (
+        _summary(effects, records, samples, seed)
+        + "<h2>Average effects</h2>"
+        + _table(*effects_table(effects, seed))
+        + "<p>Layers are chosen on one half of the facts and their effects read on the other half, so that picking the "
+        "largest of many does not flatter them; severed maps are read where the whole effect is largest. Intervals are "
+        "95 %, by a bootstrap that draws whole relations. “Own best” "
+        "is the mean of each fact's best layer: larger by construction.</p>"
+    )
+
+
 def effects_table(effects: StudyEffects, seed: int = 0) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the table of average effects, as text."""
-    header = ["map", "token", "best layer", "AIE on the other half", "95 % interval", "less placebo", "own best"]
+    header = ["map", "token", "layer", "AIE on the other half", "95 % interval", "less placebo", "own best"]
     rows = []
-    for name in effects.maps:
-        for role in _ROLES:
-            best = best_layer(effects, name, role, seed)
-            if best is None or effects.maps[name].settings.placebo:
+    for name, results in effects.maps.items():
+        severed = results.settings.severed is not None
+        for role in _ROLES[:1] if severed else _ROLES:
+            # What severing costs shows where the whole effect is largest.
+            whole = name.split(",")[0]
+            best = best_layer(effects, name, role, seed, chosen_by=whole if severed and whole in effects.maps else None)
+            if best is None or results.settings.placebo:
                 continue
             _, own = fact_peaks(effects, name, role)
             corrected = effects.corrected(name)
             less = "–"
             if corrected is not None:
-                less = _with_interval(effects, corrected[:, ROLES.index(role), best.layer], seed)
+                less = _interval_words(on_other_half(effects, corrected[:, ROLES.index(role), best.layer], seed))
             rows.append(
                 [
                     name,
@@ -130,11 +132,10 @@ def _comparison(study: Path, effects: StudyEffects, others: Sequence[Path], seed
         bests = [best_layer(its, kind, role, seed) for kind in KIND_NAMES if kind in its.maps for role in _ROLES]
         found = [f"{best.map_name}, {best.role}: {_percent(best.mean)} at layer {best.layer}" for best in bests if best]
         rows.append([name, str(len(its.facts)), _with_interval(its, its.total_effect, seed), "; ".join(found)])
-    figures = {name: (figure, "") for name, figure in comparison_figures(studies, seed).items()}
     return (
         "<h2>Comparison</h2>"
         + _table(["study", "facts", "ATE", "AIE on the other half, at the best layer"], rows)
-        + _figures(figures)
+        + _figures(comparison_figures(studies, seed))
     )
 
 
@@ -173,24 +174,16 @@ _LIMITS = """
 """
 
 
-def _figures(figures: Mapping[str, tuple[go.Figure, str]]) -> str:
+def _figures(figures: Mapping[str, go.Figure]) -> str:
     """Figures as HTML; the first brings Plotly's script along."""
     from plotly.offline import get_plotlyjs
 
     pieces = [f"<script>{get_plotlyjs()}</script>"]
-    for name, (figure, caption) in figures.items():
+    for name, figure in figures.items():
         drawn = figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False})
-        heading = _escape(name[0].upper() + name[1:])
-        pieces.append(f"<h3>{heading}</h3><figure>{drawn}<figcaption>{_escape(caption)}</figcaption></figure>")
+        heading, caption = _escape(figure_title(name)), _escape(figure_caption(name))
+        pieces.append(f"<h3>{heading}</h3><figure>{drawn}<figcaption>{caption}</figcaption></figure>")
     return "".join(pieces)
-
-
-def _caption(name: str) -> str:
-    for start, caption in _CAPTIONS.items():
-        if name.startswith(start):
-            kind = name.removeprefix(start).strip()
-            return caption.replace("{kind}", KIND_NAMES.get(kind, kind))
-    return ""
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -200,7 +193,10 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _with_interval(effects: StudyEffects, values: Any, seed: int) -> str:
-    found = effects.mean(values, seed)
+    return _interval_words(effects.mean(values, seed))
+
+
+def _interval_words(found: Mean) -> str:
     return f"{_percent(float(found.mean))} ({_percent(float(found.low))} to {_percent(float(found.high))})"
 
 

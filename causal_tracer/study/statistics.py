@@ -167,7 +167,8 @@ class BestLayer:
         map_name: Which map.
         role: Which tokens.
         layer: The layer chosen.
-        chosen_mean: AIE there on the half that it was chosen on: too high, since it is the largest of many.
+        chosen_mean: AIE there, of the map that chose it, on the half that it was chosen on: too high, since it is the
+            largest of many.
         mean: AIE there on the other half.
         low: Lower end of its 95 % interval.
         high: Upper end.
@@ -200,18 +201,33 @@ def halves(effects: StudyEffects, seed: int = 0) -> NDArray[np.bool_]:
     return chosen
 
 
-def best_layer(effects: StudyEffects, name: str, role: str, seed: int = 0) -> BestLayer | None:
-    """The best layer of a map at a role, or None where either half has no such token."""
-    values = effects.maps[name].effects[:, ROLES.index(role)]
-    chosen = halves(effects, seed)
-    choosing = clustered_mean(values[chosen], [r for r, c in zip(effects.relations, chosen, strict=True) if c], seed)
+def on_other_half(effects: StudyEffects, values: Doubles, seed: int = 0) -> Mean:
+    """The mean of values [facts, ...] over the half of the facts that layers are not chosen on."""
+    return _over(effects, values, ~halves(effects, seed), seed)
+
+
+def best_layer(
+    effects: StudyEffects, name: str, role: str, seed: int = 0, chosen_by: str | None = None
+) -> BestLayer | None:
+    """The best layer of a map at a role, or None where either half has no such token.
+
+    Args:
+        effects: The study's effects.
+        name: The map whose AIE is measured.
+        role: Which tokens.
+        seed: Seed of the halves and the bootstrap.
+        chosen_by: The map whose AIE chooses the layer; by default the same. A severed map is read where the whole one
+            is strongest.
+    """
+    row = ROLES.index(role)
+    choosing = _over(effects, effects.maps[chosen_by or name].effects[:, row], halves(effects, seed), seed)
     if np.isnan(choosing.mean).all():
         return None
     layer = int(np.nanargmax(choosing.mean))
-    rest = values[~chosen][:, layer]
-    if np.isnan(rest).all():
+    values = effects.maps[name].effects[:, row, layer]
+    reported = on_other_half(effects, values, seed)
+    if np.isnan(reported.mean):
         return None
-    reported = clustered_mean(rest, [r for r, c in zip(effects.relations, chosen, strict=True) if not c], seed)
     return BestLayer(
         map_name=name,
         role=role,
@@ -220,8 +236,13 @@ def best_layer(effects: StudyEffects, name: str, role: str, seed: int = 0) -> Be
         mean=float(reported.mean),
         low=float(reported.low),
         high=float(reported.high),
-        facts=int((~np.isnan(rest)).sum()),
+        facts=int((~np.isnan(values[~halves(effects, seed)])).sum()),
     )
+
+
+def _over(effects: StudyEffects, values: Doubles, facts: NDArray[np.bool_], seed: int) -> Mean:
+    relations = [relation for relation, inside in zip(effects.relations, facts, strict=True) if inside]
+    return clustered_mean(values[facts], relations, seed)
 
 
 def fact_peaks(effects: StudyEffects, name: str, role: str) -> tuple[NDArray[np.int64], Doubles]:

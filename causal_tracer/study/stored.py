@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from causal_tracer.errors import StudyError
 from causal_tracer.study.figures import comparison_figures, study_figures
-from causal_tracer.study.report import effects_table, named_studies
+from causal_tracer.study.report import findings_html, named_studies
 from causal_tracer.study.statistics import StudyEffects, study_effects
 from causal_tracer.study.store import read_manifest, read_records, study_settings
 
@@ -34,11 +34,6 @@ class StoredStudy:
     traced: int
     samples: int
 
-    @property
-    def title(self) -> str:
-        """What a list of studies calls it."""
-        return f"{self.model}: {self.traced} facts, {self.samples} samples ({self.folder.name})"
-
 
 @dataclass(frozen=True, eq=False)
 class StudyView:
@@ -46,14 +41,12 @@ class StudyView:
 
     Attributes:
         effects: What averages are taken of.
-        header: Head of the table of average effects.
-        rows: Its rows.
+        findings: What it found, as HTML: counts, total effect, and the table of average effects.
         figures: Plotly figures by name, as `figures.study_figures` names them.
     """
 
     effects: StudyEffects
-    header: list[str]
-    rows: list[list[str]]
+    findings: str
     figures: dict[str, go.Figure]
 
 
@@ -80,10 +73,10 @@ def open_study(folder: Path) -> StudyView:
     Raises:
         StudyError: There is none, or none of its facts was traced.
     """
-    seed = study_settings(folder).seed
-    effects = study_effects(read_records(folder))
-    header, rows = effects_table(effects, seed)
-    return StudyView(effects, header, rows, study_figures(effects, seed))
+    settings, records = study_settings(folder), read_records(folder)
+    effects = study_effects(records)
+    findings = findings_html(effects, records, settings.samples, settings.seed)
+    return StudyView(effects, findings, study_figures(effects, settings.seed))
 
 
 def compared_figures(folders: list[Path]) -> dict[str, go.Figure]:
