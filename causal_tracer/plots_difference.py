@@ -33,7 +33,7 @@ def plot_difference_heatmap(
     values = difference.values.tolist()
     known = [abs(value) for row in values for value in row if not math.isnan(value)]
     limit = max([*known, 1e-6])
-    labels = _row_labels(difference)
+    labels = row_labels(difference)
     figure = go.Figure(
         go.Heatmap(
             z=[[None if math.isnan(value) else value for value in row] for row in values],
@@ -61,7 +61,8 @@ def plot_difference_heatmap(
     return figure
 
 
-def _row_labels(difference: FlowDifference) -> list[str]:
+def row_labels(difference: FlowDifference) -> list[str]:
+    """What each row is: a token role, or a token with the subject's marked; both tokens where they differ."""
     if difference.aligned_by == "roles":
         return [role for role, _ in difference.rows]
     start, end = difference.first.subject_range

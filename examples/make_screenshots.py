@@ -19,17 +19,16 @@ from playwright.sync_api import sync_playwright
 
 from causal_tracer.web.layout import build_demo
 from causal_tracer.web.service import TraceService
-from causal_tracer.web.theme import CSS, app_theme
+from causal_tracer.web.serving import page_options
 
 LAST_STEP = 4
 
 
 def main(folder: Path) -> None:
     """Write the pictures."""
-    demo = build_demo(TraceService())
-    demo.launch(
-        prevent_thread_lock=True, server_name="127.0.0.1", quiet=True, ssr_mode=False, theme=app_theme(), css=CSS
-    )
+    service = TraceService()
+    demo = build_demo(service)
+    demo.launch(prevent_thread_lock=True, server_name="127.0.0.1", quiet=True, **page_options(service))
     path = os.environ.get("CHROMIUM") or shutil.which("chromium")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -12,20 +13,23 @@ pytest.importorskip("gradio")
 
 import gradio as gr
 
+from causal_tracer.comparison import compare_flows
 from causal_tracer.errors import SettingsError, SubjectError
 from causal_tracer.layers import KINDS
 from causal_tracer.web import explore, views
-from causal_tracer.web.asking import TraceInput
+from causal_tracer.web.asking import CORRUPTION_CHOICES, TraceInput
 from causal_tracer.web.assets import static_text
 from causal_tracer.web.cell_details import cell_details
-from causal_tracer.web.cells import table_html
+from causal_tracer.web.cells import difference_table_html, table_html
 from causal_tracer.web.chips import inspection_html, stored_inspection
 from causal_tracer.web.detail import detail_html
 from causal_tracer.web.fields import FIELD_NAMES, Picked, asked_for, field_values, subject_picked
 from causal_tracer.web.inspection import Inspection, TokenSpan
+from causal_tracer.web.serving import page_head
 from causal_tracer.web.stored import stored_map
 from causal_tracer.web.story import story_html, story_steps, told_cell
-from causal_tracer.web.summary import doubts_html, numbers_html, peaks_html
+from causal_tracer.web.summary import doubts_html, numbers_html, peaks_html, recipe
+from causal_tracer.web.texts import CORRUPTION_TITLES
 from tests.test_flow import some_flow
 
 MARKUP = "<img src=x onerror=alert(1)>"
@@ -90,6 +94,21 @@ class TestChips:
         assert re.findall(r'data-token="(\d)"[^>]*?(disabled)?>', html) == [("0", "disabled"), ("1", "")]
 
 
+class TestHead:
+    def test_it_asks_for_the_one_file_that_has_plotly(self, tmp_path: Path) -> None:
+        assets = tmp_path / "assets"
+        assets.mkdir()
+        assert page_head(tmp_path) == ""
+        (assets / "PlotlyPlot-a1.js").touch()
+        (assets / "Plot-b2.js").touch()
+        assert 'href="./assets/PlotlyPlot-a1.js"' in page_head(tmp_path)
+        (assets / "PlotlyPlot-c3.js").touch()
+        assert page_head(tmp_path) == ""
+
+    def test_the_installed_gradio_has_it(self) -> None:
+        assert "/PlotlyPlot-" in page_head()
+
+
 class TestCells:
     def test_the_table_has_every_score_at_its_place(self) -> None:
         flow = stored_map("mlp")
@@ -106,6 +125,21 @@ class TestCells:
         script = static_text("click_bridge.js")
         for part in ("dataset.plot", ".js-plotly-plot", "plotly_click", "trigger('select', { index: [row, column]"):
             assert part in script
+
+    def test_the_table_of_a_difference_has_every_value_at_its_place(self) -> None:
+        difference = compare_flows(stored_map("hidden"), stored_map("mlp"))
+        rows = re.findall(r'<tr><th scope="row" dir="auto">(.*?)</th>(.*?)</tr>', difference_table_html(difference))
+        assert [label for label, _ in rows][:4] == ["&lt;bos&gt;", "The*", "Space*", "Needle*"]
+        shown = [re.findall(r"<td>(.*?)</td>", cells) for _, cells in rows]
+        assert shown == [[f"{value:+.3f}" for value in row] for row in difference.values.tolist()]
+
+    def test_the_table_of_a_difference_names_both_layers_and_shows_gaps_and_no_markup(self) -> None:
+        flow = some_flow(input_tokens=[MARKUP] * 4, answer=MARKUP)
+        deeper = replace(flow, scores=flow.scores.repeat_interleave(3, dim=1))
+        html = difference_table_html(compare_flows(flow, deeper))
+        assert '<th scope="col">0</th><th scope="col">1 | 5</th>' in html
+        assert "<td>–</td>" in html
+        assert "<img" not in html
 
     def test_cells_that_were_not_computed_are_no_buttons(self) -> None:
         html = table_html(some_flow(), "x")
@@ -148,6 +182,27 @@ class TestPeaks:
         flow = some_flow()
         nothing = dataclasses.replace(flow, scores=flow.scores * 0 + flow.low_score)
         assert "nowhere" in peaks_html(nothing)
+
+
+class TestRecipe:
+    @pytest.mark.parametrize(
+        ("corruption", "words"),
+        [
+            ("Gaussian noise", "10 noise samples, seed 1 · noise 0.5, given · "),
+            ("uniform noise in place of the embeddings", "· uniform noise in place of the embeddings, 0.5, given ·"),
+            ("Gaussian noise with 1 x the embedding's covariance", "seed 1 · Gaussian noise with 1 x the embed"),
+            ("embeddings set to zero", "single layers · embeddings set to zero · "),
+            ("somebody's own", "10 noise samples, seed 1 · somebody's own · "),
+        ],
+    )
+    def test_it_says_what_was_done_to_the_subject(self, corruption: str, words: str) -> None:
+        flow = stored_map("hidden")
+        settings = replace(flow.settings, corruption=corruption, noise=0.5, noise_rule="given", samples=10, seed=1)
+        assert words in recipe(replace(flow, settings=settings))
+
+    def test_every_corruption_has_its_name_in_the_list(self) -> None:
+        assert tuple(CORRUPTION_TITLES) == CORRUPTION_CHOICES
+        assert len(set(CORRUPTION_TITLES.values())) == len(CORRUPTION_CHOICES)
 
 
 class TestFields:

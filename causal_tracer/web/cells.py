@@ -1,4 +1,4 @@
-"""A map as a table, for the keyboard and screen readers; its component also hears clicks on the plotted map."""
+"""Maps as tables, for the keyboard and screen readers; a map's component also hears clicks on the plotted one."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import html
 import math
 from collections.abc import Iterator
 
+from causal_tracer.comparison import FlowDifference
 from causal_tracer.flow import HiddenFlow
 from causal_tracer.plots import token_axis_labels
+from causal_tracer.plots_difference import row_labels
 
 
 def table_html(flow: HiddenFlow, plot_id: str) -> str:
@@ -23,6 +25,28 @@ def table_html(flow: HiddenFlow, plot_id: str) -> str:
         f'<thead><tr><th scope="col">token</th>{head}</tr></thead>'
         f"<tbody>{''.join(_rows(flow))}</tbody></table></div></details>"
     )
+
+
+def difference_table_html(difference: FlowDifference) -> str:
+    """The table of a difference, closed at first. Its cells are no buttons: there is nothing more to say of them."""
+    row = "role" if difference.aligned_by == "roles" else "token"
+    column = "layer" if all(a == b for a, b in difference.layers) else "layer of A | of B"
+    head = "".join(f'<th scope="col">{a if a == b else f"{a} | {b}"}</th>' for a, b in difference.layers)
+    rows = "".join(
+        f'<tr><th scope="row" dir="auto">{html.escape(label)}</th>{"".join(map(_difference, values))}</tr>'
+        for label, values in zip(row_labels(difference), difference.values.tolist(), strict=True)
+    )
+    return (
+        '<details class="ct-table"><summary>The difference as a table</summary>'
+        # It can be focused, so that arrow keys scroll it.
+        '<div class="ct-scroll" tabindex="0" role="region" aria-label="The difference as a table">'
+        f"<table><caption>Difference of the indirect effects, B − A, for each {row} and {column}</caption>"
+        f'<thead><tr><th scope="col">{row}</th>{head}</tr></thead><tbody>{rows}</tbody></table></div></details>'
+    )
+
+
+def _difference(value: float) -> str:
+    return "<td>–</td>" if math.isnan(value) else f"<td>{value:+.3f}</td>"
 
 
 def _rows(flow: HiddenFlow) -> Iterator[str]:

@@ -19,6 +19,7 @@ from causal_tracer.layers import KINDS, LayerKind
 from causal_tracer.plots import display_token
 from causal_tracer.plots_difference import plot_difference_heatmap
 from causal_tracer.web.cell_details import cell_details
+from causal_tracer.web.cells import difference_table_html
 from causal_tracer.web.detail import detail_html
 from causal_tracer.web.downloads import download, open_result
 from causal_tracer.web.stored import stored_map
@@ -31,6 +32,7 @@ TAB_TITLES: Mapping[str, str] = {
     "attention": "Attention",
     "all": "All three",
     "compare": "Compare",
+    "studies": "Studies",
 }
 
 # Results that one session may compare; earlier ones are forgotten.
@@ -115,16 +117,16 @@ def offer(history: History) -> tuple[Any, Any]:
     return gr.Dropdown(choices=listed), gr.Dropdown(choices=listed)
 
 
-def compare(history: History, first: int | None, second: int | None) -> tuple[Any, str]:
-    """The map of a difference, and what it is of."""
+def compare(history: History, first: int | None, second: int | None) -> tuple[Any, Any, str]:
+    """The map of a difference, the same as a table, and what it is of."""
     flows = _all(history)
     if first is None or second is None or max(first, second) >= len(flows):
-        return gr.skip(), message_html("Choose two results.")
+        return gr.skip(), gr.skip(), message_html("Choose two results.")
     try:
         difference = compare_flows(flows[first], flows[second])
     except CausalTracerError as error:
-        return gr.skip(), message_html(str(error))
-    return difference_figure(difference), difference_html(difference)
+        return gr.skip(), gr.skip(), message_html(str(error))
+    return difference_figure(difference), difference_table_html(difference), difference_html(difference)
 
 
 def difference_figure(difference: FlowDifference) -> go.Figure:

@@ -150,14 +150,9 @@ def inspect_fields(service: TraceService, picked: Picked, *values: Any) -> tuple
     return inspection_html(inspection), problems_html(inspection)
 
 
-def model_chosen(service: TraceService, model: str) -> gr.Timer:
-    """Begin to load a model; the timer asks how far it is."""
-    service.start_loading(model)
-    return gr.Timer(active=True)
-
-
 def model_line(service: TraceService, model: str) -> tuple[str, str, gr.Timer]:
-    """How far the model is, its automatic noise level, and whether to ask again."""
+    """Begin to load a model, and say how far it is, its automatic noise level, and whether to ask again."""
+    service.start_loading(model)
     status = service.status(model)
     line = status_html(model_words(status), state=f"ct-{status.state}")
     noise = "" if status.noise is None else f"Automatic for this model: <b>{status.noise:.4g}</b>."

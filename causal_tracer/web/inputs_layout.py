@@ -19,9 +19,11 @@ from causal_tracer.web.fields import FIELD_NAMES, Picked
 from causal_tracer.web.service import TraceService
 from causal_tracer.web.stored import STORED_PROMPT, STORED_SUBJECT, stored_map
 from causal_tracer.web.summary import message_html, model_words, status_html
-from causal_tracer.web.texts import EXAMPLES
+from causal_tracer.web.texts import CORRUPTION_TITLES, EXAMPLES
 
 LOADING_POLL_SECONDS = 1.0
+# A page that lies open for a day still has its results; one that is closed loses them after an hour.
+IDLE_SECONDS = 24 * 3600
 AT_ONCE: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
 
@@ -150,11 +152,12 @@ def _advanced_fields() -> tuple[dict[str, Any], gr.HTML]:
                 elem_id="ct-noise",
             )
             corruption = gr.Dropdown(
-                list(CORRUPTION_CHOICES),
+                [(CORRUPTION_TITLES[name], name) for name in CORRUPTION_CHOICES],
                 value="gaussian",
                 label="Corruption",
+                info="Done to the subject's embeddings. A noise level is for the first four.",
                 filterable=False,
-                min_width=130,
+                min_width=280,
                 elem_id="ct-corruption",
             )
             seed = gr.Number(1, label="Seed of the noise", precision=0, min_width=130, elem_id="ct-seed")
@@ -201,13 +204,14 @@ def _advanced_fields() -> tuple[dict[str, Any], gr.HTML]:
 def _wire_model(service: TraceService, demo: gr.Blocks, inputs: Inputs, noise_level: gr.HTML) -> None:
     timer = gr.Timer(LOADING_POLL_SECONDS)
     model = inputs.field("model")
-    model.input(partial(handlers.model_chosen, service), inputs=[model], outputs=[timer], **AT_ONCE)
-    # `load` too, for a page that is opened long after it was built.
+    # `load` too, for a page that is opened long after it was built; and `change`, since links choose models as well.
+    # All in one event, so that no answer about an earlier model can come last.
     gr.on(
-        [timer.tick, demo.load],
+        [timer.tick, demo.load, model.change],
         partial(handlers.model_line, service),
         inputs=[model],
         outputs=[inputs.line, noise_level, timer],
+        trigger_mode="always_last",
         **AT_ONCE,
     )
     chat = inputs.field("chat")

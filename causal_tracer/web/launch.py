@@ -44,24 +44,19 @@ def main(argv: Sequence[str] | None = None, load: Loader | None = None) -> int:
         return 2
     # Gradio reads it when it is imported.
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-    from causal_tracer.web.health import health_route
     from causal_tracer.web.layout import build_demo
-    from causal_tracer.web.theme import CSS, app_theme
+    from causal_tracer.web.serving import page_options
 
     demo = build_demo(service)
     try:
         demo.launch(
             server_name=options.host,
             server_port=options.port,
-            theme=app_theme(),
-            css=CSS,
-            footer_links=["api"],
-            ssr_mode=False,
             max_threads=settings.workers + _OTHER_THREADS,
             state_session_capacity=settings.max_sessions,
             mcp_server=settings.mcp,
-            app_kwargs={"routes": [health_route(service)]},
             prevent_thread_lock=True,
+            **page_options(service),
         )
     except OSError as error:
         _logger.error("The app could not start at %s: %s", options.host, error)

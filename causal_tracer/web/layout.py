@@ -12,10 +12,11 @@ from causal_tracer.layers import KINDS
 from causal_tracer.web import explore, handlers
 from causal_tracer.web.api import add_endpoints
 from causal_tracer.web.assets import static_text
-from causal_tracer.web.inputs_layout import AT_ONCE, Inputs, input_fields
+from causal_tracer.web.inputs_layout import AT_ONCE, IDLE_SECONDS, Inputs, input_fields
 from causal_tracer.web.service import TraceService
 from causal_tracer.web.stored import stored_map
 from causal_tracer.web.story import story_html
+from causal_tracer.web.studies_layout import studies_tab
 from causal_tracer.web.tab_layout import map_tab
 from causal_tracer.web.texts import HOW_TO_READ, LEAD, TITLE
 
@@ -28,11 +29,12 @@ def build_demo(service: TraceService) -> gr.Blocks:
         gr.HTML(story_html(stored_map("hidden")), elem_id="ct-story", js_on_load=static_text("story.js"))
         gr.HTML("<h2>Trace a prompt</h2>", elem_id="ct-tool", elem_classes="ct-header")
         inputs = input_fields(service, demo)
-        history = gr.State((), time_to_live=3600)
+        history = gr.State((), time_to_live=IDLE_SECONDS)
         shown = gr.State("hidden")
         with gr.Tabs(elem_id="ct-tabs") as tabs:
             maps = [map_tab(service, name, inputs, history, shown) for name in (*KINDS, "all")]
             _compare_tab(history)
+            studies_tab(service)
         _tools(service, inputs, history, tabs, shown, [output for tab in maps[: len(KINDS)] for output in tab.outputs])
         with gr.Accordion("How to read this", open=False):
             gr.Markdown(HOW_TO_READ, elem_classes="ct-help")
@@ -57,13 +59,14 @@ def _compare_tab(history: gr.State) -> None:
         figure = gr.Plot(
             start[0], label="Difference B − A", show_label=False, elem_id="ct-map-compare", elem_classes="ct-map"
         )
-        words = gr.HTML(start[1], elem_id="ct-compare-words")
+        words = gr.HTML(start[2], elem_id="ct-compare-words")
+        table = gr.HTML(start[1], elem_id="ct-table-compare", js_on_load=static_text("table_stays.js"))
     gr.on([tab.select, history.change], explore.offer, inputs=[history], outputs=[first, second], **AT_ONCE)
     gr.on(
         [first.change, second.change],
         explore.compare,
         inputs=[history, first, second],
-        outputs=[figure, words],
+        outputs=[figure, table, words],
         **AT_ONCE,
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable, Sequence
 
+from causal_tracer.corruption import CORRUPTIONS
 from causal_tracer.flow import HiddenFlow
 from causal_tracer.plots import KIND_TITLES, display_token
 from causal_tracer.reading import Peak
@@ -14,6 +15,9 @@ from causal_tracer.web.service import RunUpdate
 
 # A layer counts to a peak's stretch while restoring it brings back this share of what the peak does.
 _STRETCH = 0.5
+# What results call the corruptions that a noise level changes, and those that a seed does not.
+_WITH_LEVEL = {make(1, 0).description for make in CORRUPTIONS.values() if make(1, 0) != make(2, 0)}
+_WITHOUT_CHANCE = {make(1, 0).description for make in CORRUPTIONS.values() if make(1, 0) == make(1, 1)}
 
 
 def warnings(flow: HiddenFlow) -> tuple[str, ...]:
@@ -24,16 +28,11 @@ def warnings(flow: HiddenFlow) -> tuple[str, ...]:
 def recipe(flow: HiddenFlow) -> str:
     """How the map was made, in one line."""
     settings = flow.settings
-    if settings.noise_rule == "given":
-        noise = f"noise {settings.noise:.4g}, given"
-    else:
-        noise = f"noise {settings.noise:.4g}, automatic ({settings.noise_rule})"
     window = "single layers" if settings.window == 1 else f"windows of {settings.window} layers"
     tokens = ", subject tokens only" if settings.subject_tokens_only else ""
-    samples = "1 noise sample" if settings.samples == 1 else f"{settings.samples} noise samples"
     return (
-        f"{model_title(settings.model)}, {settings.dtype} · {window}{tokens} · {samples}, seed {settings.seed} · "
-        f"{noise} · {settings.engine} sweep"
+        f"{model_title(settings.model)}, {settings.dtype} · {window}{tokens} · {_corruption(flow)} · "
+        f"{settings.engine} sweep"
     )
 
 
@@ -124,6 +123,20 @@ def message_html(*problems: str, warned: Sequence[str] = ()) -> str:
     """What is wrong or doubtful, beside the fields; nothing where all is well."""
     wrong = "".join(f'<div class="ct-error" role="alert">{_safe(words)}</div>' for words in problems if words)
     return wrong + "".join(f'<div class="ct-warning" role="status">{_safe(words)}</div>' for words in warned)
+
+
+def _corruption(flow: HiddenFlow) -> str:
+    """What was done to the subject: noise samples and seed where it takes chance, a level where it takes one."""
+    settings = flow.settings
+    parts = []
+    if settings.corruption not in _WITHOUT_CHANCE:
+        samples = "1 noise sample" if settings.samples == 1 else f"{settings.samples} noise samples"
+        parts.append(f"{samples}, seed {settings.seed}")
+    if settings.corruption not in _WITH_LEVEL:
+        return " · ".join((*parts, settings.corruption))
+    rule = "given" if settings.noise_rule == "given" else f"automatic ({settings.noise_rule})"
+    name = "noise" if settings.corruption == "Gaussian noise" else f"{settings.corruption},"
+    return " · ".join((*parts, f"{name} {settings.noise:.4g}, {rule}"))
 
 
 def _answer_words(flow: HiddenFlow) -> str:

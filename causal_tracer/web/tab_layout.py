@@ -15,7 +15,7 @@ from causal_tracer.web.assets import static_text
 from causal_tracer.web.cells import table_html
 from causal_tracer.web.detail import NO_CELL
 from causal_tracer.web.downloads import FORMATS
-from causal_tracer.web.inputs_layout import AT_ONCE, Inputs
+from causal_tracer.web.inputs_layout import AT_ONCE, IDLE_SECONDS, Inputs
 from causal_tracer.web.service import TraceService
 from causal_tracer.web.stopping import RunButtons
 from causal_tracer.web.summary import details_html, doubts_html, status_html
@@ -25,7 +25,7 @@ from causal_tracer.web.views import app_figures, map_id, numbers
 MODEL_QUEUE = "model"
 
 # The browser's own way to save a file; it needs an address, which Gradio gives to the hidden file component.
-_SAVE = """file => { if (!file) return; const a = document.createElement('a'); a.href = file.url;
+SAVE = """file => { if (!file) return; const a = document.createElement('a'); a.href = file.url;
 a.download = file.orig_name || file.path.split('/').pop(); document.body.append(a); a.click(); a.remove(); }"""
 
 
@@ -50,7 +50,7 @@ def map_tab(service: TraceService, name: str, inputs: Inputs, history: gr.State,
     stored = explore.shown_flows(name, None)
     with gr.Tab(explore.TAB_TITLES[name], id=name) as page:
         # Inside: Gradio counts what stands between tabs as tabs.
-        flows = gr.State(None, time_to_live=3600)
+        flows = gr.State(None, time_to_live=IDLE_SECONDS)
         with gr.Row(elem_classes="ct-run", equal_height=True):
             run = gr.Button("Run", variant="primary", scale=0, min_width=120, elem_id=f"ct-run-{name}")
             stop = gr.Button("Stop", interactive=False, scale=0, min_width=90, elem_id=f"ct-stop-{name}")
@@ -78,7 +78,7 @@ def map_tab(service: TraceService, name: str, inputs: Inputs, history: gr.State,
             gr.HTML(
                 table_html(stored[kind], map_id(name, kind)),
                 elem_id=f"ct-table-{name}-{kind}",
-                js_on_load=static_text("click_bridge.js"),
+                js_on_load=static_text("click_bridge.js") + static_text("table_stays.js"),
             )
             for kind in kinds
         ]
@@ -163,5 +163,5 @@ def _sharing(name: str, kinds: tuple[LayerKind, ...], flows: gr.State, inputs: I
                     outputs=[saved, inputs.message],
                     show_progress="hidden",
                     api_visibility="private",
-                ).success(None, inputs=[saved], js=_SAVE, api_visibility="private")
+                ).success(None, inputs=[saved], js=SAVE, api_visibility="private")
     return link

@@ -35,6 +35,23 @@ window of several layers together, centred on the column's layer.
 Method: Meng et al. 2022, *Locating and Editing Factual Associations in GPT*, arXiv 2202.05262, section 2.
 """
 
+CORRUPTION_TITLES = {
+    "gaussian": "Gaussian noise, added",
+    "gaussian replacing": "Gaussian noise in the embeddings' place",
+    "uniform": "Uniform noise, added",
+    "uniform replacing": "Uniform noise in the embeddings' place",
+    "multivariate": "Gaussian noise with the embeddings' covariance",
+    "student-t": "Student-t noise with the embeddings' covariance",
+    "zero": "Zero embeddings",
+    "mean": "The mean embedding",
+}
+"""What each corruption is called in the page's list."""
+
+STUDIES = (
+    "One map is an anecdote. A study traces many facts, and averages the indirect effect over each fact's tokens of a "
+    "role, then over facts (AIE). These were run before and are stored; `causal-tracer study` runs another."
+)
+
 
 @dataclass(frozen=True)
 class Example:

@@ -84,11 +84,8 @@ def app_figure(flow: HiddenFlow, *, filling: bool = False, write_top_tokens: boo
     )
     if filling:
         figure.update_traces(zmax=max(flow.high_score, figure.data[0].zmax))
-    # The scale lies above the map: beside it, it would take half of a phone's width.
-    place = {"orientation": "h", "x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom", "ypad": 2}
-    figure.update_traces(colorbar={**place, "len": 0.6, "thickness": 10, "title": {"side": "top"}})
-    figure.update_layout(height=figure.layout.height + 30)
-    return _in_the_page(figure)
+    scale_above(figure)
+    return in_the_page(figure)
 
 
 def app_figures(flows: Flows, *, filling: bool = False, write_top_tokens: bool = False) -> tuple[go.Figure, ...]:
@@ -157,7 +154,7 @@ def _side_by_side(flow: HiddenFlow, limits: tuple[float, float]) -> go.Figure:
         limits=limits,
     )
     figure.update_traces(showscale=False)
-    return _in_the_page(figure)
+    return in_the_page(figure)
 
 
 def _tick_interval(flow: HiddenFlow) -> int:
@@ -165,7 +162,15 @@ def _tick_interval(flow: HiddenFlow) -> int:
     return -(-int(flow.scores.shape[1]) // 10)
 
 
-def _in_the_page(figure: go.Figure) -> go.Figure:
+def scale_above(figure: go.Figure) -> None:
+    """Lay a map's scale above it: beside it, it would take half of a phone's width."""
+    place = {"orientation": "h", "x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom", "ypad": 2}
+    figure.update_traces(colorbar={**place, "len": 0.6, "thickness": 10, "title": {"side": "top"}})
+    figure.update_layout(height=figure.layout.height + 30)
+
+
+def in_the_page(figure: go.Figure) -> go.Figure:
+    """The figure, not in the way of a finger that scrolls the page."""
     figure.update_xaxes(fixedrange=True)
     figure.update_yaxes(fixedrange=True, ticklabelstandoff=5)
     return figure

@@ -1,4 +1,7 @@
-"""A Chromium, and the app with a tiny model behind it. Every request to another host is blocked and noted."""
+"""A Chromium, and the app with two tiny models behind it, of which the second takes chat messages.
+
+Every request to another host is blocked and noted.
+"""
 
 from __future__ import annotations
 
@@ -85,8 +88,9 @@ def app() -> Iterator[App]:
     from causal_tracer.web.layout import build_demo
     from causal_tracer.web.registry import LoadedTracer
     from causal_tracer.web.service import TraceService
+    from causal_tracer.web.serving import page_options
     from causal_tracer.web.settings import ServiceSettings
-    from causal_tracer.web.theme import CSS, app_theme
+    from tests.test_chat import PLAIN, with_template
     from tests.tiny_models import build_tiny_model, tiny_tokenizer
 
     let, may_run = threading.Event(), threading.Event()
@@ -98,17 +102,18 @@ def app() -> Iterator[App]:
     def load_tiny(source, report):
         report("converting the weights", 0.4)
         let.wait()
+        if source == "tiny-chat":
+            chat = CausalTracer(build_tiny_model("llama"), with_template(PLAIN), noise=0.5, model_id=source)
+            return LoadedTracer(chat, "Tiny Llama", "MIT")
         model = build_tiny_model("gpt2")
         model.register_forward_pre_hook(wait_for_leave)
         tracer = CausalTracer(model, tiny_tokenizer(), noise=0.5, model_id="tiny")
         return LoadedTracer(tracer, "Tiny GPT-2", "MIT")
 
-    service = TraceService(ServiceSettings(models=("tiny",)), load=load_tiny)
+    service = TraceService(ServiceSettings(models=("tiny", "tiny-chat")), load=load_tiny)
     service.start_loading()
     demo = build_demo(service)
-    demo.launch(
-        prevent_thread_lock=True, server_name="127.0.0.1", quiet=True, ssr_mode=False, theme=app_theme(), css=CSS
-    )
+    demo.launch(prevent_thread_lock=True, server_name="127.0.0.1", quiet=True, **page_options(service))
     yield App(demo.local_url, let.set, may_run)
     let.set()
     may_run.set()

@@ -190,6 +190,26 @@ def test_a_narrow_phone_scrolls_down_only(visits):
     assert 200 < width <= 360
 
 
+def test_plotly_is_fetched_before_gradio_asks_for_it_and_once(visits):
+    page = visits.open()
+    fetched = page.evaluate(
+        """() => performance.getEntriesByType('resource').filter(entry => entry.name.includes('/assets/'))
+                            .map(entry => [entry.name.split('/').pop(), entry.startTime])"""
+    )
+    times = dict(fetched)
+    (plotly,) = [name for name, _ in fetched if name.startswith("PlotlyPlot-")]
+    (asking,) = [name for name in times if re.match(r"Plot-.*\.js", name)]
+    assert times[plotly] < times[asking]
+
+
+def test_the_page_comes_compressed(visits):
+    page = visits.open()
+    sent, held = page.evaluate(
+        "(entry => [entry.encodedBodySize, entry.decodedBodySize])(performance.getEntriesByType('navigation')[0])"
+    )
+    assert sent < held / 4
+
+
 def test_dark_mode_is_readable(visits):
     page = visits.open("?__theme=dark")
     assert "dark" in page.locator("body").get_attribute("class")

@@ -24,6 +24,12 @@ def field(page, name: str):
     return page.locator(f"#ct-{name} :is(input, textarea)").first
 
 
+def choose(page, name: str, option: str) -> None:
+    """Choose from a list of the page."""
+    field(page, name).click()
+    page.get_by_role("option", name=option).first.click()
+
+
 def expect_subject_tokens(page, tokens: list[str]) -> None:
     """Waits: chips are drawn again when the server has looked at the prompt."""
     expect(page.locator("#ct-chips [data-token][aria-pressed='true']")).to_have_text(tokens)
@@ -148,6 +154,49 @@ def test_an_unsure_model_is_said_and_not_refused(visits, app):
     done(page, "hidden")
 
 
+def test_another_model_is_chosen_and_traced(visits, app):
+    app.let_load()
+    page = visits.open()
+    fill(page, PROMPT, SUBJECT)
+    expect(page.locator("#ct-chips [data-token]")).to_have_count(11)
+    first = page.locator("#ct-chips [data-answer]").all_text_contents()
+    choose(page, "model-choice", "tiny-chat")
+    expect(page.locator("#ct-model")).to_contain_text("Model ready: Tiny Llama")
+    expect(page.locator("#ct-chips [data-answer]").first).not_to_have_text(first[0])
+    done(page, "hidden")
+    expect(page.locator("#ct-details-hidden")).to_contain_text("tiny-chat, float32")
+    page.locator("#ct-share-hidden button").first.click()
+    link = page.locator("#ct-link-hidden textarea").input_value()
+    assert parse_qs(urlsplit(link).query)["model"] == ["tiny-chat"]
+    other = visits.open(link.removeprefix(app.url))
+    expect(other.locator("#ct-model")).to_contain_text("Model ready: Tiny Llama")
+
+
+def test_a_chat_message_is_traced_at_the_start_of_the_answer(visits, app):
+    app.let_load()
+    page = visits.open()
+    box = page.get_by_label("Chat message")
+    expect(page.locator("#ct-model")).to_contain_text("Model ready: Tiny GPT-2")
+    expect(box).to_be_disabled()
+    choose(page, "model-choice", "tiny-chat")
+    fill(page, PROMPT, SUBJECT, model="Model ready: Tiny Llama")
+    expect(box).to_be_enabled()
+    tokens = page.locator("#ct-chips [data-token]")
+    expect(tokens.last).to_have_text("of")
+    box.check()
+    # What the template wrote is shown, and cannot be marked.
+    expect(tokens.last).to_have_text("⏎")
+    expect(tokens.last).to_be_disabled()
+    expect_subject_tokens(page, ["Space", "Needle"])
+    done(page, "hidden")
+    labels = page.locator("#ct-map-hidden .ytick text").all_text_contents()
+    assert len(labels) == tokens.count()
+    assert [label for label in labels if label.endswith("*")] == ["Space*", "Needle*"]
+    page.locator("#ct-share-hidden button").first.click()
+    query = parse_qs(urlsplit(page.locator("#ct-link-hidden textarea").input_value()).query)
+    assert (query["prompt"], query["chat"]) == ([PROMPT], ["1"])
+
+
 @pytest.mark.parametrize(
     ("prompt", "subject"),
     [
@@ -266,6 +315,25 @@ def test_peaks_are_named_in_a_sentence(visits):
     )
 
 
+def test_the_subject_can_be_corrupted_in_another_way(visits, app):
+    app.let_load()
+    page = visits.open()
+    fill(page, PROMPT, SUBJECT)
+    open_advanced(page)
+    choose(page, "corruption", "The mean embedding")
+    done(page, "hidden")
+    made = page.locator("#ct-details-hidden")
+    expect(made).to_contain_text("single layers · embeddings set to their mean over the vocabulary · ")
+    page.locator("#ct-share-hidden button").first.click()
+    link = page.locator("#ct-link-hidden textarea").input_value()
+    assert parse_qs(urlsplit(link).query)["corruption"] == ["mean"]
+    page.locator("#ct-python button").first.click()
+    expect(page.locator("#ct-python-lines .cm-content")).to_contain_text("corruption='mean'")
+    other = visits.open(link.removeprefix(app.url))
+    open_advanced(other)
+    expect(field(other, "corruption")).to_have_value("The mean embedding")
+
+
 # It is shared -------------------------------------------------------------------------------------------------------
 
 
@@ -334,6 +402,28 @@ def test_files_hold_the_result_and_a_saved_one_opens_again(visits, app, tmp_path
     expect(other.locator("#ct-message .ct-error")).to_be_visible()
 
 
+@pytest.mark.parametrize(("format", "magic"), [("png", b"\x89PNG"), ("svg", b"<svg")])
+def test_pictures_are_drawn_where_kaleido_can(visits, tmp_path, format, magic):
+    pytest.importorskip("kaleido")
+    page = visits.open()
+    page.locator("#ct-share-hidden button").first.click()
+    with page.expect_download() as download:
+        page.locator(f"#ct-{format}-hidden").click()
+    path = tmp_path / download.value.suggested_filename
+    download.value.save_as(path)
+    assert path.suffix == f".{format}"
+    assert path.read_bytes().startswith(magic)
+    assert "Seattle" in path.read_text(encoding="utf-8") if format == "svg" else path.stat().st_size > 10_000
+
+
+def test_where_there_is_no_kaleido_the_page_says_what_to_do(visits, monkeypatch):
+    monkeypatch.setattr("causal_tracer.plots.find_spec", lambda name: None)
+    page = visits.open()
+    page.locator("#ct-share-hidden button").first.click()
+    page.locator("#ct-png-hidden").click()
+    expect(page.locator("#ct-message .ct-error")).to_contain_text("pip install 'causal-tracer[images]'")
+
+
 def test_the_python_lines_follow_the_fields(visits, app):
     app.let_load()
     page = visits.open()
@@ -370,6 +460,22 @@ def test_two_results_are_compared_on_a_diverging_scale(visits, app):
     expect(page.locator("#ct-map-compare .ytick text").first).to_have_text("before")
     low, high = plot.evaluate("plot => [plot.data[0].zmin, plot.data[0].zmax]")
     assert low == -high < 0
+    # The same for the keyboard and screen readers; it stays open when something else is compared.
+    page.locator("#ct-table-compare summary").focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("region", name="The difference as a table")).to_be_visible()
+    rows = page.locator("#ct-table-compare tbody tr")
+    roles = page.locator("#ct-map-compare .ytick text").all_text_contents()
+    assert rows.locator("th").all_text_contents() == roles
+    drawn = plot.evaluate("plot => [...plot.data[0].z].map(row => [...row])")
+    told = [[float(text) for text in row.locator("td").all_text_contents()] for row in rows.all()]
+    assert told == [pytest.approx(row, abs=6e-4) for row in drawn]
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("region", name="The difference as a table")).to_be_focused()
+    page.locator("#ct-compare-first input").click()
+    page.get_by_role("option").first.click()
+    expect(page.locator("#ct-table-compare caption")).to_contain_text("layer of A | of B")
+    expect(page.get_by_role("region", name="The difference as a table")).to_be_visible()
 
 
 # It looks right -----------------------------------------------------------------------------------------------------
@@ -400,3 +506,24 @@ def test_focus_can_be_seen(visits):
     page.keyboard.press("Tab")
     outline = page.evaluate("getComputedStyle(document.activeElement).outlineWidth")
     assert float(outline.removesuffix("px")) >= 2
+
+
+# Studies --------------------------------------------------------------------------------------------------------------
+
+
+def test_stored_studies_are_read_compared_and_taken_along(visits, tmp_path):
+    page = visits.open()
+    page.get_by_role("tab", name="Studies").click()
+    plot = page.locator("#ct-study-plot .js-plotly-plot")
+    expect(plot.locator(".heatmaplayer image")).to_be_visible()
+    expect(page.locator("#ct-study-findings")).to_contain_text("Average total effect")
+    choose(page, "study-figure", "Severed paths")
+    expect(page.locator("#ct-study-caption")).to_contain_text("Figure 3")
+    expect(plot.locator(".barlayer .trace")).to_have_count(3)
+    choose(page, "study-other", "SmolLM2")
+    expect(page.locator("#ct-study-caption")).to_contain_text("relative depth")
+    expect(plot.locator(".legend .traces")).to_have_count(2)
+    with page.expect_download() as download:
+        page.locator("#ct-study-report").click()
+    download.value.save_as(tmp_path / "report.html")
+    assert "<h2>Comparison</h2>" in (tmp_path / "report.html").read_text(encoding="utf-8")

@@ -55,8 +55,3 @@ element.addEventListener('keydown', event => {
   next.tabIndex = 0;
   next.focus();
 });
-
-// The table is drawn anew with each result: it stays as open as it was.
-let open = false;
-element.addEventListener('toggle', event => { if (event.target.isConnected) open = event.target.open; }, true);
-watch('value', () => { const table = element.querySelector('details'); if (table) table.open = open; });

@@ -1,0 +1,57 @@
+"""How the page is served, so that it is soon there: what Gradio's `launch` is told of looks, head and compression."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from causal_tracer.web.health import health_route
+from causal_tracer.web.service import TraceService
+from causal_tracer.web.theme import CSS, app_theme
+
+# Higher levels take longer and save little more.
+_LEVEL = 5
+_FRONT_END = Path(gr.__file__).parent / "templates" / "frontend"
+
+
+def page_options(service: TraceService) -> dict[str, Any]:
+    """The arguments of `launch` that make the page what it is, wherever it is served."""
+    return {
+        "theme": app_theme(),
+        "css": CSS,
+        "head": page_head(),
+        "footer_links": ["api"],
+        "ssr_mode": False,
+        "app_kwargs": {"routes": [health_route(service)], "middleware": [Middleware(CompressedPage)]},
+    }
+
+
+def page_head(front_end: Path = _FRONT_END) -> str:
+    """Has the browser fetch Plotly, 1.3 MB, while it fetches the rest: Gradio asks for it when all else is there.
+
+    Empty where Gradio's front end does not have it in one file of a known name: then it comes when Gradio asks.
+    """
+    found = [path.name for path in (front_end / "assets").glob("PlotlyPlot-*.js")]
+    # Low, since the story needs the other files first.
+    return f'<link rel="modulepreload" fetchpriority="low" href="./assets/{found[0]}">' if len(found) == 1 else ""
+
+
+class CompressedPage:
+    """ASGI middleware: the page itself goes out as gzip, to whoever takes it. Gradio compresses its other files only.
+
+    The page holds all that is shown at first, and becomes an eighth of its size.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._compressed = GZipMiddleware(app, compresslevel=_LEVEL)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hand a request on."""
+        page = scope["type"] == "http" and scope["path"] in ("", "/")
+        await (self._compressed if page else self._app)(scope, receive, send)
