@@ -25,10 +25,11 @@ from causal_tracer.web.chips import inspection_html, stored_inspection
 from causal_tracer.web.detail import detail_html
 from causal_tracer.web.fields import FIELD_NAMES, Picked, asked_for, field_values, subject_picked
 from causal_tracer.web.inspection import Inspection, TokenSpan
+from causal_tracer.web.service import RunUpdate
 from causal_tracer.web.serving import page_head
 from causal_tracer.web.stored import stored_map
 from causal_tracer.web.story import story_html, story_steps, told_cell
-from causal_tracer.web.summary import doubts_html, numbers_html, peaks_html, recipe
+from causal_tracer.web.summary import doubts_html, numbers_html, peaks_html, progress_words, recipe
 from causal_tracer.web.texts import CORRUPTION_TITLES
 from tests.test_flow import some_flow
 
@@ -131,7 +132,10 @@ class TestCells:
         rows = re.findall(r'<tr><th scope="row" dir="auto">(.*?)</th>(.*?)</tr>', difference_table_html(difference))
         assert [label for label, _ in rows][:4] == ["&lt;bos&gt;", "The*", "Space*", "Needle*"]
         shown = [re.findall(r"<td>(.*?)</td>", cells) for _, cells in rows]
-        assert shown == [[f"{value:+.3f}" for value in row] for row in difference.values.tolist()]
+        rounded = [[f"{value:+.3f}" for value in row] for row in difference.values.tolist()]
+        assert [
+            [text.replace("-0.000", "0.000").replace("+0.000", "0.000") for text in row] for row in rounded
+        ] == shown
 
     def test_the_table_of_a_difference_names_both_layers_and_shows_gaps_and_no_markup(self) -> None:
         flow = some_flow(input_tokens=[MARKUP] * 4, answer=MARKUP)
@@ -182,6 +186,15 @@ class TestPeaks:
         flow = some_flow()
         nothing = dataclasses.replace(flow, scores=flow.scores * 0 + flow.low_score)
         assert "nowhere" in peaks_html(nothing)
+
+
+class TestProgress:
+    def test_cells_that_needed_no_computation_do_not_count_to_the_time_that_is_left(self) -> None:
+        begun = RunUpdate({}, 260, 1800, 0.5)
+        assert progress_words(begun, begun) == "260 of 1800 restored runs"
+        # 140 in 2 s, so 1400 more in 20 s.
+        now = RunUpdate({}, 400, 1800, 2.5)
+        assert progress_words(now, begun) == "400 of 1800 restored runs · about 20 s left"
 
 
 class TestRecipe:

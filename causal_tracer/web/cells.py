@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from causal_tracer.comparison import FlowDifference
 from causal_tracer.flow import HiddenFlow
-from causal_tracer.plots import token_axis_labels
+from causal_tracer.plots import KIND_TITLES, token_axis_labels
 from causal_tracer.plots_difference import row_labels
 
 
@@ -18,7 +18,7 @@ def table_html(flow: HiddenFlow, plot_id: str) -> str:
     head = "".join(f'<th scope="col">{layer}</th>' for layer in range(layers))
     return (
         f'<div data-plot="{html.escape(plot_id)}" hidden></div>'
-        '<details class="ct-table"><summary>The map as a table</summary>'
+        f'<details class="ct-table"><summary>The {KIND_TITLES[flow.kind]} map as a table</summary>'
         '<p class="ct-hint">Arrow keys move, Enter shows a cell in detail.</p>'
         '<div class="ct-scroll"><table>'
         "<caption>P(answer) for each token and layer restored</caption>"
@@ -46,7 +46,10 @@ def difference_table_html(difference: FlowDifference) -> str:
 
 
 def _difference(value: float) -> str:
-    return "<td>–</td>" if math.isnan(value) else f"<td>{value:+.3f}</td>"
+    if math.isnan(value):
+        return "<td>–</td>"
+    # No sign where what is left of it is nothing.
+    return f"<td>{value:+.3f}</td>" if abs(value) >= 0.0005 else "<td>0.000</td>"
 
 
 def _rows(flow: HiddenFlow) -> Iterator[str]:

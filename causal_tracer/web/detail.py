@@ -39,7 +39,7 @@ def _effect_words(cell: CellDetails, score: float) -> str:
         words += f" (95 % interval {low:+.4f} to {high:+.4f})"
     if cell.share is not None:
         words += f", {cell.share:.0%} of the total effect"
-    return f"{words}. Each dot below is one noise sample."
+    return f"{words}. Each dot is one noise sample: corrupted runs above, restored runs below, their mean as a line."
 
 
 def _strip(cell: CellDetails, score: float) -> str:
@@ -52,19 +52,18 @@ def _strip(cell: CellDetails, score: float) -> str:
     interval = ""
     if cell.interval is not None:
         low, high = (min(max(cell.low_score + bound, 0.0), top) for bound in cell.interval)
-        interval = f'<line class="ct-interval" x1="{across(low):.1f}" x2="{across(high):.1f}" y1="38" y2="38"></line>'
+        interval = f'<line class="ct-interval" x1="{across(low):.1f}" x2="{across(high):.1f}" y1="28" y2="28"></line>'
     label = (
         f"{len(cell.samples)} noise samples: restored from {min(cell.samples):.3f} to {max(cell.samples):.3f}, "
         f"corrupted from {min(cell.low_samples):.3f} to {max(cell.low_samples):.3f}; clean {cell.high_score:.3f}"
     )
     return (
-        f'<svg class="ct-strip" viewBox="0 0 {_WIDTH:.0f} 74" preserveAspectRatio="xMinYMid" role="img" '
+        f'<svg class="ct-strip" viewBox="0 0 {_WIDTH:.0f} 46" preserveAspectRatio="xMinYMid" role="img" '
         f'aria-label="{html.escape(label)}">'
-        f'<line x1="{_LEFT}" x2="{_RIGHT}" y1="54" y2="54"></line>{interval}'
-        f"{_dots(map(across, cell.low_samples), 20, 'ct-low')}{_dots(map(across, cell.samples), 38, 'ct-high')}"
-        f'<line class="ct-mean" x1="{across(score):.1f}" x2="{across(score):.1f}" y1="29" y2="47"></line>'
-        f'<text x="{_LEFT}" y="9">corrupted runs above, restored runs below, mean as a line</text>'
-        f'<text x="{_LEFT}" y="69">0</text><text x="{_RIGHT}" y="69" text-anchor="end">P = {top:.3f}</text></svg>'
+        f'<line x1="{_LEFT}" x2="{_RIGHT}" y1="44" y2="44"></line>{interval}'
+        f"{_dots(map(across, cell.low_samples), 10, 'ct-low')}{_dots(map(across, cell.samples), 28, 'ct-high')}"
+        f'<line class="ct-mean" x1="{across(score):.1f}" x2="{across(score):.1f}" y1="19" y2="37"></line>'
+        f'</svg><p class="ct-hint ct-ends"><span>0</span><span>P = {top:.3f}</span></p>'
     )
 
 

@@ -24,7 +24,7 @@ from causal_tracer.web.detail import detail_html
 from causal_tracer.web.downloads import download, open_result
 from causal_tracer.web.stored import stored_map
 from causal_tracer.web.summary import message_html, recipe, status_html
-from causal_tracer.web.views import Flows, TabView, app_figures, maps_view
+from causal_tracer.web.views import Flows, TabView, app_figures, in_the_page, maps_view, scale_above
 
 TAB_TITLES: Mapping[str, str] = {
     "hidden": "Hidden states",
@@ -132,9 +132,10 @@ def compare(history: History, first: int | None, second: int | None) -> tuple[An
 def difference_figure(difference: FlowDifference) -> go.Figure:
     """The difference as the app shows it."""
     figure = plot_difference_heatmap(difference, title="", show=False)
-    figure.update_xaxes(fixedrange=True)
-    figure.update_yaxes(fixedrange=True, ticklabelstandoff=5)
-    return figure
+    scale_above(figure)
+    # On a phone more numbers would be turned, and stand in the map.
+    figure.update_traces(colorbar={"nticks": 4, "tickangle": 0})
+    return in_the_page(figure)
 
 
 def difference_html(difference: FlowDifference) -> str:

@@ -54,14 +54,18 @@ class MapRun:
             message = problems_html(self.service.inspect(asked))
             yield TabView(message=message).outputs(self.maps)
             updates = self.service.trace(asked, client_of(request, self.service.settings))
+            begun = None
             for update in thinned(updates, REDRAW_SECONDS):
-                yield self._view(asked, update, write_top_tokens, request).outputs(self.maps)
+                begun = begun or (update if update.done else None)
+                status = status_html(progress_words(update, begun))
+                yield self._view(asked, update, status, write_top_tokens, request).outputs(self.maps)
         except CausalTracerError as error:
             status = status_html("Nothing was computed: see the message above.", state="ct-failed")
             yield TabView(message=message_html(str(error)), status=status, running=False).outputs(self.maps)
 
-    def _view(self, asked: TraceInput, update: RunUpdate, write_top_tokens: bool, request: gr.Request) -> TabView:
-        status = status_html(progress_words(update))
+    def _view(
+        self, asked: TraceInput, update: RunUpdate, status: str, write_top_tokens: bool, request: gr.Request
+    ) -> TabView:
         if not update.flows:
             return TabView(status=status)
         filling = update.done < update.total

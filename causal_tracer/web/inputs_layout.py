@@ -141,7 +141,14 @@ def _model_label(title: str, size: str) -> str:
 def _advanced_fields() -> tuple[dict[str, Any], gr.HTML]:
     with gr.Accordion("Advanced", open=False, elem_id="ct-advanced"):
         with gr.Row():
-            samples = gr.Number(10, label="Noise samples", precision=0, min_width=130, elem_id="ct-samples")
+            samples = gr.Number(
+                10,
+                label="Noise samples",
+                info="Each map is their mean.",
+                precision=0,
+                min_width=130,
+                elem_id="ct-samples",
+            )
             noise = gr.Textbox(
                 "",
                 label="Noise level",
@@ -155,12 +162,19 @@ def _advanced_fields() -> tuple[dict[str, Any], gr.HTML]:
                 [(CORRUPTION_TITLES[name], name) for name in CORRUPTION_CHOICES],
                 value="gaussian",
                 label="Corruption",
-                info="Done to the subject's embeddings. A noise level is for the first four.",
+                info="The first four take the level.",
                 filterable=False,
-                min_width=280,
+                min_width=220,
                 elem_id="ct-corruption",
             )
-            seed = gr.Number(1, label="Seed of the noise", precision=0, min_width=130, elem_id="ct-seed")
+            seed = gr.Number(
+                1,
+                label="Seed of the noise",
+                info="Same seed, same noise.",
+                precision=0,
+                min_width=130,
+                elem_id="ct-seed",
+            )
         noise_level = gr.HTML("", elem_id="ct-noise-level")
         with gr.Row():
             windows = {

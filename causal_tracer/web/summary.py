@@ -85,8 +85,14 @@ def details_html(flow: HiddenFlow, *, origin: str = "") -> str:
     )
 
 
-def progress_words(update: RunUpdate) -> str:
-    """How far a run is, and how long it may still take."""
+def progress_words(update: RunUpdate, begun: RunUpdate | None = None) -> str:
+    """How far a run is, and how long it may still take.
+
+    Args:
+        update: The run now.
+        begun: The run when its first cells came. Those that need no computation are among them, so what came at once
+            says nothing about how long the rest takes.
+    """
     if update.waiting:
         return f"Waiting for {update.waiting}."
     if update.cached:
@@ -95,8 +101,11 @@ def progress_words(update: RunUpdate) -> str:
         return f"Done: {update.total} restored runs in {_duration(update.seconds)}."
     if not update.done:
         return f"Clean and corrupted run done; {update.total} restored runs to do."
-    left = update.seconds * (update.total - update.done) / update.done
-    return f"{update.done} of {update.total} restored runs · about {_duration(left)} left"
+    done, seconds = update.done, update.seconds
+    if begun is not None:
+        done, seconds = done - begun.done, seconds - begun.seconds
+    words = f"{update.done} of {update.total} restored runs"
+    return f"{words} · about {_duration(seconds * (update.total - update.done) / done)} left" if done else words
 
 
 def model_words(status: ModelStatus) -> str:

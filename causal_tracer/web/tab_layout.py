@@ -143,7 +143,7 @@ def _sharing(name: str, kinds: tuple[LayerKind, ...], flows: gr.State, inputs: I
             info="It opens the page with the same prompt, model, settings and seed.",
             interactive=False,
             buttons=["copy"],
-            max_lines=2,
+            max_lines=6,
             elem_id=f"ct-link-{name}",
         )
         kind = gr.Radio(

@@ -37,15 +37,15 @@ Method: Meng et al. 2022, *Locating and Editing Factual Associations in GPT*, ar
 
 CORRUPTION_TITLES = {
     "gaussian": "Gaussian noise, added",
-    "gaussian replacing": "Gaussian noise in the embeddings' place",
+    "gaussian replacing": "Gaussian noise instead",
     "uniform": "Uniform noise, added",
-    "uniform replacing": "Uniform noise in the embeddings' place",
-    "multivariate": "Gaussian noise with the embeddings' covariance",
-    "student-t": "Student-t noise with the embeddings' covariance",
+    "uniform replacing": "Uniform noise instead",
+    "multivariate": "Gaussian, embeddings' covariance",
+    "student-t": "Student-t, embeddings' covariance",
     "zero": "Zero embeddings",
-    "mean": "The mean embedding",
+    "mean": "Mean embedding",
 }
-"""What each corruption is called in the page's list."""
+"""What each corruption is called in the page's list, which is narrow."""
 
 STUDIES = (
     "One map is an anecdote. A study traces many facts, and averages the indirect effect over each fact's tokens of a "

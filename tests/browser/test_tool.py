@@ -320,7 +320,7 @@ def test_the_subject_can_be_corrupted_in_another_way(visits, app):
     page = visits.open()
     fill(page, PROMPT, SUBJECT)
     open_advanced(page)
-    choose(page, "corruption", "The mean embedding")
+    choose(page, "corruption", "Mean embedding")
     done(page, "hidden")
     made = page.locator("#ct-details-hidden")
     expect(made).to_contain_text("single layers · embeddings set to their mean over the vocabulary · ")
@@ -331,7 +331,7 @@ def test_the_subject_can_be_corrupted_in_another_way(visits, app):
     expect(page.locator("#ct-python-lines .cm-content")).to_contain_text("corruption='mean'")
     other = visits.open(link.removeprefix(app.url))
     open_advanced(other)
-    expect(field(other, "corruption")).to_have_value("The mean embedding")
+    expect(field(other, "corruption")).to_have_value("Mean embedding")
 
 
 # It is shared -------------------------------------------------------------------------------------------------------
