@@ -73,6 +73,10 @@ class FactsError(StudyError, ValueError):
     """Facts could not be read, or are not facts."""
 
 
+class ResultLostError(CausalTracerError):
+    """An open page shows a result that the app no longer has."""
+
+
 class BusyError(CausalTracerError):
     """The app has no room for a request now, or the request took more than its share."""
 

@@ -163,10 +163,19 @@ class TestCells:
 
     def test_a_click_on_a_tab_that_shows_a_stored_map_reads_the_stored_map(self) -> None:
         event = gr.SelectData(None, {"index": [3, 4], "value": ""})
-        assert "“Needle”, layer 4" in explore.CellChoice("hidden", "hidden").show(event, None)
+        assert "“Needle”, layer 4" in explore.CellChoice("hidden", "hidden").show(event, None, False)
         assert "ct-error" in explore.CellChoice("hidden", "hidden").show(
-            gr.SelectData(None, {"index": [99, 4], "value": ""}), None
+            gr.SelectData(None, {"index": [99, 4], "value": ""}), None, False
         )
+
+    def test_where_a_result_is_lost_the_stored_map_does_not_stand_in_for_it(self) -> None:
+        event = gr.SelectData(None, {"index": [3, 4], "value": ""})
+        _, redrawn = explore.redraw("hidden", None, True, False)
+        path, written = explore.write_file("hidden", "json", "hidden", None, True)
+        *_, compared = explore.compare((), 0, 3)
+        for words in (explore.CellChoice("hidden", "hidden").show(event, None, True), redrawn, written, compared):
+            assert "Press Run again" in words
+        assert path is None
 
 
 class TestPeaks:
@@ -256,6 +265,10 @@ class TestFields:
         assert asked_for("hidden", picked, *with_fields(answer="Roma")).answer == "Roma"
         assert asked_for("hidden", picked, *with_fields(answer="Rome", prompt="Paris was in")).answer == "Rome"
 
+    def test_a_token_named_by_its_number_needs_no_memory_of_the_page(self) -> None:
+        assert asked_for("hidden", Picked(), *with_fields(answer="token 42")).answer == 42
+        assert asked_for("hidden", Picked(), *with_fields(answer="token forty")).answer == "token forty"
+
     def test_a_picked_occurrence_holds_for_its_subject_only(self) -> None:
         picked = Picked(prompt="Paris is in", subject="Paris", occurrence="first")
         assert asked_for("hidden", picked, *with_fields()).occurrence == "first"
@@ -273,12 +286,12 @@ class TestFields:
 
 class TestViews:
     def test_a_tab_has_a_value_for_each_of_its_components(self) -> None:
-        for maps, flows in ((1, explore.shown_flows("mlp", None)), (3, explore.shown_flows("all", None))):
+        for maps, flows in ((1, explore.stored_flows("mlp")), (3, explore.stored_flows("all"))):
             view = views.maps_view("all" if maps == 3 else "mlp", flows, status="", origin="")
-            assert len(view.outputs(maps)) == len(views.TabView().outputs(maps)) == 10 + 2 * maps
+            assert len(view.outputs(maps)) == len(views.TabView().outputs(maps)) == 11 + 2 * maps
 
     def test_side_by_side_maps_share_one_scale(self) -> None:
-        figures = views.app_figures(explore.shown_flows("all", None))
+        figures = views.app_figures(explore.stored_flows("all"))
         assert len({(figure.data[0].zmin, figure.data[0].zmax) for figure in figures}) == 1
         assert not any(figure.data[0].showscale for figure in figures)
 

@@ -13,7 +13,7 @@ import gradio as gr
 import plotly.graph_objects as go
 
 from causal_tracer.comparison import FlowDifference, compare_flows
-from causal_tracer.errors import CausalTracerError
+from causal_tracer.errors import CausalTracerError, ResultLostError
 from causal_tracer.flow import HiddenFlow
 from causal_tracer.layers import KINDS, LayerKind
 from causal_tracer.plots import display_token
@@ -38,14 +38,35 @@ TAB_TITLES: Mapping[str, str] = {
 # Results that one session may compare; earlier ones are forgotten.
 _REMEMBERED = 12
 
+_LOST = (
+    "The app no longer has this result: it was restarted, or the page was open for too long. Press Run again, or open "
+    "the result's link; what was finished usually comes back at once."
+)
+
 History = tuple[HiddenFlow, ...]
 
 
-def shown_flows(tab: str, flows: Flows | None) -> Flows:
-    """The maps that a tab shows: its last result's, or the stored ones."""
+def stored_flows(tab: str) -> Flows:
+    """The stored maps that a tab shows before anything was run."""
+    return {kind: stored_map(kind) for kind in (KINDS if tab == "all" else (kind for kind in KINDS if kind == tab))}
+
+
+def shown_flows(tab: str, flows: Flows | None, made: bool) -> Flows:
+    """The maps that a tab shows: its last result's, or the stored ones.
+
+    Args:
+        tab: The tab.
+        flows: What the app remembers of the page.
+        made: Whether the page shows a result; it knows where the app has forgotten.
+
+    Raises:
+        ResultLostError: The app has forgotten: after a day, a restart, or many other pages.
+    """
     if flows:
         return flows
-    return {kind: stored_map(kind) for kind in (KINDS if tab == "all" else (kind for kind in KINDS if kind == tab))}
+    if made:
+        raise ResultLostError(_LOST)
+    return stored_flows(tab)
 
 
 @dataclass(frozen=True)
@@ -58,26 +79,30 @@ class CellChoice:
     tab: str
     kind: LayerKind
 
-    def show(self, event: gr.SelectData, flows: Flows | None) -> str:
+    def show(self, event: gr.SelectData, flows: Flows | None, made: bool) -> str:
         """The chosen cell in detail."""
         position, layer = event.index
         try:
-            return detail_html(cell_details(shown_flows(self.tab, flows)[self.kind], int(position), int(layer)))
+            flow = shown_flows(self.tab, flows, made)[self.kind]
+            return detail_html(cell_details(flow, int(position), int(layer)))
         except CausalTracerError as error:
             return message_html(str(error))
 
 
-def redraw(tab: str, flows: Flows | None, write_top_tokens: bool) -> go.Figure:
-    """The map of a tab with or without the most probable tokens in its cells."""
-    (figure,) = app_figures(shown_flows(tab, flows), write_top_tokens=write_top_tokens)
-    return figure
-
-
-def write_file(tab: str, format: str, kind: str, flows: Flows | None) -> tuple[str | None, str]:
-    """A file of a result to download, and a message where it could not be made."""
-    shown = shown_flows(tab, flows)
-    flow = next((flow for each, flow in shown.items() if each == kind), next(iter(shown.values())))
+def redraw(tab: str, flows: Flows | None, made: bool, write_top_tokens: bool) -> tuple[Any, Any]:
+    """The map of a tab with or without the most probable tokens in its cells, and a message where it is lost."""
     try:
+        (figure,) = app_figures(shown_flows(tab, flows, made), write_top_tokens=write_top_tokens)
+    except CausalTracerError as error:
+        return gr.skip(), message_html(str(error))
+    return figure, gr.skip()
+
+
+def write_file(tab: str, format: str, kind: str, flows: Flows | None, made: bool) -> tuple[str | None, str]:
+    """A file of a result to download, and a message where it could not be made."""
+    try:
+        shown = shown_flows(tab, flows, made)
+        flow = next((flow for each, flow in shown.items() if each == kind), next(iter(shown.values())))
         return str(download(flow, format, Path(tempfile.mkdtemp(prefix="causal-tracer-")))), message_html()
     except CausalTracerError as error:
         return None, message_html(str(error))
@@ -120,8 +145,10 @@ def offer(history: History) -> tuple[Any, Any]:
 def compare(history: History, first: int | None, second: int | None) -> tuple[Any, Any, str]:
     """The map of a difference, the same as a table, and what it is of."""
     flows = _all(history)
-    if first is None or second is None or max(first, second) >= len(flows):
+    if first is None or second is None:
         return gr.skip(), gr.skip(), message_html("Choose two results.")
+    if max(first, second) >= len(flows):
+        return gr.skip(), gr.skip(), message_html(_LOST)
     try:
         difference = compare_flows(flows[first], flows[second])
     except CausalTracerError as error:

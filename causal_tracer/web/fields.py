@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,6 +32,9 @@ class Picked:
     answer: str = ""
     answer_id: int | None = None
 
+
+# How the answer's field names a token that has no text of its own.
+_NAMED_TOKEN = re.compile(r"token (\d+)")
 
 # In the order of the page's inputs.
 FIELD_NAMES: tuple[str, ...] = (
@@ -63,13 +67,14 @@ def asked_for(kind: str, picked: Picked, *values: Any) -> TraceInput:
     windows = tuple(given.pop(f"window_{each}") for each in KINDS)
     for name, title in _OPTIONAL_NUMBERS.items():
         given[name] = optional_number(title, given[name])
-    answer = given.pop("answer") or ""
+    text = given.pop("answer") or ""
     same_prompt = picked.prompt == given["prompt"]
-    by_id = same_prompt and picked.answer == answer and picked.answer_id is not None
+    by_id = same_prompt and picked.answer == text and picked.answer_id is not None
+    named = _NAMED_TOKEN.fullmatch(text.strip())
     return TraceInput(
         **given,
         kind=kind,
-        answer=picked.answer_id if by_id else answer,
+        answer=picked.answer_id if by_id else int(named[1]) if named else text,
         occurrence=picked.occurrence if same_prompt and picked.subject == given["subject"] else "last",
         window=None if kind == "all" else windows[KINDS.index(kind)],
         windows=windows if kind == "all" else (),

@@ -36,6 +36,7 @@ class Tab:
     Attributes:
         kinds: What its maps restore; more than one stand side by side.
         outputs: In the order of `TabView.outputs`.
+        flows: The result, which the app keeps for the page.
     """
 
     name: str
@@ -47,10 +48,12 @@ class Tab:
 def map_tab(service: TraceService, name: str, inputs: Inputs, history: gr.State, shown: gr.State) -> Tab:
     """Lay out and wire a tab: of one kind, or of all of them."""
     kinds = KINDS if name == "all" else tuple(kind for kind in KINDS if kind == name)
-    stored = explore.shown_flows(name, None)
+    stored = explore.stored_flows(name)
     with gr.Tab(explore.TAB_TITLES[name], id=name) as page:
         # Inside: Gradio counts what stands between tabs as tabs.
         flows = gr.State(None, time_to_live=IDLE_SECONDS)
+        # Whether a result is shown: the browser keeps this, while the app may forget the result.
+        made = gr.Checkbox(False, visible=False)
         with gr.Row(elem_classes="ct-run", equal_height=True):
             run = gr.Button("Run", variant="primary", scale=0, min_width=120, elem_id=f"ct-run-{name}")
             stop = gr.Button("Stop", interactive=False, scale=0, min_width=90, elem_id=f"ct-stop-{name}")
@@ -85,14 +88,15 @@ def map_tab(service: TraceService, name: str, inputs: Inputs, history: gr.State,
         details = gr.HTML(
             details_html(next(iter(stored.values())), origin="a stored result"), elem_id=f"ct-details-{name}"
         )
-        link = _sharing(name, kinds, flows, inputs)
-    outputs = [inputs.message, status, above, doubts, cell, details, flows, link, *figures, *tables, run, stop]
+        link = _sharing(name, kinds, [flows, made], inputs)
+    outputs = [inputs.message, status, above, doubts, cell, details, flows, made, link, *figures, *tables, run, stop]
     tab = Tab(name, kinds, outputs, flows)
     page.select(partial(handlers.named, name), outputs=[shown], **AT_ONCE)
     for kind, table in zip(kinds, tables, strict=True):
-        table.select(explore.CellChoice(name, kind).show, inputs=[flows], outputs=[cell], **AT_ONCE)
+        table.select(explore.CellChoice(name, kind).show, inputs=[flows, made], outputs=[cell], **AT_ONCE)
     if len(kinds) == 1:
-        write.input(partial(explore.redraw, name), inputs=[flows, write], outputs=figures, **AT_ONCE)
+        redrawn = [*figures, inputs.message]
+        write.input(partial(explore.redraw, name), inputs=[flows, made, write], outputs=redrawn, **AT_ONCE)
     _wire_run(service, tab, inputs, write, history, status, (run, stop))
     return tab
 
@@ -135,7 +139,7 @@ def _wire_run(
     stop.click(buttons.stop, outputs=tab.outputs, cancels=[running], **AT_ONCE)
 
 
-def _sharing(name: str, kinds: tuple[LayerKind, ...], flows: gr.State, inputs: Inputs) -> gr.Textbox:
+def _sharing(name: str, kinds: tuple[LayerKind, ...], result: list[Any], inputs: Inputs) -> gr.Textbox:
     with gr.Accordion("Share and download", open=False, elem_id=f"ct-share-{name}"):
         link = gr.Textbox(
             NO_LINK_YET,
@@ -159,7 +163,7 @@ def _sharing(name: str, kinds: tuple[LayerKind, ...], flows: gr.State, inputs: I
                 button = gr.Button(format.upper(), size="sm", min_width=70, elem_id=f"ct-{format}-{name}")
                 button.click(
                     partial(explore.write_file, name, format),
-                    inputs=[kind, flows],
+                    inputs=[kind, *result],
                     outputs=[saved, inputs.message],
                     show_progress="hidden",
                     api_visibility="private",

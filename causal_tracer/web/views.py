@@ -36,7 +36,7 @@ class TabView:
         tables: The maps as tables, HTML.
         cell: One cell in detail, as HTML.
         details: How the maps were made, as HTML.
-        flows: The maps, for what is done with them.
+        flows: The maps, for what is done with them. The page itself then knows that it shows a result.
         link: The link that reproduces them.
         running: Whether Run is off and Stop is on; None leaves both.
     """
@@ -57,7 +57,9 @@ class TabView:
         """The values of the tab's components, in the order of `Tab.outputs`; it has so many maps."""
         figures = self.figures or (None,) * maps
         tables = self.tables or (None,) * maps
-        texts = (self.message, self.status, self.numbers, self.doubts, self.cell, self.details, self.flows, self.link)
+        made = None if self.flows is None else True
+        told = (self.message, self.status, self.numbers, self.doubts, self.cell, self.details)
+        texts = (*told, self.flows, made, self.link)
         shown = tuple(gr.skip() if part is None else part for part in (*texts, *figures, *tables))
         if self.running is None:
             return (*shown, gr.skip(), gr.skip())

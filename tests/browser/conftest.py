@@ -33,11 +33,15 @@ def missing(what: str) -> None:
 
 @dataclass
 class App:
-    """A running app whose model loads only when it is let, and runs only while it may."""
+    """A running app whose model loads only when it is let, and runs only while it may.
+
+    `forget` drops what it knows of the pages that are open, as a restart does.
+    """
 
     url: str
     let_load: Callable[[], None]
     may_run: threading.Event
+    forget: Callable[[], None]
 
 
 @dataclass
@@ -114,7 +118,7 @@ def app() -> Iterator[App]:
     service.start_loading()
     demo = build_demo(service)
     demo.launch(prevent_thread_lock=True, server_name="127.0.0.1", quiet=True, **page_options(service))
-    yield App(demo.local_url, let.set, may_run)
+    yield App(demo.local_url, let.set, may_run, demo.state_holder.session_data.clear)
     let.set()
     may_run.set()
     demo.close()
