@@ -125,7 +125,7 @@ def opened(path: str, url: str, times: queue.Queue[tuple[str, float]], extension
 
 
 def visit(browser: Any, url: str, seed: int) -> dict[str, float]:
-    """One visitor who traces: Run, Stop at the first cells, and Run again."""
+    """One visitor who traces: Run, Stop in the midst of it, and Run again."""
     context = browser.new_context(viewport={"width": 1280, "height": 800})
     page = context.new_page()
     page.set_default_timeout(120_000)
@@ -137,6 +137,7 @@ def visit(browser: Any, url: str, seed: int) -> dict[str, float]:
     run.click()
     _status(page, r"[1-9]\d* of \d+ restored runs|Done")
     first = time.perf_counter() - pressed
+    _status(page, r"about \d+ s left")
     pressed = time.perf_counter()
     stop.click()
     _status(page, "Stopped")

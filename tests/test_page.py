@@ -25,12 +25,12 @@ from causal_tracer.web.chips import inspection_html, stored_inspection
 from causal_tracer.web.detail import detail_html
 from causal_tracer.web.fields import FIELD_NAMES, Picked, asked_for, field_values, subject_picked
 from causal_tracer.web.inspection import Inspection, TokenSpan
-from causal_tracer.web.service import RunUpdate
 from causal_tracer.web.serving import page_head
 from causal_tracer.web.stored import stored_map
 from causal_tracer.web.story import story_html, story_steps, told_cell
 from causal_tracer.web.summary import doubts_html, numbers_html, peaks_html, progress_words, recipe
 from causal_tracer.web.texts import CORRUPTION_TITLES
+from causal_tracer.web.updates import RunUpdate
 from tests.test_flow import some_flow
 
 MARKUP = "<img src=x onerror=alert(1)>"

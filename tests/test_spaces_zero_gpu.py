@@ -12,7 +12,7 @@ import torch
 from causal_tracer import CausalTracer
 from causal_tracer.chat import ChatText
 from causal_tracer.corruption import GaussianNoise
-from causal_tracer.errors import BusyError, NumericsError, SettingsError, SubjectError
+from causal_tracer.errors import BusyError, NumericsError, SettingsError, SubjectError, TraceCancelled
 from causal_tracer.layers import model_lock
 from causal_tracer.request import HiddenFlowQuery, MapSpec, SamplesUntil, TraceRequest
 from causal_tracer.sweep import engine
@@ -241,6 +241,17 @@ def test_leaving_early_ends_the_call(placed):
     assert placed.gpu.stopped == 1
     *_, last = placed.trace()
     assert last.done == last.total
+
+
+def test_a_cancelled_run_ends_with_the_next_answer(placed):
+    told = []
+    request = TraceRequest(PROMPT, SUBJECT, samples=50)
+    run = placed.loaded.run(placed.context, request, SPECS, lambda: bool(told))
+    next(run)
+    told.append(True)
+    with pytest.raises(TraceCancelled):
+        next(run)
+    assert placed.gpu.stopped == 1
 
 
 def test_the_service_traces_through_it(folder, checks):

@@ -189,7 +189,7 @@ def test_a_client_that_goes_away_frees_the_model():
     def load(source, report):
         found = load_tiny(source, report)
 
-        def run(context, request, specs):
+        def run(context, request, specs, cancelled):
             try:
                 for update in trace_maps(context, request, specs):
                     begun.set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
 from dataclasses import fields
@@ -197,6 +198,10 @@ class TestService:
         assert service.health()["running"] == 0
 
 
+async def every_one(steps):
+    return [step async for step in steps]
+
+
 class TestEndpoints:
     @quick(60)
     @given(inputs(wild=True), st.booleans())
@@ -210,7 +215,7 @@ class TestEndpoints:
             given = {name: given[name] for name in ("prompt", "subject", "samples", "window", "noise", "seed")}
         refusal = "none"
         try:
-            results = list((endpoints.trace_mlp if one_kind else endpoints.trace)(**given))
+            results = asyncio.run(every_one((endpoints.trace_mlp if one_kind else endpoints.trace)(**given)))
             json.dumps(results, allow_nan=False)
         except gradio.Error as error:
             refusal = error.message

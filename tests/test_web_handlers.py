@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+from contextlib import aclosing
+
 import pytest
 
 pytest.importorskip("gradio")
 
 from causal_tracer.errors import SettingsError
 from causal_tracer.web.fields import optional_number
-from causal_tracer.web.handlers import thinned
-from causal_tracer.web.service import RunUpdate
+from causal_tracer.web.updates import RunUpdate, stepped, thinned
 
 
 @pytest.mark.parametrize(("text", "number"), [("", None), ("  ", None), ("0", 0.0), (" 0.5 ", 0.5), ("1e-2", 0.01)])
@@ -47,3 +50,81 @@ def test_leaving_early_closes_what_is_below():
     next(shown)
     shown.close()
     assert closed == [True]
+
+
+class Run:
+    """A generator whose second step lasts until it is let, and which notes when it is closed."""
+
+    def __init__(self):
+        self.stepping, self.may_step, self.closed = threading.Event(), threading.Event(), threading.Event()
+
+    def __call__(self, left):
+        self.left = left
+        try:
+            yield "first"
+            self.stepping.set()
+            self.may_step.wait(60)
+            yield "second"
+            yield "third"
+        finally:
+            self.closed.set()
+
+
+def test_steps_come_in_order_and_end():
+    async def seen():
+        return [step async for step in stepped(letters)]
+
+    def letters(left):
+        assert not left()
+        yield from "abc"
+
+    assert asyncio.run(seen()) == ["a", "b", "c"]
+
+
+def test_an_error_of_a_step_is_raised_where_it_is_awaited():
+    def failing(left):
+        yield 1
+        raise SettingsError("No.")
+
+    async def seen():
+        async for _ in stepped(failing):
+            pass
+
+    with pytest.raises(SettingsError, match=r"No\."):
+        asyncio.run(seen())
+
+
+def test_whoever_leaves_within_a_step_does_not_wait_for_its_end_and_the_step_is_told():
+    run = Run()
+
+    async def left_early():
+        async def watch():
+            async for _ in stepped(run):
+                pass
+
+        watching = asyncio.create_task(watch())
+        while not run.stepping.is_set():
+            await asyncio.sleep(0.01)
+        watching.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await watching
+        # The step goes on: whoever waited for it is gone before.
+        assert run.left()
+        assert not run.closed.is_set()
+        run.may_step.set()
+
+    asyncio.run(left_early())
+    assert run.closed.wait(60)
+
+
+def test_whoever_leaves_between_two_steps_closes_the_run_at_once():
+    run = Run()
+
+    async def left_early():
+        async with aclosing(stepped(run)) as steps:
+            async for _ in steps:
+                break
+
+    asyncio.run(left_early())
+    assert run.closed.is_set()
+    assert not run.stepping.is_set()

@@ -179,7 +179,7 @@ def broken_runs(error: Callable[[], BaseException]):
     def load(source, report):
         failed = []
 
-        def run(context, request, specs):
+        def run(context, request, specs, cancelled):
             for number, update in enumerate(trace_maps(context, request, specs)):
                 if number == 2 and not failed:
                     failed.append(True)

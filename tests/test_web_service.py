@@ -20,6 +20,7 @@ from causal_tracer.errors import (
     PromptError,
     SettingsError,
     SubjectError,
+    TraceCancelled,
 )
 from causal_tracer.layers import KINDS
 from causal_tracer.tracer import DEFAULT_WINDOWS
@@ -27,9 +28,10 @@ from causal_tracer.web import summary
 from causal_tracer.web.asking import TraceInput
 from causal_tracer.web.model_files import public_name
 from causal_tracer.web.registry import ModelStatus
-from causal_tracer.web.service import RunUpdate, TraceService
+from causal_tracer.web.service import TraceService
 from causal_tracer.web.settings import ServiceSettings
 from causal_tracer.web.stored import STORED_PROMPT, stored_map, stored_request
+from causal_tracer.web.updates import RunUpdate
 from tests.tiny_models import PROMPT, SUBJECT, build_tiny_model, tiny_tokenizer
 from tests.web_tiny import ASKED, NOISE, flow_of, last, load_tiny, tiny_service
 
@@ -189,6 +191,24 @@ class TestTraces:
         first.close()
         assert next(third).position == 0
         third.close()
+
+    def test_a_cancelled_run_ends_within_a_batch_and_frees_the_model(self, service):
+        asked, told = [], []
+
+        def cancelled():
+            asked.append(True)
+            return bool(told)
+
+        run = service.trace(replace(ASKED, seed=15, samples=20), cancelled=cancelled)
+        while next(run).done == 0:
+            pass
+        told.append(True)
+        before = len(asked)
+        with pytest.raises(TraceCancelled):
+            last(run)
+        assert len(asked) == before + 1
+        assert service.health()["running"] == 0
+        assert flow_of(service, replace(ASKED, seed=15)).scores.isfinite().all()
 
     def test_all_kinds_in_one_sweep_equal_each_alone(self, service):
         asked = replace(ASKED, kind="all", windows=(2, None, 1), seed=21)

@@ -10,8 +10,9 @@ from typing import Any
 from causal_tracer import CausalTracer, HiddenFlow
 from causal_tracer.web.asking import TraceInput
 from causal_tracer.web.registry import LoadedTracer, Report
-from causal_tracer.web.service import RunUpdate, TraceService
+from causal_tracer.web.service import TraceService
 from causal_tracer.web.settings import ServiceSettings
+from causal_tracer.web.updates import RunUpdate
 from tests.test_chat import PLAIN, with_template
 from tests.tiny_models import PROMPT, SUBJECT, build_tiny_model, tiny_tokenizer
 

@@ -4,25 +4,23 @@ No postponed annotations here: Gradio takes the hints as they stand. And the gen
 they yield, since that is where Gradio takes the number and types of an endpoint's results from.
 """
 
-import json
-import logging
-from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import aclosing, closing
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 import gradio as gr
 from gradio.events import api
 
-from causal_tracer.errors import CausalTracerError, SettingsError
+from causal_tracer.errors import SettingsError
 from causal_tracer.prompts import Occurrence
+from causal_tracer.web.answers import Json, for_clients, map_and_result, result
 from causal_tracer.web.asking import Asked, TraceInput
-from causal_tracer.web.handlers import thinned
 from causal_tracer.web.limits import client_of
-from causal_tracer.web.service import RunUpdate, TraceService
-from causal_tracer.web.views import app_figure
+from causal_tracer.web.service import TraceService
+from causal_tracer.web.updates import Cancelled, RunUpdate, stepped, thinned
 
-Json = dict[str, Any]
 Corruption = Literal[
     "gaussian",
     "gaussian replacing",
@@ -36,8 +34,6 @@ Corruption = Literal[
 
 PARTIAL_SECONDS = 2.0
 MODEL_QUEUE = "model"
-
-_logger = logging.getLogger(__name__)
 
 _ARGUMENTS: dict[str, str] = {
     "prompt": "The text that the model goes on from.",
@@ -61,6 +57,7 @@ _ARGUMENTS: dict[str, str] = {
 }
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+Step = TypeVar("Step")
 
 
 def _with_arguments(function: Function) -> Function:
@@ -78,7 +75,7 @@ class Endpoints:
     service: TraceService
 
     @_with_arguments
-    def trace_hidden(  # type: ignore[misc]
+    async def trace_hidden(  # type: ignore[misc]
         self,
         prompt: str,
         subject: str = "",
@@ -106,10 +103,12 @@ class Endpoints:
             answer=answer,
             chat=chat,
         )
-        yield from self._map(asked, request)
+        async with aclosing(self._streamed(asked, request, map_and_result)) as steps:
+            async for step in steps:
+                yield step
 
     @_with_arguments
-    def trace_mlp(  # type: ignore[misc]
+    async def trace_mlp(  # type: ignore[misc]
         self,
         prompt: str,
         subject: str = "",
@@ -137,10 +136,12 @@ class Endpoints:
             answer=answer,
             chat=chat,
         )
-        yield from self._map(asked, request)
+        async with aclosing(self._streamed(asked, request, map_and_result)) as steps:
+            async for step in steps:
+                yield step
 
     @_with_arguments
-    def trace_attention(  # type: ignore[misc]
+    async def trace_attention(  # type: ignore[misc]
         self,
         prompt: str,
         subject: str = "",
@@ -168,10 +169,12 @@ class Endpoints:
             answer=answer,
             chat=chat,
         )
-        yield from self._map(asked, request)
+        async with aclosing(self._streamed(asked, request, map_and_result)) as steps:
+            async for step in steps:
+                yield step
 
     @_with_arguments
-    def trace(  # type: ignore[misc]
+    async def trace(  # type: ignore[misc]
         self,
         prompt: str,
         subject: str = "",
@@ -197,7 +200,7 @@ class Endpoints:
         Of kind "all", {"hidden": result, "mlp": result, "attention": result}. Beside that, "progress" says how far it
         is: done, total, seconds, cached, and what is waited for. While it waits, there is only that.
         """
-        with _for_clients():
+        with for_clients():
             if answer and answer_id is not None:
                 raise SettingsError(f"answer={answer!r} and answer_id={answer_id!r} are both given. Give one.")
         asked = TraceInput(
@@ -218,8 +221,10 @@ class Endpoints:
             batch_size=batch_size,
             chat=chat,
         )
-        for update in self._updates(asked, request):
-            yield {**_results(update, alone=kind != "all"), "progress": _progress(update)}
+        shown = partial(result, alone=kind != "all")
+        async with aclosing(self._streamed(asked, request, shown)) as steps:
+            async for step in steps:
+                yield step
 
     @_with_arguments
     def inspect_prompt(
@@ -234,36 +239,35 @@ class Endpoints:
     ) -> Json:
         """Look at a prompt before tracing it: tokens with character spans, the subject's span, answers, problems."""
         asked = TraceInput(prompt, subject, model=model, answer=answer, occurrence=occurrence, chat=chat)
-        with _for_clients():
+        with for_clients():
             return asdict(self.service.inspect(asked, client_of(request, self.service.settings)))
 
     def models(self) -> list[Json]:
         """The models that may be asked for, the default first: size, state, automatic noise level, layers."""
-        with _for_clients():
+        with for_clients():
             return [{**asdict(status), "size": status.size_words} for status in self.service.statuses()]
 
     @_with_arguments
     def status(self, model: str = "") -> Json:
         """How far a model is: waiting, loading, ready or failed; its automatic noise level and number of layers."""
-        with _for_clients():
+        with for_clients():
             return {**asdict(self.service.status(model)), "models": list(self.service.models)}
 
     def health(self) -> Json:
         """Whether the app can serve: "ok", or "failed" where no model could be loaded; runs that go on and wait."""
-        with _for_clients():
+        with for_clients():
             return self.service.health()
 
-    def _map(self, asked: TraceInput, request: gr.Request | None) -> Generator[tuple[Json, Json]]:
-        for update in self._updates(asked, request):
-            figure: Json = {}
-            if update.flow is not None:
-                figure = json.loads(app_figure(update.flow, filling=update.done < update.total).to_json())
-            yield figure, {**_results(update, alone=True), "progress": _progress(update)}
+    def _streamed(
+        self, asked: TraceInput, request: gr.Request | None, shown: Callable[[RunUpdate], Step]
+    ) -> AsyncGenerator[Step]:
+        def steps(left: Cancelled) -> Generator[Step]:
+            updates = self.service.trace(asked, client_of(request, self.service.settings), left)
+            with for_clients(), closing(thinned(updates, PARTIAL_SECONDS)) as few:
+                for update in few:
+                    yield shown(update)
 
-    def _updates(self, asked: TraceInput, request: gr.Request | None) -> Generator[RunUpdate]:
-        client = client_of(request, self.service.settings)
-        with _for_clients(), closing(thinned(self.service.trace(asked, client), PARTIAL_SECONDS)) as updates:
-            yield from updates
+        return stepped(steps)
 
 
 def add_endpoints(service: TraceService) -> None:
@@ -286,36 +290,3 @@ def add_endpoints(service: TraceService) -> None:
     api(endpoints.inspect_prompt, api_name="inspect_prompt", concurrency_limit=workers)
     for name in ("models", "status", "health"):
         api(getattr(endpoints, name), api_name=name, queue=False)
-
-
-def _results(update: RunUpdate, *, alone: bool) -> Json:
-    if alone:
-        return {} if update.flow is None else update.flow.to_dict()
-    return {kind: flow.to_dict() for kind, flow in update.flows.items()}
-
-
-def _progress(update: RunUpdate) -> Json:
-    return {
-        "done": update.done,
-        "total": update.total,
-        "seconds": round(update.seconds, 3),
-        "cached": update.cached,
-        "waiting": update.waiting,
-        "position": update.position,
-    }
-
-
-@contextmanager
-def _for_clients() -> Iterator[None]:
-    """Errors as they reach a client: with their message where they are the client's, without a word of code else."""
-    try:
-        yield
-    except CausalTracerError as error:
-        raise gr.Error(str(error), print_exception=False) from error
-    except gr.Error:
-        raise
-    except Exception as error:
-        _logger.exception("A request failed.")
-        raise gr.Error(
-            "Something went wrong in the app itself. The server's log has the details.", print_exception=False
-        ) from error

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Generator
+from collections.abc import AsyncGenerator, Generator
+from contextlib import aclosing, closing
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -16,9 +17,10 @@ from causal_tracer.web.fields import Picked, answer_picked, asked_for, field_val
 from causal_tracer.web.inspection import Inspection
 from causal_tracer.web.limits import client_of
 from causal_tracer.web.links import input_of, page_url
-from causal_tracer.web.service import RunUpdate, TraceService
+from causal_tracer.web.service import TraceService
 from causal_tracer.web.stored import STORED_PROMPT, STORED_SUBJECT
 from causal_tracer.web.summary import message_html, model_words, progress_words, status_html
+from causal_tracer.web.updates import Cancelled, RunUpdate, stepped, thinned
 from causal_tracer.web.views import Flows, TabView, maps_view
 
 # A browser redraws the whole map each time.
@@ -29,7 +31,7 @@ KEPT = "a kept result"
 
 @dataclass(frozen=True)
 class MapRun:
-    """Run of one tab; generators, so that a closed page or Stop ends the work at the next yield.
+    """Run of one tab, which ends where the page is closed or Stop is pressed.
 
     A class, since Gradio hands on its request to methods with hints only.
 
@@ -43,25 +45,33 @@ class MapRun:
     tab: str
     maps: int
 
-    def run(
+    async def run(
         self, request: gr.Request, picked: Picked, write_top_tokens: bool, *values: Any
-    ) -> Generator[tuple[Any, ...]]:
+    ) -> AsyncGenerator[tuple[Any, ...]]:
         """Trace what the fields ask for, and show the maps as they fill in."""
-        yield TabView(status=status_html("Starting."), running=True).outputs(self.maps)
+        async with aclosing(stepped(partial(self._views, request, picked, write_top_tokens, values))) as views:
+            async for view in views:
+                yield view.outputs(self.maps)
+
+    def _views(
+        self, request: gr.Request, picked: Picked, write_top_tokens: bool, values: tuple[Any, ...], left: Cancelled
+    ) -> Generator[TabView]:
+        yield TabView(status=status_html("Starting."), running=True)
         try:
             asked = asked_for(self.tab, picked, *values)
             # What stands there now may be about an earlier run.
             message = problems_html(self.service.inspect(asked))
-            yield TabView(message=message).outputs(self.maps)
-            updates = self.service.trace(asked, client_of(request, self.service.settings))
+            yield TabView(message=message)
+            updates = self.service.trace(asked, client_of(request, self.service.settings), left)
             begun = None
-            for update in thinned(updates, REDRAW_SECONDS):
-                begun = begun or (update if update.done else None)
-                status = status_html(progress_words(update, begun))
-                yield self._view(asked, update, status, write_top_tokens, request).outputs(self.maps)
+            with closing(thinned(updates, REDRAW_SECONDS)) as shown:
+                for update in shown:
+                    begun = begun or (update if update.done else None)
+                    status = status_html(progress_words(update, begun))
+                    yield self._view(asked, update, status, write_top_tokens, request)
         except CausalTracerError as error:
             status = status_html("Nothing was computed: see the message above.", state="ct-failed")
-            yield TabView(message=message_html(str(error)), status=status, running=False).outputs(self.maps)
+            yield TabView(message=message_html(str(error)), status=status, running=False)
 
     def _view(
         self, asked: TraceInput, update: RunUpdate, status: str, write_top_tokens: bool, request: gr.Request
@@ -179,21 +189,3 @@ def python_lines(service: TraceService, tab: str, picked: Picked, *values: Any) 
         return service.python_lines(asked_for(tab, picked, *values))
     except CausalTracerError as error:
         return f"# {error}"
-
-
-def thinned(updates: Generator[RunUpdate], seconds: float) -> Generator[RunUpdate]:
-    """The updates, but not more often than people or programs want them: first and last always."""
-    shown: RunUpdate | None = None
-    latest: RunUpdate | None = None
-    shown_at = 0.0
-    try:
-        for latest in updates:
-            # The first cells should not wait.
-            news = shown is None or latest.waiting != shown.waiting or (shown.done == 0) != (latest.done == 0)
-            if news or time.monotonic() - shown_at >= seconds:
-                yield latest
-                shown, shown_at = latest, time.monotonic()
-        if latest is not None and latest is not shown:
-            yield latest
-    finally:
-        updates.close()

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from causal_tracer.errors import CausalTracerError
+from causal_tracer.errors import CausalTracerError, TraceCancelled
 from causal_tracer.web.asking import ASKED_KINDS, TraceInput
 from causal_tracer.web.settings import ServiceSettings
 
@@ -60,7 +60,7 @@ def logged(event: str, asked: TraceInput, settings: ServiceSettings) -> Iterator
     begun = time.monotonic()
     try:
         yield line
-    except GeneratorExit:
+    except (GeneratorExit, TraceCancelled):
         line["outcome"] = "stopped"
         raise
     except CausalTracerError as error:

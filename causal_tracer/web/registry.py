@@ -36,7 +36,7 @@ ModelState = Literal["waiting", "loading", "ready", "failed"]
 Report = Callable[[str, float], None]
 """Called with words for what is going on, and a fraction from 0 to 1."""
 
-TraceMaps = Callable[[TracingContext, TraceRequest, Mapping[str, MapSpec]], Iterator[MapsUpdate]]
+TraceMaps = Callable[[TracingContext, TraceRequest, Mapping[str, MapSpec], Callable[[], bool]], Iterator[MapsUpdate]]
 """As `trace_maps`; closed when nobody waits for it any more."""
 
 _logger = logging.getLogger(__name__)

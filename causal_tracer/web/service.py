@@ -14,9 +14,9 @@ frees the model.
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -37,36 +37,9 @@ from causal_tracer.web.memory import hand_back_freed_memory, memory_errors_in_wo
 from causal_tracer.web.registry import Loader, ModelSlot, ModelStatus, load_tracer
 from causal_tracer.web.result_store import ResultKey, ResultStore, result_key
 from causal_tracer.web.settings import ServiceSettings, limit
+from causal_tracer.web.updates import Cancelled, RunUpdate
 
 _POLL_SECONDS = 0.25
-
-
-@dataclass(frozen=True, eq=False)
-class RunUpdate:
-    """A trace on its way.
-
-    Attributes:
-        flows: The maps by kind, NaN in cells that are still to come; empty while the run has not begun.
-        done: Restored runs done.
-        total: Restored runs in all.
-        seconds: Since the computation began.
-        waiting: What the run waits for, in words; empty once it has begun.
-        cached: Whether the maps were there already.
-        position: How many have to finish first, in the model's line.
-    """
-
-    flows: Mapping[LayerKind, HiddenFlow] = field(default_factory=dict)
-    done: int = 0
-    total: int = 0
-    seconds: float = 0.0
-    waiting: str = ""
-    cached: bool = False
-    position: int = 0
-
-    @property
-    def flow(self) -> HiddenFlow | None:
-        """The only map, or the first; None while the run has not begun."""
-        return next(iter(self.flows.values()), None)
 
 
 class TraceService:
@@ -118,12 +91,14 @@ class TraceService:
             "result_bytes": self._results.nbytes,
         }
 
-    def trace(self, asked: TraceInput, client: str = "") -> Generator[RunUpdate]:
+    def trace(self, asked: TraceInput, client: str = "", cancelled: Cancelled = lambda: False) -> Generator[RunUpdate]:
         """Trace one prompt, waiting for the model and for its turn where it has to.
 
         Args:
             asked: What to trace.
             client: Who asks (`limits.client_of`), for the limits of each client; the empty one has none.
+            cancelled: True stops the run between two blocks of the model; to leave the iteration stops it too, but
+                only when the next update is there.
 
         Yields:
             Updates that say what is waited for, then the maps as they fill in; or the finished maps at once, where
@@ -135,6 +110,7 @@ class TraceService:
             ModelLoadError: The model could not be loaded.
             BusyError: The line is full, the client's share is used up, or the run took too long or too much memory.
             NumericsError: A run gave NaN or infinite logits.
+            TraceCancelled: `cancelled` said so.
         """
         with logged("trace", asked, self.settings) as outcome:
             slot = self._slot(asked.model)
@@ -143,7 +119,7 @@ class TraceService:
             known = self._known(slot, checked)
             if len(known) < len(checked.specs):
                 with self._shares.request(client):
-                    yield from self._compute(slot, checked, client, outcome)
+                    yield from self._compute(slot, checked, client, outcome, cancelled)
                 return
             outcome["outcome"] = "cached"
             yield _finished(known)
@@ -217,7 +193,7 @@ class TraceService:
         return {kind: flow for kind, flow in found.items() if flow is not None}
 
     def _compute(
-        self, slot: ModelSlot, checked: CheckedInput, client: str, outcome: dict[str, object]
+        self, slot: ModelSlot, checked: CheckedInput, client: str, outcome: dict[str, object], cancelled: Cancelled
     ) -> Generator[RunUpdate]:
         """Trace what is not known yet, in turn."""
         slot.start()
@@ -237,7 +213,8 @@ class TraceService:
                 outcome["outcome"] = "cached"
                 yield _finished(known)
                 return
-            yield from self._traced(slot, context, checked, missing, known, outcome)
+            run = partial(slot.loaded().run, context, checked.request, cast(Mapping[str, MapSpec], missing), cancelled)
+            yield from self._traced(slot, checked, run, known, outcome)
         finally:
             slot.line.leave(ticket)
             hand_back_freed_memory()
@@ -245,17 +222,15 @@ class TraceService:
     def _traced(
         self,
         slot: ModelSlot,
-        context: TracingContext,
         checked: CheckedInput,
-        missing: Mapping[LayerKind, MapSpec],
+        run: Callable[[], Iterator[MapsUpdate]],
         known: Mapping[LayerKind, HiddenFlow],
         outcome: dict[str, object],
     ) -> Generator[RunUpdate]:
         begun = time.monotonic()
         keys = self._keys(slot, checked)
         most = self.settings.max_seconds
-        runs = slot.loaded().run(context, checked.request, cast(Mapping[str, MapSpec], missing))
-        with memory_errors_in_words(), closing(cast(Generator[MapsUpdate], runs)) as updates:
+        with memory_errors_in_words(), closing(cast(Generator[MapsUpdate], run())) as updates:
             for update in updates:
                 seconds = time.monotonic() - begun
                 new = cast(Mapping[LayerKind, HiddenFlow], update.flows)

@@ -11,7 +11,7 @@ from causal_tracer.plots import KIND_TITLES, display_token
 from causal_tracer.reading import Peak
 from causal_tracer.web.inspection import map_warnings
 from causal_tracer.web.registry import ModelStatus, model_title
-from causal_tracer.web.service import RunUpdate
+from causal_tracer.web.updates import RunUpdate
 
 # A layer counts to a peak's stretch while restoring it brings back this share of what the peak does.
 _STRETCH = 0.5

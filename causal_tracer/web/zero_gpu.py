@@ -34,7 +34,7 @@ from typing import Any
 import torch
 
 from causal_tracer import errors
-from causal_tracer.errors import BusyError, CausalTracerError, ModelLoadError, SettingsError
+from causal_tracer.errors import BusyError, CausalTracerError, ModelLoadError, SettingsError, TraceCancelled
 from causal_tracer.experiment import TracingContext, prompt_for
 from causal_tracer.flow import HiddenFlow
 from causal_tracer.layers import TracedModel
@@ -128,9 +128,18 @@ class ZeroGpuModels:
                 )
 
     def _run(
-        self, source: str, call: Call, context: TracingContext, request: TraceRequest, specs: Mapping[str, MapSpec]
+        self,
+        source: str,
+        call: Call,
+        context: TracingContext,
+        request: TraceRequest,
+        specs: Mapping[str, MapSpec],
+        cancelled: Callable[[], bool] = lambda: False,
     ) -> Iterator[MapsUpdate]:
-        """As `trace_maps`, but computed by `call`; the maps have no `layer_outputs`."""
+        """As `trace_maps`, but computed by `call`; the maps have no `layer_outputs`.
+
+        The other process is not asked within a batch: a run that is cancelled ends with its next answer.
+        """
         with self._guard:
             verdicts, checked = dict(self._verdicts), source in self._answered
         asked = {
@@ -144,6 +153,8 @@ class ZeroGpuModels:
         }
         with _words_of_zero_gpu(), closing(call(to_json(asked))) as answers:
             for text in answers:
+                if cancelled():
+                    raise TraceCancelled("The run was cancelled.")
                 answer = json.loads(text)
                 if "error" in answer:
                     raise _error(answer["error"], answer["words"])
