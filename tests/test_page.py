@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 pytest.importorskip("gradio")
 
 import gradio as gr
+from gradio import http_server
 
 from causal_tracer.comparison import compare_flows
 from causal_tracer.errors import SettingsError, SubjectError
@@ -25,7 +28,7 @@ from causal_tracer.web.chips import inspection_html, stored_inspection
 from causal_tracer.web.detail import detail_html
 from causal_tracer.web.fields import FIELD_NAMES, Picked, asked_for, field_values, subject_picked
 from causal_tracer.web.inspection import Inspection, TokenSpan
-from causal_tracer.web.serving import page_head
+from causal_tracer.web.serving import page_head, without_hot_reload
 from causal_tracer.web.stored import stored_map
 from causal_tracer.web.story import story_html, story_steps, told_cell
 from causal_tracer.web.summary import doubts_html, numbers_html, peaks_html, progress_words, recipe
@@ -108,6 +111,19 @@ class TestHead:
 
     def test_the_installed_gradio_has_it(self) -> None:
         assert "/PlotlyPlot-" in page_head()
+
+
+class TestHotReload:
+    def test_an_app_on_a_space_is_launched_without_what_exchanges_its_code(self, monkeypatch: Any) -> None:
+        watched: list[Any] = []
+        monkeypatch.setattr(http_server, "watchfn_spaces", watched.append)
+        monkeypatch.setenv("SYSTEM", "spaces")
+        monkeypatch.setenv("SPACE_ID", "ada/tracer")
+        for circumstances, servers in ((without_hot_reload(), 0), (nullcontext(), 1)):
+            with circumstances, gr.Blocks() as demo:
+                demo.launch(prevent_thread_lock=True, server_name="127.0.0.1", quiet=True)
+            demo.close()
+            assert len(watched) == servers
 
 
 class TestCells:

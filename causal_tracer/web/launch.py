@@ -45,19 +45,20 @@ def main(argv: Sequence[str] | None = None, load: Loader | None = None) -> int:
     # Gradio reads it when it is imported.
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     from causal_tracer.web.layout import build_demo
-    from causal_tracer.web.serving import page_options
+    from causal_tracer.web.serving import page_options, without_hot_reload
 
     demo = build_demo(service)
     try:
-        demo.launch(
-            server_name=options.host,
-            server_port=options.port,
-            max_threads=settings.workers + _OTHER_THREADS,
-            state_session_capacity=settings.max_sessions,
-            mcp_server=settings.mcp,
-            prevent_thread_lock=True,
-            **page_options(service),
-        )
+        with without_hot_reload():
+            demo.launch(
+                server_name=options.host,
+                server_port=options.port,
+                max_threads=settings.workers + _OTHER_THREADS,
+                state_session_capacity=settings.max_sessions,
+                mcp_server=settings.mcp,
+                prevent_thread_lock=True,
+                **page_options(service),
+            )
     except OSError as error:
         _logger.error("The app could not start at %s: %s", options.host, error)
         return 1

@@ -1,11 +1,14 @@
-"""How the page is served, so that it is soon there: what Gradio's `launch` is told of looks, head and compression."""
+"""How the page is served, so that it is soon there: what Gradio's `launch` is told, and what it leaves out."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio import http_server
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -39,6 +42,25 @@ def page_head(front_end: Path = _FRONT_END) -> str:
     found = [path.name for path in (front_end / "assets").glob("PlotlyPlot-*.js")]
     # Low, since the story needs the other files first.
     return f'<link rel="modulepreload" fetchpriority="low" href="./assets/{found[0]}">' if len(found) == 1 else ""
+
+
+@contextmanager
+def without_hot_reload() -> Iterator[None]:
+    """While an app is launched: have no server with it through which its code can be exchanged.
+
+    On a Space Gradio starts one, and has no switch for it. What that imports takes two seconds of a cold start.
+    """
+    names = vars(http_server)
+    watch = names["watchfn_spaces"]
+    names["watchfn_spaces"] = _nothing_to_watch
+    try:
+        yield
+    finally:
+        names["watchfn_spaces"] = watch
+
+
+def _nothing_to_watch(_reloader: Any) -> None:
+    """Stand in for what exchanges code."""
 
 
 class CompressedPage:
