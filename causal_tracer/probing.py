@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,8 +49,19 @@ class Call:
         return self.name.count(".")
 
 
+class _HeadReached(Exception):
+    """Ends a probe where the model is about to compute logits, which may cost more than all before them."""
+
+
+def _end(_module: nn.Module, _args: Any) -> None:
+    raise _HeadReached
+
+
 def record_calls(model: nn.Module, names: Sequence[str], ids: Tensor) -> list[Call]:
-    """Run the probe and note what the named modules took and gave, in the order in which they finished."""
+    """Run the probe and note what the named modules took and gave, in the order in which they finished.
+
+    It ends at the model's head; what a head is made of is not asked for.
+    """
     tokens = ids.shape[1]
     calls: list[Call] = []
     handles = []
@@ -81,7 +93,11 @@ def record_calls(model: nn.Module, names: Sequence[str], ids: Tensor) -> list[Ca
     try:
         for name in names:
             handles.append(model.get_submodule(name).register_forward_hook(record(name)))
-        run_probe(model, ids)
+        head = getattr(model, "get_output_embeddings", lambda: None)()
+        if isinstance(head, nn.Module):
+            handles.append(head.register_forward_pre_hook(_end))
+        with suppress(_HeadReached):
+            run_probe(model, ids)
     finally:
         for handle in handles:
             handle.remove()
