@@ -16,6 +16,9 @@ from tests.tiny_models import build_tiny_model, tiny_tokenizer
 pytestmark = pytest.mark.slow
 
 
+SHOW_STUDIES = "from causal_tracer.web.studies import StudyShelf; print(StudyShelf.of().show(0, 1, None)[3])"
+
+
 def assert_nothing_of_ours_failed(home: Path) -> None:
     """No trace-back goes through the package; asyncio writes one of its own when Gradio drops an event loop."""
     assert "causal_tracer/" not in (home / "log.txt").read_text()
@@ -67,4 +70,8 @@ def test_a_staged_space_starts_in_a_fresh_environment_and_traces(tmp_path):
     assert flow.scores.isfinite().all()
     assert flow.answer.strip() == "Paris"
     assert figures.page < figures.whole_map
+    shown = subprocess.run(
+        [python, "-c", SHOW_STUDIES], cwd=staged, capture_output=True, text=True, timeout=120, check=True
+    ).stdout
+    assert "<b>115 facts</b>" in shown
     assert_nothing_of_ours_failed(home)
