@@ -14,6 +14,7 @@
     ├── StudyError             a study's folder is damaged, in use, or was made with other settings
     │   └── FactsError         facts could not be read, or are not facts
     ├── BusyError              the app has no room for a request now, or the request took more than its share
+    ├── ResultLostError        an open page shows a result that the app no longer has
     └── TraceCancelled         the caller asked the sweep to stop
 
 Every message says what was given, what was found, and what to do about it. Errors about arguments are also

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Iterator
 from dataclasses import fields
@@ -18,7 +17,7 @@ from causal_tracer.web.asking import ASKED_KINDS, CORRUPTION_CHOICES, TraceInput
 from causal_tracer.web.links import parse_link, share_link
 from causal_tracer.web.settings import ServiceSettings
 from tests.tiny_models import PROMPT, SUBJECT
-from tests.web_tiny import last, tiny_service
+from tests.web_tiny import awaited, last, tiny_service
 
 SETTINGS = ServiceSettings(max_prompt_tokens=40, max_samples=2)
 TRACE = "Traceback (most recent call last)"
@@ -215,7 +214,7 @@ class TestEndpoints:
             given = {name: given[name] for name in ("prompt", "subject", "samples", "window", "noise", "seed")}
         refusal = "none"
         try:
-            results = asyncio.run(every_one((endpoints.trace_mlp if one_kind else endpoints.trace)(**given)))
+            results = awaited(every_one((endpoints.trace_mlp if one_kind else endpoints.trace)(**given)))
             json.dumps(results, allow_nan=False)
         except gradio.Error as error:
             refusal = error.message

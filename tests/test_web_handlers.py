@@ -13,6 +13,7 @@ pytest.importorskip("gradio")
 from causal_tracer.errors import SettingsError
 from causal_tracer.web.fields import optional_number
 from causal_tracer.web.updates import RunUpdate, stepped, thinned
+from tests.web_tiny import awaited
 
 
 @pytest.mark.parametrize(("text", "number"), [("", None), ("  ", None), ("0", 0.0), (" 0.5 ", 0.5), ("1e-2", 0.01)])
@@ -78,7 +79,7 @@ def test_steps_come_in_order_and_end():
         assert not left()
         yield from "abc"
 
-    assert asyncio.run(seen()) == ["a", "b", "c"]
+    assert awaited(seen()) == ["a", "b", "c"]
 
 
 def test_an_error_of_a_step_is_raised_where_it_is_awaited():
@@ -91,7 +92,7 @@ def test_an_error_of_a_step_is_raised_where_it_is_awaited():
             pass
 
     with pytest.raises(SettingsError, match=r"No\."):
-        asyncio.run(seen())
+        awaited(seen())
 
 
 def test_whoever_leaves_within_a_step_does_not_wait_for_its_end_and_the_step_is_told():
@@ -113,7 +114,7 @@ def test_whoever_leaves_within_a_step_does_not_wait_for_its_end_and_the_step_is_
         assert not run.closed.is_set()
         run.may_step.set()
 
-    asyncio.run(left_early())
+    awaited(left_early())
     assert run.closed.wait(60)
 
 
@@ -125,6 +126,6 @@ def test_whoever_leaves_between_two_steps_closes_the_run_at_once():
             async for _ in steps:
                 break
 
-    asyncio.run(left_early())
+    awaited(left_early())
     assert run.closed.is_set()
     assert not run.stepping.is_set()

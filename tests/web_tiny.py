@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,12 @@ from tests.tiny_models import PROMPT, SUBJECT, build_tiny_model, tiny_tokenizer
 
 NOISE = 0.5
 ASKED = TraceInput(PROMPT, SUBJECT, samples=3, window=1)
+
+
+def awaited(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """What a coroutine gives, from a thread of its own: a browser that is open has a loop running in the tests'."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, coroutine).result()
 
 
 def load_tiny(_source: str, report: Report) -> LoadedTracer:
