@@ -125,6 +125,11 @@ class TestHotReload:
             demo.close()
             assert len(watched) == servers
 
+    def test_a_gradio_that_has_it_under_another_name_is_left_as_it_is(self, monkeypatch: Any) -> None:
+        monkeypatch.delattr(http_server, "watchfn_spaces")
+        with without_hot_reload():
+            assert not hasattr(http_server, "watchfn_spaces")
+
 
 class TestCells:
     def test_the_table_has_every_score_at_its_place(self) -> None:

@@ -48,10 +48,14 @@ def page_head(front_end: Path = _FRONT_END) -> str:
 def without_hot_reload() -> Iterator[None]:
     """While an app is launched: have no server with it through which its code can be exchanged.
 
-    On a Space Gradio starts one, and has no switch for it. What that imports takes two seconds of a cold start.
+    On a Space Gradio starts one, and has no switch for it. What that imports takes two seconds of a cold start. Where
+    Gradio calls it by another name, it is left as it is.
     """
     names = vars(http_server)
-    watch = names["watchfn_spaces"]
+    watch = names.get("watchfn_spaces")
+    if watch is None:
+        yield
+        return
     names["watchfn_spaces"] = _nothing_to_watch
     try:
         yield

@@ -32,7 +32,7 @@ class RunButtons:
         return self._outputs(TabView(status=status_html("Waiting for its turn."), running=True))
 
     def stop(self, request: gr.Request) -> tuple[Any, ...]:
-        """Stop is pressed; Gradio then cancels the run, which ends with the batch it is at."""
+        """Stop is pressed; Gradio then cancels the run, which ends between two blocks of the model."""
         with self._pressed:
             self._stopped.add(_session(request))
             self._pressed.notify_all()
