@@ -118,7 +118,15 @@ def app() -> Iterator[App]:
     service.start_loading()
     demo = build_demo(service)
     demo.launch(prevent_thread_lock=True, server_name="127.0.0.1", quiet=True, **page_options(service))
-    yield App(demo.local_url, let.set, may_run, demo.state_holder.session_data.clear)
+    sessions = demo.state_holder
+
+    def forget() -> None:
+        # One by one, as Gradio does it: cleared at once, the ordered dictionary breaks where a request comes between.
+        with sessions.lock:
+            while sessions.session_data:
+                sessions.session_data.popitem()
+
+    yield App(demo.local_url, let.set, may_run, forget)
     let.set()
     may_run.set()
     demo.close()
