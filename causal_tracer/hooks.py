@@ -169,7 +169,8 @@ def replacing_forward(modules: Sequence[nn.Module], forward: Forward) -> Iterato
     finally:
         for module, instance_forward in reversed(replaced):
             if instance_forward is None:
-                del module.forward
+                # An interrupt may have come before it was set.
+                module.__dict__.pop("forward", None)
             else:
                 module.forward = instance_forward
 

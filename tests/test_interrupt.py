@@ -9,8 +9,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from torch import nn
+
+from causal_tracer.hooks import replacing_forward
 
 CHILD = """
 import json, signal, sys, time
@@ -84,3 +88,19 @@ def test_an_interrupt_stops_the_sweep_within_a_second_and_leaves_the_model_bit_i
         process.kill()
         process.wait()
     assert rest == "whole\n", errors
+
+
+class Interrupted(nn.Linear):
+    """A module at which Ctrl-C is pressed when its forward is about to be replaced."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "forward":
+            raise KeyboardInterrupt
+        super().__setattr__(name, value)
+
+
+def test_an_interrupt_before_a_forward_is_replaced_stays_one_and_leaves_no_other_replaced() -> None:
+    modules = [nn.Linear(2, 2), Interrupted(2, 2)]
+    with pytest.raises(KeyboardInterrupt), replacing_forward(modules, lambda number, own, args, kwargs: None):
+        pass
+    assert all("forward" not in module.__dict__ for module in modules)
