@@ -31,7 +31,7 @@ from causal_tracer.layers import LayerKind
 from causal_tracer.request import SamplesUntil
 from causal_tracer.runs import finite_logits
 from causal_tracer.study.facts import alternating_relations, load_facts
-from causal_tracer.sweep.engine import default_batch_size
+from causal_tracer.sweep.batch_size import default_batch_size
 from causal_tracer.sweep.plan import window_layers
 
 METRICS = ("probability", "log-probability", "logit")

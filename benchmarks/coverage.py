@@ -45,7 +45,8 @@ from causal_tracer.layers import KINDS, LayerKind, TracedModel, trace_model
 from causal_tracer.metrics import AnswerProbability
 from causal_tracer.prompts import Prompt
 from causal_tracer.runs import CleanRun, clean_run
-from causal_tracer.sweep.engine import Verdict, choose_engine, sweep
+from causal_tracer.sweep.check import Verdict
+from causal_tracer.sweep.engine import choose_engine, sweep
 from causal_tracer.sweep.full import full_sweep
 from causal_tracer.sweep.plan import Cell, Intervention, SweepChunk, SweepPlan, map_plan
 

@@ -26,7 +26,7 @@ sys.path[:0] = [str(ROOT)]
 from causal_tracer import CausalTracer, HiddenFlow, MapSpec, TraceRequest  # noqa: E402
 from causal_tracer.errors import NumericsError  # noqa: E402
 from causal_tracer.prompts import make_prompt  # noqa: E402
-from causal_tracer.sweep.engine import Verdict  # noqa: E402
+from causal_tracer.sweep.check import Verdict  # noqa: E402
 from causal_tracer.sweep.resumed import WAYS  # noqa: E402
 
 PROMPT, SUBJECT = "The Space Needle is located in the city of", "The Space Needle"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -53,6 +53,17 @@ class Watched:
 
 
 Watch = Callable[[Watched], None]
+
+
+def renumbered(watch: Watch | None, numbers: Tensor) -> Watch | None:
+    """Tell `watch` the cells' numbers in the whole plan; `numbers` holds them for a part of it."""
+    if watch is None:
+        return None
+
+    def look(seen: Watched) -> None:
+        watch(replace(seen, cells=torch.where(seen.cells < 0, seen.cells, numbers[seen.cells])))
+
+    return look
 
 
 def base_run(

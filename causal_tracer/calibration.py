@@ -14,7 +14,7 @@ from causal_tracer.corruption import GaussianNoise, embedding_scale
 from causal_tracer.errors import SettingsError
 from causal_tracer.experiment import TracingContext, set_up
 from causal_tracer.request import HiddenFlowQuery, TraceRequest
-from causal_tracer.sweep.engine import default_batch_size
+from causal_tracer.sweep.batch_size import default_batch_size
 
 MULTIPLIERS = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0, 10.0)
 _SHARE = 0.1

@@ -19,7 +19,7 @@ from causal_tracer.metrics import Metric, Target, metric_named
 from causal_tracer.placebo import placebo_source
 from causal_tracer.prompts import Occurrence, Prompt, make_prompt
 from causal_tracer.request import MapSpec, Text, TraceRequest
-from causal_tracer.runs import Activations, CleanRun, CleanRunCache
+from causal_tracer.runs import Activations, CleanRun, clean_run
 from causal_tracer.sweep.plan import BASE
 
 CORRUPTED, PLACEBO = "corrupted", "placebo"
@@ -27,7 +27,7 @@ CORRUPTED, PLACEBO = "corrupted", "placebo"
 
 @dataclass(frozen=True, eq=False)
 class TracingContext:
-    """What a trace is done on: a model with its tokenizer, its noise, and the clean runs it shares."""
+    """What a trace is done on: a model with its tokenizer and its noise."""
 
     traced: TracedModel
     tokenizer: Any
@@ -35,7 +35,6 @@ class TracingContext:
     revision: str | None
     noise: float
     noise_rule: str
-    clean_runs: CleanRunCache
 
 
 def prompt_for(context: TracingContext, text: Text, part: str | None, occurrence: Occurrence = "last") -> Prompt:
@@ -116,7 +115,7 @@ def set_up(context: TracingContext, request: TraceRequest) -> Experiment:
             f"read={min(reads)} comes before the corrupted tokens, which begin at {sequence.subject_range[0]}: nothing "
             "there can change. Read at a later token."
         )
-    clean = context.clean_runs.get(sequence, reads)
+    clean = clean_run(context.traced, sequence.input_ids, reads)
     answer = given or (clean.top_id,)
     foil = None if request.foil is None else answer_ids(context.tokenizer, prompt, request.foil)[0]
     target = Target(answer, clean.logits, foil)
@@ -214,4 +213,5 @@ def _placebo(experiment: Experiment) -> Activations:
     other = prompt_for(experiment.context, query.text, query.subject)
     if other.input_ids == experiment.prompt.input_ids:
         raise SettingsError("The placebo's prompt is the prompt itself. Give another one.")
-    return placebo_source(experiment.sequence, other, experiment.context.clean_runs.get(other, (len(other) - 1,)))
+    clean = clean_run(experiment.context.traced, other.input_ids, (len(other) - 1,))
+    return placebo_source(experiment.sequence, other, clean)

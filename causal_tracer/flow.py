@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from causal_tracer import reading
+from causal_tracer.audit import Audit
 from causal_tracer.errors import ExportError, ResultFormatError, SettingsError
 from causal_tracer.layers import KINDS, LayerKind
 from causal_tracer.reading import Peak as Peak
@@ -106,6 +107,8 @@ class HiddenFlow:
         notes: What a reader has to know, such as layers that lack the kind.
         answer_ids: The answer's tokens; one, but where an answer of several was asked for.
         top_tokens: The most probable next tokens of each cell, where they were asked for.
+        audit: Cells that the full sweep computed again, and how far they were off. None where the full sweep computed
+            the whole map, where no audit was asked for, and in results of older versions.
 
     All tensors are float32 (ids int64) on the CPU. The first nine fields are those of causal-tracer 1.1.0.
     """
@@ -129,6 +132,7 @@ class HiddenFlow:
     notes: tuple[str, ...] = ()
     answer_ids: tuple[int, ...] = ()
     top_tokens: TopTokens | None = field(default=None, repr=False)
+    audit: Audit | None = None
 
     @property
     def total_effect(self) -> float:
@@ -201,7 +205,7 @@ class HiddenFlow:
                 value = _nested(value.tolist())
             elif isinstance(value, TraceSettings):
                 value = {**asdict(value), "versions": dict(value.versions)}
-            elif isinstance(value, TopTokens):
+            elif isinstance(value, (TopTokens, Audit)):
                 value = value.to_dict()
             elif isinstance(value, tuple):
                 value = list(value)
@@ -262,6 +266,7 @@ class HiddenFlow:
                 notes=tuple(str(note) for note in data["notes"]),
                 answer_ids=tuple(int(token) for token in data["answer_ids"]),
                 top_tokens=None if data["top_tokens"] is None else TopTokens.from_dict(data["top_tokens"]),
+                audit=None if data.get("audit") is None else Audit.from_dict(data["audit"]),
             )
         except (
             KeyError,

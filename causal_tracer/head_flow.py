@@ -9,13 +9,16 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from causal_tracer.audit import Audit
 from causal_tracer.errors import SettingsError
 from causal_tracer.experiment import Experiment, TracingContext, base_of_samples, set_up
 from causal_tracer.flow import TraceSettings
 from causal_tracer.request import MapSpec, SamplesUntil, TraceRequest
 from causal_tracer.results import Results
 from causal_tracer.runs import Activations, Recorder, read_logits
-from causal_tracer.sweep.engine import choose_engine, default_batch_size, sweep
+from causal_tracer.sweep.audited import Sweep, audited_sweep
+from causal_tracer.sweep.batch_size import default_batch_size
+from causal_tracer.sweep.engine import choose_engine
 from causal_tracer.sweep.plan import CLEAN_HEADS, head_plan
 
 
@@ -39,6 +42,8 @@ class HeadFlow:
         sample_scores: The metric in each sample [samples, heads, layers].
         low_sample_scores: The same in the corrupted runs [samples].
         settings: How the result was made.
+        notes: What a reader has to know.
+        audit: As in `HiddenFlow`, with (head, layer) as cells.
     """
 
     scores: Tensor
@@ -52,6 +57,8 @@ class HeadFlow:
     sample_scores: Tensor = field(repr=False)
     low_sample_scores: Tensor = field(repr=False)
     settings: TraceSettings
+    notes: tuple[str, ...] = ()
+    audit: Audit | None = None
 
     @property
     def indirect_effect(self) -> Tensor:
@@ -96,21 +103,19 @@ def trace_heads(
     sample_scores = torch.full((base.samples, heads, traced.n_layers), torch.nan)
     rows = torch.tensor([cell.position for cell in plan.cells], dtype=torch.long)
     columns = torch.tensor([cell.layer for cell in plan.cells], dtype=torch.long)
-    done, total = 0, len(plan.cells) * base.samples
-    for chunk in sweep(
+    left = torch.ones(len(plan.cells), base.samples, dtype=torch.bool)
+    maps = torch.zeros(len(plan.cells), dtype=torch.long)
+    for chunk in audited_sweep(
+        Sweep(traced, experiment.clean, base, plan, experiment.metric, batch_size, maps, request.seed),
         verdict,
-        traced,
-        experiment.clean,
-        base,
-        plan,
-        experiment.metric,
-        batch_size,
         cancelled or (lambda: False),
+        audit=request.audit,
         halved=results.halved,
+        report=results.audited,
     ):
         sample_scores[chunk.samples, rows[chunk.cells], columns[chunk.cells]] = chunk.scores
-        done += len(chunk.scores)
-        progress(done, total)
+        left[chunk.cells, chunk.samples] = chunk.scores.isnan()
+        progress(left.numel() - int(left.sum()), left.numel())
     flow = results.flows()["heads"]
     return HeadFlow(
         scores=sample_scores.mean(dim=0),
@@ -124,6 +129,8 @@ def trace_heads(
         sample_scores=sample_scores,
         low_sample_scores=low_scores,
         settings=flow.settings,
+        notes=flow.notes,
+        audit=flow.audit,
     )
 
 

@@ -116,6 +116,7 @@ class TraceRequest:
         top_tokens: Keep this many most probable next tokens of every cell.
         placebo: Another prompt, for maps that restore to its activations.
         elsewhere: Corrupt tokens outside the subject instead, as many: a control. The first of them.
+        audit: Compute a few cells of each map again by the full sweep, and the whole map where they differ.
     """
 
     text: Text
@@ -141,6 +142,7 @@ class TraceRequest:
     top_tokens: int = 0
     placebo: HiddenFlowQuery | None = None
     elsewhere: int | None = None
+    audit: bool = True
 
     def __post_init__(self) -> None:
         require_kind(self.kind)

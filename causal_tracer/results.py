@@ -10,11 +10,13 @@ from importlib.metadata import version
 import torch
 from torch import Tensor
 
+from causal_tracer.audit import Audit
 from causal_tracer.experiment import Experiment
 from causal_tracer.flow import HiddenFlow, TraceSettings
 from causal_tracer.prompts import token_text
 from causal_tracer.request import MapSpec
-from causal_tracer.sweep.engine import Verdict, halving_note
+from causal_tracer.sweep.check import Verdict
+from causal_tracer.sweep.engine import halving_note
 from causal_tracer.sweep.plan import Cell, SweepChunk
 from causal_tracer.top_tokens import TopTokens, TopTokenWatch
 from causal_tracer.version import __version__
@@ -44,6 +46,7 @@ class Results:
         self._rows = self._columns = torch.empty(0, dtype=torch.long)
         self._owned: list[tuple[int, Cell]] = []
         self._watch: TopTokenWatch | None = None
+        self._audits: dict[int, Audit] = {}
         # Copies: what a user does to a result must not reach the cached clean run.
         activations = experiment.clean.activations
         names = {
@@ -76,8 +79,21 @@ class Results:
         """The memory of the device did not hold the batch, and the sweep goes on with a smaller one."""
         self._sizes.append(batch_size)
         self.batch_size = batch_size
+        self.begin_again()
+
+    def begin_again(self) -> None:
+        """Cells whose samples have come in part are computed again."""
         if self._watch is not None:
             self._watch.begin_again()
+
+    def audited(self, plane: int, audit: Audit) -> None:
+        """Keep a map's audit; of several, as samples are added, the one with the largest difference."""
+        before = self._audits.get(plane)
+        if before is None or (before.recomputed, before.largest_difference) < (
+            audit.recomputed,
+            audit.largest_difference,
+        ):
+            self._audits[plane] = audit
 
     def note(self, text: str) -> None:
         """Something that a reader of the maps has to know."""
@@ -109,13 +125,14 @@ class Results:
             subject_guessed=prompt.subject_guessed,
             sample_scores=sample_scores,
             low_sample_scores=self._low_scores,
-            settings=self._settings(spec),
-            notes=tuple(self._all_notes(spec)),
+            settings=self._settings(plane, spec),
+            notes=tuple(self._all_notes(plane, spec)),
             answer_ids=experiment.answer_ids,
             top_tokens=self._top_tokens(plane),
+            audit=self._audits.get(plane),
         )
 
-    def _settings(self, spec: MapSpec) -> TraceSettings:
+    def _settings(self, plane: int, spec: MapSpec) -> TraceSettings:
         request, context = self._experiment.request, self._experiment.context
         layers = request.layer_range(context.traced.n_layers)
         metric, foil = request.metric, self._experiment.foil_id
@@ -134,7 +151,7 @@ class Results:
             start_layer=layers.start,
             end_layer=layers.stop,
             subject_tokens_only=request.subject_tokens_only,
-            engine=self._verdict.name,
+            engine="full" if self._recomputed(plane) else self._verdict.name,
             versions=_versions(),
             corruption="Gaussian noise" if gaussian else self._experiment.corruption.description,
             metric=metric if isinstance(metric, str) else type(self._experiment.metric).__name__,
@@ -146,7 +163,7 @@ class Results:
             elsewhere=request.elsewhere,
         )
 
-    def _all_notes(self, spec: MapSpec) -> list[str]:
+    def _all_notes(self, plane: int, spec: MapSpec) -> list[str]:
         experiment, request = self._experiment, self._experiment.request
         prompt, notes = experiment.prompt, []
         if (count := prompt.subject_count) > 1:
@@ -154,12 +171,21 @@ class Results:
         if missing := experiment.context.traced.missing_layers(spec.kind):
             notes.append(f"Layers without {spec.kind}: {', '.join(map(str, missing))}.")
         if request.engine == "auto" and self._verdict.tried:
-            notes.append(f"Computed by the slower sweep {self._verdict.name!r}: {'; '.join(self._verdict.tried)}.")
+            notes.append(f"Computed by the slower sweep {self._verdict.name!r}. {' '.join(self._verdict.tried)}")
+        if self._recomputed(plane):
+            audit = self._audits[plane]
+            notes.append(
+                f"Computed again by the full sweep: the audit found a score of the sweep {self._verdict.name!r} to be "
+                f"off by {audit.largest_difference:.2g} ({audit.allowed:.2g} is allowed)."
+            )
         if len(self._sizes) > 1:
             notes.append(halving_note(self._sizes))
         if experiment.foil_id is not None and experiment.foil_id == experiment.answer_ids[0]:
             notes.append("The answer and the foil begin with the same token.")
         return notes + self._notes
+
+    def _recomputed(self, plane: int) -> bool:
+        return plane in self._audits and self._audits[plane].recomputed
 
     def _top_tokens(self, plane: int) -> TopTokens | None:
         if self._watch is None:

@@ -1,9 +1,11 @@
-"""Running the model: what every run shares, the clean run, and the cache of clean runs."""
+"""Running the model: what every run shares, and the clean run.
+
+Clean runs are not kept between traces. Whether a kept run is still the model's could only be told by running the prompt
+again, which is what a new clean run costs.
+"""
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -24,8 +26,6 @@ from causal_tracer.hooks import (
 )
 from causal_tracer.layers import KINDS, TracedModel
 from causal_tracer.probing import takes_argument
-from causal_tracer.prompts import Prompt
-from causal_tracer.wrappers import adapter_state
 
 Activations = Mapping[str, Tensor]
 """By module name: what it gave in a run, [1 or samples, tokens, ...]."""
@@ -54,12 +54,6 @@ class CleanRun:
     def top_id(self) -> int:
         """The most probable token there."""
         return int(self.logits[0].argmax())
-
-    @property
-    def nbytes(self) -> int:
-        """Memory held, in bytes."""
-        tensors = [self.logits, *self.activations.values()]
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def run_model(
@@ -180,45 +174,3 @@ class Recorder:
     def values(self) -> dict[str, Tensor]:
         """What was seen, by module name: [rows, tokens, ...]."""
         return {name: torch.cat(parts) for name, parts in self._parts.items() if parts}
-
-
-class CleanRunCache:
-    """The latest clean runs of one model, within a bound on memory; safe to share between threads.
-
-    Runs made before the model's weights changed are not handed out: torch counts the in-place changes of each tensor.
-    (Changes through `.data` are not counted; make a new tracer after those.)
-    """
-
-    def __init__(self, traced: TracedModel, max_bytes: int = 256 * 2**20):
-        self._traced = traced
-        self._max_bytes = max_bytes
-        self._runs: OrderedDict[tuple[Any, ...], CleanRun] = OrderedDict()
-        self._lock = threading.Lock()
-
-    @property
-    def nbytes(self) -> int:
-        """Memory held by the cached runs, in bytes."""
-        with self._lock:
-            return sum(run.nbytes for run in self._runs.values())
-
-    def get(self, prompt: Prompt, reads: tuple[int, ...] | None = None) -> CleanRun:
-        """The prompt's clean run, from the cache or made now."""
-        key = (prompt.input_ids, reads, self._weights(), adapter_state(self._traced.model))
-        with self._lock:
-            if key in self._runs:
-                self._runs.move_to_end(key)
-                return self._runs[key]
-        run = clean_run(self._traced, prompt.input_ids, reads)
-        with self._lock:
-            self._runs[key] = run
-            held = sum(kept.nbytes for kept in self._runs.values())
-            while held > self._max_bytes and self._runs:
-                held -= self._runs.popitem(last=False)[1].nbytes
-        return run
-
-    def _weights(self) -> tuple[int, int]:
-        """Changes when a weight is changed in place or replaced; accelerate's placeholders on `meta` do not count."""
-        tensors = [tensor for tensor in self._traced.model.parameters() if tensor.device.type != "meta"]
-        # Tensors made in inference mode count no changes.
-        counted = [tensor for tensor in tensors if not tensor.is_inference()]
-        return sum(tensor._version for tensor in counted), hash(tuple(map(id, tensors)))

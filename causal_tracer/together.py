@@ -20,7 +20,8 @@ from causal_tracer.flow import HiddenFlow
 from causal_tracer.request import MapSpec, SamplesUntil, TraceRequest
 from causal_tracer.results import Results
 from causal_tracer.runs import read_logits
-from causal_tracer.sweep.engine import choose_engine, default_batch_size, sweep
+from causal_tracer.sweep.batch_size import default_batch_size
+from causal_tracer.sweep.engine import choose_engine, sweep
 from causal_tracer.sweep.plan import Cell, SweepChunk, SweepPlan, map_plan
 
 _ROUNDING = {torch.float32: 1e-3, torch.float64: 1e-3}

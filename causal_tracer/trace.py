@@ -13,7 +13,9 @@ from causal_tracer.flow import HiddenFlow
 from causal_tracer.prompts import token_text
 from causal_tracer.request import MapSpec, SamplesUntil, TraceRequest
 from causal_tracer.results import Results
-from causal_tracer.sweep.engine import choose_engine, default_batch_size, sweep
+from causal_tracer.sweep.audited import Sweep, audited_sweep
+from causal_tracer.sweep.batch_size import default_batch_size
+from causal_tracer.sweep.engine import choose_engine
 from causal_tracer.sweep.plan import Cell, SweepPlan, map_plan, telling_order
 from causal_tracer.top_tokens import TopTokenWatch
 
@@ -149,22 +151,19 @@ def _samples(
     plan = SweepPlan(tuple(cell for _, cell in owned), experiment.reads)
     planes = torch.tensor([plane for plane, _ in owned], dtype=torch.long)
     results.begin(verdict, low_scores, owned, watch)
-    total = len(plan.cells) * base.samples
-    done = 0
-    yield MapsUpdate(results.flows(), done, total)
-    chunks = sweep(
+    left = torch.ones(len(plan.cells), base.samples, dtype=torch.bool)
+    yield MapsUpdate(results.flows(), 0, left.numel())
+    chunks = audited_sweep(
+        Sweep(traced, experiment.clean, base, plan, experiment.metric, results.batch_size, planes, request.seed),
         verdict,
-        traced,
-        experiment.clean,
-        base,
-        plan,
-        experiment.metric,
-        results.batch_size,
         cancelled,
+        audit=request.audit,
         watch=watch,
         halved=results.halved,
+        restarted=results.begin_again,
+        report=results.audited,
     )
     for chunk in chunks:
         results.take(planes[chunk.cells], chunk)
-        done += len(chunk.scores)
-        yield MapsUpdate(results.flows(), done, total)
+        left[chunk.cells, chunk.samples] = chunk.scores.isnan()
+        yield MapsUpdate(results.flows(), left.numel() - int(left.sum()), left.numel())

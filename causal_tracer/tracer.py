@@ -18,7 +18,6 @@ from causal_tracer.head_flow import HeadFlow, trace_heads
 from causal_tracer.layers import KINDS, LayerConfig, LayerKind, require_kind, trace_model
 from causal_tracer.prompts import Occurrence
 from causal_tracer.request import HiddenFlowQuery, MapSpec, TraceRequest
-from causal_tracer.runs import CleanRunCache
 from causal_tracer.sweep.engine import EngineChoice
 from causal_tracer.together import can_share_passes, trace_together
 from causal_tracer.trace import FlowUpdate, trace, trace_maps
@@ -51,7 +50,6 @@ class CausalTracer:
         *,
         model_id: str | None = None,
         revision: str | None = None,
-        cache_bytes: int = 256 * 2**20,
     ) -> None:
         """Find the model's parts, check them with a short run, and measure the noise level if none is given.
 
@@ -66,7 +64,6 @@ class CausalTracer:
             device: Where the model is. Only checked: a model is never moved. None takes it from the model.
             model_id: The model's name in results; None takes it from its config.
             revision: Its revision in results; None takes the commit that its config knows.
-            cache_bytes: Memory for clean runs, which are shared by all kinds and settings.
 
         Raises:
             ModelStructureError: The model is no decoder-only causal LM, or its parts were not found.
@@ -96,7 +93,6 @@ class CausalTracer:
             revision=revision or getattr(config, "_commit_hash", None),
             noise=level,
             noise_rule=rule,
-            clean_runs=CleanRunCache(self._traced, cache_bytes),
         )
 
     @classmethod
@@ -111,7 +107,7 @@ class CausalTracer:
 
     @property
     def context(self) -> TracingContext:
-        """Model, tokenizer, noise and clean runs, as the functions of the engine take them."""
+        """Model, tokenizer and noise, as the functions of the engine take them."""
         return self._context
 
     def count_layers(self) -> int:

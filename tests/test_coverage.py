@@ -19,7 +19,8 @@ from causal_tracer.corruption import automatic_noise_level
 from causal_tracer.errors import ModelStructureError
 from causal_tracer.layers import TracedModel, trace_model
 from causal_tracer.probing import Call
-from causal_tracer.sweep.engine import check_ways, choose_engine
+from causal_tracer.sweep.check import check_ways
+from causal_tracer.sweep.engine import choose_engine
 from causal_tracer.sweep.plan import Cell, Intervention, reach
 
 needs = pytest.mark.skipif(

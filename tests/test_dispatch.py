@@ -91,8 +91,7 @@ def counted_tracer(name: str) -> tuple[CausalTracer, CountedWeights]:
     """A tracer of an offloaded model, already checked, and the mapping that its weights are loaded from."""
     model = build_tiny_model(name)
     weights = offload_counted(model)
-    # It keeps no clean runs, so that every trace makes its own.
-    tracer = CausalTracer(model, tiny_tokenizer(), cache_bytes=0)
+    tracer = CausalTracer(model, tiny_tokenizer())
     choose_engine(tracer.context.traced, "auto", 11)
     return tracer, weights
 

@@ -18,7 +18,9 @@ from causal_tracer.errors import TraceCancelled
 from causal_tracer.layers import KINDS
 from causal_tracer.sweep import engine, resumed
 from causal_tracer.sweep.base_state import CacheSnapshot, CannotResume
-from causal_tracer.sweep.engine import Verdict, check_ways, choose_engine, default_batch_size
+from causal_tracer.sweep.batch_size import default_batch_size
+from causal_tracer.sweep.check import Verdict, check_ways
+from causal_tracer.sweep.engine import choose_engine
 from causal_tracer.sweep.full import full_sweep
 from causal_tracer.sweep.plan import Cell, Intervention, Reach, reach
 from causal_tracer.sweep.resumed import WAYS, Way, resumed_sweep
@@ -214,7 +216,7 @@ def test_a_model_is_checked_once_and_again_past_its_window(monkeypatch: pytest.M
     monkeypatch.setattr(engine, "_verdicts", {})
     lengths: list[int] = []
 
-    def noted(traced: Any, n_tokens: int) -> Verdict:
+    def noted(traced: Any, n_tokens: int, every_token: bool) -> Verdict:
         lengths.append(n_tokens)
         return Verdict(WAYS[0], ())
 
@@ -276,8 +278,8 @@ def test_cancelling_is_asked_for_at_every_block_and_before_the_head() -> None:
     tracer.calculate_hidden_flow(PROMPT, SUBJECT, samples=2, cancelled=cancelled)
     base = base_runs("llama")
     passes = base.n_tokens - base.prompt.subject_range[0]
-    # The head is run for each of the two most telling tokens, and for all others together.
-    assert len(asked) == passes * tracer.count_layers() + 3
+    # The head is run for each of the two most telling tokens, and for all others together; then comes the audit.
+    assert len(asked) == passes * tracer.count_layers() + 4
 
 
 def test_two_threads_and_an_abandoned_trace_do_not_mix() -> None:

@@ -1,8 +1,7 @@
-"""The clean run, the corrupted run, and the cache of clean runs."""
+"""The clean run and the corrupted run."""
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 import pytest
@@ -14,14 +13,12 @@ from causal_tracer.errors import NumericsError
 from causal_tracer.hooks import first_tensor, replace_first_tensor
 from causal_tracer.metrics import AnswerProbability
 from causal_tracer.prompts import make_prompt
-from causal_tracer.runs import CleanRunCache, clean_run, read_logits
+from causal_tracer.runs import clean_run, read_logits
 from tests.hand_hooks import cell_by_hand, clean_by_hand, rome_noise
 from tests.test_sweep import assert_unchanged, fingerprint
 from tests.tiny_models import (
     ARCHITECTURES,
     FAMILIES,
-    OTHER_PROMPT,
-    OTHER_SUBJECT,
     PROMPT,
     SUBJECT,
     build_tiny_model,
@@ -150,70 +147,6 @@ def test_an_error_in_an_edit_leaves_no_hooks() -> None:
     with pytest.raises(RuntimeError, match="in an edit"):
         read_logits(traced, torch.tensor([[1, 2, 3]]), {traced.blocks[1]: fail, traced.embedding: lambda _: None}, "x")
     assert_unchanged(traced.model, before)
-
-
-# The cache of clean runs ----------------------------------------------------------------------------------------------
-
-
-def _prompts() -> tuple[Any, Any]:
-    tokenizer = tiny_tokenizer()
-    return make_prompt(tokenizer, PROMPT, SUBJECT), make_prompt(tokenizer, OTHER_PROMPT, OTHER_SUBJECT)
-
-
-def test_a_prompt_is_run_once_and_shared_by_subjects() -> None:
-    cache = CleanRunCache(tiny_tracer("gpt2").context.traced)
-    prompt, other = _prompts()
-    run = cache.get(prompt)
-    assert cache.get(prompt) is run
-    assert cache.get(make_prompt(tiny_tokenizer(), PROMPT, "city")) is run
-    assert cache.get(other) is not run
-    assert cache.nbytes == run.nbytes + cache.get(other).nbytes
-
-
-def test_the_cache_holds_no_more_than_it_may_and_drops_the_oldest() -> None:
-    traced = tiny_tracer("gpt2").context.traced
-    prompt, other = _prompts()
-    one = clean_run(traced, prompt.input_ids).nbytes
-    cache = CleanRunCache(traced, max_bytes=int(one * 1.5))
-    first = cache.get(prompt)
-    cache.get(other)
-    assert 0 < cache.nbytes <= one * 1.5
-    again = cache.get(prompt)
-    assert again is not first
-    assert torch.equal(again.probabilities, first.probabilities)
-    assert cache.nbytes <= one * 1.5
-
-
-def test_a_cache_without_room_still_gives_runs() -> None:
-    cache = CleanRunCache(tiny_tracer("gpt2").context.traced, max_bytes=0)
-    prompt, _ = _prompts()
-    assert cache.get(prompt).top_id == cache.get(prompt).top_id
-    assert cache.nbytes == 0
-
-
-def test_bytes_held_are_those_of_the_tensors() -> None:
-    prompt, _ = _prompts()
-    run = clean_run(tiny_tracer("gpt2").context.traced, prompt.input_ids)
-    assert run.nbytes == 4 * (391 + 3 * 3 * len(prompt) * 32)
-
-
-def test_threads_may_share_the_cache() -> None:
-    cache = CleanRunCache(tiny_tracer("gpt2").context.traced, max_bytes=10_000)
-    prompts = [*_prompts()] * 4
-    found: list[tuple[int, int]] = []
-
-    def work(number: int) -> None:
-        found.append((number, cache.get(prompts[number]).top_id))
-
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(len(prompts))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert {(number % 2, top) for number, top in found} == {
-        (0, cache.get(prompts[0]).top_id),
-        (1, cache.get(prompts[1]).top_id),
-    }
 
 
 # Outputs of modules ---------------------------------------------------------------------------------------------------

@@ -46,10 +46,10 @@ def checks(monkeypatch, tmp_path):
     log.touch()
     check = engine.check_ways
 
-    def noted(*args):
+    def noted(*args, **kwargs):
         with log.open("a") as file:
             file.write("checked\n")
-        return check(*args)
+        return check(*args, **kwargs)
 
     monkeypatch.setattr(engine, "check_ways", noted)
     monkeypatch.setattr(engine, "_verdicts", {})
@@ -139,7 +139,7 @@ def test_locks_that_the_page_holds_do_not_stop_a_call(placed):
     held, done = threading.Event(), threading.Event()
 
     def hold():
-        with model_lock(placed.context.traced.model), placed.context.clean_runs._lock:
+        with model_lock(placed.context.traced.model), placed.context.traced.lock:
             held.set()
             done.wait(60)
 

@@ -9,7 +9,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from causal_tracer import runs
 from causal_tracer.errors import EmbeddedModelError, SettingsError, SubjectError
 from causal_tracer.web.asking import TraceInput
 from causal_tracer.web.cell_details import cell_details
@@ -77,15 +76,9 @@ class TestInspection:
         found = service.inspect(TraceInput("In truth, Steve Jobs was the founder of"))
         assert (found.subject, found.guessed) == ("Steve Jobs", True)
 
-    def test_the_clean_run_is_that_of_the_trace(self, service, monkeypatch):
-        made = []
-        plain = runs.clean_run
-        monkeypatch.setattr(runs, "clean_run", lambda *args: made.append(args) or plain(*args))
+    def test_the_clean_run_is_that_of_the_trace(self, service):
         asked = TraceInput(PROMPT + " the tower", SUBJECT, samples=1)
-        service.inspect(asked)
-        service.inspect(replace(asked, subject="Space"))
-        flow_of(service, asked)
-        assert len(made) == 1
+        assert service.inspect(asked).answer.probability == flow_of(service, asked).high_score
 
     @pytest.mark.parametrize(
         ("asked", "field", "words"),

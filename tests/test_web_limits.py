@@ -18,7 +18,7 @@ from causal_tracer.trace import trace_maps
 from causal_tracer.web import logs
 from causal_tracer.web.limits import ClientShares, Line, check_work, client_of
 from causal_tracer.web.model_files import require_safetensors, size_words, split_source, stored_identity
-from causal_tracer.web.registry import LoadedTracer, ModelSlot, load_tracer
+from causal_tracer.web.registry import ModelSlot, load_tracer
 from causal_tracer.web.settings import ServiceSettings
 from tests.tiny_models import build_tiny_model, tiny_tokenizer
 from tests.web_tiny import ASKED, flow_of, last, load_tiny, save_tiny, tiny_service
@@ -375,10 +375,3 @@ class TestLog:
             last(tiny_service(log_prompts=True).trace(replace(ASKED, prompt='x\n{"event": "forged"}')))
         (record,) = [record for record in caplog.records if record.name == logs.REQUESTS]
         assert "\n" not in logs.JsonFormatter().format(record)
-
-
-def test_the_loader_gets_the_bound_on_clean_runs(tmp_path):
-    service = tiny_service(None, models=(str(save_tiny(tmp_path / "model")),), clean_run_bytes=1)
-    flow_of(service, ASKED)
-    loaded: LoadedTracer = service._slots["model"].loaded()
-    assert loaded.tracer.context.clean_runs.nbytes == 0

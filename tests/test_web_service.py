@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from causal_tracer import CausalTracer, runs
+from causal_tracer import CausalTracer
 from causal_tracer.errors import (
     CausalTracerError,
     EmbeddedModelError,
@@ -142,16 +142,6 @@ class TestTraces:
         torch.testing.assert_close(none.scores, torch.full_like(none.scores, none.high_score))
         assert flow_of(service, replace(ASKED, noise=2)).low_score != automatic.low_score
         assert flow_of(service, ASKED).low_score == automatic.low_score
-
-    def test_clean_run_is_shared(self, service, monkeypatch):
-        made = []
-        plain = runs.clean_run
-        monkeypatch.setattr(runs, "clean_run", lambda *args: made.append(args) or plain(*args))
-        asked = replace(ASKED, prompt=PROMPT + " the", samples=1)
-        for kind in KINDS:
-            last(service.trace(replace(asked, kind=kind)))
-        last(service.trace(replace(asked, noise=2.0, seed=7)))
-        assert len(made) == 1
 
     def test_layers_and_subject_only(self, service):
         flow = flow_of(service, replace(ASKED, start_layer=1, end_layer=2, subject_tokens_only=True))

@@ -106,11 +106,23 @@ def cropped(snapshot: CacheSnapshot, tokens: int) -> CacheSnapshot:
     return CacheSnapshot(cache, snapshot.keyword, snapshot.shared, snapshot.n_blocks)
 
 
+def keeps_keys_and_values_only(snapshot: CacheSnapshot) -> bool:
+    """Whether all that the cache holds of each token is its key and value.
+
+    What a cache holds besides, such as states, compressed groups of tokens or their indices, may depend on where in the
+    prompt a pass begins.
+    """
+    return snapshot.by_block and all(map(_is_plain, snapshot.cache.layers))
+
+
+def _is_plain(layer: Any) -> bool:
+    others = [value for name, value in vars(layer).items() if name not in ("keys", "values")]
+    return isinstance(getattr(layer, "keys", None), Tensor) and not all_tensors(others)
+
+
 def _layer_keeps(layer: Any, tokens: int) -> bool:
-    keys = getattr(layer, "keys", None)
-    plain = isinstance(keys, Tensor) and not hasattr(layer, "conv_states") and not hasattr(layer, "indexer_keys")
     window = getattr(layer, "sliding_window", None)
-    return plain and keys.shape[-2] == tokens and (window is None or tokens < window)  # type: ignore[union-attr]
+    return _is_plain(layer) and layer.keys.shape[-2] == tokens and (window is None or tokens < window)
 
 
 def _with_rows(layer: Any, index: Tensor) -> Any:

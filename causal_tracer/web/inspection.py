@@ -14,6 +14,7 @@ from causal_tracer.errors import CausalTracerError, PromptError, SettingsError, 
 from causal_tracer.experiment import TracingContext, prompt_for
 from causal_tracer.prompts import Occurrence, Prompt, encode_text, guess_subject, token_text
 from causal_tracer.request import Text, TraceRequest
+from causal_tracer.runs import clean_run
 from causal_tracer.top_tokens import TokenProbability
 from causal_tracer.web.settings import ServiceSettings, limit
 
@@ -214,7 +215,7 @@ def _without_subject(context: TracingContext, text: Text, typed: str) -> Prompt 
 
 def _with_answers(context: TracingContext, request: TraceRequest, prompt: Prompt, found: Inspection) -> Inspection:
     reads = (len(prompt) - 1,)
-    logits = context.clean_runs.get(prompt, reads).logits[0]
+    logits = clean_run(context.traced, prompt.input_ids, reads).logits[0]
     probabilities = logits.softmax(dim=-1)
     best = probabilities.topk(min(CANDIDATES, len(probabilities)))
 
@@ -255,6 +256,6 @@ def _asked_answer(
         if limit_ is not None and len(longer) > limit_:
             raise PromptError(f"Prompt and answer have {len(longer)} tokens, and the model takes at most {limit_}.")
         reads = tuple(range(len(prompt) - 1, len(longer)))
-        steps = context.clean_runs.get(longer, reads).logits.softmax(dim=-1)
+        steps = clean_run(context.traced, longer.input_ids, reads).logits.softmax(dim=-1)
         probability = float(steps[torch.arange(len(ids)), torch.tensor(ids)].prod())
     return TokenProbability(ids[0], "".join(token_text(tokenizer, token) for token in ids), probability)

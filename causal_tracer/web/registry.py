@@ -41,7 +41,6 @@ TraceMaps = Callable[[TracingContext, TraceRequest, Mapping[str, MapSpec], Calla
 
 _logger = logging.getLogger(__name__)
 
-_CLEAN_RUN_BYTES = 256 * 2**20
 # A model that could not be loaded, for want of memory or of a connection, may be tried again after a while.
 _RETRY_SECONDS = 60.0
 
@@ -129,9 +128,7 @@ Loader = Callable[[str, Report], LoadedTracer]
 """From what `load_model` takes to a tracer."""
 
 
-def load_tracer(
-    source: str, report: Report, *, clean_run_bytes: int = _CLEAN_RUN_BYTES, device_map: str = ""
-) -> LoadedTracer:
+def load_tracer(source: str, report: Report, *, device_map: str = "") -> LoadedTracer:
     """Load a model and make a tracer of it: the loader of the real app. Safetensors only, and never a model's code."""
     asked, revision = split_source(source)
     require_safetensors(asked)
@@ -139,9 +136,7 @@ def load_tracer(
     report("finding its layers", 1.0)
     # A folder's path stays on this machine: results and status have its name only.
     name = loaded.title if Path(asked).is_dir() else loaded.name
-    tracer = CausalTracer(
-        loaded.model, loaded.tokenizer, model_id=name, revision=loaded.revision, cache_bytes=clean_run_bytes
-    )
+    tracer = CausalTracer(loaded.model, loaded.tokenizer, model_id=name, revision=loaded.revision)
     adopt_stored_verdicts(name, loaded.revision)
     report("comparing the fast sweep with the full one", 1.0)
     choose_engine(tracer.context.traced, "auto", 1)

@@ -5,10 +5,8 @@
     for update in service.trace(TraceInput("The Space Needle is located in the city of")):
         ...
 
-Clean runs are shared by all kinds and settings of a prompt: they belong to the model's `CausalTracer`, which holds
-them within a bound of bytes. Finished results are kept in a `ResultStore`; one that is there is handed on at once,
-without the model. One trace runs on a model at a time, the others wait in its line. Whoever leaves the iteration early
-frees the model.
+Finished results are kept in a `ResultStore`; one that is there is returned at once, without the model. One trace runs
+on a model at a time, the others wait in its line. Whoever leaves the iteration early frees the model.
 """
 
 from __future__ import annotations
@@ -52,9 +50,7 @@ class TraceService:
 
     def __init__(self, settings: ServiceSettings | None = None, load: Loader | None = None) -> None:
         self.settings = settings or ServiceSettings()
-        loader = load or partial(
-            load_tracer, clean_run_bytes=self.settings.clean_run_bytes, device_map=self.settings.device_map
-        )
+        loader = load or partial(load_tracer, device_map=self.settings.device_map)
         slots = [ModelSlot(source, loader, self.settings.max_queue) for source in self.settings.models]
         self._slots = {slot.status.model: slot for slot in slots}
         self._shares = ClientShares(self.settings)
@@ -262,7 +258,7 @@ class TraceService:
 
 
 def with_noise(context: TracingContext, noise: float | None) -> TracingContext:
-    """The same model and clean runs with another noise level; None leaves the tracer's own."""
+    """The same model with another noise level; None leaves the tracer's own."""
     return context if noise is None else replace(context, noise=noise, noise_rule="given")
 
 

@@ -42,7 +42,6 @@ class ServiceSettings:
         batch_size: Rows that go through the model together. Small ones bring the first cells sooner, and Stop stops
             sooner; on two cores they take no longer in all.
         device_map: "auto" spreads a model over several GPUs; empty takes one, or the CPU.
-        clean_run_bytes: Memory for each model's clean runs.
         result_bytes: Memory for finished results.
         result_disk_bytes: Disk space for finished results.
         results_folder: Where finished results are kept; empty keeps them in memory only.
@@ -63,7 +62,6 @@ class ServiceSettings:
     trusted_proxies: int = 0
     batch_size: int = 64
     device_map: str = ""
-    clean_run_bytes: int = 256 * 2**20
     result_bytes: int = 128 * 2**20
     result_disk_bytes: int = 512 * 2**20
     results_folder: str = ""

@@ -40,7 +40,6 @@ from causal_tracer.flow import HiddenFlow
 from causal_tracer.layers import TracedModel
 from causal_tracer.models import load_model
 from causal_tracer.request import MapSpec, SamplesUntil, TraceRequest
-from causal_tracer.runs import CleanRunCache
 from causal_tracer.sweep.engine import adopt_verdicts, known_verdicts
 from causal_tracer.trace import MapsUpdate, trace_maps
 from causal_tracer.tracer import CausalTracer
@@ -62,7 +61,6 @@ _MOVED_BYTES_A_SECOND = 2e9
 _OPERATIONS_A_SECOND = 1e13
 # Each answer is a whole map.
 _SEND_SECONDS = 0.5
-_CLEAN_RUN_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +112,6 @@ class ZeroGpuModels:
             traced=placed.on_gpu,
             noise=asked["noise"],
             noise_rule=asked["noise_rule"],
-            clean_runs=CleanRunCache(placed.on_gpu, _CLEAN_RUN_BYTES),
         )
         sent = -math.inf
         with closing(_generator(trace_maps(context, asked["request"], asked["specs"]))) as updates:

@@ -1,0 +1,33 @@
+"""How many rows go through the model together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psutil
+import torch
+
+from causal_tracer.layers import TracedModel
+
+_MOST_ROWS = 1024
+_ROWS_MEMORY = 384 * 2**20
+
+
+def default_batch_size(traced: TracedModel, n_tokens: int) -> int:
+    """Rows in flight: what fits in 384 MiB of activations, or in 1/32 of a smaller machine's memory.
+
+    It follows from the model, the prompt's length and the machine's total memory, so it is the same every time.
+    """
+    config: Any = traced.model.config
+    text = config.get_text_config()
+    names = ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size")
+    widths = [width for name in names if isinstance(width := getattr(text, name, None), int)]
+    width = widths[0] if widths else 4 * traced.d_model
+    row = (4 * width + 10 * traced.d_model) * traced.dtype.itemsize * n_tokens
+    device = traced.input_device
+    if device.type == "cuda":
+        # A GPU's memory is there to be used, and its rate grows with the batch.
+        memory = torch.cuda.get_device_properties(device).total_memory // 16
+    else:
+        memory = min(_ROWS_MEMORY, psutil.virtual_memory().total // 32)
+    return max(1, min(_MOST_ROWS, memory // row))
