@@ -20,8 +20,10 @@ from causal_tracer.flow import HiddenFlow
 from causal_tracer.request import MapSpec, SamplesUntil, TraceRequest
 from causal_tracer.results import Results
 from causal_tracer.runs import read_logits
+from causal_tracer.sweep.audited import Sweep, audit_scores
 from causal_tracer.sweep.batch_size import default_batch_size
 from causal_tracer.sweep.engine import choose_engine, sweep
+from causal_tracer.sweep.full import full_sweep
 from causal_tracer.sweep.plan import Cell, SweepChunk, SweepPlan, map_plan
 
 _ROUNDING = {torch.float32: 1e-3, torch.float64: 1e-3}
@@ -142,11 +144,16 @@ class _Group:
         # Before the first corrupted token nothing can change.
         start = min(e.sequence.subject_range[0] for e in experiments)
         run = [number for number, cell in enumerate(cells) if cell.position >= start]
-        for number, result in enumerate(results):
+        collected = torch.full((len(experiments), len(cells), samples), torch.nan)
+
+        def take(number: int, chunk: SweepChunk) -> None:
+            collected[number, chunk.cells, chunk.samples] = chunk.scores
+            results[number].take(torch.zeros_like(chunk.cells), chunk)
+
+        for number in range(len(results)):
             for cell in (n for n in range(len(cells)) if cells[n].position < start):
                 low = scores[number * samples : (number + 1) * samples]
-                chunk = SweepChunk(torch.full((samples,), cell), torch.arange(samples), low)
-                result.take(torch.zeros(samples, dtype=torch.long), chunk)
+                take(number, SweepChunk(torch.full((samples,), cell), torch.arange(samples), low))
         yield (len(cells) - len(run)) * samples * len(experiments)
         numbers = torch.tensor(run, dtype=torch.long)
         known = torch.full((len(run), len(embeddings)), torch.nan)
@@ -165,11 +172,37 @@ class _Group:
             found = known[chunk.cells, chunk.samples]
             # Cells that change nothing are not run, and come with the base run's scores.
             found = torch.where(found.isnan(), chunk.scores, found)
-            for number, result in enumerate(results):
+            for number in range(len(results)):
                 rows = chunk.samples // samples == number
-                part = SweepChunk(numbers[chunk.cells[rows]], chunk.samples[rows] % samples, found[rows])
-                result.take(torch.zeros(int(rows.sum()), dtype=torch.long), part)
+                take(number, SweepChunk(numbers[chunk.cells[rows]], chunk.samples[rows] % samples, found[rows]))
             yield len(chunk.samples)
+        if verdict.way is None:
+            return
+        for number, (experiment, result) in enumerate(zip(experiments, results, strict=True)):
+            own = BaseRun(experiment.sequence, corrupted[number], scores[number * samples : (number + 1) * samples])
+            self._audit(experiment, result, own, cells, collected[number], cancelled)
+
+    def _audit(
+        self,
+        experiment: Experiment,
+        result: Results,
+        base: BaseRun,
+        cells: tuple[Cell, ...],
+        scores: Tensor,
+        cancelled: Callable[[], bool],
+    ) -> None:
+        """Audit one prompt's map, and compute it again where it fails."""
+        request = experiment.request
+        if not request.audit:
+            return
+        traced, clean, metric = experiment.context.traced, experiment.clean, experiment.metric
+        plan, maps = SweepPlan(cells, experiment.reads), torch.zeros(len(cells), dtype=torch.long)
+        work = Sweep(traced, clean, base, plan, metric, self._batch_size, maps, request.seed)
+        audit = audit_scores(work, scores, 0, cancelled)
+        result.audited(0, audit)
+        if audit.recomputed:
+            for chunk in full_sweep(traced, clean, base, plan, metric, self._batch_size, cancelled):
+                result.take(torch.zeros_like(chunk.cells), chunk)
 
     def _all_embeddings(self, experiment: Experiment, corrupted: Tensor | None) -> Tensor:
         """The embeddings of all tokens [samples, tokens, width], the subject's corrupted; clean [1, ...] for None."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
 from causal_tracer import HiddenFlow, TraceRequest, together
+from causal_tracer.base_run import Watched
 from causal_tracer.errors import TraceCancelled
+from causal_tracer.sweep.plan import SweepChunk
 from causal_tracer.together import can_share_passes, trace_together
 from tests.tiny_models import ARCHITECTURES, OTHER_PROMPT, OTHER_SUBJECT, PROMPT, SUBJECT, tiny_tracer
 
@@ -113,3 +116,26 @@ def test_progress_reaches_its_end_and_cancelling_stops() -> None:
 )
 def test_only_plain_requests_share_passes(change: dict[str, object], can: bool) -> None:
     assert can_share_passes(replace(requests()[0], **change)) is can  # type: ignore[arg-type]
+
+
+def test_a_map_that_fails_its_audit_is_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    tracer = tiny_tracer("gpt2")
+    asked = requests()[:2]
+    expected = [tracer.trace(replace(request, engine="full")) for request in asked]
+    real = together.sweep
+
+    def broken(*arguments: Any) -> Iterator[SweepChunk]:
+        *before, watch, halved = arguments
+
+        def shifted(seen: Watched) -> None:
+            watch(replace(seen, logits=seen.logits * 1.5))
+
+        yield from real(*before, shifted, halved)
+
+    monkeypatch.setattr(together, "sweep", broken)
+    found = trace_together(tracer.context, asked, nothing, lambda: False)
+    for one, other in zip(found, expected, strict=True):
+        assert one.audit is not None
+        assert one.audit.recomputed
+        assert one.settings.engine == "full"
+        torch.testing.assert_close(one.sample_scores, other.sample_scores, rtol=0, atol=1e-6)
