@@ -13,8 +13,9 @@ Each type is done in a process of its own, with a time limit. For each:
 4. Identities: no noise gives high_score everywhere, no intervention low_score; in a hidden map the last token of the
    last layer is high_score, other tokens there and tokens before the subject low_score; all tokens restored in one
    layer give high_score, where nothing but the residual stream goes from block to block.
-5. The way of resuming that the engine chooses by itself is compared with the full sweep on every cell of every kind,
-   with windows 1, 2 and 3: to 1e-3 of the largest indirect effect, and to 1e-5.
+5. The way of resuming that the engine chooses by itself is compared with the full sweep on every cell of every kind:
+   to 1e-3 of the largest indirect effect, and to 1e-5. Prompts of several lengths, one of them longer than every window
+   and chunk of the models; windows 1, 2 and 3 on the shorter ones.
 """
 
 from __future__ import annotations
@@ -53,6 +54,8 @@ from causal_tracer.sweep.plan import Cell, Intervention, SweepChunk, SweepPlan, 
 TOKENS = 12
 SUBJECT = (3, 5)
 SAMPLES = 2
+LENGTHS: dict[int, tuple[int, ...]] = {7: (1, 3), TOKENS: (1, 2, 3), 70: (1,)}
+"""Lengths of the prompts that resuming is compared on, and the windows there. Linear attention runs 64 tokens a chunk."""
 SEEDS = 24
 BATCH = 64
 
@@ -127,18 +130,19 @@ class Base:
     corrupted: BaseRun
     metric: AnswerProbability
     prompt: Prompt
+    level: float
 
     @classmethod
-    def make(cls, traced: TracedModel, level: float) -> Base:
+    def make(cls, traced: TracedModel, level: float, tokens: int = TOKENS, samples: int = SAMPLES) -> Base:
         """Clean and corrupted run of a made-up prompt, with noise of this level."""
         generator = torch.Generator().manual_seed(5)
         # From 7 on: special tokens stand at the start of the vocabulary.
-        ids = tuple(int(i) for i in torch.randint(7, traced.vocab_size, (TOKENS,), generator=generator))
-        prompt = Prompt("", ids, ("",) * TOKENS, "", SUBJECT, False, 1)
+        ids = tuple(int(i) for i in torch.randint(7, traced.vocab_size, (tokens,), generator=generator))
+        prompt = Prompt("", ids, ("",) * tokens, "", SUBJECT, False, 1)
         clean = clean_run(traced, ids)
         metric = AnswerProbability((clean.top_id,))
-        corrupted = corrupted_run(traced, prompt, GaussianNoise(level, 1), SAMPLES, metric, BATCH)
-        return cls(traced, clean, corrupted, metric, prompt)
+        corrupted = corrupted_run(traced, prompt, GaussianNoise(level, 1), samples, metric, BATCH)
+        return cls(traced, clean, corrupted, metric, prompt, level)
 
     def scores(self, cells: Iterable[Cell], verdict: Verdict | None = None) -> torch.Tensor:
         """Scores [samples, cells], by the full sweep or in the way of a verdict."""
@@ -147,12 +151,12 @@ class Base:
             chunks = full_sweep(self.traced, self.clean, self.corrupted, plan, self.metric, BATCH)
         else:
             chunks = sweep(verdict, self.traced, self.clean, self.corrupted, plan, self.metric, BATCH, lambda: False)
-        return _collect(chunks, len(plan.cells))
+        return _collect(chunks, len(plan.cells), self.corrupted.samples)
 
     def map_cells(self, kind: LayerKind, window: int) -> tuple[Cell, ...]:
         """Every cell of a map."""
         layers = range(self.traced.n_layers)
-        return map_plan(self.traced, self.prompt, kind, window, range(TOKENS), layers).cells
+        return map_plan(self.traced, self.prompt, kind, window, range(len(self.prompt)), layers).cells
 
     @property
     def high(self) -> float:
@@ -160,8 +164,8 @@ class Base:
         return float(self.clean.probabilities[self.clean.top_id])
 
 
-def _collect(chunks: Iterable[SweepChunk], cells: int) -> torch.Tensor:
-    scores = torch.full((SAMPLES, cells), torch.nan)
+def _collect(chunks: Iterable[SweepChunk], cells: int, samples: int) -> torch.Tensor:
+    scores = torch.full((samples, cells), torch.nan)
     for chunk in chunks:
         scores[chunk.samples, chunk.cells] = chunk.scores
     return scores
@@ -297,11 +301,18 @@ def _compare_resumed(report: Report, base: Base) -> None:
     report.check_seconds = time.perf_counter() - started
     report.way, report.tried = verdict.name, verdict.tried
     worst = 0.0
-    for kind in KINDS:
-        for window in (1, 2, 3):
-            if cells := base.map_cells(kind, window):
-                difference = base.scores(cells, verdict) - base.scores(cells)
-                worst = max(worst, float(difference.abs().nan_to_num(torch.inf).max()))
+    for tokens, windows in LENGTHS.items():
+        if base.traced.context_length is not None and tokens > base.traced.context_length:
+            tokens = base.traced.context_length
+        other = Base.make(base.traced, base.level, tokens, SAMPLES if tokens <= TOKENS else 1)
+        verdict = choose_engine(base.traced, "auto", tokens)
+        if verdict.name != report.way:
+            report.way = f"{report.way}; {verdict.name} at {tokens} tokens"
+        for kind in KINDS:
+            for window in windows:
+                if cells := other.map_cells(kind, window):
+                    difference = other.scores(cells, verdict) - other.scores(cells)
+                    worst = max(worst, float(difference.abs().nan_to_num(torch.inf).max()))
     report.resumed = worst
 
 
@@ -337,7 +348,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("types", nargs="*", help="types as transformers names them; all, if none are given")
     parser.add_argument("--jobs", type=int, default=2, help="types done at once")
-    parser.add_argument("--seconds", type=int, default=150, help="time limit of a type")
+    parser.add_argument("--seconds", type=int, default=300, help="time limit of a type")
     given = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.disable(logging.CRITICAL)

@@ -55,6 +55,9 @@ def trace(
     engine: Annotated[
         Literal["auto", "full"], typer.Option(help='"full" runs the whole model for each cell.', rich_help_panel=_MODEL)
     ] = "auto",
+    audit: Annotated[
+        bool, typer.Option(help="Compute a few cells again by the full sweep.", rich_help_panel=_MODEL)
+    ] = True,
     samples: Annotated[int, typer.Option(min=1, help="Noise samples.", rich_help_panel=_EXPERIMENT)] = 10,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.", rich_help_panel=_EXPERIMENT)] = 1,
     window: Annotated[
@@ -192,6 +195,7 @@ def trace(
         subject_tokens_only=subject_tokens_only,
         occurrence=occurrence,
         engine=engine,
+        audit=audit,
         answer=answer,
         foil=foil,
         corruption=_corruption(corruption, counterfactual),

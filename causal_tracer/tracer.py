@@ -134,6 +134,7 @@ class CausalTracer:
         *,
         subject_occurrence: Occurrence = "last",
         engine: EngineChoice = "auto",
+        audit: bool = True,
         progress: Progress | None = None,
         cancelled: Callable[[], bool] | None = None,
     ) -> HiddenFlow:
@@ -155,6 +156,7 @@ class CausalTracer:
             subject_occurrence: Which one is meant where the subject occurs more than once: "first" or "last".
             engine: "auto" takes the fastest sweep that has been shown to be right on this model; "full" runs the whole
                 model again for every cell, slowly, and is what all others are checked against.
+            audit: Compute a few cells again by the full sweep, and the whole map where they differ.
             progress: Called with (runs done, runs in all) as it goes.
             cancelled: Asked between batches; True stops the trace.
 
@@ -180,6 +182,7 @@ class CausalTracer:
             subject_tokens_only=patch_subject_tokens_only,
             occurrence=subject_occurrence,
             engine=engine,
+            audit=audit,
         )
         return self._trace_all([request], progress, cancelled)[0]
 
@@ -196,6 +199,7 @@ class CausalTracer:
         patch_subject_tokens_only: bool = False,
         *,
         engine: EngineChoice = "auto",
+        audit: bool = True,
         progress: Progress | None = None,
         cancelled: Callable[[], bool] | None = None,
     ) -> list[HiddenFlow]:
@@ -218,6 +222,7 @@ class CausalTracer:
                 end_layer=end_layer,
                 subject_tokens_only=patch_subject_tokens_only,
                 engine=engine,
+                audit=audit,
             )
             for query in asked
         ]
@@ -239,6 +244,7 @@ class CausalTracer:
         patch_subject_tokens_only: bool = False,
         subject_occurrence: Occurrence = "last",
         engine: EngineChoice = "auto",
+        audit: bool = True,
         progress: Progress | None = None,
         cancelled: Callable[[], bool] | None = None,
     ) -> dict[LayerKind, HiddenFlow]:
@@ -265,6 +271,7 @@ class CausalTracer:
             subject_tokens_only=patch_subject_tokens_only,
             occurrence=subject_occurrence,
             engine=engine,
+            audit=audit,
         )
         given = {require_kind(kind): window for kind, window in (windows or {}).items()}
         chosen = {kind: {**DEFAULT_WINDOWS, **given}[require_kind(kind)] for kind in kinds}
