@@ -55,7 +55,7 @@ TOKENS = 12
 SUBJECT = (3, 5)
 SAMPLES = 2
 LENGTHS: dict[int, tuple[int, ...]] = {7: (1, 3), TOKENS: (1, 2, 3), 70: (1,)}
-"""Lengths of the prompts that resuming is compared on, and the windows there. Linear attention runs 64 tokens a chunk."""
+"""Lengths of the prompts that resuming is compared on, with the windows. Linear attention runs 64 tokens a chunk."""
 SEEDS = 24
 BATCH = 64
 
