@@ -14,7 +14,7 @@ import gradio as gr
 from gradio.events import api
 
 from causal_tracer.errors import SettingsError
-from causal_tracer.prompts import Occurrence
+from causal_tracer.subject import Occurrence
 from causal_tracer.web.answers import Json, for_clients, map_and_result, result
 from causal_tracer.web.asking import Asked, TraceInput
 from causal_tracer.web.limits import client_of

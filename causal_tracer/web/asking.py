@@ -12,8 +12,8 @@ from causal_tracer.chat import ChatText
 from causal_tracer.corruption import CORRUPTIONS
 from causal_tracer.errors import PromptError, SettingsError
 from causal_tracer.layers import KINDS, LayerKind
-from causal_tracer.prompts import Occurrence
 from causal_tracer.request import MapSpec, TraceRequest
+from causal_tracer.subject import Occurrence
 from causal_tracer.tracer import DEFAULT_WINDOWS
 from causal_tracer.web.settings import ServiceSettings, limit
 
