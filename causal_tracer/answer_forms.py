@@ -84,17 +84,21 @@ def continuations(
         before, ids = prompt.text[: spans[read][1]], ids[: read + 1]
     both = form == "auto" and not before[-1:].isspace() and not text[0].isspace()
     found: list[Continuation] = []
+    unknown = False
     for candidate in (text, f" {text}") if both else (text,):
         whole = encode(tokenizer, before + candidate, prompt.special_tokens).ids
         after = whole[len(ids) :]
-        same = [known for known in found if known.ids == after]
-        if whole[: len(ids)] != ids or not after or same or _unknown(tokenizer, candidate, after):
+        if whole[: len(ids)] != ids or not after or any(known.ids == after for known in found):
+            continue
+        if _has_unknown(tokenizer, candidate, after):
+            unknown = True
             continue
         found.append(Continuation(candidate, after))
         if candidate == text and _is_special(tokenizer, after[0]):
             break
     if not found:
-        raise PromptError(_impossible(before, text, name))
+        words = _unknown_words(tokenizer, text, name) if unknown else _merged_words(before, text, name)
+        raise PromptError(words)
     if both and len(found) == 1 and found[0].spaced and not before[-1:].isalnum():
         note = (
             f"The {name} is read with a space before it: without one, the tokenizer does not keep the prompt's tokens."
@@ -157,15 +161,22 @@ def _is_special(tokenizer: Any, token_id: int) -> bool:
     return known is not None and bool(known.special)
 
 
-def _unknown(tokenizer: Any, text: str, ids: Sequence[int]) -> bool:
+def _has_unknown(tokenizer: Any, text: str, ids: Sequence[int]) -> bool:
     """Whether the tokens of a text have the mark of an unknown character among them."""
     unknown = getattr(tokenizer, "unk_token_id", None)
     return unknown is not None and unknown in ids and str(tokenizer.unk_token) not in text
 
 
-def _impossible(before: str, text: str, name: str) -> str:
-    advice = "End the prompt before its last space" if before[-1:].isspace() else "Give another text"
+def _unknown_words(tokenizer: Any, text: str, name: str) -> str:
+    return (
+        f"The {name} {quoted(text)} has characters that the tokenizer does not know: it puts {tokenizer.unk_token} in "
+        "their place. Give another text."
+    )
+
+
+def _merged_words(before: str, text: str, name: str) -> str:
+    advice = "End the prompt before its last space" if before[-1:].isspace() else "End the prompt elsewhere"
     return (
         f"The {name} {quoted(text)} cannot follow the prompt {quoted(before)}: the tokenizer merges the two into other "
-        f"tokens than the prompt's, or does not know the {name}'s characters. {advice}, or give a token id (answer_id)."
+        f"tokens than the prompt's. {advice}, or give a token id (answer_id)."
     )
