@@ -6,8 +6,8 @@ from causal_tracer.errors import CausalTracerError
 from causal_tracer.flow import HiddenFlow, TraceSettings
 from causal_tracer.layers import GPT2_LAYER_CONFIG, LLAMA_LAYER_CONFIG, LayerConfig, LayerKind, LayerMatcher
 from causal_tracer.models import LoadedModel, load_model
-from causal_tracer.prompts import guess_subject
 from causal_tracer.request import HiddenFlowQuery, MapSpec, SamplesUntil, TraceRequest
+from causal_tracer.subject import guess_subject
 from causal_tracer.trace import FlowUpdate
 from causal_tracer.tracer import CausalTracer
 from causal_tracer.version import __version__

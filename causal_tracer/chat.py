@@ -11,8 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from causal_tracer.encoding import Span, check_text, quoted
 from causal_tracer.errors import PromptError, SettingsError, SubjectError, TokenizerError
-from causal_tracer.prompts import Occurrence, Prompt, guess_subject, prompt_at
+from causal_tracer.prompts import Prompt, doubled_note, prompt_at
+from causal_tracer.subject import Occurrence, chosen_occurrence, guess_subject, occurrences
 
 Message = Mapping[str, str]
 """One turn: {"role": "user", "content": "..."}, as `apply_chat_template` takes them."""
@@ -46,13 +48,13 @@ class ChatText:
                     f"The message {message!r} is none. Each has a role and a content, both texts: "
                     '{"role": "user", "content": "..."}.'
                 )
+            check_text("message", message["content"])
         if self.messages[-1]["role"] == "assistant":
             raise PromptError(
                 "The last message is the assistant's, and the answer is read in a new turn of the assistant. Give the "
                 "start of that turn as assistant_prefix."
             )
-        if not isinstance(self.assistant_prefix, str):
-            raise PromptError(f"assistant_prefix={self.assistant_prefix!r} is no text.")
+        check_text("assistant_prefix", self.assistant_prefix)
         object.__setattr__(self, "messages", tuple(dict(message) for message in self.messages))
 
     @classmethod
@@ -94,24 +96,22 @@ def chat_prompt(
     """
     chat = messages if isinstance(messages, ChatText) else ChatText(tuple(messages), thinking, assistant_prefix)
     text, said = written(tokenizer, chat)
-    wanted = _guessed(chat) if subject is None else subject.strip()
-    starts, count = _starts(text, said, wanted)
-    if occurrence not in ("first", "last"):
-        raise SettingsError(f'occurrence={occurrence!r} is not known. Choose "first" or "last".')
+    wanted = _guessed(chat) if subject is None else check_text("subject", subject, SubjectError).strip()
+    places = _places(text, said, wanted)
     return prompt_at(
         tokenizer,
         text,
-        wanted,
-        starts[0] if occurrence == "first" else starts[-1],
+        chosen_occurrence(places, occurrence),
         subject_guessed=subject is None,
-        subject_count=count,
+        subject_count=len(places),
         context_length=context_length,
         vocab_size=vocab_size,
         special_tokens=False,
+        notes=_notes(tokenizer, text, said),
     )
 
 
-def written(tokenizer: Any, chat: ChatText) -> tuple[str, list[tuple[int, int]]]:
+def written(tokenizer: Any, chat: ChatText) -> tuple[str, list[Span]]:
     """What the chat template makes of a conversation, and where in it is what was said.
 
     Returns:
@@ -177,9 +177,7 @@ def _rendered(tokenizer: Any, messages: Sequence[Message], switches: Mapping[str
     return text
 
 
-def _said(
-    tokenizer: Any, messages: Sequence[Message], switches: Mapping[str, bool], text: str
-) -> Iterator[tuple[int, int]]:
+def _said(tokenizer: Any, messages: Sequence[Message], switches: Mapping[str, bool], text: str) -> Iterator[Span]:
     """Where the messages' contents are in the written text: (first character, one past the last).
 
     The template is given stand-ins for the contents; what it writes between them is its own, and what it writes in
@@ -225,15 +223,23 @@ def _guessed(chat: ChatText) -> str:
     )
 
 
-def _starts(text: str, said: Sequence[tuple[int, int]], subject: str) -> tuple[list[int], int]:
-    """The first and last place of the subject in what was said, and how often it is there."""
+def _places(text: str, said: Sequence[Span], subject: str) -> tuple[Span, ...]:
+    """Where the subject stands in what was said."""
     if not subject:
         raise SubjectError("The subject is empty. Give a part of a message, or None to have it guessed.")
-    holding = [(start, end) for start, end in said if subject in text[start:end]]
-    if not holding:
+    found = tuple(place for part in said for place in occurrences(text, subject, *part))
+    if not found:
         elsewhere = "It is in what the chat template adds, which is not traced. " if subject in text else ""
         raise SubjectError(
-            f"The subject {subject!r} is in no message. {elsewhere}Give a part of a message exactly as it stands there."
+            f"The subject {quoted(subject)} is in no message. {elsewhere}Give a part of a message exactly as it stands "
+            "there."
         )
-    count = sum(text.count(subject, start, end) for start, end in holding)
-    return [text.find(subject, *holding[0]), text.rfind(subject, *holding[-1])], count
+    return found
+
+
+def _notes(tokenizer: Any, text: str, said: Sequence[Span]) -> tuple[str, ...]:
+    """A BOS in a message is read as the one that opens a text."""
+    bos = getattr(tokenizer, "bos_token", None)
+    if bos and any(bos in text[start:end] for start, end in said):
+        return (doubled_note(bos, "the chat template"),)
+    return ()

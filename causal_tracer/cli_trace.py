@@ -109,6 +109,14 @@ def trace(
     foil: Annotated[
         str | None, typer.Option(help="What 'logit difference' sets the answer against.", rich_help_panel=_EXPERIMENT)
     ] = None,
+    answer_form: Annotated[
+        Literal["auto", "exact"],
+        typer.Option(
+            help='"exact" reads answer and foil right after the prompt as they are written; "auto" also tries a space '
+            "before the answer and reads the more probable.",
+            rich_help_panel=_EXPERIMENT,
+        ),
+    ] = "auto",
     direction: Annotated[
         Direction, typer.Option(help='"corrupt" puts corrupted into the clean run.', rich_help_panel=_EXPERIMENT)
     ] = "restore",
@@ -198,6 +206,7 @@ def trace(
         audit=audit,
         answer=answer,
         foil=foil,
+        answer_form=answer_form,
         corruption=_corruption(corruption, counterfactual),
         metric=metric,
         direction=direction,

@@ -9,17 +9,18 @@ from typing import Any
 
 from torch import Tensor
 
-from causal_tracer.answers import answer_ids
+from causal_tracer.answers import asked_answer
 from causal_tracer.base_run import BaseRun, Watch, base_run
 from causal_tracer.chat import ChatText, chat_prompt
 from causal_tracer.corruption import Corruption, SubjectEmbeddings, corruption_named, subject_embeddings
-from causal_tracer.errors import PromptError, SettingsError
+from causal_tracer.errors import SettingsError
 from causal_tracer.layers import TracedModel
 from causal_tracer.metrics import Metric, Target, metric_named
 from causal_tracer.placebo import placebo_source
-from causal_tracer.prompts import Occurrence, Prompt, make_prompt
+from causal_tracer.prompts import Prompt, make_prompt
 from causal_tracer.request import MapSpec, Text, TraceRequest
 from causal_tracer.runs import Activations, CleanRun, clean_run
+from causal_tracer.subject import Occurrence
 from causal_tracer.sweep.plan import BASE
 
 CORRUPTED, PLACEBO = "corrupted", "placebo"
@@ -63,6 +64,7 @@ class Experiment:
         clean: The clean run of the sequence.
         metric: What is read.
         corruption: What is done to the subject.
+        notes: What a reader of the result has to know of prompt and answer.
     """
 
     context: TracingContext
@@ -75,6 +77,7 @@ class Experiment:
     clean: CleanRun
     metric: Metric
     corruption: Corruption
+    notes: tuple[str, ...] = ()
 
     @property
     def high_score(self) -> float:
@@ -99,56 +102,31 @@ def set_up(context: TracingContext, request: TraceRequest) -> Experiment:
         NumericsError: The clean run gave NaN or infinite logits.
     """
     prompt = prompt_for(context, request.text, request.subject, request.occurrence)
-    given = _given_answer(context, request, prompt)
-    forced = given[:-1]
-    reads = _reads(request, prompt, len(forced))
-    sequence = replace(
-        prompt,
-        input_ids=prompt.input_ids + forced,
-        tokens=prompt.tokens + ("",) * len(forced),
-        subject_range=_corrupted_range(request, prompt),
-    )
-    if (limit := context.traced.context_length) is not None and len(sequence) > limit:
-        raise PromptError(f"Prompt and answer have {len(sequence)} tokens, and the model takes at most {limit}.")
-    if min(reads) < sequence.subject_range[0]:
+    corrupted = _corrupted_range(request, prompt)
+    answer = asked_answer(context, request, prompt)
+    if min(answer.reads) < corrupted[0]:
         raise SettingsError(
-            f"read={min(reads)} comes before the corrupted tokens, which begin at {sequence.subject_range[0]}: nothing "
+            f"read={min(answer.reads)} comes before the corrupted tokens, which begin at {corrupted[0]}: nothing "
             "there can change. Read at a later token."
         )
-    clean = clean_run(context.traced, sequence.input_ids, reads)
-    answer = given or (clean.top_id,)
-    foil = None if request.foil is None else answer_ids(context.tokenizer, prompt, request.foil)[0]
-    target = Target(answer, clean.logits, foil)
+    target = Target(answer.ids, answer.clean.logits, answer.foil_id)
     metric = metric_named(request.metric, target) if isinstance(request.metric, str) else request.metric(target)
     corruption = request.corruption
     if isinstance(corruption, str):
         corruption = corruption_named(corruption, context.noise, request.seed)
-    return Experiment(context, request, prompt, sequence, reads, answer, foil, clean, metric, corruption)
-
-
-def _given_answer(context: TracingContext, request: TraceRequest, prompt: Prompt) -> tuple[int, ...]:
-    if request.answer is not None:
-        return answer_ids(context.tokenizer, prompt, request.answer)
-    if request.answer_id is None:
-        return ()
-    if not 0 <= request.answer_id < context.traced.vocab_size:
-        raise SettingsError(
-            f"Answer id {request.answer_id} is not in the vocabulary. Its ids are 0 to {context.traced.vocab_size - 1}."
-        )
-    return (request.answer_id,)
-
-
-def _reads(request: TraceRequest, prompt: Prompt, forced: int) -> tuple[int, ...]:
-    last = len(prompt) - 1
-    read = last if request.read is None else request.read
-    if not 0 <= read <= last:
-        raise SettingsError(f"read={read} is no token of the prompt, which has {len(prompt)}. Give 0 to {last}.")
-    if forced and read != last:
-        raise SettingsError(
-            f"The answer {request.answer!r} has {forced + 1} tokens, which are read after the whole prompt. Leave "
-            "`read` out, or give a single token as answer_id."
-        )
-    return tuple(range(read, read + forced + 1))
+    return Experiment(
+        context=context,
+        request=request,
+        prompt=prompt,
+        sequence=replace(answer.sequence, subject_range=corrupted),
+        reads=answer.reads,
+        answer_ids=answer.ids,
+        foil_id=answer.foil_id,
+        clean=answer.clean,
+        metric=metric,
+        corruption=corruption,
+        notes=prompt.notes + answer.notes,
+    )
 
 
 def _corrupted_range(request: TraceRequest, prompt: Prompt) -> tuple[int, int]:

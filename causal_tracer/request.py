@@ -7,12 +7,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
+from causal_tracer.answer_forms import AnswerForm
 from causal_tracer.chat import ChatText
 from causal_tracer.corruption import Corruption
+from causal_tracer.encoding import check_text
 from causal_tracer.errors import SettingsError
 from causal_tracer.layers import LayerKind, require_kind
 from causal_tracer.metrics import METRICS, Metric, Target
-from causal_tracer.prompts import Occurrence, Prompt
+from causal_tracer.prompts import Prompt
+from causal_tracer.subject import Occurrence
 from causal_tracer.sweep.engine import EngineChoice
 
 Text = str | ChatText | Prompt
@@ -108,6 +111,8 @@ class TraceRequest:
         engine: "auto" takes the fastest sweep shown to be right on the model, "full" the full one.
         answer: The answer as text; of several tokens, all of them are read, each after those before it.
         foil: The text that the answer is set against, for the metric "logit difference".
+        answer_form: "exact" reads answer and foil right after the prompt as they are written; "auto" also tries the
+            answer with a space before it and reads the more probable of the two (`result.notes` says which).
         corruption: What is done to the subject: a name in `corruption.CORRUPTIONS`, or a corruption.
         metric: What is read: a name in `metrics.METRICS`, or a function from a `Target` to a metric.
         direction: Restore clean activations into the corrupted run, or put corrupted ones into the clean run.
@@ -143,10 +148,15 @@ class TraceRequest:
     placebo: HiddenFlowQuery | None = None
     elsewhere: int | None = None
     audit: bool = True
+    answer_form: AnswerForm = "auto"
 
     def __post_init__(self) -> None:
         require_kind(self.kind)
-        for name, allowed in (("engine", get_args(EngineChoice)), ("direction", get_args(Direction))):
+        for name, allowed in (
+            ("engine", get_args(EngineChoice)),
+            ("direction", get_args(Direction)),
+            ("answer_form", get_args(AnswerForm)),
+        ):
             if getattr(self, name) not in allowed:
                 raise SettingsError(
                     f"{name}={getattr(self, name)!r} is not known. Choose {' or '.join(map(repr, allowed))}."
@@ -169,6 +179,9 @@ class TraceRequest:
             raise SettingsError(
                 f"metric={self.metric!r} is not known. The metrics are {', '.join(map(repr, METRICS))}."
             )
+        for name in ("answer", "foil"):
+            if getattr(self, name) is not None:
+                check_text(name, getattr(self, name))
         if self.answer is not None and self.answer_id is not None:
             raise SettingsError(f"answer={self.answer!r} and answer_id={self.answer_id} are both given. Give one.")
 

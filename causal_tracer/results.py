@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from causal_tracer.audit import Audit
+from causal_tracer.decoding import decode_together, token_text
 from causal_tracer.experiment import Experiment
 from causal_tracer.flow import HiddenFlow, TraceSettings
-from causal_tracer.prompts import token_text
 from causal_tracer.request import MapSpec
 from causal_tracer.sweep.check import Verdict
 from causal_tracer.sweep.engine import halving_note
@@ -116,7 +116,7 @@ class Results:
             input_ids=clean.input_ids[: len(prompt)].clone(),
             input_tokens=list(prompt.tokens),
             subject_range=prompt.subject_range,
-            answer="".join(token_text(tokenizer, token) for token in experiment.answer_ids),
+            answer=decode_together(tokenizer, experiment.answer_ids),
             kind=spec.kind,
             layer_outputs=OrderedDict((name, self._outputs[name]) for name in modules),
             answer_id=experiment.answer_ids[0],
@@ -165,7 +165,7 @@ class Results:
 
     def _all_notes(self, plane: int, spec: MapSpec) -> list[str]:
         experiment, request = self._experiment, self._experiment.request
-        prompt, notes = experiment.prompt, []
+        prompt, notes = experiment.prompt, list(experiment.notes)
         if (count := prompt.subject_count) > 1:
             notes.append(f"The subject occurs {count} times in the prompt; the {request.occurrence} one is traced.")
         if missing := experiment.context.traced.missing_layers(spec.kind):

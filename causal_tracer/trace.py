@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
+from causal_tracer.decoding import token_text
 from causal_tracer.errors import SettingsError
 from causal_tracer.experiment import CORRUPTED, PLACEBO, Experiment, TracingContext, base_of_samples, set_up
 from causal_tracer.flow import HiddenFlow
-from causal_tracer.prompts import token_text
 from causal_tracer.request import MapSpec, SamplesUntil, TraceRequest
 from causal_tracer.results import Results
 from causal_tracer.sweep.audited import Sweep, audited_sweep

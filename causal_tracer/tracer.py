@@ -16,8 +16,8 @@ from causal_tracer.experiment import TracingContext
 from causal_tracer.flow import HiddenFlow
 from causal_tracer.head_flow import HeadFlow, trace_heads
 from causal_tracer.layers import KINDS, LayerConfig, LayerKind, require_kind, trace_model
-from causal_tracer.prompts import Occurrence
 from causal_tracer.request import HiddenFlowQuery, MapSpec, TraceRequest
+from causal_tracer.subject import Occurrence
 from causal_tracer.sweep.engine import EngineChoice
 from causal_tracer.together import can_share_passes, trace_together
 from causal_tracer.trace import FlowUpdate, trace, trace_maps

@@ -22,6 +22,8 @@ from typing import Any
 import torch
 
 from causal_tracer import CausalTracer
+from causal_tracer.decoding import decode_together
+from causal_tracer.experiment import prompt_for
 from causal_tracer.study.facts import Fact, Recall, facts_from_records, load_facts, recall
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,14 +55,15 @@ def candidates() -> tuple[Fact, ...]:
 
 
 @torch.no_grad()
-def spelled_out(tracer: CausalTracer, fact: Fact) -> bool:
+def spelled_out(tracer: CausalTracer, found: Recall) -> bool:
     """Whether greedy decoding goes on with the whole attribute."""
     model: Any = tracer.model
-    encoded = tracer.tokenizer(fact.prompt, return_tensors="pt")
-    length = len(tracer.tokenizer(f" {fact.attribute}", add_special_tokens=False)["input_ids"])
-    ids = model.generate(**encoded, max_new_tokens=length, do_sample=False)[0, encoded["input_ids"].shape[1] :]
-    said: str = tracer.tokenizer.decode(ids)
-    return said.strip().startswith(fact.attribute)
+    prompt = prompt_for(tracer.context, found.fact.prompt, found.fact.subject)
+    ids = torch.tensor([prompt.input_ids])
+    said = model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=len(found.answer_ids), do_sample=False
+    )[0, len(prompt) :]
+    return decode_together(tracer.tokenizer, said.tolist()).strip().startswith(found.fact.attribute)
 
 
 def best_known(tracer: CausalTracer, asked: Sequence[Fact]) -> list[Fact]:
@@ -89,9 +92,9 @@ def best_known(tracer: CausalTracer, asked: Sequence[Fact]) -> list[Fact]:
 def next_fact(tracer: CausalTracer, queue: list[Recall], taken: set[str]) -> Fact | None:
     """The surest fact left of an attribute whose subject is not taken and whose answer is spelled out."""
     while queue:
-        fact = queue.pop(0).fact
-        if fact.subject.lower() not in taken and spelled_out(tracer, fact):
-            return fact
+        found = queue.pop(0)
+        if found.fact.subject.lower() not in taken and spelled_out(tracer, found):
+            return found.fact
     return None
 
 
@@ -123,7 +126,7 @@ def main() -> int:
         SHIPPED_FILE.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
     facts = list(load_facts())
     answers, refused = recall(tracer.context, facts)
-    unknown = [found.fact for found in answers if not (found.known and spelled_out(tracer, found.fact))]
+    unknown = [found.fact for found in answers if not (found.known and spelled_out(tracer, found))]
     print(tally(tracer, facts))
     for fact in unknown:
         print(f"not known: {fact.prompt!r} -> {fact.attribute!r}")

@@ -10,8 +10,9 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
 
 from causal_tracer import guess_subject
+from causal_tracer.decoding import token_text
 from causal_tracer.errors import PromptError, SettingsError, SubjectError, TokenizerError
-from causal_tracer.prompts import Prompt, make_prompt, token_text
+from causal_tracer.prompts import Prompt, make_prompt
 from tests.tiny_models import BOS_ID, PROMPT, SUBJECT, tiny_tokenizer, tiny_tracer
 
 BOS = pytest.mark.parametrize("bos", [True, False], ids=["bos", "no bos"])

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from causal_tracer.corruption.base import SubjectEmbeddings, corrupting, embedded_tokens
+from causal_tracer.encoding import check_text, encode
 from causal_tracer.errors import ModelStructureError, SettingsError, SubjectError
-from causal_tracer.prompts import Prompt, encode_text
+from causal_tracer.prompts import Prompt
 from causal_tracer.runs import read_logits
 
 
@@ -74,10 +75,11 @@ def counterfactual_ids(tokenizer: Any, prompt: Prompt, other: str) -> tuple[int,
     Raises:
         SubjectError: They are not the prompt's ids outside the subject, or are of another number.
     """
+    check_text("counterfactual subject", other, SubjectError)
     start, end = prompt.subject_range
     at = prompt.subject_start
     text = prompt.text[:at] + other + prompt.text[at + len(prompt.subject) :]
-    ids = tuple(encode_text(tokenizer, text, prompt.special_tokens)[0])
+    ids = encode(tokenizer, text, prompt.special_tokens).ids
     if len(ids) != len(prompt.input_ids):
         raise SubjectError(
             f"The subject {other!r} makes a prompt of {len(ids)} tokens, and {prompt.subject!r} one of "

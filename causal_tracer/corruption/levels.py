@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from causal_tracer.corruption.base import embedded_tokens
-from causal_tracer.errors import NumericsError, SettingsError
+from causal_tracer.encoding import check_text, encode
+from causal_tracer.errors import NumericsError, SettingsError, SubjectError
 from causal_tracer.hooks import evaluation_mode
 from causal_tracer.layers import TracedModel
 
@@ -90,7 +91,8 @@ def subjects_scale(traced: TracedModel, tokenizer: Any, subjects: Sequence[str])
         SettingsError: The subjects have no tokens.
         NumericsError: The embedding gives values that are not finite.
     """
-    ids = [token for subject in subjects for token in tokenizer(subject, add_special_tokens=False)["input_ids"]]
+    texts = [check_text("subject", subject, SubjectError) for subject in subjects]
+    ids = [token for text in texts for token in encode(tokenizer, text, special_tokens=False).ids]
     if not ids:
         raise SettingsError(f"No tokens in the {len(subjects)} subjects given. Give the subjects of some facts.")
     embedded = embedded_tokens(traced, ids).double()

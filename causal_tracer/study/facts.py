@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from causal_tracer.answers import answer_ids
+from causal_tracer.answer_forms import Continuation, LogitsAfter, choose, continuations
 from causal_tracer.errors import FactsError, PromptError, TokenizerError
 from causal_tracer.experiment import TracingContext, prompt_for
+from causal_tracer.prompts import Prompt
 from causal_tracer.runs import read_logits
+from causal_tracer.subject import occurrences
 
 SHIPPED = "shipped"
 """The name of the facts that come with the package: known to Gemma 3 270M, see `examples/find_known_facts.py`."""
@@ -119,15 +122,20 @@ class Recall:
 
     Attributes:
         fact: The fact.
-        answer_id: First token of the attribute.
+        answer_ids: The attribute's tokens, in the form that the model finds more probable (`answer_forms.choose`).
         top_id: The model's most probable next token.
         probability: Probability of `answer_id`.
     """
 
     fact: Fact
-    answer_id: int
+    answer_ids: tuple[int, ...]
     top_id: int
     probability: float
+
+    @property
+    def answer_id(self) -> int:
+        """First token of the attribute."""
+        return self.answer_ids[0]
 
     @property
     def known(self) -> bool:
@@ -141,30 +149,43 @@ def recall(context: TracingContext, facts: Sequence[Fact]) -> tuple[list[Recall]
     Returns:
         The answers in the facts' order, and for each fact that cannot be asked (by its id) why.
     """
-    ids: dict[str, tuple[int, ...]] = {}
-    answers: dict[str, int] = {}
+    prompts: dict[str, Prompt] = {}
+    forms: dict[str, tuple[Continuation, ...]] = {}
     refused: dict[str, str] = {}
     for fact in facts:
         try:
             prompt = prompt_for(context, fact.prompt, fact.subject)
-            ids[fact.fact_id] = prompt.input_ids
-            answers[fact.fact_id] = answer_ids(context.tokenizer, prompt, fact.attribute)[0]
+            forms[fact.fact_id] = continuations(context.tokenizer, prompt, fact.attribute)
+            prompts[fact.fact_id] = prompt
         except (PromptError, TokenizerError) as error:
             refused[fact.fact_id] = str(error)
     by_length: dict[int, list[Fact]] = defaultdict(list)
     for fact in facts:
         if fact.fact_id not in refused:
-            by_length[len(ids[fact.fact_id])].append(fact)
+            by_length[len(prompts[fact.fact_id])].append(fact)
     found: dict[str, Recall] = {}
     for group in by_length.values():
         for start in range(0, len(group), _CHECK_ROWS):
             batch = group[start : start + _CHECK_ROWS]
-            rows = torch.tensor([ids[fact.fact_id] for fact in batch])
-            probabilities = read_logits(context.traced, rows, {}, "clean")[:, 0].softmax(dim=-1).cpu()
-            for fact, row in zip(batch, probabilities, strict=True):
-                answer = answers[fact.fact_id]
-                found[fact.fact_id] = Recall(fact, answer, int(row.argmax()), float(row[answer]))
+            rows = torch.tensor([prompts[fact.fact_id].input_ids for fact in batch])
+            logits = read_logits(context.traced, rows, {}, "clean").cpu()
+            for fact, row in zip(batch, logits, strict=True):
+                ids = choose(forms[fact.fact_id], _logits_after(context, prompts[fact.fact_id], row)).ids
+                probability = float(row[0].softmax(dim=-1)[ids[0]])
+                found[fact.fact_id] = Recall(fact, ids, int(row[0].argmax()), probability)
     return [found[fact.fact_id] for fact in facts if fact.fact_id in found], refused
+
+
+def _logits_after(context: TracingContext, prompt: Prompt, row: Tensor) -> LogitsAfter:
+    """The prompt's logits, which are known [1, vocabulary], and those after more tokens."""
+
+    def logits(forced: tuple[int, ...]) -> Tensor:
+        if not forced:
+            return row
+        ids = prompt.input_ids + forced
+        return read_logits(context.traced, torch.tensor([ids]), {}, "clean", range(len(prompt) - 1, len(ids)))[0].cpu()
+
+    return logits
 
 
 def _fact(record: Mapping[str, Any], where: str) -> Fact:
@@ -182,7 +203,7 @@ def _fact(record: Mapping[str, Any], where: str) -> Fact:
 
     subject, attribute = column("subject").strip(), column("attribute").strip()
     prompt = column("prompt").rstrip().replace("{}", subject)
-    if subject not in prompt:
+    if not occurrences(prompt, subject):
         raise FactsError(f"{where}: the subject {subject!r} is not in the prompt {prompt!r}. Write it the same way.")
     digest = hashlib.sha256(json.dumps([prompt, subject, attribute]).encode()).hexdigest()[:12]
     return Fact(column("fact_id", digest), prompt, subject, attribute, column("relation", "all"))

@@ -10,10 +10,11 @@ from dataclasses import replace
 
 import torch
 
+from causal_tracer.decoding import token_text
 from causal_tracer.errors import CausalTracerError, TraceCancelled
 from causal_tracer.experiment import TracingContext, prompt_for
 from causal_tracer.flow import HiddenFlow
-from causal_tracer.prompts import Prompt, token_text
+from causal_tracer.prompts import Prompt
 from causal_tracer.request import HiddenFlowQuery, TraceRequest
 from causal_tracer.study.facts import Fact, recall
 from causal_tracer.study.records import AuditedCell, FactRecord, MapResult, MapSettings

@@ -13,8 +13,9 @@ from typing import Any, Literal, TypeVar
 import gradio as gr
 from gradio.events import api
 
+from causal_tracer.answer_forms import AnswerForm
 from causal_tracer.errors import SettingsError
-from causal_tracer.prompts import Occurrence
+from causal_tracer.subject import Occurrence
 from causal_tracer.web.answers import Json, for_clients, map_and_result, result
 from causal_tracer.web.asking import Asked, TraceInput
 from causal_tracer.web.limits import client_of
@@ -47,11 +48,12 @@ _ARGUMENTS: dict[str, str] = {
     "start_layer": "First layer to compute.",
     "end_layer": "One past the last layer to compute; null computes up to the last block.",
     "model": "One of the app's models (/models); empty takes the first.",
-    "answer": "The answer to trace, as text; empty takes the model's own.",
+    "answer": "The answer to trace, as text; a space at its start is a part of it. Empty takes the model's own.",
     "answer_id": "The answer to trace, as a token id; null takes `answer`.",
     "occurrence": 'Which one is meant where the subject occurs more than once: "first" or "last".',
     "corruption": "What is done to the subject's embeddings.",
     "batch_size": "Rows that go through the model together; null takes the app's.",
+    "answer_form": '"exact" reads the answer right after the prompt as it is written; "auto" also tries a space.',
     "chat": "The prompt is a user's message, written by the model's chat template (/models says which have one); the "
     "answer is the start of the assistant's.",
 }
@@ -193,6 +195,7 @@ class Endpoints:
         corruption: Corruption = "gaussian",
         batch_size: int | None = None,
         chat: bool = False,
+        answer_form: AnswerForm = "auto",
         request: gr.Request | None = None,
     ) -> Json:
         """Trace one prompt: the result as JSON, as `HiddenFlow.from_dict` reads it; null for cells not computed.
@@ -220,6 +223,7 @@ class Endpoints:
             corruption=corruption,
             batch_size=batch_size,
             chat=chat,
+            answer_form=answer_form,
         )
         shown = partial(result, alone=kind != "all")
         async with aclosing(self._streamed(asked, request, shown)) as steps:
@@ -235,10 +239,13 @@ class Endpoints:
         answer: str = "",
         occurrence: Occurrence = "last",
         chat: bool = False,
+        answer_form: AnswerForm = "auto",
         request: gr.Request | None = None,
     ) -> Json:
         """Look at a prompt before tracing it: tokens with character spans, the subject's span, answers, problems."""
-        asked = TraceInput(prompt, subject, model=model, answer=answer, occurrence=occurrence, chat=chat)
+        asked = TraceInput(
+            prompt, subject, model=model, answer=answer, occurrence=occurrence, chat=chat, answer_form=answer_form
+        )
         with for_clients():
             return asdict(self.service.inspect(asked, client_of(request, self.service.settings)))
 

@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast, get_args
 
+from causal_tracer.answer_forms import AnswerForm
 from causal_tracer.chat import ChatText
 from causal_tracer.corruption import CORRUPTIONS
 from causal_tracer.errors import PromptError, SettingsError
 from causal_tracer.layers import KINDS, LayerKind
-from causal_tracer.prompts import Occurrence
 from causal_tracer.request import MapSpec, TraceRequest
+from causal_tracer.subject import Occurrence
 from causal_tracer.tracer import DEFAULT_WINDOWS
 from causal_tracer.web.settings import ServiceSettings, limit
 
@@ -63,6 +64,8 @@ class TraceInput:
             place, takes the kind's.
         chat: The prompt is a user's message, written by the model's chat template; the answer is the start of the
             assistant's.
+        answer_form: "exact" reads the answer right after the prompt as it is written, "auto" also tries a space before
+            it and reads the more probable.
     """
 
     prompt: str
@@ -82,6 +85,7 @@ class TraceInput:
     batch_size: float | None = None
     windows: tuple[float | None, ...] = ()
     chat: bool = False
+    answer_form: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -137,6 +141,7 @@ def check_input(asked: TraceInput, settings: ServiceSettings) -> CheckedInput:
         occurrence=cast(Occurrence, _one_of("occurrence", asked.occurrence, get_args(Occurrence))),
         answer=_answer_text(answer) if isinstance(answer, str) else None,
         answer_id=None if isinstance(answer, str | None) else whole("answer", answer, lowest=0),
+        answer_form=cast(AnswerForm, _one_of("answer_form", asked.answer_form, get_args(AnswerForm))),
         corruption=_one_of("corruption", asked.corruption, CORRUPTION_CHOICES),
         top_tokens=TOP_TOKENS,
     )

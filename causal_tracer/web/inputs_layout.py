@@ -116,7 +116,7 @@ def _main_fields(service: TraceService) -> tuple[dict[str, Any], gr.HTML]:
         answer = gr.Textbox(
             "",
             label="Answer",
-            info="Empty: what the model says.",
+            info="Empty: what the model says. A space at its start counts.",
             placeholder="the model's own",
             max_lines=1,
             scale=2,

@@ -6,15 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import torch
-
-from causal_tracer.answers import answer_ids
+from causal_tracer.answers import asked_answer
 from causal_tracer.chat import ChatText, written
+from causal_tracer.decoding import decode_together, token_text
+from causal_tracer.encoding import encode_with_spans
 from causal_tracer.errors import CausalTracerError, PromptError, SettingsError, SubjectError
 from causal_tracer.experiment import TracingContext, prompt_for
-from causal_tracer.prompts import Occurrence, Prompt, encode_text, guess_subject, token_text
+from causal_tracer.prompts import Prompt
 from causal_tracer.request import Text, TraceRequest
 from causal_tracer.runs import clean_run
+from causal_tracer.subject import Occurrence, guess_subject, occurrences
 from causal_tracer.top_tokens import TokenProbability
 from causal_tracer.web.settings import ServiceSettings, limit
 
@@ -133,7 +134,7 @@ def inspect_unloaded(text: str, subject: str | None, loading: str) -> Inspection
         guessed = guess_subject(text) if subject is None else subject
     except SubjectError as error:
         return Inspection(problems=(Problem("subject", str(error)),), loading=loading)
-    if guessed not in text:
+    if not occurrences(text, guessed):
         words = f"The subject {guessed!r} is not in the prompt. Give a part of it exactly as it stands there."
         return Inspection(problems=(Problem("subject", words),), loading=loading)
     return Inspection(subject=guessed, guessed=subject is None, loading=loading)
@@ -193,7 +194,7 @@ def answer_warnings(high_score: float) -> tuple[str, ...]:
 
 def _typed_spans(context: TracingContext, text: Text, typed: str, prompt: Prompt) -> Sequence[tuple[int, int]]:
     """Where each token stands in what was typed; what the chat template adds stands nowhere in it."""
-    spans = encode_text(context.tokenizer, prompt.text, prompt.special_tokens)[1]
+    spans = encode_with_spans(context.tokenizer, prompt.text, prompt.special_tokens)[1]
     if not isinstance(text, ChatText):
         return spans
     start, end = written(context.tokenizer, text)[1][0]
@@ -224,38 +225,12 @@ def _with_answers(context: TracingContext, request: TraceRequest, prompt: Prompt
 
     answers = tuple(candidate(int(token)) for token in best.indices)
     try:
-        answer = _asked_answer(context, request, prompt, answers, probabilities)
+        asked = asked_answer(context, request, prompt)
     except (PromptError, SettingsError) as error:
-        return replace(found, answers=answers, problems=(*found.problems, Problem("answer", str(error))))
-    return replace(found, answers=answers, answer=answer, warnings=answer_warnings(answer.probability))
-
-
-def _asked_answer(
-    context: TracingContext,
-    request: TraceRequest,
-    prompt: Prompt,
-    answers: Sequence[TokenProbability],
-    probabilities: torch.Tensor,
-) -> TokenProbability:
-    """The answer to trace; of several tokens, with the probability of all of them."""
-    tokenizer = context.tokenizer
-    if request.answer_id is not None:
-        if request.answer_id >= len(probabilities):
-            raise SettingsError(
-                f"Answer id {request.answer_id} is not in the vocabulary. Its ids are 0 to {len(probabilities) - 1}."
-            )
-        ids: tuple[int, ...] = (request.answer_id,)
-    elif request.answer is None:
-        return answers[0]
-    else:
-        ids = answer_ids(tokenizer, prompt, request.answer)
-    probability = float(probabilities[ids[0]])
-    if len(ids) > 1:
-        longer = replace(prompt, input_ids=prompt.input_ids + ids[:-1], tokens=prompt.tokens + ("",) * (len(ids) - 1))
-        limit_ = context.traced.context_length
-        if limit_ is not None and len(longer) > limit_:
-            raise PromptError(f"Prompt and answer have {len(longer)} tokens, and the model takes at most {limit_}.")
-        reads = tuple(range(len(prompt) - 1, len(longer)))
-        steps = clean_run(context.traced, longer.input_ids, reads).logits.softmax(dim=-1)
-        probability = float(steps[torch.arange(len(ids)), torch.tensor(ids)].prod())
-    return TokenProbability(ids[0], "".join(token_text(tokenizer, token) for token in ids), probability)
+        problem = Problem("answer", str(error))
+        return replace(found, answers=answers, problems=(*found.problems, problem), warnings=prompt.notes)
+    answer = candidate(asked.ids[0])
+    if len(asked.ids) > 1:
+        answer = TokenProbability(asked.ids[0], decode_together(context.tokenizer, asked.ids), asked.probability)
+    warnings = (*prompt.notes, *asked.notes, *answer_warnings(answer.probability))
+    return replace(found, answers=answers, answer=answer, warnings=warnings)

@@ -11,9 +11,10 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 from urllib.parse import urlencode, urlsplit, urlunsplit
 
+from causal_tracer.answer_forms import AnswerForm
 from causal_tracer.chat import ChatText
 from causal_tracer.corruption import CORRUPTIONS
 from causal_tracer.errors import SettingsError
@@ -84,7 +85,7 @@ def share_link(asked: TraceInput, page: str, *, revision: str | None = None) -> 
         fields["windows"] = ",".join("" if window is None else _plain(window) for window in asked.windows)
     for name in ("subject_tokens_only", "chat"):
         fields[name] = "1" if getattr(asked, name) else ""
-    for name in ("occurrence", "corruption"):
+    for name in ("occurrence", "corruption", "answer_form"):
         value = getattr(asked, name)
         fields[name] = "" if value == getattr(default, name) else value
     return f"{page}?{urlencode({name: value for name, value in fields.items() if value != ''})}"
@@ -191,6 +192,7 @@ _REQUEST_FIELDS = (
     "subject",
     "answer",
     "answer_id",
+    "answer_form",
     "samples",
     "seed",
     "batch_size",
@@ -280,5 +282,6 @@ _READERS: Mapping[str, tuple[str, Callable[[str], Any]]] = {
     "subject_tokens_only": ("subject_tokens_only", _yes),
     "chat": ("chat", _yes),
     "occurrence": ("occurrence", _choice("first", "last")),
+    "answer_form": ("answer_form", _choice(*get_args(AnswerForm))),
     "corruption": ("corruption", _choice(*CORRUPTION_CHOICES)),
 }
