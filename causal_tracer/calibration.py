@@ -15,6 +15,7 @@ from causal_tracer.errors import SettingsError
 from causal_tracer.experiment import TracingContext, set_up
 from causal_tracer.request import HiddenFlowQuery, TraceRequest
 from causal_tracer.sweep.batch_size import default_batch_size
+from causal_tracer.torch_state import in_standard_torch_state
 
 MULTIPLIERS = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0, 10.0)
 _SHARE = 0.1
@@ -73,6 +74,7 @@ class NoiseCalibration:
         return self.recommended_multiplier * self.sigma
 
 
+@in_standard_torch_state
 def calibrate_noise(
     context: TracingContext,
     facts: Sequence[HiddenFlowQuery],
@@ -107,4 +109,10 @@ def calibrate_noise(
         clean.append(experiment.high_score)
         corrupted.append(rows)
         progress(number + 1, len(facts))
-    return NoiseCalibration(sigma, tuple(levels), torch.tensor(clean), torch.tensor(corrupted), samples)
+    return NoiseCalibration(
+        sigma,
+        tuple(levels),
+        torch.tensor(clean, dtype=torch.float32),
+        torch.tensor(corrupted, dtype=torch.float32),
+        samples,
+    )

@@ -250,7 +250,7 @@ class HiddenFlow:
                 scores=_tensor(data["scores"]),
                 low_score=float(data["low_score"]),
                 high_score=float(data["high_score"]),
-                input_ids=torch.tensor([int(i) for i in data["input_ids"]]),
+                input_ids=torch.tensor([int(i) for i in data["input_ids"]], dtype=torch.long, device="cpu"),
                 input_tokens=[str(token) for token in data["input_tokens"]],
                 subject_range=(int(data["subject_range"][0]), int(data["subject_range"][1])),
                 answer=str(data["answer"]),
@@ -310,7 +310,7 @@ def _tensor(value: Any) -> Tensor:
     def numbers(item: Any) -> Any:
         return [numbers(part) for part in item] if isinstance(item, list) else math.nan if item is None else item
 
-    return torch.tensor(numbers(value), dtype=torch.float32)
+    return torch.tensor(numbers(value), dtype=torch.float32, device="cpu")
 
 
 _TYPES: Mapping[str, type | tuple[type, ...]] = {

@@ -20,6 +20,7 @@ from causal_tracer.sweep.audited import Sweep, audited_sweep
 from causal_tracer.sweep.batch_size import default_batch_size
 from causal_tracer.sweep.engine import choose_engine
 from causal_tracer.sweep.plan import CLEAN_HEADS, head_plan
+from causal_tracer.torch_state import in_standard_torch_state
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +76,7 @@ class HeadFlow:
         return differences.std(dim=0, correction=1) / math.sqrt(samples)
 
 
+@in_standard_torch_state
 def trace_heads(
     context: TracingContext,
     request: TraceRequest,
@@ -100,7 +102,7 @@ def trace_heads(
     verdict = choose_engine(traced, request.engine, len(experiment.sequence))
     results.begin(verdict, low_scores, [], None)
     heads = max(count for _, count in sites.values())
-    sample_scores = torch.full((base.samples, heads, traced.n_layers), torch.nan)
+    sample_scores = torch.full((base.samples, heads, traced.n_layers), torch.nan, dtype=torch.float32)
     rows = torch.tensor([cell.position for cell in plan.cells], dtype=torch.long)
     columns = torch.tensor([cell.layer for cell in plan.cells], dtype=torch.long)
     left = torch.ones(len(plan.cells), base.samples, dtype=torch.bool)

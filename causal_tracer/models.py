@@ -18,6 +18,7 @@ from causal_tracer.embedded import (
 )
 from causal_tracer.errors import ModelLoadError, SettingsError
 from causal_tracer.gguf_conversion import Progress
+from causal_tracer.torch_state import in_standard_torch_state
 
 _DTYPES: dict[str, torch.dtype | str] = {
     "float32": torch.float32,
@@ -43,6 +44,7 @@ class LoadedModel:
     """Known for embedded models only."""
 
 
+@in_standard_torch_state
 def load_model(
     name: str | os.PathLike[str],
     *,

@@ -18,6 +18,7 @@ from causal_tracer.sweep.batch_size import default_batch_size
 from causal_tracer.sweep.engine import choose_engine
 from causal_tracer.sweep.plan import Cell, SweepPlan, map_plan, telling_order
 from causal_tracer.top_tokens import TopTokenWatch
+from causal_tracer.torch_state import stepping_in_standard_torch_state
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +45,7 @@ class FlowUpdate:
     total: int
 
 
+@stepping_in_standard_torch_state
 def trace(
     context: TracingContext, request: TraceRequest, cancelled: Callable[[], bool] = lambda: False
 ) -> Iterator[FlowUpdate]:
@@ -52,6 +54,7 @@ def trace(
         yield FlowUpdate(update.flows["map"], update.done, update.total)
 
 
+@stepping_in_standard_torch_state
 def trace_maps(
     context: TracingContext,
     request: TraceRequest,

@@ -9,7 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from causal_tracer.hooks import Edit, evaluation_mode
+from causal_tracer.engine_mode import engine_mode
+from causal_tracer.hooks import Edit
 from causal_tracer.layers import TracedModel
 from causal_tracer.prompts import Prompt
 
@@ -51,7 +52,7 @@ class Corruption(Protocol):
 def embedded_tokens(traced: TracedModel, token_ids: Sequence[int]) -> Tensor:
     """What the embedding module gives for tokens [tokens, width], float32 on the CPU."""
     ids = torch.tensor([list(token_ids)], device=traced.input_device)
-    with traced.lock, evaluation_mode(traced.model):
+    with engine_mode(traced.model):
         embedded: Tensor = traced.embedding(ids)
     return embedded[0].float().cpu()
 
