@@ -17,9 +17,9 @@ from causal_tracer.wrappers import unwrapped
 def as_causal_lm(model: Any) -> Any:
     """The model itself if it has a language-model head; else its base wrapped in the head its config describes.
 
-    Wrappers of torch.compile, PEFT and nnsight come off first. A base model (from `AutoModel`) carries no head. Where the config ties
-    head and embedding, the head's weights are the embedding's, so nothing is missing: the returned causal LM shares
-    the given model's weights.
+    Wrappers of torch.compile, PEFT and nnsight come off first. A base model (from `AutoModel`) carries no head. Where
+    the config ties head and embedding, the head's weights are the embedding's, so nothing is missing: the returned
+    causal LM shares the given model's weights.
 
     Raises:
         ModelStructureError: The model is not a transformers model, or is an encoder-decoder; its head is missing and

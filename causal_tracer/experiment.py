@@ -11,6 +11,7 @@ from torch import Tensor
 
 from causal_tracer.answers import answer_ids
 from causal_tracer.base_run import BaseRun, Watch, base_run
+from causal_tracer.causal_lm import require_weights
 from causal_tracer.chat import ChatText, chat_prompt
 from causal_tracer.corruption import Corruption, SubjectEmbeddings, corruption_named, subject_embeddings
 from causal_tracer.errors import PromptError, SettingsError
@@ -96,8 +97,10 @@ def set_up(context: TracingContext, request: TraceRequest) -> Experiment:
 
     Raises:
         SettingsError, PromptError, TokenizerError: The request does not fit the model.
+        ModelStructureError: The model's weights have no values any more.
         NumericsError: The clean run gave NaN or infinite logits.
     """
+    require_weights(context.traced.model)
     prompt = prompt_for(context, request.text, request.subject, request.occurrence)
     given = _given_answer(context, request, prompt)
     forced = given[:-1]

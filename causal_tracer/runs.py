@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from causal_tracer.engine_mode import engine_mode
-from causal_tracer.errors import ModelStructureError, NumericsError
+from causal_tracer.errors import NumericsError
 from causal_tracer.hooks import (
     Edit,
     add_input_hook,
@@ -113,13 +113,8 @@ def finite_logits(traced: TracedModel, output: Any, what: str, reads: Sequence[i
 
     Raises:
         NumericsError: A logit of the run called `what` is NaN or infinite.
-        ModelStructureError: The logits have no values: weights are on the meta device.
     """
     logits: Tensor = output.logits
-    if logits.is_meta:
-        raise ModelStructureError(
-            f"The {what} run gave logits on the meta device, which have no values. Load the model's weights first."
-        )
     # Most runs read the last token alone: a slice spares a copy as large as the logits.
     logits = (logits[:, -1:] if tuple(reads) == (-1,) else logits[:, list(reads)]).float()
     # A sum is finite only if all are, and needs no mask or copy as large as the logits.
