@@ -62,7 +62,8 @@ def require_separate_tokens(model: nn.Module) -> None:
 
 def has_matrix(module: nn.Module) -> bool:
     """Whether a module, or one inside it, has weights of two or more dimensions, in whatever form they are kept."""
-    return any(tensor.dim() > 1 for tensor in (*module.parameters(), *module.buffers()))
+    tensors = (*module.parameters(), *module.buffers())
+    return any(tensor.dim() > 1 for tensor in tensors) or any(map(_is_foreign_linear, module.modules()))
 
 
 def _bits_of_module(module: nn.Module) -> Iterator[int]:

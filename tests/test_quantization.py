@@ -141,7 +141,10 @@ def with_few_bits(name: str, keep: Callable[[nn.Module, Tensor], None]) -> Any:
     model = build_tiny_model("llama")
     kind = type(name, (FewBitLinear,), {})
     for block in model.model.layers:
-        for parent, names in ((block.mlp, ("gate_proj", "up_proj", "down_proj")), (block.self_attn, ("o_proj",))):
+        for parent, names in (
+            (block.mlp, ("gate_proj", "up_proj", "down_proj")),
+            (block.self_attn, ("q_proj", "k_proj", "v_proj", "o_proj")),
+        ):
             for part in names:
                 setattr(parent, part, kind(getattr(parent, part), keep))
     return model
@@ -193,6 +196,12 @@ def test_where_modules_say_nothing_the_models_config_names_the_bits(config: Any,
     model = with_few_bits("SomeLinear", lambda _module, _rounded: None)
     model.config.quantization_config = config
     assert weight_bits(model) == bits
+
+
+def test_weights_that_no_tensor_of_the_model_shows_are_still_found_as_attention_and_mlp() -> None:
+    found = CausalTracer(with_few_bits("SomeLinear", lambda _module, _rounded: None), tiny_tokenizer(), noise=1.5)
+    for kind in ("attention", "mlp"):
+        assert len(found.get_layer_names_of_kind(kind)) == 3  # type: ignore[arg-type]
 
 
 def test_a_config_of_weights_that_were_brought_back_to_float_is_not_believed() -> None:
