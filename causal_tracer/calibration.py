@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from causal_tracer.arguments import MOST_SAMPLES, real_number, several, whole_number
 from causal_tracer.base_run import base_run
 from causal_tracer.corruption import GaussianNoise, embedding_scale
 from causal_tracer.errors import SettingsError
@@ -89,10 +90,11 @@ def calibrate_noise(
         SettingsError: No facts, or multipliers that are not positive.
         PromptError, TokenizerError, NumericsError: As in a trace of one of the facts.
     """
-    levels = sorted({float(multiplier) for multiplier in multipliers})
+    levels = sorted({real_number("multipliers", multiplier) for multiplier in several("multipliers", multipliers)})
+    samples = whole_number("samples", samples, 1, MOST_SAMPLES)
     if not facts or not levels or levels[0] <= 0:
         raise SettingsError(
-            f"{len(facts)} facts and multipliers {list(multipliers)} give no calibration. Give at least one fact, and "
+            f"{len(facts)} facts and multipliers {levels} give no calibration. Give at least one fact, and "
             "multipliers above 0."
         )
     sigma = embedding_scale(context.traced)

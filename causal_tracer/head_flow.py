@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from causal_tracer.arguments import instance, whole_number
 from causal_tracer.audit import Audit
 from causal_tracer.errors import SettingsError
 from causal_tracer.experiment import Experiment, TracingContext, base_of_samples, set_up
@@ -85,13 +86,14 @@ def trace_heads(
     cancelled: Callable[[], bool] | None = None,
 ) -> HeadFlow:
     """Trace single attention heads at one token; see `CausalTracer.calculate_head_flow`."""
+    instance("request", request, TraceRequest)
     traced, layers = context.traced, request.layer_range(context.traced.n_layers)
     if isinstance(request.samples, SamplesUntil) or request.direction != "restore":
         raise SettingsError("Heads are restored, with a fixed number of samples: leave out direction and SamplesUntil.")
     sites = traced.head_sites
     experiment = set_up(context, request)
     prompt = experiment.prompt
-    position = len(prompt) - 1 if token is None else token
+    position = len(prompt) - 1 if token is None else whole_number("token", token)
     if not 0 <= position < len(prompt):
         raise SettingsError(f"token={token} is no token of the prompt. Give 0 to {len(prompt) - 1}.")
     batch_size = request.batch_size or default_batch_size(traced, len(experiment.sequence))

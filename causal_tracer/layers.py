@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import nn
 
+from causal_tracer.arguments import function, instance, shown, text
 from causal_tracer.engine_mode import model_lock
 from causal_tracer.errors import ModelStructureError, SettingsError
 from causal_tracer.probing import device_of, logits_to_keep_trims, tokens_meet_again
@@ -214,6 +215,8 @@ def trace_model(model: nn.Module, layer_config: LayerConfig | None = None) -> Tr
 
 
 def _resolve(model: nn.Module, layer_config: LayerConfig) -> tuple[str, SiteNames]:
+    instance("layer_config", layer_config, LayerConfig)
+    text("embedding_layer of a LayerConfig", layer_config.embedding_layer)
     names = {name for name, _ in model.named_modules() if name}
     prefix = getattr(model, "base_model_prefix", "")
 
@@ -224,11 +227,8 @@ def _resolve(model: nn.Module, layer_config: LayerConfig) -> tuple[str, SiteName
 
     def name_of(kind: LayerKind, layer: int) -> str:
         matcher = layer_config.matcher(kind)
-        if callable(matcher):
-            try:
-                return matcher(model, layer)
-            except (IndexError, KeyError):
-                return ""  # a matcher over a list of names, past its end
+        if not isinstance(matcher, str):
+            return _name_from_function(matcher, model, kind, layer)
         if "{num}" not in matcher:
             raise ModelStructureError(
                 f"The {kind} matcher {matcher!r} has no '{{num}}' in it. Write the layer number's place as "
@@ -262,6 +262,20 @@ def _resolve(model: nn.Module, layer_config: LayerConfig) -> tuple[str, SiteName
     return embedding_name, sites
 
 
+def _name_from_function(matcher: Callable[[nn.Module, int], str], model: nn.Module, kind: str, layer: int) -> str:
+    """What a user's function says that a module is called; "" where it knows no such layer."""
+    function(f"The {kind} matcher of a LayerConfig", matcher)
+    try:
+        name = matcher(model, layer)
+    except (IndexError, KeyError):
+        return ""  # a matcher over a list of names, past its end
+    except Exception as error:
+        raise ModelStructureError(
+            f"The {kind} matcher of the LayerConfig failed for layer {layer}: {type(error).__name__}: {error}"
+        ) from error
+    return name if isinstance(name, str) else ""
+
+
 def _as_matcher(names: tuple[tuple[str, ...], ...]) -> LayerMatcher:
     template = next((layer[0] for layer in names if layer), "").split(".")
     first = next((number for number, layer in enumerate(names) if layer), 0)
@@ -280,6 +294,6 @@ def require_kind(kind: str) -> LayerKind:
         SettingsError: It is none of "hidden", "mlp", "attention".
     """
     for known in KINDS:
-        if kind == known:
+        if isinstance(kind, str) and kind == known:
             return known
-    raise SettingsError(f"kind={kind!r} is not known. The kinds are {', '.join(map(repr, KINDS))}.")
+    raise SettingsError(f"kind={shown(kind)} is not known. The kinds are {', '.join(map(repr, KINDS))}.")

@@ -17,6 +17,7 @@ from causal_tracer.base_run import BaseRun, Watched, base_run
 from causal_tracer.corruption import corrupting, embedded_tokens
 from causal_tracer.experiment import Experiment, TracingContext, set_up
 from causal_tracer.flow import HiddenFlow
+from causal_tracer.metric_values import metric_values
 from causal_tracer.request import MapSpec, SamplesUntil, TraceRequest
 from causal_tracer.results import Results
 from causal_tracer.runs import read_logits
@@ -128,7 +129,7 @@ class _Group:
             for number, experiment in enumerate(experiments):
                 rows = (watched.samples // samples == number).nonzero()[:, 0]
                 if len(rows):
-                    found[rows] = experiment.metric(watched.logits[rows.to(watched.logits.device)]).cpu()
+                    found[rows] = metric_values(experiment.metric, watched.logits[rows.to(watched.logits.device)])
             return found
 
         def keep(watched: Watched) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from causal_tracer.arguments import instance
 from causal_tracer.errors import SettingsError
 from causal_tracer.experiment import CORRUPTED, PLACEBO, Experiment, TracingContext, base_of_samples, set_up
 from causal_tracer.flow import HiddenFlow
@@ -77,6 +78,10 @@ def trace_maps(
         NumericsError: A run gave NaN or infinite logits.
         TraceCancelled: `cancelled` said so.
     """
+    instance("request", request, TraceRequest)
+    instance("specs", specs, Mapping)  # type: ignore[type-abstract]
+    for name, spec in specs.items():
+        instance(f"specs[{name!r}]", spec, MapSpec)
     layers = request.layer_range(context.traced.n_layers)
     experiment = set_up(context, request)
     owned = _cells(experiment, specs, layers)

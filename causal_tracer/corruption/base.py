@@ -9,7 +9,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from causal_tracer.arguments import shown
 from causal_tracer.engine_mode import engine_mode
+from causal_tracer.errors import CausalTracerError, NumericsError, SettingsError
 from causal_tracer.hooks import Edit
 from causal_tracer.layers import TracedModel
 from causal_tracer.prompts import Prompt
@@ -61,6 +63,32 @@ def subject_embeddings(traced: TracedModel, prompt: Prompt, tokenizer: Any = Non
     """What the corruption of a prompt's subject is given."""
     embedded = embedded_tokens(traced, prompt.input_ids[slice(*prompt.subject_range)])
     return SubjectEmbeddings(embedded, prompt, traced, tokenizer)
+
+
+def corrupted_embeddings(corruption: Corruption, subject: SubjectEmbeddings, samples: int) -> Tensor:
+    """What a corruption gives [samples, subject tokens, width], checked.
+
+    Raises:
+        SettingsError: The corruption failed, or gave something else.
+        NumericsError: An embedding is NaN or infinite.
+    """
+    name = type(corruption).__name__
+    try:
+        given = corruption(subject, samples)
+    except (CausalTracerError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise SettingsError(f"The corruption {name} failed: {type(error).__name__}: {error}") from error
+    shape = list(subject.embedded.shape)
+    if not isinstance(given, Tensor) or given.dim() != 3 or list(given.shape[1:]) != shape or not len(given):
+        found = list(given.shape) if isinstance(given, Tensor) else shown(given)
+        raise SettingsError(
+            f"The corruption {name} must return a tensor [samples, {shape[0]}, {shape[1]}] (given: {found})."
+        )
+    given = given.detach().to("cpu", torch.float32)
+    if not bool(given.isfinite().all()):
+        raise NumericsError(f"The corruption {name} gave embeddings that are NaN or infinite. Lower its level.")
+    return given
 
 
 def corrupting(embeddings: Tensor, prompt: Prompt, samples: Tensor, tokens: range | None = None) -> Edit:
