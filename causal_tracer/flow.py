@@ -333,6 +333,7 @@ _TYPES: Mapping[str, type | tuple[type, ...]] = {
     "bool": bool,
     "str | None": (str, type(None)),
     "int | None": (int, type(None)),
+    "Mapping[str, str]": Mapping,
 }
 
 

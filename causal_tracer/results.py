@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from causal_tracer.audit import Audit
+from causal_tracer.corruption import described
 from causal_tracer.experiment import Experiment
 from causal_tracer.flow import HiddenFlow, TraceSettings
 from causal_tracer.prompts import token_text
@@ -153,7 +154,7 @@ class Results:
             subject_tokens_only=request.subject_tokens_only,
             engine="full" if self._recomputed(plane) else self._verdict.name,
             versions=_versions(),
-            corruption="Gaussian noise" if gaussian else self._experiment.corruption.description,
+            corruption="Gaussian noise" if gaussian else described(self._experiment.corruption),
             metric=metric if isinstance(metric, str) else type(self._experiment.metric).__name__,
             direction=request.direction,
             severed=spec.severed,

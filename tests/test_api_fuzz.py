@@ -29,6 +29,7 @@ from causal_tracer import (
     guess_subject,
     load_model,
     plot_hidden_flow_heatmap,
+    save_figure,
 )
 from causal_tracer.corruption import CORRUPTIONS, SubjectsNoise
 from causal_tracer.flow import HiddenFlow as Flow
@@ -36,7 +37,7 @@ from causal_tracer.head_flow import HeadFlow
 from causal_tracer.metrics import METRICS
 from tests.tiny_models import PROMPT, SUBJECT, tiny_model, tiny_tokenizer
 
-FEW, MANY = 60, 3000
+FEW, MANY = 20, 3000
 
 
 class NotSerialisable:
@@ -176,7 +177,8 @@ SENSIBLE: dict[str, st.SearchStrategy[Any]] = {
     "trust_remote_code": st.just(False),
     "request": st.builds(TraceRequest, texts, subjects, KINDS, samples=counts),
     "specs": st.dictionaries(st.sampled_from("ab"), st.builds(MapSpec, KINDS, counts), max_size=2),
-    "name": st.just("no such model"),
+    "name": st.sampled_from(["no such model", "nobody/nothing", "embedded-of-nobody", ""]),
+    "result": st.builds(lambda: flow()),
 }
 # Odd values that belong to one parameter only.
 ODD_FOR: dict[str, st.SearchStrategy[Any]] = {
@@ -257,6 +259,11 @@ def tracer() -> CausalTracer:
 @cache
 def flow() -> HiddenFlow:
     return tracer().trace(TraceRequest(PROMPT, SUBJECT, samples=2, top_tokens=2))
+
+
+@cache
+def figure() -> Any:
+    return plot_hidden_flow_heatmap(flow(), show=False)
 
 
 # What is called, each with arguments that were drawn ------------------------------------------------------------------
@@ -401,6 +408,50 @@ def test_any_arguments_give_a_result_or_one_of_the_packages_errors(name: str, nu
     @given(arguments(function, skip=SKIPPED.get(name, frozenset())))
     def check(given_: dict[str, Any]) -> None:
         call(given_)
+
+    check()
+
+
+@pytest.mark.parametrize(
+    "place", [*ODD, "/dev/null/x.html", "folder", "x.html/", "no_ending", "x.pdf\x00", "a/b/c.html"]
+)
+def test_any_place_for_a_file_is_written_to_or_refused(
+    place: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    figure = plot_hidden_flow_heatmap(flow(), show=False)
+    outcome(lambda: save_figure(figure, place))
+    outcome(lambda: save_figure(place, "x.html"))
+    outcome(lambda: save_figure(figure, "y.html", scale=place))
+    outcome(lambda: flow().save(place))
+    outcome(lambda: HiddenFlow.load(place))
+    outcome(lambda: plot_hidden_flow_heatmap(flow(), show=False, savepdf=place) if not isinstance(place, str) else 0)
+
+
+@pytest.mark.parametrize("write", [lambda path: flow().save(path), lambda path: save_figure(figure(), path)])
+def test_files_are_written_into_a_folder_that_does_not_exist_yet(write: Callable[[Path], Any], tmp_path: Path) -> None:
+    path = tmp_path / "new" / "and deeper" / "map.html"
+    write(path)
+    assert path.stat().st_size > 0
+
+
+def test_a_saved_result_whose_parts_are_changed_is_read_or_refused() -> None:
+    saved = flow().to_dict()
+
+    @examples(FEW * 5)
+    @given(st.sampled_from(sorted(saved)), anything, st.sampled_from(sorted(saved["settings"])), st.booleans())
+    def check(name: str, value: Any, setting: str, inside: bool) -> None:
+        data = json.loads(json.dumps(saved))
+        if inside:
+            data["settings"][setting] = value
+        else:
+            data[name] = value
+        found = outcome(lambda: HiddenFlow.from_dict(data))
+        if found is not None:
+            for read in (found.peaks, found.interval, found.peak_width, found.to_dataframe, found.to_dict):
+                assert outcome(read) is not None
+            outcome(lambda: plot_hidden_flow_heatmap(found, show=False))
 
     check()
 

@@ -5,6 +5,7 @@ from causal_tracer.corruption.base import (
     SubjectEmbeddings,
     corrupted_embeddings,
     corrupting,
+    described,
     embedded_tokens,
     subject_embeddings,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "corrupted_embeddings",
     "corrupting",
     "corruption_named",
+    "described",
     "embedded_tokens",
     "embedding_scale",
     "noise_level",

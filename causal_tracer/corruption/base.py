@@ -65,6 +65,13 @@ def subject_embeddings(traced: TracedModel, prompt: Prompt, tokenizer: Any = Non
     return SubjectEmbeddings(embedded, prompt, traced, tokenizer)
 
 
+def described(corruption: Any) -> str:
+    """What results call a corruption: its description, or else its name."""
+    description = getattr(corruption, "description", None)
+    named = description if isinstance(description, str) else getattr(corruption, "__name__", None)
+    return named if isinstance(named, str) else type(corruption).__name__
+
+
 def corrupted_embeddings(corruption: Corruption, subject: SubjectEmbeddings, samples: int) -> Tensor:
     """What a corruption gives [samples, subject tokens, width], checked.
 
@@ -72,7 +79,7 @@ def corrupted_embeddings(corruption: Corruption, subject: SubjectEmbeddings, sam
         SettingsError: The corruption failed, or gave something else.
         NumericsError: An embedding is NaN or infinite.
     """
-    name = type(corruption).__name__
+    name = repr(described(corruption))
     try:
         given = corruption(subject, samples)
     except (CausalTracerError, torch.OutOfMemoryError):
