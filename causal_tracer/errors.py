@@ -17,8 +17,8 @@
     ├── ResultLostError        an open page shows a result that the app no longer has
     └── TraceCancelled         the caller asked the sweep to stop
 
-Every message says what was given, what was found, and what to do about it. torch's OutOfMemoryError, and what a caller's
-own `progress` and `cancelled` functions raise, pass through as they are. Errors about arguments are also
+Every message says what was given, what was found, and what to do about it. torch's OutOfMemoryError, and what a
+caller's own `progress` and `cancelled` functions raise, pass through as they are. Errors about arguments are also
 `ValueError`s, so that code written for causal-tracer 1.1.0 keeps catching them.
 """
 
