@@ -46,8 +46,11 @@ def engine_mode(model: nn.Module) -> Iterator[None]:
     for module in model.modules():
         if module.training:
             training.append(module)
-        compiled = compiled or _is_compiled(module)
-        offloaded = offloaded or any(hook.offload for hook in loading_hooks(module))
+        own = vars(module)
+        if own.get("_compiled_call_impl") is not None or "forward" in own:
+            compiled = compiled or _is_compiled(module)
+        if "_hf_hook" in own:
+            offloaded = offloaded or any(hook.offload for hook in loading_hooks(module))
     with ExitStack() as stack:
         lock = stack.enter_context(_held(model))
         if training or offloaded:
@@ -83,7 +86,7 @@ def _held(model: nn.Module) -> Iterator[threading.RLock]:
 
 def _is_compiled(module: nn.Module) -> bool:
     """Whether `torch.compile` stands between a call of the module and its code."""
-    if getattr(module, "_compiled_call_impl", None) is not None:
+    if vars(module).get("_compiled_call_impl") is not None:
         return True
     forward = vars(module).get("forward")
     while forward is not None:
