@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from causal_tracer.arguments import function, instance, optional, several, shown, text, whole_number
+from causal_tracer.arguments import function, instance, optional, several, shown, text
 from causal_tracer.calibration import MULTIPLIERS, NoiseCalibration, calibrate_noise
 from causal_tracer.corruption import NoiseRule, noise_level
 from causal_tracer.errors import SettingsError
@@ -71,7 +71,6 @@ class CausalTracer:
             SettingsError: The noise is not a non-negative number or a rule, or the model is not on `device`.
         """
         model_id, revision = optional(text)("model_id", model_id), optional(text)("revision", revision)
-        cache_bytes = whole_number("cache_bytes", cache_bytes, least=0)
         self._traced = trace_model(model, layer_config)
         self.model = self._traced.model
         self.tokenizer = tokenizer

@@ -167,7 +167,6 @@ SENSIBLE: dict[str, st.SearchStrategy[Any]] = {
     "device": st.none() | st.just("cpu"),
     "model_id": st.none() | st.just("tiny"),
     "revision": st.none() | st.just("main"),
-    "cache_bytes": st.integers(0, 10**6),
     "hidden_layers_matcher": st.just("model.layers.{num}"),
     "attention_layers_matcher": st.just("model.layers.{num}.self_attn"),
     "mlp_layers_matcher": st.just("model.layers.{num}.mlp"),
