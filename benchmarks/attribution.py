@@ -25,8 +25,9 @@ from torch import Tensor, nn
 
 from causal_tracer import CausalTracer, MapSpec, TraceRequest
 from causal_tracer.base_run import corrupting
+from causal_tracer.engine_mode import engine_mode
 from causal_tracer.experiment import TracingContext, set_up
-from causal_tracer.hooks import Edit, editing_outputs, evaluation_mode
+from causal_tracer.hooks import Edit, editing_outputs
 from causal_tracer.layers import LayerKind
 from causal_tracer.request import SamplesUntil
 from causal_tracer.runs import finite_logits
@@ -84,8 +85,7 @@ def estimated_maps(
         edits[traced.embedding] = _tracked(corrupting(embeddings, experiment.sequence, batch))
         ids = torch.tensor(experiment.sequence.input_ids).expand(len(batch), -1)
         with (
-            traced.lock,
-            evaluation_mode(traced.model),
+            engine_mode(traced.model),
             torch.enable_grad(),
             editing_outputs(edits, ids.shape[1], traced.stacked_streams),
         ):

@@ -69,7 +69,11 @@ def _in_attention(traced: TracedModel, name: str, layer: int) -> bool:
 def _is_linear(module: nn.Module) -> bool:
     """Whether it is a linear layer of any make: torch's, a quantized one, GPT-2's Conv1D."""
     weight = getattr(module, "weight", None)
-    return isinstance(module, nn.Linear) or (weight is not None and weight.dim() == 2 and not list(module.children()))
+    if isinstance(module, nn.Linear):
+        return True
+    if isinstance(weight, Tensor):
+        return weight.dim() == 2 and not list(module.children())
+    return "linear" in type(module).__name__.lower() and not list(module.children())
 
 
 def _head_sizes(text: Any, d_model: int, heads: int) -> set[int]:

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from causal_tracer.corruption import Corruption, corrupting, subject_embeddings
+from causal_tracer.corruption import Corruption, corrupted_embeddings, corrupting, subject_embeddings
 from causal_tracer.layers import TracedModel
+from causal_tracer.metric_values import metric_values
 from causal_tracer.metrics import Metric
 from causal_tracer.prompts import Prompt
 from causal_tracer.runs import Activations, Recorder, read_logits
@@ -89,7 +90,7 @@ def base_run(
         # The embedding may be recorded by nobody: its edit is the corruption.
         edits = {**recorder.edits(traced), traced.embedding: corrupting(embeddings, prompt, batch)}
         logits = read_logits(traced, ids.expand(len(batch), -1), edits, "corrupted", reads)
-        scores.append(metric(logits).cpu())
+        scores.append(metric_values(metric, logits))
         if watch is not None:
             watch(Watched(torch.full_like(batch, -1), batch, logits))
     return BaseRun(prompt=prompt, embeddings=embeddings, scores=torch.cat(scores)), recorder.values()
@@ -99,5 +100,5 @@ def corrupted_run(
     traced: TracedModel, prompt: Prompt, corruption: Corruption, samples: int, metric: Metric, batch_size: int
 ) -> BaseRun:
     """Run the prompt with its subject corrupted, once for each sample."""
-    embeddings = corruption(subject_embeddings(traced, prompt), samples)
+    embeddings = corrupted_embeddings(corruption, subject_embeddings(traced, prompt), samples)
     return base_run(traced, prompt, embeddings, metric, batch_size)[0]

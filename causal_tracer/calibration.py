@@ -9,12 +9,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from causal_tracer.arguments import MOST_SAMPLES, real_number, several, whole_number
 from causal_tracer.base_run import base_run
 from causal_tracer.corruption import GaussianNoise, embedding_scale
 from causal_tracer.errors import SettingsError
 from causal_tracer.experiment import TracingContext, set_up
 from causal_tracer.request import HiddenFlowQuery, TraceRequest
 from causal_tracer.sweep.batch_size import default_batch_size
+from causal_tracer.torch_state import in_standard_torch_state
 
 MULTIPLIERS = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0, 10.0)
 _SHARE = 0.1
@@ -73,6 +75,7 @@ class NoiseCalibration:
         return self.recommended_multiplier * self.sigma
 
 
+@in_standard_torch_state
 def calibrate_noise(
     context: TracingContext,
     facts: Sequence[HiddenFlowQuery],
@@ -87,10 +90,11 @@ def calibrate_noise(
         SettingsError: No facts, or multipliers that are not positive.
         PromptError, TokenizerError, NumericsError: As in a trace of one of the facts.
     """
-    levels = sorted({float(multiplier) for multiplier in multipliers})
+    levels = sorted({real_number("multipliers", multiplier) for multiplier in several("multipliers", multipliers)})
+    samples = whole_number("samples", samples, 1, MOST_SAMPLES)
     if not facts or not levels or levels[0] <= 0:
         raise SettingsError(
-            f"{len(facts)} facts and multipliers {list(multipliers)} give no calibration. Give at least one fact, and "
+            f"{len(facts)} facts and multipliers {levels} give no calibration. Give at least one fact, and "
             "multipliers above 0."
         )
     sigma = embedding_scale(context.traced)
@@ -107,4 +111,10 @@ def calibrate_noise(
         clean.append(experiment.high_score)
         corrupted.append(rows)
         progress(number + 1, len(facts))
-    return NoiseCalibration(sigma, tuple(levels), torch.tensor(clean), torch.tensor(corrupted), samples)
+    return NoiseCalibration(
+        sigma,
+        tuple(levels),
+        torch.tensor(clean, dtype=torch.float32),
+        torch.tensor(corrupted, dtype=torch.float32),
+        samples,
+    )

@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
+from causal_tracer.engine_mode import loading_hooks
 from causal_tracer.errors import ModelStructureError
+from causal_tracer.quantization import require_separate_tokens
 from causal_tracer.wrappers import unwrapped
 
 
-def as_causal_lm(model: nn.Module) -> Any:
+def as_causal_lm(model: Any) -> Any:
     """The model itself if it has a language-model head; else its base wrapped in the head its config describes.
 
-    Wrappers of PEFT and nnsight come off first. A base model (from `AutoModel`) carries no head. Where the config ties
-    head and embedding, the head's weights are the embedding's, so nothing is missing: the returned causal LM shares
-    the given model's weights.
+    Wrappers of torch.compile, PEFT and nnsight come off first. A base model (from `AutoModel`) carries no head. Where
+    the config ties head and embedding, the head's weights are the embedding's, so nothing is missing: the returned
+    causal LM shares the given model's weights.
 
     Raises:
-        ModelStructureError: The model is no transformers model or an encoder-decoder, or its head is not there and
-            not tied to its embedding; or its wrapper does more than the model inside.
+        ModelStructureError: The model is not a transformers model, or is an encoder-decoder; its head is missing and
+            not tied to its embedding; its wrapper does more than the model inside; its weights are not loaded, or
+            are quantized in a way that ties tokens together.
     """
     model = unwrapped(model)
+    if not isinstance(model, nn.Module):
+        raise ModelStructureError(
+            f"The model must be a torch module (given: {type(model).__name__}). Give a decoder-only causal LM such as "
+            "AutoModelForCausalLM.from_pretrained(...) returns."
+        )
+    require_separate_tokens(model)
+    require_weights(model)
     config: Any = getattr(model, "config", None)
     if config is None or not hasattr(config, "get_text_config"):
         raise ModelStructureError(
@@ -37,6 +48,32 @@ def as_causal_lm(model: nn.Module) -> Any:
     if _head_of(model) is not None:
         return model
     return _with_tied_head(model, config)
+
+
+def require_weights(model: nn.Module) -> None:
+    """Check that every parameter and buffer has values, or gets them from accelerate when it is needed.
+
+    Raises:
+        ModelStructureError: Some are placeholders on the `meta` device that nothing loads.
+    """
+    missing = list(_never_loaded(model))
+    if missing:
+        named = ", ".join(missing[:4]) + (", …" if len(missing) > 4 else "")
+        raise ModelStructureError(
+            f"{len(missing)} parameters and buffers of {type(model).__name__} are on the meta device and have no "
+            f"values ({named}), and no hook of accelerate loads them. Load the model's weights first, with "
+            "from_pretrained(...) or load_state_dict(..., assign=True)."
+        )
+
+
+def _never_loaded(module: nn.Module, prefix: str = "", loaded_above: bool = False) -> Iterator[str]:
+    hooks = [hook for hook in loading_hooks(module) if hook.offload]
+    if not (loaded_above or hooks):
+        tensors = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+        yield from (prefix + name for name, tensor in tensors if tensor.device.type == "meta")
+    loaded_below = loaded_above or any(hook.place_submodules for hook in hooks)
+    for name, child in module.named_children():
+        yield from _never_loaded(child, f"{prefix}{name}.", loaded_below)
 
 
 def _head_of(model: nn.Module) -> nn.Module | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from causal_tracer.errors import ModelStructureError
-from causal_tracer.hooks import editing_outputs, replace_stream_argument, stream_argument
+from causal_tracer.hooks import add_input_hook, editing_outputs, replace_stream_argument, stream_argument
 from causal_tracer.probing import Call, record_calls, token_dim
+from causal_tracer.quantization import has_matrix
 
 _ATTENTION_NAMES = re.compile(r"attn|attention|mixer|mamba|ssm|recurrent|temporal", re.IGNORECASE)
 _MLP_NAMES = re.compile(r"mlp|ffn|ff$|feed_?forward|fc2|moe|dense_4h_to_h|channel", re.IGNORECASE)
@@ -105,7 +107,7 @@ def additive_contributions(candidates: list[Call], whole: Call) -> list[Call]:
         ) -> tuple[float, Tensor]:
             part = triangle[:, chosen]
             factors = torch.linalg.lstsq(part, projected[:, None], driver="gelsd").solution[:, 0]
-            return float(torch.hypot((part @ factors - projected).norm(), torch.tensor(outside))), factors
+            return math.hypot(float((part @ factors - projected).norm()), outside), factors
 
         always = list(range(len(candidates), len(candidates) + len(residual)))
         chosen = list(range(len(candidates)))
@@ -162,7 +164,7 @@ def _is_norm(model: nn.Module, call: Call) -> bool:
 
 
 def _only_normalises(model: nn.Module, call: Call) -> bool:
-    return all(parameter.dim() <= 1 for parameter in model.get_submodule(call.name).parameters())
+    return not has_matrix(model.get_submodule(call.name))
 
 
 def _feeds(call: Call, others: list[Call]) -> bool:
@@ -246,7 +248,7 @@ class _MixingProbe:
         shifted = stream.clone()
         by_token = shifted.movedim(token_dim(stream, self._ids.shape[1]), 0)[tokens.start : tokens.stop]
         generator = torch.Generator().manual_seed(0)
-        by_token += torch.randn(by_token.shape, generator=generator).to(stream) * stream.std() * 2
+        by_token += torch.randn(by_token.shape, generator=generator, dtype=torch.float32).to(stream) * stream.std() * 2
         return shifted
 
     def _last_token_clean(self, stream: Tensor) -> Tensor:
@@ -264,7 +266,7 @@ class _MixingProbe:
             stream = stream_argument(args, kwargs)
             return None if stream is None else replace_stream_argument(args, kwargs, change(stream))
 
-        handle = self._block.register_forward_pre_hook(hook, with_kwargs=True)
+        handle = add_input_hook(self._block, hook)
         try:
             yield
         finally:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from causal_tracer.contributions import find_contributions
 from causal_tracer.errors import ModelStructureError
-from causal_tracer.hooks import all_tensors
+from causal_tracer.hooks import add_output_hook, all_tensors
 from causal_tracer.layers import LayerKind, SiteNames
 from causal_tracer.probing import Call, probe_ids, record_calls, run_probe
 
@@ -134,7 +134,7 @@ def _refuse_two_streams(model: nn.Module, chain: list[Call], ids: Tensor) -> Non
         shapes = [tensor.shape for tensor in tensors if tensor.shape == tensors[0].shape and tensor.dim() >= 3]
         given.append(len(shapes))
 
-    handle = model.get_submodule(chain[0].name).register_forward_hook(count)
+    handle = add_output_hook(model.get_submodule(chain[0].name), count)
     try:
         run_probe(model, ids)
     finally:

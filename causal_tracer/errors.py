@@ -1,23 +1,24 @@
 """The exceptions this package raises on purpose.
 
     CausalTracerError
-    ├── SettingsError          an argument is out of range or contradicts another
+    ├── SettingsError          an argument is of another type, out of range, or contradicts another
     ├── PromptError            the prompt cannot be traced: empty, too long, no tokens
     │   └── SubjectError       the subject is not in the prompt, or none could be guessed
     ├── TokenizerError         the tokenizer cannot say which characters a token covers
     ├── ModelLoadError         a model or its files could not be loaded
     │   └── EmbeddedModelError the model that comes with pip is missing or damaged
-    ├── ModelStructureError    embedding, blocks, attention or MLP were not found
-    ├── NumericsError          a run gave NaN or infinite logits
+    ├── ModelStructureError    embedding, blocks, attention or MLP were not found, or weights are missing
+    ├── NumericsError          a run, a metric or a corruption gave NaN or infinite numbers
     ├── ResultFormatError      a saved result could not be read
-    ├── ExportError            a figure could not be written
+    ├── ExportError            a result or figure could not be written
     ├── StudyError             a study's folder is damaged, in use, or was made with other settings
     │   └── FactsError         facts could not be read, or are not facts
     ├── BusyError              the app has no room for a request now, or the request took more than its share
     ├── ResultLostError        an open page shows a result that the app no longer has
     └── TraceCancelled         the caller asked the sweep to stop
 
-Every message says what was given, what was found, and what to do about it. Errors about arguments are also
+Every message says what was given, what was found, and what to do about it. torch's OutOfMemoryError, and what a
+caller's own `progress` and `cancelled` functions raise, pass through as they are. Errors about arguments are also
 `ValueError`s, so that code written for causal-tracer 1.1.0 keeps catching them.
 """
 
@@ -27,7 +28,7 @@ class CausalTracerError(Exception):
 
 
 class SettingsError(CausalTracerError, ValueError):
-    """An argument is out of range or contradicts another."""
+    """An argument is of another type, out of range, or contradicts another."""
 
 
 class PromptError(CausalTracerError, ValueError):
@@ -51,11 +52,11 @@ class EmbeddedModelError(ModelLoadError):
 
 
 class ModelStructureError(CausalTracerError):
-    """The model's embedding, blocks, attention or MLP could not be found or do not fit together."""
+    """The model's embedding, blocks, attention or MLP were not found or do not fit together, or weights are missing."""
 
 
 class NumericsError(CausalTracerError):
-    """A run gave NaN or infinite logits."""
+    """A run gave NaN or infinite logits, or a metric or corruption NaN or infinite values."""
 
 
 class ResultFormatError(CausalTracerError, ValueError):
@@ -63,7 +64,7 @@ class ResultFormatError(CausalTracerError, ValueError):
 
 
 class ExportError(CausalTracerError):
-    """A figure could not be written in the format asked for."""
+    """A result or figure could not be written in the format or place asked for."""
 
 
 class StudyError(CausalTracerError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -10,11 +10,20 @@ from typing import Any
 from torch import Tensor
 
 from causal_tracer.answers import asked_answer
+from causal_tracer.arguments import function, shown
 from causal_tracer.base_run import BaseRun, Watch, base_run
+from causal_tracer.causal_lm import require_weights
 from causal_tracer.chat import ChatText, chat_prompt
-from causal_tracer.corruption import Corruption, SubjectEmbeddings, corruption_named, subject_embeddings
-from causal_tracer.errors import SettingsError
+from causal_tracer.corruption import (
+    Corruption,
+    SubjectEmbeddings,
+    corrupted_embeddings,
+    corruption_named,
+    subject_embeddings,
+)
+from causal_tracer.errors import CausalTracerError, SettingsError
 from causal_tracer.layers import TracedModel
+from causal_tracer.metric_values import metric_values
 from causal_tracer.metrics import Metric, Target, metric_named
 from causal_tracer.placebo import placebo_source
 from causal_tracer.prompts import Prompt, make_prompt
@@ -82,7 +91,7 @@ class Experiment:
     @property
     def high_score(self) -> float:
         """The metric in the clean run."""
-        return float(self.metric(self.clean.logits[None]))
+        return float(metric_values(self.metric, self.clean.logits[None]))
 
     @cached_property
     def subject(self) -> SubjectEmbeddings:
@@ -91,7 +100,7 @@ class Experiment:
 
     def embeddings(self, start: int, stop: int) -> Tensor:
         """The corrupted embeddings of the samples start ... stop - 1 [samples, subject tokens, width]."""
-        return self.corruption(self.subject, stop)[start:]
+        return corrupted_embeddings(self.corruption, self.subject, stop)[start:]
 
 
 def set_up(context: TracingContext, request: TraceRequest) -> Experiment:
@@ -99,8 +108,10 @@ def set_up(context: TracingContext, request: TraceRequest) -> Experiment:
 
     Raises:
         SettingsError, PromptError, TokenizerError: The request does not fit the model.
+        ModelStructureError: The model's weights have no values any more.
         NumericsError: The clean run gave NaN or infinite logits.
     """
+    require_weights(context.traced.model)
     prompt = prompt_for(context, request.text, request.subject, request.occurrence)
     corrupted = _corrupted_range(request, prompt)
     answer = asked_answer(context, request, prompt)
@@ -110,7 +121,7 @@ def set_up(context: TracingContext, request: TraceRequest) -> Experiment:
             "there can change. Read at a later token."
         )
     target = Target(answer.ids, answer.clean.logits, answer.foil_id)
-    metric = metric_named(request.metric, target) if isinstance(request.metric, str) else request.metric(target)
+    metric = metric_named(request.metric, target) if isinstance(request.metric, str) else _own(request.metric, target)
     corruption = request.corruption
     if isinstance(corruption, str):
         corruption = corruption_named(corruption, context.noise, request.seed)
@@ -127,6 +138,16 @@ def set_up(context: TracingContext, request: TraceRequest) -> Experiment:
         corruption=corruption,
         notes=prompt.notes + answer.notes,
     )
+
+
+def _own(make: Callable[[Target], Metric], target: Target) -> Metric:
+    """The metric that a user's function makes of a target."""
+    try:
+        return function("The metric that metric=... makes", make(target))
+    except CausalTracerError:
+        raise
+    except Exception as error:
+        raise SettingsError(f"metric={shown(make)} failed to make a metric: {type(error).__name__}: {error}") from error
 
 
 def _corrupted_range(request: TraceRequest, prompt: Prompt) -> tuple[int, int]:

@@ -8,13 +8,13 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from causal_tracer import reading
+from causal_tracer.arguments import file_path, real_number, whole_number
 from causal_tracer.audit import Audit
 from causal_tracer.errors import ExportError, ResultFormatError, SettingsError
 from causal_tracer.layers import KINDS, LayerKind
@@ -165,8 +165,9 @@ class HiddenFlow:
         Raises:
             SettingsError: `level` is not between 0 and 1.
         """
+        level = real_number("level", level)
         if not 0 < level < 1:
-            raise SettingsError(f"level={level} is no level of confidence. Give one between 0 and 1, such as 0.95.")
+            raise SettingsError(f"level={level} is not a level of confidence. Give one between 0 and 1, such as 0.95.")
         return reading.interval(self, level)
 
     @property
@@ -176,7 +177,7 @@ class HiddenFlow:
 
     def peaks(self, count: int = 3) -> tuple[Peak, ...]:
         """The cells of largest indirect effect, at most one a token, the largest first."""
-        return reading.peaks(self, count)
+        return reading.peaks(self, whole_number("count", count, least=0))
 
     def peak_width(self) -> float:
         """Half of the 95 % interval of the indirect effect at the peak."""
@@ -213,21 +214,33 @@ class HiddenFlow:
         return data
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write the result as JSON; `HiddenFlow.load` gives back identical numbers."""
-        text = json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False)
-        # Encoded first: a text that cannot be must not cost an earlier file.
-        Path(path).write_bytes(text.encode("utf-8"))
+        """Write the result as JSON, into a folder that is made if needed; `HiddenFlow.load` gives identical numbers.
+
+        Raises:
+            ExportError: The result has infinite numbers, or the file cannot be written.
+        """
+        file = file_path(path)
+        try:
+            # Encoded first: a text that cannot be must not cost an earlier file.
+            encoded = json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False).encode("utf-8")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(encoded)
+        except (OSError, ValueError) as error:
+            raise ExportError(f"The result could not be written to {str(file)!r}: {error}") from error
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> HiddenFlow:
         """Read a result that `save` wrote.
 
         Raises:
-            ResultFormatError: The file is not such a result.
+            ResultFormatError: The file cannot be read, or is not such a result.
         """
+        file = file_path(path)
         try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+            data = json.loads(file.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ResultFormatError(f"{str(file)!r} could not be read: {error}") from error
+        except (ValueError, RecursionError) as error:
             raise ResultFormatError(f"{path} is not JSON ({error}). Give a file that HiddenFlow.save wrote.") from error
         return cls.from_dict(data)
 
@@ -250,7 +263,7 @@ class HiddenFlow:
                 scores=_tensor(data["scores"]),
                 low_score=float(data["low_score"]),
                 high_score=float(data["high_score"]),
-                input_ids=torch.tensor([int(i) for i in data["input_ids"]]),
+                input_ids=torch.tensor([int(i) for i in data["input_ids"]], dtype=torch.long, device="cpu"),
                 input_tokens=[str(token) for token in data["input_tokens"]],
                 subject_range=(int(data["subject_range"][0]), int(data["subject_range"][1])),
                 answer=str(data["answer"]),
@@ -310,7 +323,7 @@ def _tensor(value: Any) -> Tensor:
     def numbers(item: Any) -> Any:
         return [numbers(part) for part in item] if isinstance(item, list) else math.nan if item is None else item
 
-    return torch.tensor(numbers(value), dtype=torch.float32)
+    return torch.tensor(numbers(value), dtype=torch.float32, device="cpu")
 
 
 _TYPES: Mapping[str, type | tuple[type, ...]] = {
@@ -320,6 +333,7 @@ _TYPES: Mapping[str, type | tuple[type, ...]] = {
     "bool": bool,
     "str | None": (str, type(None)),
     "int | None": (int, type(None)),
+    "Mapping[str, str]": Mapping,
 }
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from causal_tracer.arguments import instance, whole_number
 from causal_tracer.audit import Audit
 from causal_tracer.errors import SettingsError
 from causal_tracer.experiment import Experiment, TracingContext, base_of_samples, set_up
@@ -20,6 +21,7 @@ from causal_tracer.sweep.audited import Sweep, audited_sweep
 from causal_tracer.sweep.batch_size import default_batch_size
 from causal_tracer.sweep.engine import choose_engine
 from causal_tracer.sweep.plan import CLEAN_HEADS, head_plan
+from causal_tracer.torch_state import in_standard_torch_state
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +77,7 @@ class HeadFlow:
         return differences.std(dim=0, correction=1) / math.sqrt(samples)
 
 
+@in_standard_torch_state
 def trace_heads(
     context: TracingContext,
     request: TraceRequest,
@@ -83,13 +86,14 @@ def trace_heads(
     cancelled: Callable[[], bool] | None = None,
 ) -> HeadFlow:
     """Trace single attention heads at one token; see `CausalTracer.calculate_head_flow`."""
+    instance("request", request, TraceRequest)
     traced, layers = context.traced, request.layer_range(context.traced.n_layers)
     if isinstance(request.samples, SamplesUntil) or request.direction != "restore":
         raise SettingsError("Heads are restored, with a fixed number of samples: leave out direction and SamplesUntil.")
     sites = traced.head_sites
     experiment = set_up(context, request)
     prompt = experiment.prompt
-    position = len(prompt) - 1 if token is None else token
+    position = len(prompt) - 1 if token is None else whole_number("token", token)
     if not 0 <= position < len(prompt):
         raise SettingsError(f"token={token} is no token of the prompt. Give 0 to {len(prompt) - 1}.")
     batch_size = request.batch_size or default_batch_size(traced, len(experiment.sequence))
@@ -100,7 +104,7 @@ def trace_heads(
     verdict = choose_engine(traced, request.engine, len(experiment.sequence))
     results.begin(verdict, low_scores, [], None)
     heads = max(count for _, count in sites.values())
-    sample_scores = torch.full((base.samples, heads, traced.n_layers), torch.nan)
+    sample_scores = torch.full((base.samples, heads, traced.n_layers), torch.nan, dtype=torch.float32)
     rows = torch.tensor([cell.position for cell in plan.cells], dtype=torch.long)
     columns = torch.tensor([cell.layer for cell in plan.cells], dtype=torch.long)
     left = torch.ones(len(plan.cells), base.samples, dtype=torch.bool)

@@ -1,17 +1,20 @@
 """Reading and editing what a module returns, for the length of a `with` block.
 
-Modules return a tensor, a tuple, a list or a dict-like output; the activation is the first tensor in it. Hooks
-are global to a model, so everything that runs one with hooks holds the model's lock (`layers.TracedModel.lock`).
+Modules return a tensor, a tuple, a list or a dict-like output; the activation is the first tensor in it.
+
+Hooks and replaced forwards are global to a model. All of them are placed here, and act in the thread that placed them
+only: a call of the same model from another thread computes what it would without them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from threading import get_ident
 from typing import Any
 
-import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 Edit = Callable[[Tensor], Tensor | None]
 """Takes an activation [rows, tokens, d_model]; returns its replacement, or None to leave it as it is."""
@@ -64,6 +67,25 @@ def rows_second(stream: Tensor, stacked: bool) -> Tensor:
     return stream.movedim(2, 0) if stacked and stream.dim() == 4 else stream
 
 
+def add_output_hook(module: nn.Module, hook: Callable[..., Any]) -> RemovableHandle:
+    """Call `hook(module, args, output)` after each forward of the module in this thread."""
+    return module.register_forward_hook(_in_this_thread(hook))
+
+
+def add_input_hook(module: nn.Module, hook: Callable[..., Any]) -> RemovableHandle:
+    """Call `hook(module, args, kwargs)` before each forward of the module in this thread."""
+    return module.register_forward_pre_hook(_in_this_thread(hook), with_kwargs=True)
+
+
+def _in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
+    thread = get_ident()
+
+    def in_one_thread(*args: Any) -> Any:
+        return hook(*args) if get_ident() == thread else None
+
+    return in_one_thread
+
+
 @contextmanager
 def editing_outputs(edits: Mapping[nn.Module, Edit], tokens: int, stacked: bool = False) -> Iterator[None]:
     """Apply `edits` to the outputs of their modules until the block is left, however it is left.
@@ -93,7 +115,7 @@ def editing_outputs(edits: Mapping[nn.Module, Edit], tokens: int, stacked: bool 
     handles = []
     try:
         for module, edit in edits.items():
-            handles.append(module.register_forward_hook(hook_for(edit)))
+            handles.append(add_output_hook(module, hook_for(edit)))
         yield
     finally:
         for handle in handles:
@@ -121,7 +143,7 @@ def editing_arguments(edits: Mapping[nn.Module, Edit], tokens: int) -> Iterator[
     handles = []
     try:
         for module, edit in edits.items():
-            handles.append(module.register_forward_pre_hook(hook_for(edit), with_kwargs=True))
+            handles.append(add_input_hook(module, hook_for(edit)))
         yield
     finally:
         for handle in handles:
@@ -151,20 +173,36 @@ Forward = Callable[[int, Callable[..., Any], tuple[Any, ...], dict[str, Any]], A
 
 @contextmanager
 def replacing_forward(modules: Sequence[nn.Module], forward: Forward) -> Iterator[None]:
-    """Let `forward` stand in for the forward of each module until the block is left.
+    """Let `forward` stand in for the forward of each module, in this thread, until the block is left."""
+    thread = get_ident()
+
+    def stand_in(number: int, own: Callable[..., Any]) -> Callable[..., Any]:
+        def in_one_thread(*args: Any, **kwargs: Any) -> Any:
+            return forward(number, own, args, kwargs) if get_ident() == thread else own(*args, **kwargs)
+
+        return in_one_thread
+
+    with setting_forward(modules, stand_in):
+        yield
+
+
+@contextmanager
+def setting_forward(
+    modules: Sequence[nn.Module], stand_in: Callable[[int, Callable[..., Any]], Callable[..., Any]]
+) -> Iterator[None]:
+    """Set what `stand_in` makes of each module's number and forward as its forward until the block is left.
 
     It is set on the instance, on top of what accelerate may have set there, so that a module that is not called
     through loads no offloaded weights.
     """
     replaced: list[tuple[nn.Module, Any]] = []
-
-    def stand_in(number: int, own: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda *args, **kwargs: forward(number, own, args, kwargs)
-
     try:
         for number, module in enumerate(modules):
             replaced.append((module, module.__dict__.get("forward")))
-            module.forward = stand_in(number, module.forward)
+            own = module.forward
+            made: Any = stand_in(number, own)
+            made.__wrapped__ = own
+            module.forward = made
         yield
     finally:
         for module, instance_forward in reversed(replaced):
@@ -173,17 +211,3 @@ def replacing_forward(modules: Sequence[nn.Module], forward: Forward) -> Iterato
                 module.__dict__.pop("forward", None)
             else:
                 module.forward = instance_forward
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Switch dropout and the like off without gradients, and leave every module's mode as it was found."""
-    training = [module for module in model.modules() if module.training]
-    try:
-        for module in training:
-            module.training = False
-        with torch.no_grad():
-            yield
-    finally:
-        for module in training:
-            module.training = True

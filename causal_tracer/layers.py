@@ -7,15 +7,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, get_args
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
+from causal_tracer.arguments import function, instance, shown, text
+from causal_tracer.engine_mode import model_lock
 from causal_tracer.errors import ModelStructureError, SettingsError
-from causal_tracer.forking import usable_in_forks
-from causal_tracer.probing import logits_to_keep_trims, tokens_meet_again
-from causal_tracer.wrappers import weight_bits
+from causal_tracer.probing import device_of, logits_to_keep_trims, tokens_meet_again
+from causal_tracer.quantization import weight_bits
+from causal_tracer.torch_state import in_standard_torch_state
 
 LayerKind = Literal["hidden", "mlp", "attention"]
 """Which activations: a block's output, or what its MLP or attention adds to the residual stream."""
@@ -24,9 +25,6 @@ KINDS: tuple[LayerKind, ...] = get_args(LayerKind)
 
 LayerMatcher = str | Callable[[nn.Module, int], str]
 """A template such as "transformer.h.{num}.mlp", or a function from (model, layer number) to a module's name."""
-
-_locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
-_locks_guard = usable_in_forks(threading.Lock())
 
 
 @dataclass(frozen=True)
@@ -127,20 +125,20 @@ class TracedModel:
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the model's parameters; weights kept in fewer bits do not count."""
-        return next(parameter.dtype for parameter in self.model.parameters() if parameter.is_floating_point())
+        dtypes = (parameter.dtype for parameter in self.model.parameters() if parameter.is_floating_point())
+        return next((dtype for dtype in dtypes if dtype.itemsize > 1), torch.float32)
 
     @property
     def dtype_name(self) -> str:
         """What results call the dtype, with the bits of the weights where those are fewer."""
         name = str(self.dtype).removeprefix("torch.")
         bits = weight_bits(self.model)
-        return name if bits is None else f"{name} with {bits}-bit weights"
+        return f"{name} with {' and '.join(f'{size}-bit' for size in bits)} weights" if bits else name
 
     @property
     def input_device(self) -> torch.device:
-        """Where token ids go. Offloaded parameters are on `meta` between runs; accelerate then moves inputs."""
-        device = next(self.embedding.parameters()).device
-        return torch.device("cpu") if device.type == "meta" else device
+        """Where token ids go."""
+        return device_of(self.embedding)
 
     @cached_property
     def head_sites(self) -> dict[int, tuple[str, int]]:
@@ -159,7 +157,7 @@ class TracedModel:
 
     @property
     def lock(self) -> threading.RLock:
-        """The one lock of this model, shared by all who trace it: hooks are global to a model."""
+        """The one lock of this model, shared by all who trace it."""
         return model_lock(self.model)
 
     def missing_layers(self, kind: LayerKind) -> tuple[int, ...]:
@@ -177,12 +175,7 @@ class TracedModel:
         )
 
 
-def model_lock(model: nn.Module) -> threading.RLock:
-    """The lock that belongs to a model and to whatever shares its base model."""
-    with _locks_guard:
-        return _locks.setdefault(getattr(model, "base_model", model), threading.RLock())
-
-
+@in_standard_torch_state
 def trace_model(model: nn.Module, layer_config: LayerConfig | None = None) -> TracedModel:
     """Find the parts of a causal LM, or take them from `layer_config`, and check them with one short run.
 
@@ -222,6 +215,8 @@ def trace_model(model: nn.Module, layer_config: LayerConfig | None = None) -> Tr
 
 
 def _resolve(model: nn.Module, layer_config: LayerConfig) -> tuple[str, SiteNames]:
+    instance("layer_config", layer_config, LayerConfig)
+    text("embedding_layer of a LayerConfig", layer_config.embedding_layer)
     names = {name for name, _ in model.named_modules() if name}
     prefix = getattr(model, "base_model_prefix", "")
 
@@ -232,11 +227,8 @@ def _resolve(model: nn.Module, layer_config: LayerConfig) -> tuple[str, SiteName
 
     def name_of(kind: LayerKind, layer: int) -> str:
         matcher = layer_config.matcher(kind)
-        if callable(matcher):
-            try:
-                return matcher(model, layer)
-            except (IndexError, KeyError):
-                return ""  # a matcher over a list of names, past its end
+        if not isinstance(matcher, str):
+            return _name_from_function(matcher, model, kind, layer)
         if "{num}" not in matcher:
             raise ModelStructureError(
                 f"The {kind} matcher {matcher!r} has no '{{num}}' in it. Write the layer number's place as "
@@ -270,6 +262,20 @@ def _resolve(model: nn.Module, layer_config: LayerConfig) -> tuple[str, SiteName
     return embedding_name, sites
 
 
+def _name_from_function(matcher: Callable[[nn.Module, int], str], model: nn.Module, kind: str, layer: int) -> str:
+    """What a user's function says that a module is called; "" where it knows no such layer."""
+    function(f"The {kind} matcher of a LayerConfig", matcher)
+    try:
+        name = matcher(model, layer)
+    except (IndexError, KeyError):
+        return ""  # a matcher over a list of names, past its end
+    except Exception as error:
+        raise ModelStructureError(
+            f"The {kind} matcher of the LayerConfig failed for layer {layer}: {type(error).__name__}: {error}"
+        ) from error
+    return name if isinstance(name, str) else ""
+
+
 def _as_matcher(names: tuple[tuple[str, ...], ...]) -> LayerMatcher:
     template = next((layer[0] for layer in names if layer), "").split(".")
     first = next((number for number, layer in enumerate(names) if layer), 0)
@@ -288,6 +294,6 @@ def require_kind(kind: str) -> LayerKind:
         SettingsError: It is none of "hidden", "mlp", "attention".
     """
     for known in KINDS:
-        if kind == known:
+        if isinstance(kind, str) and kind == known:
             return known
-    raise SettingsError(f"kind={kind!r} is not known. The kinds are {', '.join(map(repr, KINDS))}.")
+    raise SettingsError(f"kind={shown(kind)} is not known. The kinds are {', '.join(map(repr, KINDS))}.")

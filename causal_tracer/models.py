@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from causal_tracer.arguments import flag, optional, shown, text
 from causal_tracer.embedded import (
     EMBEDDED_MODELS,
     EmbeddedModel,
@@ -18,6 +19,7 @@ from causal_tracer.embedded import (
 )
 from causal_tracer.errors import ModelLoadError, SettingsError
 from causal_tracer.gguf_conversion import Progress
+from causal_tracer.torch_state import in_standard_torch_state
 
 _DTYPES: dict[str, torch.dtype | str] = {
     "float32": torch.float32,
@@ -43,6 +45,7 @@ class LoadedModel:
     """Known for embedded models only."""
 
 
+@in_standard_torch_state
 def load_model(
     name: str | os.PathLike[str],
     *,
@@ -76,6 +79,8 @@ def load_model(
         ModelLoadError: There is no such model, or it cannot be loaded or traced; an `EmbeddedModelError` where
             it is an embedded one.
     """
+    optional(text)("revision", revision)
+    flag("trust_remote_code", trust_remote_code)
     if device is not None and device_map is not None:
         raise SettingsError(f"Give device ({device}) or device_map ({device_map}), not both.")
     place = None if device_map is not None else _device(device)
@@ -84,7 +89,11 @@ def load_model(
         "device_map": device_map,
         "trust_remote_code": trust_remote_code,
     }
-    name = os.fspath(name)
+    try:
+        name = os.fspath(name)
+        name = os.fsdecode(name)
+    except (TypeError, UnicodeError) as error:
+        raise SettingsError(f"name must be a text or a path (given: {shown(name)}).") from error
     if is_embedded_name(name):
         return _load_embedded(find_embedded_model(name), revision, place, options, cache_dir, progress)
     folder = Path(name).expanduser()
@@ -152,8 +161,8 @@ def _device(device: str | torch.device | None) -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         place = torch.device(device)
-    except RuntimeError as error:
-        raise SettingsError(f"device={device!r} is no torch device: {error}") from error
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:
+        raise SettingsError(f"device={shown(device)} must be a device of torch, such as 'cuda:0'.") from error
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not available.get(place.type, True):
         raise SettingsError(f"device={device!r} was asked for, but this torch or machine has no {place.type}.")
@@ -168,8 +177,8 @@ def _dtype(dtype: str | torch.dtype | None, place: torch.device | None) -> torch
         if not dtype.is_floating_point:
             raise SettingsError(f"dtype={dtype} is not a floating-point type.")
         return dtype
-    if dtype not in _DTYPES:
-        raise SettingsError(f"dtype={dtype!r} is unknown. Use one of {', '.join(_DTYPES)}, or a torch dtype.")
+    if not isinstance(dtype, str) or dtype not in _DTYPES:
+        raise SettingsError(f"dtype={shown(dtype)} is unknown. Use one of {', '.join(_DTYPES)}, or a torch dtype.")
     return _DTYPES[dtype]
 
 

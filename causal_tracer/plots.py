@@ -12,9 +12,11 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from causal_tracer.arguments import file_path, instance, real_number
 from causal_tracer.errors import ExportError
 from causal_tracer.flow import HiddenFlow
 from causal_tracer.layers import LayerKind
+from causal_tracer.plot_options import check_plot_options
 
 # Steps of equal size in OKLab (Ottosson 2020), lightness 0.985 to 0.30 in one hue: even to the eye, and in order for
 # colour-blind readers and on paper, where only lightness is left.
@@ -64,8 +66,19 @@ def plot_hidden_flow_heatmap(
         The figure. Cells that were not computed are gaps.
 
     Raises:
+        SettingsError: An argument is of another type or out of range.
         ExportError: `savepdf` could not be written.
     """
+    check_plot_options(
+        result,
+        texts={"title": title, "xlabel": xlabel, "font_family": font_family},
+        color=color,
+        tick_interval=tick_interval,
+        unlabelled_share=skip_final_labels_portion,
+        height=height,
+        limits=limits,
+        write_top_tokens=write_top_tokens,
+    )
     layers = result.scores.shape[1]
     answer = display_token(result.answer)
     scale = COLOR_SCALES[result.kind] if color is None else color
@@ -149,16 +162,22 @@ def save_figure(figure: go.Figure, path: str | PathLike[str], *, scale: float = 
         scale: Pixels per unit, for PNG.
 
     Raises:
-        ExportError: The ending is none of these, or Kaleido or its Chrome is missing.
+        SettingsError: An argument is of another type.
+        ExportError: The ending is none of these, the file cannot be written, or Kaleido or its Chrome is missing.
     """
-    path = Path(path)
+    path = file_path(path)
+    instance("figure", figure, go.Figure)
+    scale = real_number("scale", scale)
     ending = path.suffix.lower().removeprefix(".")
     if ending not in ("html", "png", "svg", "pdf"):
         raise ExportError(f"{path.name!r} ends in {path.suffix!r}. Figures are written as .html, .png, .svg or .pdf.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if ending == "html":
-        figure.write_html(path, include_plotlyjs=True)
-        return path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if ending == "html":
+            figure.write_html(path, include_plotlyjs=True)
+            return path
+    except (OSError, ValueError) as error:
+        raise ExportError(f"{str(path)!r} could not be written: {error}") from error
     if find_spec("kaleido") is None:
         raise ExportError(
             f"Writing {path.name!r} needs Kaleido, and it is not installed: pip install 'causal-tracer[images]'. "
@@ -169,6 +188,8 @@ def save_figure(figure: go.Figure, path: str | PathLike[str], *, scale: float = 
 
     try:
         figure.write_image(path, format=ending, scale=scale)
+    except (OSError, ValueError) as error:
+        raise ExportError(f"{str(path)!r} could not be written: {error}") from error
     except (ChromeNotFoundError, KaleidoChromeNotFoundError, BrowserFailedError, RuntimeError) as error:
         raise ExportError(
             f"Writing {path.name!r} needs Chrome or Chromium, and Kaleido could not start one ({error}). Install one, "

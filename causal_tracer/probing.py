@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from causal_tracer.hooks import editing_outputs, evaluation_mode, first_tensor, stream_argument
+from causal_tracer.engine_mode import engine_mode
+from causal_tracer.hooks import add_input_hook, add_output_hook, editing_outputs, first_tensor, stream_argument
 
 
 def probe_ids(model: nn.Module) -> Tensor:
@@ -24,9 +26,14 @@ def probe_ids(model: nn.Module) -> Tensor:
 
 def run_probe(model: nn.Module, ids: Tensor, **kwargs: Any) -> None:
     """One short forward pass for the hooks to look at."""
-    device = next(model.get_input_embeddings().parameters()).device  # type: ignore[operator]
-    with evaluation_mode(model):
-        model(ids if device.type == "meta" else ids.to(device), use_cache=False, **kwargs)
+    with engine_mode(model):
+        model(ids.to(device_of(model.get_input_embeddings())), use_cache=False, **kwargs)  # type: ignore[operator]
+
+
+def device_of(embedding: nn.Module) -> torch.device:
+    """Where an embedding takes token ids. Offloaded parameters are on `meta` between runs; accelerate moves inputs."""
+    tensor = next(itertools.chain(embedding.parameters(), embedding.buffers()), None)
+    return torch.device("cpu") if tensor is None or tensor.device.type == "meta" else tensor.device
 
 
 @dataclass(frozen=True)
@@ -53,7 +60,7 @@ class _HeadReached(Exception):
     """Ends a probe where the model is about to compute logits, which may cost more than all before them."""
 
 
-def _end(_module: nn.Module, _args: Any) -> None:
+def _end(_module: nn.Module, _args: Any, _kwargs: Any) -> None:
     raise _HeadReached
 
 
@@ -87,15 +94,15 @@ def record_calls(model: nn.Module, names: Sequence[str], ids: Tensor) -> list[Ca
                 calls.append(Call(name, source, snapshot(activation)))
 
         module = model.get_submodule(name)
-        handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+        handles.append(add_input_hook(module, before))
         return after
 
     try:
         for name in names:
-            handles.append(model.get_submodule(name).register_forward_hook(record(name)))
+            handles.append(add_output_hook(model.get_submodule(name), record(name)))
         head = getattr(model, "get_output_embeddings", lambda: None)()
         if isinstance(head, nn.Module):
-            handles.append(head.register_forward_pre_hook(_end))
+            handles.append(add_input_hook(head, _end))
         with suppress(_HeadReached):
             run_probe(model, ids)
     finally:
@@ -114,7 +121,7 @@ def tokens_meet_again(model: nn.Module, block: str, inside: Sequence[str]) -> bo
     def perturb(activation: Tensor) -> Tensor:
         changed = activation.clone()
         generator = torch.Generator().manual_seed(0)
-        noise = torch.randn(changed[:, :-1].shape, generator=generator).to(changed)
+        noise = torch.randn(changed[:, :-1].shape, generator=generator, dtype=torch.float32).to(changed)
         changed[:, :-1] += noise * activation.std() * 2
         return changed
 
@@ -140,7 +147,7 @@ def logits_to_keep_trims(model: nn.Module, block: str) -> bool:
             activation = first_tensor(output)
             noted.append(0 if activation is None else activation.numel())
 
-        handle = model.get_submodule(block).register_forward_hook(note)
+        handle = add_output_hook(model.get_submodule(block), note)
         try:
             run_probe(model, ids, logits_to_keep=kept)
         finally:

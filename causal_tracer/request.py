@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 from causal_tracer.answer_forms import AnswerForm
+from causal_tracer.arguments import (
+    MOST_SAMPLES,
+    check_plain_fields,
+    choice,
+    function,
+    instance,
+    several,
+    whole_number,
+)
 from causal_tracer.chat import ChatText
-from causal_tracer.corruption import Corruption
+from causal_tracer.corruption import CORRUPTIONS, Corruption
 from causal_tracer.encoding import check_text
 from causal_tracer.errors import SettingsError
 from causal_tracer.layers import LayerKind, require_kind
@@ -20,6 +28,9 @@ from causal_tracer.sweep.engine import EngineChoice
 
 Text = str | ChatText | Prompt
 """What the model goes on from: a text, a conversation, or a prompt that is ready."""
+
+MOST_ROWS = 2**31
+"""Rows that go through the model together at most."""
 
 Direction = Literal["restore", "corrupt"]
 """Put clean activations into the corrupted run, or corrupted ones into the clean run."""
@@ -55,6 +66,8 @@ class SamplesUntil:
     most: int = 100
 
     def __post_init__(self) -> None:
+        check_plain_fields(self)
+        whole_number("most", self.most, most=MOST_SAMPLES)
         if not self.width > 0 or self.step < 2 or self.most < self.step:
             raise SettingsError(
                 f"{self} names no number of samples. Give a width above 0, a step of 2 or more and a `most` no "
@@ -81,9 +94,8 @@ class MapSpec:
 
     def __post_init__(self) -> None:
         require_kind(self.kind)
-        object.__setattr__(self, "window", whole_number("window", self.window))
-        if self.window < 1:
-            raise SettingsError(f"window={self.window} is too small. Give 1 or more.")
+        check_plain_fields(self)
+        whole_number("window", self.window, least=1)
         if self.severed is not None and (require_kind(self.severed) == "hidden" or self.severed == self.kind):
             raise SettingsError(
                 f"kind={self.kind!r} cannot be severed from {self.severed!r}. Sever a map from 'mlp' or 'attention', "
@@ -152,33 +164,30 @@ class TraceRequest:
 
     def __post_init__(self) -> None:
         require_kind(self.kind)
+        check_plain_fields(self)
         for name, allowed in (
-            ("engine", get_args(EngineChoice)),
-            ("direction", get_args(Direction)),
-            ("answer_form", get_args(AnswerForm)),
+            ("engine", EngineChoice),
+            ("direction", Direction),
+            ("occurrence", Occurrence),
+            ("answer_form", AnswerForm),
         ):
-            if getattr(self, name) not in allowed:
-                raise SettingsError(
-                    f"{name}={getattr(self, name)!r} is not known. Choose {' or '.join(map(repr, allowed))}."
-                )
-        for item in fields(self):
-            value = getattr(self, item.name)
-            if item.type == "int" or (item.type == "int | None" and value is not None):
-                object.__setattr__(self, item.name, whole_number(item.name, value))
+            choice(name, getattr(self, name), get_args(allowed))
+        for name, known in (("metric", METRICS), ("corruption", CORRUPTIONS)):
+            value = getattr(self, name)
+            choice(name, value, known) if isinstance(value, str) else function(name, value)
         if not isinstance(self.samples, SamplesUntil):
-            object.__setattr__(self, "samples", whole_number("samples", self.samples))
-            if self.samples < 1:
-                raise SettingsError(f"samples={self.samples} is too small. Give 1 or more.")
+            object.__setattr__(self, "samples", whole_number("samples", self.samples, 1, MOST_SAMPLES))
         elif self.top_tokens:
             raise SettingsError("Top tokens are kept for a fixed number of samples. Give one.")
-        for name, least in (("window", 1), ("batch_size", 1), ("top_tokens", 0)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise SettingsError(f"{name}={value} is too small. Give {least} or more.")
-        if isinstance(self.metric, str) and self.metric not in METRICS:
-            raise SettingsError(
-                f"metric={self.metric!r} is not known. The metrics are {', '.join(map(repr, METRICS))}."
-            )
+        whole_number("window", self.window, least=1)
+        whole_number("top_tokens", self.top_tokens, least=0)
+        if self.batch_size is not None:
+            whole_number("batch_size", self.batch_size, 1, MOST_ROWS)
+        if self.positions is not None:
+            positions = tuple(whole_number("positions", value) for value in several("positions", self.positions))
+            object.__setattr__(self, "positions", positions)
+        if self.placebo is not None:
+            instance("placebo", self.placebo, HiddenFlowQuery)
         for name in ("answer", "foil"):
             if getattr(self, name) is not None:
                 check_text(name, getattr(self, name))
@@ -198,15 +207,3 @@ class TraceRequest:
                 f"{n_layers}. Choose 0 <= start_layer < end_layer <= {n_layers}."
             )
         return range(self.start_layer, end)
-
-
-def whole_number(name: str, value: Any) -> int:
-    """The value as an int.
-
-    Raises:
-        SettingsError: It is no whole number.
-    """
-    try:
-        return operator.index(value)
-    except TypeError as error:
-        raise SettingsError(f"{name}={value!r} is no whole number. Give one.") from error

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from causal_tracer.audit import Audit
+from causal_tracer.corruption import described
 from causal_tracer.decoding import decode_together, token_text
 from causal_tracer.experiment import Experiment
 from causal_tracer.flow import HiddenFlow, TraceSettings
@@ -40,8 +41,8 @@ class Results:
         self._notes = list(model_notes(experiment.context.traced.model))
         self._dtype = experiment.context.traced.dtype_name
         shape = (len(specs), 0, len(experiment.prompt), experiment.context.traced.n_layers)
-        self._scores = torch.empty(shape)
-        self._low_scores = torch.empty(0)
+        self._scores = torch.empty(shape, dtype=torch.float32)
+        self._low_scores = torch.empty(0, dtype=torch.float32)
         self._high_score = experiment.high_score
         self._rows = self._columns = torch.empty(0, dtype=torch.long)
         self._owned: list[tuple[int, Cell]] = []
@@ -64,7 +65,7 @@ class Results:
         self.samples += len(low_scores)
         self._low_scores = torch.cat([self._low_scores, low_scores])
         planes, _, tokens, layers = self._scores.shape
-        more = torch.full((planes, len(low_scores), tokens, layers), torch.nan)
+        more = torch.full((planes, len(low_scores), tokens, layers), torch.nan, dtype=torch.float32)
         self._scores = torch.cat([self._scores, more], dim=1)
         self._owned, self._watch = owned, watch
         self._rows = torch.tensor([cell.position for _, cell in owned], dtype=torch.long)
@@ -153,7 +154,7 @@ class Results:
             subject_tokens_only=request.subject_tokens_only,
             engine="full" if self._recomputed(plane) else self._verdict.name,
             versions=_versions(),
-            corruption="Gaussian noise" if gaussian else self._experiment.corruption.description,
+            corruption="Gaussian noise" if gaussian else described(self._experiment.corruption),
             metric=metric if isinstance(metric, str) else type(self._experiment.metric).__name__,
             direction=request.direction,
             severed=spec.severed,

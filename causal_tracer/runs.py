@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from causal_tracer.engine_mode import engine_mode
 from causal_tracer.errors import NumericsError
 from causal_tracer.hooks import (
     Edit,
+    add_input_hook,
     editing_arguments,
     editing_outputs,
-    evaluation_mode,
     replace_stream_argument,
     stream_argument,
 )
@@ -85,7 +86,7 @@ def run_model(
     tokens = input_ids.shape[1]
     editing = editing_outputs(edits, tokens, traced.stacked_streams)
     editing_inputs = editing_arguments(input_edits or {}, tokens)
-    with traced.lock, evaluation_mode(traced.model), editing, editing_inputs, last_only:
+    with engine_mode(traced.model), editing, editing_inputs, last_only:
         return traced.model(input_ids.to(traced.input_device), use_cache=use_cache, **kwargs)
 
 
@@ -100,7 +101,7 @@ def _reading_last_tokens(head: nn.Module, keep: int) -> Iterator[None]:
         hidden = stream_argument(args, kwargs)
         return None if hidden is None else replace_stream_argument(args, kwargs, hidden[:, -keep:])
 
-    handle = head.register_forward_pre_hook(narrow, with_kwargs=True)
+    handle = add_input_hook(head, narrow)
     try:
         yield
     finally:

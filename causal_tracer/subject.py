@@ -97,6 +97,8 @@ def guess_subject(text: str) -> str:
     Raises:
         SubjectError: The text has no such run.
     """
+    if not isinstance(text, str):
+        raise SubjectError(f"The prompt must be a text (given: {quoted(text)}).")
     runs: list[list[re.Match[str]]] = [[]]
     joiners: list[re.Match[str]] = []
     for word in re.finditer(r"[^\W_](?:[^\s\"“”()\[\]{},;:!?]*[^\W_])?", text):

@@ -17,6 +17,7 @@ from causal_tracer.base_run import BaseRun, Watched, base_run
 from causal_tracer.corruption import corrupting, embedded_tokens
 from causal_tracer.experiment import Experiment, TracingContext, set_up
 from causal_tracer.flow import HiddenFlow
+from causal_tracer.metric_values import metric_values
 from causal_tracer.request import MapSpec, SamplesUntil, TraceRequest
 from causal_tracer.results import Results
 from causal_tracer.runs import read_logits
@@ -25,6 +26,7 @@ from causal_tracer.sweep.batch_size import default_batch_size
 from causal_tracer.sweep.engine import choose_engine, sweep
 from causal_tracer.sweep.full import full_sweep
 from causal_tracer.sweep.plan import Cell, SweepChunk, SweepPlan, map_plan
+from causal_tracer.torch_state import in_standard_torch_state
 
 _ROUNDING = {torch.float32: 1e-3, torch.float64: 1e-3}
 _HALF_ROUNDING = 0.5
@@ -38,6 +40,7 @@ def can_share_passes(request: TraceRequest) -> bool:
     return plain and whole and short
 
 
+@in_standard_torch_state
 def trace_together(
     context: TracingContext,
     requests: Sequence[TraceRequest],
@@ -118,15 +121,15 @@ class _Group:
         corrupted = [e.embeddings(0, _asked(e.request)) for e in experiments]
         samples = len(corrupted[0])
         embeddings = torch.cat([self._all_embeddings(e, c) for e, c in zip(experiments, corrupted, strict=True)])
-        scores = torch.full((len(embeddings),), torch.nan)
+        scores = torch.full((len(embeddings),), torch.nan, dtype=torch.float32)
 
         def values(watched: Watched) -> Tensor:
             """Each row by its own prompt's metric."""
-            found = torch.empty(len(watched.samples))
+            found = torch.empty(len(watched.samples), dtype=torch.float32)
             for number, experiment in enumerate(experiments):
                 rows = (watched.samples // samples == number).nonzero()[:, 0]
                 if len(rows):
-                    found[rows] = experiment.metric(watched.logits[rows.to(watched.logits.device)]).cpu()
+                    found[rows] = metric_values(experiment.metric, watched.logits[rows.to(watched.logits.device)])
             return found
 
         def keep(watched: Watched) -> None:
@@ -156,7 +159,7 @@ class _Group:
                 take(number, SweepChunk(torch.full((samples,), cell), torch.arange(samples), low))
         yield (len(cells) - len(run)) * samples * len(experiments)
         numbers = torch.tensor(run, dtype=torch.long)
-        known = torch.full((len(run), len(embeddings)), torch.nan)
+        known = torch.full((len(run), len(embeddings)), torch.nan, dtype=torch.float32)
 
         def look(watched: Watched) -> None:
             known[watched.cells, watched.samples] = values(watched)
@@ -229,4 +232,4 @@ class _Group:
 
 def _nothing(logits: Tensor) -> Tensor:
     """A metric for runs whose rows are read one prompt at a time."""
-    return torch.zeros(len(logits))
+    return torch.zeros(len(logits), dtype=torch.float32)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from causal_tracer.arguments import instance
 from causal_tracer.decoding import token_text
 from causal_tracer.errors import SettingsError
 from causal_tracer.experiment import CORRUPTED, PLACEBO, Experiment, TracingContext, base_of_samples, set_up
@@ -18,6 +19,7 @@ from causal_tracer.sweep.batch_size import default_batch_size
 from causal_tracer.sweep.engine import choose_engine
 from causal_tracer.sweep.plan import Cell, SweepPlan, map_plan, telling_order
 from causal_tracer.top_tokens import TopTokenWatch
+from causal_tracer.torch_state import stepping_in_standard_torch_state
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +46,7 @@ class FlowUpdate:
     total: int
 
 
+@stepping_in_standard_torch_state
 def trace(
     context: TracingContext, request: TraceRequest, cancelled: Callable[[], bool] = lambda: False
 ) -> Iterator[FlowUpdate]:
@@ -52,6 +55,7 @@ def trace(
         yield FlowUpdate(update.flows["map"], update.done, update.total)
 
 
+@stepping_in_standard_torch_state
 def trace_maps(
     context: TracingContext,
     request: TraceRequest,
@@ -74,6 +78,10 @@ def trace_maps(
         NumericsError: A run gave NaN or infinite logits.
         TraceCancelled: `cancelled` said so.
     """
+    instance("request", request, TraceRequest)
+    instance("specs", specs, Mapping)  # type: ignore[type-abstract]
+    for name, spec in specs.items():
+        instance(f"specs[{name!r}]", spec, MapSpec)
     layers = request.layer_range(context.traced.n_layers)
     experiment = set_up(context, request)
     owned = _cells(experiment, specs, layers)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from causal_tracer.arguments import function, instance, optional, several, shown, text
 from causal_tracer.calibration import MULTIPLIERS, NoiseCalibration, calibrate_noise
 from causal_tracer.corruption import NoiseRule, noise_level
 from causal_tracer.errors import SettingsError
@@ -67,8 +68,9 @@ class CausalTracer:
 
         Raises:
             ModelStructureError: The model is no decoder-only causal LM, or its parts were not found.
-            SettingsError: The noise is no number that noise can have, or the model is not on `device`.
+            SettingsError: The noise is not a non-negative number or a rule, or the model is not on `device`.
         """
+        model_id, revision = optional(text)("model_id", model_id), optional(text)("revision", revision)
         self._traced = trace_model(model, layer_config)
         self.model = self._traced.model
         self.tokenizer = tokenizer
@@ -76,8 +78,10 @@ class CausalTracer:
         self.device = self._traced.input_device
         try:
             asked = self.device if device is None else torch.device(device)
-        except RuntimeError as error:
-            raise SettingsError(f"device={device!r} is no device of torch ({error}).") from error
+        except (RuntimeError, TypeError, ValueError, OverflowError) as error:
+            raise SettingsError(
+                f"device={shown(device)} is not a device of torch, such as 'cpu' or 'cuda:0'."
+            ) from error
         if asked.type != self.device.type:
             raise SettingsError(
                 f"device={str(device)!r} was asked for, and the model is on {str(self.device)!r}. Move it first: "
@@ -207,7 +211,7 @@ class CausalTracer:
 
         The arguments are those of `calculate_hidden_flow`, in the order that causal-tracer 1.1.0 has here.
         """
-        asked = [HiddenFlowQuery(query) if isinstance(query, str) else query for query in queries]
+        asked = _queries("queries", queries)
         requests = [
             TraceRequest(
                 text=query.text,
@@ -273,8 +277,9 @@ class CausalTracer:
             engine=engine,
             audit=audit,
         )
-        given = {require_kind(kind): window for kind, window in (windows or {}).items()}
-        chosen = {kind: {**DEFAULT_WINDOWS, **given}[require_kind(kind)] for kind in kinds}
+        asked: Mapping[Any, int] = {} if windows is None else instance("windows", windows, Mapping)  # type: ignore[type-abstract]
+        given = {require_kind(kind): window for kind, window in asked.items()}
+        chosen = {kind: {**DEFAULT_WINDOWS, **given}[kind] for kind in map(require_kind, several("kinds", kinds))}
         specs: dict[str, MapSpec] = {kind: MapSpec(kind, window) for kind, window in chosen.items()}
         flows = self.trace_maps(base, specs, progress=progress, cancelled=cancelled)
         return {kind: flows[kind] for kind in chosen}
@@ -298,6 +303,7 @@ class CausalTracer:
         Returns:
             A map for each name; all see the same noise, so that their cells can be paired sample by sample.
         """
+        _check_callbacks(progress, cancelled)
         flows: Mapping[str, HiddenFlow] = {}
         for update in trace_maps(self._context, request, specs, cancelled or (lambda: False)):
             flows = update.flows
@@ -340,7 +346,8 @@ class CausalTracer:
         Raises:
             SettingsError: No facts, or multipliers that are not positive.
         """
-        asked = [HiddenFlowQuery(fact) if isinstance(fact, str) else fact for fact in facts]
+        _check_callbacks(progress)
+        asked = _queries("facts", facts)
         return calibrate_noise(
             self._context, asked, multipliers, samples, seed, progress or (lambda _done, _total: None)
         )
@@ -365,6 +372,7 @@ class CausalTracer:
             ModelStructureError: The model's attention has no heads that could be told apart.
             SettingsError, PromptError, TokenizerError, NumericsError, TraceCancelled: As in `calculate_hidden_flow`.
         """
+        _check_callbacks(progress, cancelled)
         return trace_heads(self._context, request, token, progress or (lambda _done, _total: None), cancelled)
 
     def stream(self, request: TraceRequest, cancelled: Callable[[], bool] | None = None) -> Iterator[FlowUpdate]:
@@ -372,11 +380,16 @@ class CausalTracer:
 
         Leaving the iteration early stops the work; nothing is left behind on the model.
         """
+        _check_callbacks(cancelled=cancelled)
+        instance("request", request, TraceRequest)
         return trace(self._context, request, cancelled or (lambda: False))
 
     def _trace_all(
         self, requests: Sequence[TraceRequest], progress: Progress | None, cancelled: Callable[[], bool] | None
     ) -> list[HiddenFlow]:
+        _check_callbacks(progress, cancelled)
+        for request in requests:
+            instance("request", request, TraceRequest)
         shared = self.device.type == "cuda" and len(requests) > 1 and all(map(can_share_passes, requests))
         if shared:
             return trace_together(
@@ -395,6 +408,18 @@ class CausalTracer:
                 before += update.total
                 flows.append(update.flow)
         return flows
+
+
+def _check_callbacks(progress: Progress | None = None, cancelled: Callable[[], bool] | None = None) -> None:
+    for name, callback in (("progress", progress), ("cancelled", cancelled)):
+        optional(function)(name, callback)
+
+
+def _queries(name: str, given: Sequence[str | HiddenFlowQuery]) -> list[HiddenFlowQuery]:
+    return [
+        HiddenFlowQuery(item) if isinstance(item, str) else instance(f"Each of {name}", item, HiddenFlowQuery)
+        for item in several(name, given)
+    ]
 
 
 def _public_name(name: Any) -> str:

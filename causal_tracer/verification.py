@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from causal_tracer.errors import ModelStructureError
-from causal_tracer.hooks import editing_outputs, stream_argument
+from causal_tracer.hooks import add_input_hook, editing_outputs, stream_argument
 from causal_tracer.layers import KINDS, SiteNames
 from causal_tracer.probing import probe_ids, run_probe
 
@@ -30,7 +30,7 @@ def verify_sites(model: nn.Module, embedding_name: str, site_names: SiteNames) -
 
     names = [embedding_name, *(name for kind in KINDS for layer in site_names[kind] for name in layer)]
     block = modules[site_names["hidden"][0][0]]
-    handle = block.register_forward_pre_hook(note_taken, with_kwargs=True)
+    handle = add_input_hook(block, note_taken)
     try:
         with editing_outputs({modules[name]: record(name) for name in names}, ids.shape[1]):
             run_probe(model, ids)

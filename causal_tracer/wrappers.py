@@ -1,5 +1,6 @@
 """Models inside other libraries' wrappers: the transformers model is taken out, or the wrapper is refused.
 
+What `torch.compile(model)` returns holds the model itself, which the engine runs uncompiled.
 PEFT's adapters lie inside the transformers model's own modules, so that model alone computes what the wrapper does
 (checked by running both). nnsight drives a transformers model from outside. TransformerLens puts modules of its own
 into the model's blocks, and those do not take what the sweep does to a block.
@@ -13,15 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from causal_tracer.engine_mode import engine_mode
 from causal_tracer.errors import ModelStructureError
-from causal_tracer.hooks import evaluation_mode
-from causal_tracer.probing import probe_ids
+from causal_tracer.probing import device_of, probe_ids
+from causal_tracer.quantization import quantizes_activations
 
 _LOAD_IT = "AutoModelForCausalLM.from_pretrained(...)"
 
 
 def unwrapped(model: Any) -> Any:
-    """The transformers model in a wrapper of PEFT or nnsight; any other model is handed back as it is.
+    """The transformers model in a wrapper of torch.compile, PEFT or nnsight; any other model is handed back as it is.
 
     Raises:
         ModelStructureError: The model inside does not compute what the wrapper does, its weights are not loaded, or
@@ -40,6 +42,8 @@ def unwrapped(model: Any) -> Any:
 
 def _inside(model: Any) -> Any:
     """What the wrapper holds, or None where there is no wrapper."""
+    if any(cls.__name__ == "OptimizedModule" for cls in type(model).__mro__):
+        return model._orig_mod
     library = _library(model)
     if library == "peft":
         return _from_peft(model)
@@ -79,9 +83,8 @@ def _from_peft(model: Any) -> Any:
 
 
 def _logits(model: nn.Module, inner: nn.Module, ids: Tensor) -> Tensor:
-    device = next(inner.get_input_embeddings().parameters()).device  # type: ignore[operator]
-    with evaluation_mode(model):
-        logits: Tensor = model(ids if device.type == "meta" else ids.to(device), use_cache=False).logits
+    with engine_mode(model):
+        logits: Tensor = model(ids.to(device_of(inner.get_input_embeddings())), use_cache=False).logits  # type: ignore[operator]
     return logits.float()
 
 
@@ -124,18 +127,12 @@ def model_notes(model: nn.Module) -> tuple[str, ...]:
     }
     if active:
         notes.append(f"Traced with PEFT adapters in place: {', '.join(sorted(active))}.")
-    if weight_bits(model) == 8:
+    if quantizes_activations(model):
         notes.append(
-            "Its weights are in 8 bits, and their products depend a little on which runs share a batch: another "
+            "Its layers round activations to 8 bits, which depends a little on the runs that share a batch: another "
             "batch_size gives slightly other scores."
         )
     return tuple(notes)
-
-
-def weight_bits(model: nn.Module) -> int | None:
-    """8 or 4 where bitsandbytes keeps weights in so many bits, else None."""
-    kinds = {cls.__name__ for module in model.modules() for cls in type(module).__mro__}
-    return 4 if "Linear4bit" in kinds else 8 if "Linear8bitLt" in kinds else None
 
 
 def _adapter_modules(model: nn.Module) -> Iterator[tuple[str, Any]]:

@@ -17,7 +17,8 @@ from torch import nn
 
 from causal_tracer import CausalTracer, HiddenFlow, LayerConfig
 from causal_tracer.errors import ModelStructureError
-from causal_tracer.wrappers import adapter_state, model_notes, unwrapped, weight_bits
+from causal_tracer.quantization import weight_bits
+from causal_tracer.wrappers import adapter_state, model_notes, unwrapped
 from tests.test_sweep import assert_unchanged, fingerprint
 from tests.tiny_models import PROMPT, SUBJECT, VOCAB_SIZE, build_tiny_model, make_sensitive, tiny_tokenizer, tiny_tracer
 
@@ -129,7 +130,7 @@ def test_a_plain_model_has_no_notes_and_all_its_bits() -> None:
     model = build_tiny_model("llama")
     assert model_notes(model) == ()
     assert adapter_state(model) == ()
-    assert weight_bits(model) is None
+    assert weight_bits(model) == ()
     assert tiny_tracer("llama").context.traced.dtype_name == "float32"
 
 
@@ -159,7 +160,7 @@ def test_weights_of_few_bits_are_traced_and_named_in_the_result(name: str, bits:
     full = traced(model, engine="full")
     assert flow.settings.engine == "resumed"
     assert flow.settings.dtype == f"float32 with {bits}-bit weights"
-    assert any("8 bits" in note for note in flow.notes) == (bits == 8)
+    assert any("to 8 bits" in note for note in flow.notes) == (bits == 8)
     torch.testing.assert_close(flow.sample_scores, full.sample_scores, atol=1e-5, rtol=0)
 
 

@@ -1,6 +1,14 @@
 """What corrupts the subject: new values for its embeddings."""
 
-from causal_tracer.corruption.base import Corruption, SubjectEmbeddings, corrupting, embedded_tokens, subject_embeddings
+from causal_tracer.corruption.base import (
+    Corruption,
+    SubjectEmbeddings,
+    corrupted_embeddings,
+    corrupting,
+    described,
+    embedded_tokens,
+    subject_embeddings,
+)
 from causal_tracer.corruption.counterfactual import CounterfactualSubjects
 from causal_tracer.corruption.levels import (
     NOISE_MULTIPLIER,
@@ -30,8 +38,10 @@ __all__ = [
     "UniformNoise",
     "ZeroEmbedding",
     "automatic_noise_level",
+    "corrupted_embeddings",
     "corrupting",
     "corruption_named",
+    "described",
     "embedded_tokens",
     "embedding_scale",
     "noise_level",

@@ -9,7 +9,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from causal_tracer.hooks import Edit, evaluation_mode
+from causal_tracer.arguments import shown
+from causal_tracer.engine_mode import engine_mode
+from causal_tracer.errors import CausalTracerError, NumericsError, SettingsError
+from causal_tracer.hooks import Edit
 from causal_tracer.layers import TracedModel
 from causal_tracer.prompts import Prompt
 
@@ -51,7 +54,7 @@ class Corruption(Protocol):
 def embedded_tokens(traced: TracedModel, token_ids: Sequence[int]) -> Tensor:
     """What the embedding module gives for tokens [tokens, width], float32 on the CPU."""
     ids = torch.tensor([list(token_ids)], device=traced.input_device)
-    with traced.lock, evaluation_mode(traced.model):
+    with engine_mode(traced.model):
         embedded: Tensor = traced.embedding(ids)
     return embedded[0].float().cpu()
 
@@ -60,6 +63,39 @@ def subject_embeddings(traced: TracedModel, prompt: Prompt, tokenizer: Any = Non
     """What the corruption of a prompt's subject is given."""
     embedded = embedded_tokens(traced, prompt.input_ids[slice(*prompt.subject_range)])
     return SubjectEmbeddings(embedded, prompt, traced, tokenizer)
+
+
+def described(corruption: Any) -> str:
+    """What results call a corruption: its description, or else its name."""
+    description = getattr(corruption, "description", None)
+    named = description if isinstance(description, str) else getattr(corruption, "__name__", None)
+    return named if isinstance(named, str) else type(corruption).__name__
+
+
+def corrupted_embeddings(corruption: Corruption, subject: SubjectEmbeddings, samples: int) -> Tensor:
+    """What a corruption gives [samples, subject tokens, width], checked.
+
+    Raises:
+        SettingsError: The corruption failed, or gave something else.
+        NumericsError: An embedding is NaN or infinite.
+    """
+    name = repr(described(corruption))
+    try:
+        given = corruption(subject, samples)
+    except (CausalTracerError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise SettingsError(f"The corruption {name} failed: {type(error).__name__}: {error}") from error
+    shape = list(subject.embedded.shape)
+    if not isinstance(given, Tensor) or given.dim() != 3 or list(given.shape[1:]) != shape or not len(given):
+        found = list(given.shape) if isinstance(given, Tensor) else shown(given)
+        raise SettingsError(
+            f"The corruption {name} must return a tensor [samples, {shape[0]}, {shape[1]}] (given: {found})."
+        )
+    given = given.detach().to("cpu", torch.float32)
+    if not bool(given.isfinite().all()):
+        raise NumericsError(f"The corruption {name} gave embeddings that are NaN or infinite. Lower its level.")
+    return given
 
 
 def corrupting(embeddings: Tensor, prompt: Prompt, samples: Tensor, tokens: range | None = None) -> Edit:

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from causal_tracer.corruption.base import embedded_tokens
 from causal_tracer.encoding import check_text, encode
+from causal_tracer.engine_mode import engine_mode
 from causal_tracer.errors import NumericsError, SettingsError, SubjectError
-from causal_tracer.hooks import evaluation_mode
 from causal_tracer.layers import TracedModel
+from causal_tracer.torch_state import in_standard_torch_state
 
 NOISE_MULTIPLIER = 3.0
 """Automatic noise in standard deviations of the embedding's output, as in ROME (arXiv 2202.05262, section 2.1)."""
@@ -46,7 +47,7 @@ _moments: WeakKeyDictionary[nn.Module, tuple[Tensor, Tensor]] = WeakKeyDictionar
 def _vocabulary(traced: TracedModel, chunk: int = 8192) -> Iterator[Tensor]:
     """The embedding's output over the whole vocabulary, in parts [tokens, width], float64."""
     size = getattr(traced.embedding, "num_embeddings", traced.vocab_size)
-    with traced.lock, evaluation_mode(traced.model):
+    with engine_mode(traced.model):
         for start in range(0, size, chunk):
             ids = torch.arange(start, min(start + chunk, size), device=traced.input_device)
             yield traced.embedding(ids[None])[0].double()
@@ -99,6 +100,7 @@ def subjects_scale(traced: TracedModel, tokenizer: Any, subjects: Sequence[str])
     return _standard_deviation(traced, float(embedded.sum()), float(embedded.square().sum()), embedded.numel())
 
 
+@in_standard_torch_state
 def noise_level(traced: TracedModel, tokenizer: Any, rule: NoiseRule) -> tuple[float, str]:
     """The level that a rule gives on a model, and what results say of it.
 

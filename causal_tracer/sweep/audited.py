@@ -76,7 +76,7 @@ def audited_sweep(
         full sweep's scores.
     """
     needed = audit and verdict.way is not None and len(work.plan.cells) > 0
-    scores = torch.full((len(work.plan.cells), work.base.samples), torch.nan)
+    scores = torch.full((len(work.plan.cells), work.base.samples), torch.nan, dtype=torch.float32)
     left = torch.ones_like(scores, dtype=torch.bool)
     arguments = (work.traced, work.clean, work.base)
     held: list[SweepChunk] = []
@@ -101,7 +101,9 @@ def audited_sweep(
     restarted()
     again = torch.isin(work.maps, torch.tensor(failed)).nonzero()[:, 0]
     samples = torch.arange(work.base.samples).repeat(len(again))
-    yield SweepChunk(again.repeat_interleave(work.base.samples), samples, torch.full((len(samples),), torch.nan))
+    yield SweepChunk(
+        again.repeat_interleave(work.base.samples), samples, torch.full((len(samples),), torch.nan, dtype=torch.float32)
+    )
     plan = replace(work.plan, cells=tuple(work.plan.cells[cell] for cell in again.tolist()))
     full = Verdict(None, ())
     seen = renumbered(watch, again)
@@ -123,7 +125,7 @@ def audit_scores(work: Sweep, scores: Tensor, number: int, cancelled: Callable[[
     chosen = members[_chosen([work.plan.cells[cell] for cell in members.tolist()], _count(work, members), generator)]
     sample = int(torch.randint(work.base.samples, (1,), generator=generator))
     plan = replace(work.plan, cells=tuple(work.plan.cells[cell] for cell in chosen.tolist()))
-    expected = torch.full((len(chosen),), torch.nan)
+    expected = torch.full((len(chosen),), torch.nan, dtype=torch.float32)
     base = one_sample(work.base, sample)
     for chunk in full_sweep(work.traced, work.clean, base, plan, work.metric, work.batch_size, cancelled):
         expected[chunk.cells] = chunk.scores

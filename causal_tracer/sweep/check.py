@@ -14,9 +14,11 @@ import torch
 
 from causal_tracer.base_run import corrupted_run
 from causal_tracer.corruption import NOISE_MULTIPLIER, GaussianNoise
+from causal_tracer.engine_mode import engine_mode
 from causal_tracer.layers import KINDS, TracedModel
 from causal_tracer.metrics import LogProbability
 from causal_tracer.prompts import Prompt
+from causal_tracer.quantization import quantizes_activations
 from causal_tracer.runs import clean_run, run_model
 from causal_tracer.sweep.base_state import takes_positions
 from causal_tracer.sweep.batch_size import default_batch_size
@@ -25,7 +27,6 @@ from causal_tracer.sweep.full import full_sweep
 from causal_tracer.sweep.plan import Cell, Intervention, SweepChunk, SweepPlan
 from causal_tracer.sweep.read_out import MOST_LOGITS
 from causal_tracer.sweep.resumed import WAYS, Way, resumed_sweep
-from causal_tracer.wrappers import weight_bits
 
 CHECK_TOKENS = 8
 """Length of the prompt that models with plain caches are checked on."""
@@ -84,7 +85,7 @@ def check_ways(traced: TracedModel, n_tokens: int, *, every_token: bool = False)
     prompt = Prompt("", ids, ("",) * n_tokens, "", _SUBJECT, True, 1)
     clean = clean_run(traced, ids)
     metric = LogProbability((clean.top_id,))
-    with traced.lock, torch.no_grad():
+    with engine_mode(traced.model):
         scale = float(traced.embedding(torch.tensor([ids], device=traced.input_device)).float().std())
     noise = GaussianNoise(NOISE_MULTIPLIER * scale, seed=0)
     batch_size = max(1, min(64, MOST_LOGITS // traced.vocab_size, default_batch_size(traced, n_tokens)))
@@ -130,7 +131,7 @@ def tolerance(traced: TracedModel) -> tuple[float, float]:
     Rounding differs with the batch; in half precisions also between cached and uncached runs. Products of 8-bit
     weights look for large columns in the whole batch.
     """
-    exact = traced.dtype in (torch.float32, torch.float64) and weight_bits(traced.model) != 8
+    exact = traced.dtype in (torch.float32, torch.float64) and not quantizes_activations(traced.model)
     return (1e-5, 1e-3) if exact else (0.05, 0.1)
 
 
@@ -139,7 +140,7 @@ def _allowed(traced: TracedModel, plan: SweepPlan, effects: torch.Tensor) -> tor
     rounding, share = tolerance(traced)
     kinds = [cell.interventions[0].site for cell in plan.cells]
     largest = {kind: max(float(e) for e, k in zip(effects, kinds, strict=True) if k == kind) for kind in set(kinds)}
-    return torch.tensor([rounding + share * largest[kind] for kind in kinds])
+    return torch.tensor([rounding + share * largest[kind] for kind in kinds], dtype=torch.float32)
 
 
 def _check_plan(traced: TracedModel, n_tokens: int, every_token: bool) -> SweepPlan:
@@ -168,7 +169,7 @@ def _check_plan(traced: TracedModel, n_tokens: int, every_token: bool) -> SweepP
 
 
 def _scores(chunks: Iterator[SweepChunk], plan: SweepPlan) -> torch.Tensor:
-    scores = torch.full((len(plan.cells), _SAMPLES), math.nan)
+    scores = torch.full((len(plan.cells), _SAMPLES), math.nan, dtype=torch.float32)
     for chunk in chunks:
         scores[chunk.cells, chunk.samples] = chunk.scores
     return scores

@@ -15,6 +15,7 @@ from causal_tracer.base_run import BaseRun, Watch, Watched
 from causal_tracer.corruption import corrupting
 from causal_tracer.errors import TraceCancelled
 from causal_tracer.layers import TracedModel
+from causal_tracer.metric_values import metric_values
 from causal_tracer.metrics import Metric
 from causal_tracer.runs import CleanRun, read_logits
 from causal_tracer.sweep.edits import site_edits
@@ -64,4 +65,4 @@ def full_sweep(
         logits = read_logits(traced, ids, edits, "restored", reads, input_edits)
         if watch is not None:
             watch(Watched(cell_of, sample_of, logits))
-        yield SweepChunk(cells=cell_of, samples=sample_of, scores=metric(logits).cpu())
+        yield SweepChunk(cells=cell_of, samples=sample_of, scores=metric_values(metric, logits))

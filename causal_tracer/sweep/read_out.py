@@ -117,6 +117,8 @@ class ReadOut:
         head = self.traced.head
         plain = type(head) is nn.Linear and getattr(head, "bias", None) is None and "forward" not in vars(head)
         weight: Any = getattr(head, "weight", None)
+        # Quantized weights are tensors of other classes, which know no product into given memory.
+        plain = plain and type(weight) in (Tensor, nn.Parameter)
         if not plain or weight.device.type != "cpu" or weight.dtype != torch.float32:
             yield
             return
@@ -129,7 +131,7 @@ class ReadOut:
             rows = hidden.reshape(-1, hidden.shape[-1])
             size = len(weight) * len(rows)
             if not self._buffer or self._buffer[0].numel() < size:
-                self._buffer[:] = [torch.empty(size)]
+                self._buffer[:] = [torch.empty(size, dtype=torch.float32)]
             out = self._buffer[0][:size].view(len(weight), len(rows))
             torch.mm(weight, rows.T, out=out)
             return out.T.view(*hidden.shape[:-1], -1)

@@ -38,6 +38,7 @@ from causal_tracer.hooks import (
     stream_argument,
 )
 from causal_tracer.layers import TracedModel
+from causal_tracer.metric_values import metric_values
 from causal_tracer.metrics import Metric
 from causal_tracer.runs import CleanRun, run_model
 from causal_tracer.sweep.base_state import BaseState, base_state, headless, position_argument
@@ -124,7 +125,7 @@ def resumed_sweep(
             logits = read_out(ready.states)
             if watch is not None:
                 watch(Watched(ready.cells, ready.samples, logits))
-            yield SweepChunk(ready.cells, ready.samples, metric(logits).cpu())
+            yield SweepChunk(ready.cells, ready.samples, metric_values(metric, logits))
 
 
 def _passes(

@@ -1,0 +1,77 @@
+"""torch's settings of the calling thread, held at their defaults while the engine works.
+
+A caller may have chosen autocast, inference mode or another default device. The engine's numbers do not depend on
+them: every public entry runs in `standard_torch_state`. All of these settings belong to the calling thread, so other
+threads keep theirs. The default dtype belongs to the whole process and is left alone: the engine names the dtype of
+every tensor that it makes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+import torch
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_AUTOCAST_DEVICES = ("cpu", "cuda", "mps", "xpu")
+
+
+@contextmanager
+def standard_torch_state() -> Iterator[None]:
+    """Compute without gradients, autocast and inference mode, and make tensors on the CPU by default."""
+    with ExitStack() as stack:
+        # Inference mode off switches gradients on, so it comes first.
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.no_grad())
+        for device in _AUTOCAST_DEVICES:
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        if not _makes_tensors_on_cpu():
+            stack.enter_context(torch.device("cpu"))
+        yield
+
+
+def _makes_tensors_on_cpu() -> bool:
+    try:
+        return torch.get_default_device().type == "cpu"
+    except (AssertionError, RuntimeError):
+        return False  # a kind of device that this machine does not have
+
+
+def in_standard_torch_state(function: Callable[P, T]) -> Callable[P, T]:
+    """Decorate a function to run in `standard_torch_state`."""
+
+    @wraps(function)
+    def inside(*args: P.args, **kwargs: P.kwargs) -> T:
+        with standard_torch_state():
+            return function(*args, **kwargs)
+
+    return inside
+
+
+def stepping_in_standard_torch_state(function: Callable[P, Iterator[T]]) -> Callable[P, Iterator[T]]:
+    """Decorate a generator function to run each step in `standard_torch_state`; its caller keeps its own state."""
+
+    @wraps(function)
+    def inside(*args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
+        with standard_torch_state():
+            steps = function(*args, **kwargs)
+        done = object()
+        try:
+            while True:
+                with standard_torch_state():
+                    step = next(steps, done)
+                if step is done:
+                    return
+                yield step  # type: ignore[misc]
+        finally:
+            close = getattr(steps, "close", None)
+            if close is not None:
+                close()
+
+    return inside
