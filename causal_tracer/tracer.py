@@ -102,7 +102,7 @@ class CausalTracer:
     @classmethod
     def from_pretrained(cls, name: str, *, noise: NoiseRule = None, **kwargs: Any) -> CausalTracer:
         """Load a model with `load_model(name, **kwargs)` and make a tracer of it."""
-        from causal_tracer.models import load_model
+        from causal_tracer.loading.models import load_model
 
         loaded = load_model(name, **kwargs)
         return cls(

@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 import torch
 
-from causal_tracer import embedded, gguf_conversion
-from causal_tracer.embedded import EmbeddedModel, embedded_model_folder, find_embedded_model
 from causal_tracer.errors import EmbeddedModelError, ModelLoadError
+from causal_tracer.loading import embedded, gguf_conversion
+from causal_tracer.loading.embedded import EmbeddedModel, embedded_model_folder, find_embedded_model
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXTS = [
@@ -516,7 +516,7 @@ def test_unknown_embedded_name_lists_the_known() -> None:
 
 CHILD = """
 import json, logging, sys
-from causal_tracer import embedded
+from causal_tracer.loading import embedded
 fields, cache, stop_at = json.loads(sys.argv[1]), sys.argv[2], sys.argv[3]
 fields["parts"] = [tuple(part) for part in fields["parts"]]
 embedded.EMBEDDED_MODELS = (embedded.EmbeddedModel(**fields),)

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from causal_tracer import models
-from causal_tracer.embedded import EMBEDDED_MODELS
 from causal_tracer.errors import EmbeddedModelError, ModelLoadError, SettingsError
-from causal_tracer.models import LoadedModel, load_model
+from causal_tracer.loading import models
+from causal_tracer.loading.embedded import EMBEDDED_MODELS
+from causal_tracer.loading.models import LoadedModel, load_model
 
 
 @pytest.fixture(scope="module")

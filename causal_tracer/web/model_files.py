@@ -11,8 +11,8 @@ from pathlib import Path
 from huggingface_hub import try_to_load_from_cache
 from platformdirs import user_cache_path
 
-from causal_tracer.embedded import CACHE_VARIABLE, find_embedded_model, is_embedded_name
 from causal_tracer.errors import ModelLoadError, SettingsError
+from causal_tracer.loading.embedded import CACHE_VARIABLE, find_embedded_model, is_embedded_name
 
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,99}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Literal
 
 from causal_tracer.chat import has_chat_template
-from causal_tracer.embedded import find_embedded_model, is_embedded_name
 from causal_tracer.errors import CausalTracerError, ModelLoadError
 from causal_tracer.experiment import TracingContext
-from causal_tracer.models import load_model
+from causal_tracer.loading.embedded import find_embedded_model, is_embedded_name
+from causal_tracer.loading.models import load_model
 from causal_tracer.request import MapSpec, TraceRequest
 from causal_tracer.sweep.engine import choose_engine, known_verdicts
 from causal_tracer.trace import MapsUpdate, trace_maps

@@ -38,7 +38,7 @@ from causal_tracer.errors import BusyError, CausalTracerError, ModelLoadError, S
 from causal_tracer.experiment import TracingContext, prompt_for
 from causal_tracer.flow import HiddenFlow
 from causal_tracer.layers import TracedModel
-from causal_tracer.models import load_model
+from causal_tracer.loading.models import load_model
 from causal_tracer.request import MapSpec, SamplesUntil, TraceRequest
 from causal_tracer.runs import CleanRunCache
 from causal_tracer.sweep.engine import adopt_verdicts, known_verdicts

@@ -9,15 +9,15 @@ from typing import Any
 
 import torch
 
-from causal_tracer.embedded import (
+from causal_tracer.errors import ModelLoadError, SettingsError
+from causal_tracer.loading.embedded import (
     EMBEDDED_MODELS,
     EmbeddedModel,
     embedded_model_folder,
     find_embedded_model,
     is_embedded_name,
 )
-from causal_tracer.errors import ModelLoadError, SettingsError
-from causal_tracer.gguf_conversion import Progress
+from causal_tracer.loading.gguf_conversion import Progress
 
 _DTYPES: dict[str, torch.dtype | str] = {
     "float32": torch.float32,

