@@ -9,10 +9,10 @@ import re
 from pathlib import Path
 
 from huggingface_hub import try_to_load_from_cache
-from platformdirs import user_cache_path
 
 from causal_tracer.errors import ModelLoadError, SettingsError
-from causal_tracer.loading.embedded import CACHE_VARIABLE, find_embedded_model, is_embedded_name
+from causal_tracer.loading.converted import cache_root
+from causal_tracer.loading.embedded import find_embedded_model, is_embedded_name
 
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,99}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -97,8 +97,7 @@ def size_words(parameters: int | None) -> str:
 def _weight_files(source: str) -> list[Path]:
     name, revision = split_source(source)
     if is_embedded_name(name):
-        root = Path(os.environ.get(CACHE_VARIABLE) or user_cache_path("causal-tracer")).expanduser()
-        return sorted((root / find_embedded_model(name).slug).glob("*.safetensors"))
+        return sorted((cache_root() / find_embedded_model(name).slug).glob("*.safetensors"))
     folder = Path(name).expanduser()
     if folder.is_dir():
         return sorted(folder.glob("*.safetensors"))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from causal_tracer.errors import SettingsError
-from causal_tracer.loading.embedded import CACHE_VARIABLE
+from causal_tracer.loading.converted import CACHE_VARIABLE
 
 PREFIX = "CAUSAL_TRACER_"
 

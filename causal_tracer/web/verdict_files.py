@@ -13,7 +13,7 @@ from typing import Any
 
 from platformdirs import user_cache_path
 
-from causal_tracer.loading.embedded import CACHE_VARIABLE
+from causal_tracer.loading.converted import CACHE_VARIABLE
 from causal_tracer.sweep.engine import adopt_verdicts
 
 _logger = logging.getLogger(__name__)
