@@ -133,6 +133,8 @@ class TracedModel:
     def dtype_name(self) -> str:
         """What results call the dtype, with the bits of the weights where those are fewer."""
         name = str(self.dtype).removeprefix("torch.")
+        if quantisation := getattr(self.model.config, "gguf_quantisation", None):
+            name += f" from GGUF {quantisation}"
         bits = weight_bits(self.model)
         return name if bits is None else f"{name} with {bits}-bit weights"
 

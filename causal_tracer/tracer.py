@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from causal_tracer.experiment import TracingContext
 from causal_tracer.flow import HiddenFlow
 from causal_tracer.head_flow import HeadFlow, trace_heads
 from causal_tracer.layers import KINDS, LayerConfig, LayerKind, require_kind, trace_model
+from causal_tracer.loading.models import load_model, public_model_name
 from causal_tracer.prompts import Occurrence
 from causal_tracer.request import HiddenFlowQuery, MapSpec, TraceRequest
 from causal_tracer.runs import CleanRunCache
@@ -92,7 +92,7 @@ class CausalTracer:
         self._context = TracingContext(
             traced=self._traced,
             tokenizer=tokenizer,
-            model_id=model_id or _public_name(getattr(config, "_name_or_path", None)) or type(self.model).__name__,
+            model_id=model_id or public_model_name(getattr(config, "_name_or_path", None)) or type(self.model).__name__,
             revision=revision or getattr(config, "_commit_hash", None),
             noise=level,
             noise_rule=rule,
@@ -102,12 +102,8 @@ class CausalTracer:
     @classmethod
     def from_pretrained(cls, name: str, *, noise: NoiseRule = None, **kwargs: Any) -> CausalTracer:
         """Load a model with `load_model(name, **kwargs)` and make a tracer of it."""
-        from causal_tracer.loading.models import load_model
-
         loaded = load_model(name, **kwargs)
-        return cls(
-            loaded.model, loaded.tokenizer, noise=noise, model_id=_public_name(loaded.name), revision=loaded.revision
-        )
+        return cls(loaded.model, loaded.tokenizer, noise=noise, model_id=loaded.public_name, revision=loaded.revision)
 
     @property
     def context(self) -> TracingContext:
@@ -392,9 +388,3 @@ class CausalTracer:
                 before += update.total
                 flows.append(update.flow)
         return flows
-
-
-def _public_name(name: Any) -> str:
-    """A model's hub id or embedded name; of a local folder only its name, so that no path leaves the machine."""
-    text = str(name or "")
-    return Path(text).resolve().name if text and Path(text).is_dir() else text

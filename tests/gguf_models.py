@@ -214,7 +214,7 @@ def write_source(
     if window := getattr(config, "sliding_window", None):
         writer.add_sliding_window(window)
     for key, value in source.values.items():
-        add = writer.add_uint32 if isinstance(value, int) else writer.add_float32
+        add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}[type(value)]
         add(f"{source.architecture}.{key}", value)
     if tokenizer:
         _add_tokenizer(writer, source.tokenizer)

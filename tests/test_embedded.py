@@ -213,30 +213,9 @@ def test_conversion_in_small_pieces_is_the_same(tmp_path: Path, monkeypatch: pyt
 
 
 def test_unknown_tensor_is_an_error(tmp_path: Path) -> None:
-    write_gguf(tmp_path / "tiny.gguf", "llama", extra="rope_freqs.weight")
-    with pytest.raises(ModelLoadError, match="rope_freqs"):
+    write_gguf(tmp_path / "tiny.gguf", "llama", extra="blk.0.attn_q.bias")
+    with pytest.raises(ModelLoadError, match=r"blk\.0\.attn_q\.bias"):
         gguf_conversion.convert_gguf(tmp_path / "tiny.gguf", tmp_path, nothing)
-
-
-def test_unknown_architecture_is_an_error(tmp_path: Path) -> None:
-    write_gguf(tmp_path / "tiny.gguf", "qwen2")
-    with pytest.raises(ModelLoadError, match="qwen2"):
-        gguf_conversion.convert_gguf(tmp_path / "tiny.gguf", tmp_path, nothing)
-
-
-@pytest.mark.parametrize("kept", [3, 30, 3000, 60000])
-def test_truncated_gguf_is_an_error(tmp_path: Path, kept: int) -> None:
-    whole, part = tmp_path / "tiny.gguf", tmp_path / "part.gguf"
-    write_gguf(whole, "llama")
-    part.write_bytes(whole.read_bytes()[:kept])
-    with pytest.raises(ModelLoadError, match=r"part\.gguf"):
-        gguf_conversion.convert_gguf(part, tmp_path, nothing)
-
-
-def test_no_gguf_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "text.gguf").write_text("not a model, but long enough to have a header")
-    with pytest.raises(ModelLoadError, match="not a whole GGUF file"):
-        gguf_conversion.read_gguf_header(tmp_path / "text.gguf")
 
 
 # --- the cache ---

@@ -15,6 +15,7 @@ from causal_tracer.loading.gguf_conversion import Progress
 from causal_tracer.loading.gguf_header import read_gguf_header
 
 _MAGIC = b"GGUF"
+_FLOATS = ("F32", "F16", "BF16")
 _PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 # Beside the weights: tokenizer files, and some room.
 _SPACE_FOR_THE_REST = 100_000_000
@@ -40,23 +41,22 @@ class ConvertedGguf:
 def local_gguf(name: str, path: Path) -> Path | None:
     """Return the GGUF file that a path means, or None for a folder that holds a model in another format.
 
-    Safetensors win over a GGUF file beside them.
+    Weights that save_pretrained wrote win over a GGUF file beside them.
 
     Raises:
         ModelLoadError: The path is another file, or a folder with several GGUF files and no other weights.
     """
     if path.is_dir():
-        if (path / "config.json").is_file() and any(path.glob("*.safetensors")):
+        if (path / "config.json").is_file() and any([*path.glob("*.safetensors"), *path.glob("*.bin")]):
             return None
         chosen = chosen_gguf([entry.name for entry in path.iterdir()], None, name, "Give the path of one of them.")
         return None if chosen is None else path / chosen
     with path.open("rb") as file:
         if file.read(len(_MAGIC)) == _MAGIC:
             return path
-    what = "a damaged GGUF file: it does not begin as one does" if path.suffix == ".gguf" else "a file"
-    raise ModelLoadError(
-        f"{name!r} is {what}. Give a .gguf file, or the folder that holds config.json and the weights."
-    )
+    if path.suffix == ".gguf":
+        raise ModelLoadError(f"{name!r} is not a GGUF file: it does not begin with {_MAGIC!r}. Download it again.")
+    raise ModelLoadError(f"{name!r} is a file. Give a .gguf file, or the folder that holds config.json and weights.")
 
 
 def chosen_gguf(files: Sequence[str], wanted: str | None, name: str, advice: str) -> str | None:
@@ -118,5 +118,7 @@ def converted_gguf(path: Path, cache_dir: Any, progress: Progress | None) -> Con
     )
     folder = converted_folder(conversion, cache_dir, progress)
     quantisation = quantisation_of(folder)
-    kind = "dequantised" if quantisation in path.stem else f"{quantisation}, dequantised"
-    return ConvertedGguf(folder, f"{path.stem} ({kind})", quantisation, digest)
+    kept = [] if quantisation in path.stem else [quantisation]
+    changed = [] if quantisation in _FLOATS else ["dequantised"]
+    words = f" ({', '.join(kept + changed)})" if kept or changed else ""
+    return ConvertedGguf(folder, path.stem + words, quantisation, digest)

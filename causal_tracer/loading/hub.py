@@ -32,8 +32,9 @@ def check_hub_id(name: str) -> None:
     except HFValidationError as error:
         embedded = ", ".join(repr(known.name) for known in EMBEDDED_MODELS)
         raise ModelLoadError(
-            f"{name!r} is neither a local folder (there is none of this name in {Path.cwd()}), nor an embedded "
-            f"model (those are 'embedded', {embedded}), nor a valid hub id ({error}). Check the spelling."
+            f"{name!r} is neither a local folder or file (there is none of this name in {Path.cwd()}), nor an embedded "
+            f"model (those are 'embedded', {embedded}), nor a valid hub id ({error}). Check the "
+            "spelling. A GGUF file on the hub is 'owner/repo:file.gguf'."
         ) from error
 
 
@@ -131,6 +132,6 @@ def explanation(name: str, source: str, part: str, options: Mapping[str, Any], e
     else:
         advice = "Check the spelling and the connection. If trust_remote_code is needed, read that code first."
     return (
-        f"The {part} of {name!r} could not be loaded. There is no local folder of this name, so the hub was asked "
-        f"for revision {options['revision']!r}. {cause}\n{advice} Without the hub, give a local folder or 'embedded'."
+        f"The {part} of {name!r} could not be loaded. There is no local folder or file of this name, so the hub was "
+        f"asked for revision {options['revision']!r}. {cause}\n{advice} Without the hub, give a local folder or 'embedded'."
     )
