@@ -218,7 +218,7 @@ def test_folder_with_other_files(tmp_path: Path) -> None:
 def test_file_in_place_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "weights.bin").write_text("")
     with pytest.raises(ModelLoadError, match="is a file"):
-        load_model(tmp_path / "weights.gguf")
+        load_model(tmp_path / "weights.bin")
 
 
 def test_encoder_decoder(tmp_path: Path, network: list[object]) -> None:

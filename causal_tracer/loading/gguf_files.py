@@ -51,9 +51,13 @@ def local_gguf(name: str, path: Path) -> Path | None:
             return None
         chosen = chosen_gguf([entry.name for entry in path.iterdir()], None, name, "Give the path of one of them.")
         return None if chosen is None else path / chosen
-    with path.open("rb") as file:
-        if file.read(len(_MAGIC)) == _MAGIC:
-            return path
+    try:
+        with path.open("rb") as file:
+            begin = file.read(len(_MAGIC))
+    except OSError as error:
+        raise ModelLoadError(f"{name!r} cannot be read: {error}") from error
+    if begin == _MAGIC:
+        return path
     if path.suffix == ".gguf":
         raise ModelLoadError(f"{name!r} is not a GGUF file: it does not begin with {_MAGIC!r}. Download it again.")
     raise ModelLoadError(f"{name!r} is a file. Give a .gguf file, or the folder that holds config.json and weights.")

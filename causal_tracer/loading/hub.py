@@ -133,5 +133,6 @@ def explanation(name: str, source: str, part: str, options: Mapping[str, Any], e
         advice = "Check the spelling and the connection. If trust_remote_code is needed, read that code first."
     return (
         f"The {part} of {name!r} could not be loaded. There is no local folder or file of this name, so the hub was "
-        f"asked for revision {options['revision']!r}. {cause}\n{advice} Without the hub, give a local folder or 'embedded'."
+        f"asked for revision {options['revision']!r}. {cause}\n{advice} Without the hub, give a local folder, a .gguf "
+        "file or 'embedded'."
     )
