@@ -39,6 +39,11 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:
+    """List the public names only."""
+    return sorted(__all__)
+
+
 def __getattr__(name: str) -> Any:
     """Plotting is loaded when it is first asked for, so that tracing needs no Plotly."""
     if name in ("plot_hidden_flow_heatmap", "save_figure"):

@@ -11,6 +11,7 @@
     ├── NumericsError          a run gave NaN or infinite logits
     ├── ResultFormatError      a saved result could not be read
     ├── ExportError            a figure could not be written
+    ├── PicklingError          a tracer holds something that cannot be pickled
     ├── StudyError             a study's folder is damaged, in use, or was made with other settings
     │   └── FactsError         facts could not be read, or are not facts
     ├── BusyError              the app has no room for a request now, or the request took more than its share
@@ -64,6 +65,10 @@ class ResultFormatError(CausalTracerError, ValueError):
 
 class ExportError(CausalTracerError):
     """A figure could not be written in the format asked for."""
+
+
+class PicklingError(CausalTracerError, TypeError):
+    """A tracer holds something that cannot be pickled."""
 
 
 class StudyError(CausalTracerError):

@@ -280,7 +280,17 @@ def _as_matcher(names: tuple[tuple[str, ...], ...]) -> LayerMatcher:
             candidate = ".".join([*template[:place], "{num}", *template[place + 1 :]])
             if all(layer == (candidate.replace("{num}", str(n)),) for n, layer in enumerate(names) if layer):
                 return candidate
-    return lambda _model, layer: names[layer][0] if layer < len(names) and names[layer] else ""
+    return _ListedNames(names)
+
+
+@dataclass(frozen=True)
+class _ListedNames:
+    """A matcher that looks a layer up; unlike a lambda it pickles."""
+
+    names: tuple[tuple[str, ...], ...]
+
+    def __call__(self, _model: nn.Module, layer: int) -> str:
+        return self.names[layer][0] if layer < len(self.names) and self.names[layer] else ""
 
 
 def require_kind(kind: str) -> LayerKind:

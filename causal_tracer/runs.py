@@ -195,6 +195,13 @@ class CleanRunCache:
         self._runs: OrderedDict[tuple[Any, ...], CleanRun] = OrderedDict()
         self._lock = threading.Lock()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles begin empty, with a lock of their own."""
+        return {"traced": self._traced, "max_bytes": self._max_bytes}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
     @property
     def nbytes(self) -> int:
         """Memory held by the cached runs, in bytes."""

@@ -26,6 +26,11 @@ class MapsUpdate:
     done: int
     total: int
 
+    def __repr__(self) -> str:
+        """How far the maps are, and each in a few lines."""
+        lines = [f"MapsUpdate: {self.done} of {self.total} restored runs"]
+        return "\n".join(lines + [f"{name}: {flow!r}" for name, flow in self.flows.items()])
+
 
 @dataclass(frozen=True, eq=False)
 class FlowUpdate:
@@ -40,6 +45,10 @@ class FlowUpdate:
     flow: HiddenFlow
     done: int
     total: int
+
+    def __repr__(self) -> str:
+        """How far the map is, and the map in a few lines."""
+        return f"FlowUpdate: {self.done} of {self.total} restored runs\n{self.flow!r}"
 
 
 def trace(
@@ -151,7 +160,7 @@ def _samples(
     results.begin(verdict, low_scores, owned, watch)
     total = len(plan.cells) * base.samples
     done = 0
-    yield MapsUpdate(results.flows(), done, total)
+    yield MapsUpdate(results.flows(complete=done == total), done, total)
     chunks = sweep(
         verdict,
         traced,
@@ -167,4 +176,4 @@ def _samples(
     for chunk in chunks:
         results.take(planes[chunk.cells], chunk)
         done += len(chunk.scores)
-        yield MapsUpdate(results.flows(), done, total)
+        yield MapsUpdate(results.flows(complete=done == total), done, total)

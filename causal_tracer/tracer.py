@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from causal_tracer.flow import HiddenFlow
 from causal_tracer.head_flow import HeadFlow, trace_heads
 from causal_tracer.layers import KINDS, LayerConfig, LayerKind, require_kind, trace_model
 from causal_tracer.loading.models import load_model, public_model_name
+from causal_tracer.pickling import require_picklable
 from causal_tracer.prompts import Occurrence
 from causal_tracer.request import HiddenFlowQuery, MapSpec, TraceRequest
 from causal_tracer.runs import CleanRunCache
@@ -104,6 +106,32 @@ class CausalTracer:
         """Load a model with `load_model(name, **kwargs)` and make a tracer of it."""
         loaded = load_model(name, **kwargs)
         return cls(loaded.model, loaded.tokenizer, noise=noise, model_id=loaded.public_name, revision=loaded.revision)
+
+    def __repr__(self) -> str:
+        """Name the model, its layers, the noise and the device."""
+        context = self._context
+        revision = "" if context.revision is None else f", revision {context.revision}"
+        return (
+            f"CausalTracer({context.model_id!r}{revision}: {type(self.model).__name__}, {self.count_layers()} layers, "
+            f"{self._traced.dtype_name}, noise {self.noise:.4g} ({context.noise_rule}), {self.device})"
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All parts; cached clean runs stay behind.
+
+        Raises:
+            PicklingError: A part cannot be pickled, such as a function that was written inside another.
+        """
+        state = dict(self.__dict__)
+        require_picklable(state, "CausalTracer")
+        return state
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CausalTracer:
+        """A tracer of a copy of the model. Functions are shared, so that what cannot be pickled can be copied."""
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return copied
 
     @property
     def context(self) -> TracingContext:

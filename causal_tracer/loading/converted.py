@@ -97,7 +97,7 @@ def converted_folder(
             fault = _fault(target, conversion)
             if fault is not None:
                 if target.exists():
-                    _logger.warning("Converting %s again: %s in %s.", conversion.title, fault, target)
+                    _logger.warning("%s is converted again, since %s (%s).", conversion.title, fault, target)
                 _build(target, conversion, report)
     except OSError as error:
         raise _disk_error(error, root, conversion) from error
@@ -120,7 +120,7 @@ def _locked(path: Path, conversion: Conversion, report: Progress) -> Iterator[No
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        _logger.info("Waiting for another process that is converting %s.", conversion.title)
+        _logger.info("Another process is converting %s, and this one waits for it.", conversion.title)
         report("waiting for another process that is converting the model", 0.0)
         lock.acquire()
     try:
@@ -164,7 +164,7 @@ def _temporary_prefix(conversion: Conversion) -> str:
 def _remove_leftovers(root: Path, conversion: Conversion) -> None:
     """Remove what killed runs left; called under the lock, so no living run owns any of it."""
     for leftover in root.glob(_temporary_prefix(conversion) + "*"):
-        _logger.warning("Removing %s, left by a conversion that was killed.", leftover)
+        _logger.warning("%s was left by a conversion that was killed, and is removed.", leftover)
         shutil.rmtree(leftover)
 
 
@@ -174,7 +174,7 @@ def _build(target: Path, conversion: Conversion, report: Progress) -> None:
         raise conversion.error(f"Converting {conversion.title} needs the package gguf. Run: pip install gguf")
     if shutil.disk_usage(target.parent).free < conversion.space_needed:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    _logger.info("Converting %s into %s.", conversion.title, target)
+    _logger.info("%s is converted into %s.", conversion.title, target)
     with tempfile.TemporaryDirectory(prefix=_temporary_prefix(conversion), dir=target.parent) as temporary:
         made, old = Path(temporary, "made"), Path(temporary, "old")
         made.mkdir()
