@@ -84,7 +84,11 @@ def read_gguf_header(path: Path) -> GgufHeader:
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
             return _walk_header(path, view)
-    except (struct.error, ValueError, KeyError) as error:
+    except struct.error as error:
+        raise ModelLoadError(
+            f"{path} is not a whole GGUF file: it ends within its header. Download it again."
+        ) from error
+    except (ValueError, KeyError) as error:
         raise ModelLoadError(f"{path} is not a whole GGUF file of version 2 or 3: {error!r}") from error
 
 
