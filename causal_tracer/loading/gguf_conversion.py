@@ -48,7 +48,7 @@ def convert_gguf(path: Path, folder: Path, progress: Progress) -> GgufHeader:
 
     The tokenizer is the one that transformers makes of the file, chat template included. A model without an
     output matrix of its own ties it to the embedding. For architectures with a table, peak memory is a few pieces and
-    the tokenizer; for others, the model in fp32.
+    the tokenizer; for others, one and a half times the model in fp32.
 
     Returns:
         The file's header.
