@@ -74,7 +74,7 @@ def main() -> None:
         return
     folder = arguments.model
     if not Path(folder).is_dir():
-        from causal_tracer.embedded import embedded_model_folder
+        from causal_tracer.loading.embedded import embedded_model_folder
 
         folder = str(embedded_model_folder(folder))
     rows = {

@@ -84,7 +84,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     sys.path.insert(0, str(ROOT))
-    from causal_tracer.embedded import embedded_model_folder
+    from causal_tracer.loading.embedded import embedded_model_folder
 
     folder = str(embedded_model_folder(arguments.model))
     ours = Worker(sys.executable, folder, arguments.noise, arguments.threads, ours=True)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from causal_tracer.errors import CausalTracerError
 from causal_tracer.flow import HiddenFlow, TraceSettings
 from causal_tracer.layers import GPT2_LAYER_CONFIG, LLAMA_LAYER_CONFIG, LayerConfig, LayerKind, LayerMatcher
-from causal_tracer.models import LoadedModel, load_model
+from causal_tracer.loading.models import LoadedModel, load_model
 from causal_tracer.request import HiddenFlowQuery, MapSpec, SamplesUntil, TraceRequest
 from causal_tracer.subject import guess_subject
 from causal_tracer.trace import FlowUpdate
@@ -37,6 +37,11 @@ __all__ = [
     "plot_hidden_flow_heatmap",
     "save_figure",
 ]
+
+
+def __dir__() -> list[str]:
+    """List the public names only."""
+    return sorted(__all__)
 
 
 def __getattr__(name: str) -> Any:

@@ -58,7 +58,7 @@ def open_app(context: typer.Context) -> None:
     from importlib.util import find_spec
 
     if find_spec("gradio") is None:
-        raise CausalTracerError("The app needs Gradio, which is not installed: pip install 'causal-tracer[app]'")
+        raise CausalTracerError("The app needs Gradio, which is not installed: pip install 'gradio>=6.31,<7'")
     from causal_tracer.web.launch import main as launch
 
     raise typer.Exit(launch(context.args))

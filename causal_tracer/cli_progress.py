@@ -50,6 +50,6 @@ def _log_lines(title: str) -> Callable[[int, int], None]:
         now = time.monotonic()
         if done == total or now - said_at >= _SECONDS_BETWEEN_LINES:
             said_at = now
-            _logger.info("%s: %d of %d", title, done, total)
+            _logger.info("%d of %d %s are done.", done, total, title)
 
     return report

@@ -37,7 +37,9 @@ def trace(
     ] = None,
     model: Annotated[
         str,
-        typer.Option("--model", "-m", help="An embedded name, a folder, or a hub id.", rich_help_panel=_MODEL),
+        typer.Option(
+            "--model", "-m", help="An embedded name, a folder, a .gguf file, or a hub id.", rich_help_panel=_MODEL
+        ),
     ] = "embedded",
     revision: Annotated[
         str | None, typer.Option(help="A hub model's commit or branch.", rich_help_panel=_MODEL)

@@ -11,6 +11,7 @@
     ├── NumericsError          a run, a metric or a corruption gave NaN or infinite numbers
     ├── ResultFormatError      a saved result could not be read
     ├── ExportError            a result or figure could not be written
+    ├── PicklingError          a tracer holds something that cannot be pickled
     ├── StudyError             a study's folder is damaged, in use, or was made with other settings
     │   └── FactsError         facts could not be read, or are not facts
     ├── BusyError              the app has no room for a request now, or the request took more than its share
@@ -65,6 +66,10 @@ class ResultFormatError(CausalTracerError, ValueError):
 
 class ExportError(CausalTracerError):
     """A result or figure could not be written in the format or place asked for."""
+
+
+class PicklingError(CausalTracerError, TypeError):
+    """A tracer holds something that cannot be pickled."""
 
 
 class StudyError(CausalTracerError):

@@ -6,7 +6,7 @@ import json
 import math
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from causal_tracer.errors import ExportError, ResultFormatError, SettingsError
 from causal_tracer.layers import KINDS, LayerKind
 from causal_tracer.reading import Peak as Peak
 from causal_tracer.reading import Role
+from causal_tracer.short_forms import flow_figure, flow_lines
 from causal_tracer.top_tokens import TopTokens
 
 if TYPE_CHECKING:
@@ -96,7 +97,8 @@ class HiddenFlow:
         subject_range: First token of the subject, and one past its last.
         answer: The answer's text.
         kind: Which activations were restored.
-        layer_outputs: Clean activations by module name [tokens, d_model]; empty in a result that was loaded.
+        layer_outputs: Clean activations by module name [tokens, d_model]; empty in a result that was loaded, or that is
+            not complete yet.
         answer_id: The answer's token id.
         prompt: The prompt.
         subject: The subject.
@@ -121,18 +123,26 @@ class HiddenFlow:
     subject_range: tuple[int, int]
     answer: str
     kind: LayerKind
-    layer_outputs: OrderedDict[str, Tensor] = field(repr=False)
+    layer_outputs: OrderedDict[str, Tensor]
     answer_id: int
     prompt: str
     subject: str
     subject_guessed: bool
-    sample_scores: Tensor = field(repr=False)
-    low_sample_scores: Tensor = field(repr=False)
+    sample_scores: Tensor
+    low_sample_scores: Tensor
     settings: TraceSettings
     notes: tuple[str, ...] = ()
     answer_ids: tuple[int, ...] = ()
-    top_tokens: TopTokens | None = field(default=None, repr=False)
+    top_tokens: TopTokens | None = None
     audit: Audit | None = None
+
+    def __repr__(self) -> str:
+        """Prompt, answer, scores and peaks in a few lines."""
+        return flow_lines(self)
+
+    def _repr_html_(self) -> str | None:
+        """The figure, which notebooks show in place of the text where Plotly is installed."""
+        return flow_figure(self)
 
     @property
     def total_effect(self) -> float:

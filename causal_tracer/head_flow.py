@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from causal_tracer.flow import TraceSettings
 from causal_tracer.request import MapSpec, SamplesUntil, TraceRequest
 from causal_tracer.results import Results
 from causal_tracer.runs import Activations, Recorder, read_logits
+from causal_tracer.short_forms import head_flow_figure, head_flow_lines
 from causal_tracer.sweep.audited import Sweep, audited_sweep
 from causal_tracer.sweep.batch_size import default_batch_size
 from causal_tracer.sweep.engine import choose_engine
@@ -56,11 +57,19 @@ class HeadFlow:
     answer: str
     prompt: str
     subject: str
-    sample_scores: Tensor = field(repr=False)
-    low_sample_scores: Tensor = field(repr=False)
+    sample_scores: Tensor
+    low_sample_scores: Tensor
     settings: TraceSettings
     notes: tuple[str, ...] = ()
     audit: Audit | None = None
+
+    def __repr__(self) -> str:
+        """Prompt, answer, scores and the strongest head in a few lines."""
+        return head_flow_lines(self)
+
+    def _repr_html_(self) -> str | None:
+        """The figure, which notebooks show in place of the text where Plotly is installed."""
+        return head_flow_figure(self)
 
     @property
     def indirect_effect(self) -> Tensor:

@@ -132,6 +132,8 @@ class TracedModel:
     def dtype_name(self) -> str:
         """What results call the dtype, with the bits of the weights where those are fewer."""
         name = str(self.dtype).removeprefix("torch.")
+        if quantisation := getattr(self.model.config, "gguf_quantisation", None):
+            name += f" from GGUF {quantisation}"
         bits = weight_bits(self.model)
         return f"{name} with {' and '.join(f'{size}-bit' for size in bits)} weights" if bits else name
 
@@ -284,7 +286,17 @@ def _as_matcher(names: tuple[tuple[str, ...], ...]) -> LayerMatcher:
             candidate = ".".join([*template[:place], "{num}", *template[place + 1 :]])
             if all(layer == (candidate.replace("{num}", str(n)),) for n, layer in enumerate(names) if layer):
                 return candidate
-    return lambda _model, layer: names[layer][0] if layer < len(names) and names[layer] else ""
+    return _ListedNames(names)
+
+
+@dataclass(frozen=True)
+class _ListedNames:
+    """A matcher that looks a layer up; unlike a lambda it pickles."""
+
+    names: tuple[tuple[str, ...], ...]
+
+    def __call__(self, _model: nn.Module, layer: int) -> str:
+        return self.names[layer][0] if layer < len(self.names) and self.names[layer] else ""
 
 
 def require_kind(kind: str) -> LayerKind:

@@ -180,7 +180,7 @@ def save_figure(figure: go.Figure, path: str | PathLike[str], *, scale: float = 
         raise ExportError(f"{str(path)!r} could not be written: {error}") from error
     if find_spec("kaleido") is None:
         raise ExportError(
-            f"Writing {path.name!r} needs Kaleido, and it is not installed: pip install 'causal-tracer[images]'. "
+            f"Writing {path.name!r} needs Kaleido, and it is not installed: pip install kaleido. "
             "An .html file needs nothing more."
         )
     from choreographer.errors import BrowserFailedError, ChromeNotFoundError

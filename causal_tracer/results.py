@@ -100,15 +100,15 @@ class Results:
         """Something that a reader of the maps has to know."""
         self._notes.append(text)
 
-    def flows(self) -> dict[str, HiddenFlow]:
-        """The maps as they are now."""
-        return {name: self._flow(plane, name, spec) for plane, (name, spec) in enumerate(self._specs.items())}
+    def flows(self, complete: bool = True) -> dict[str, HiddenFlow]:
+        """The maps as they are now; they share no tensors, and only complete ones have a copy of the activations."""
+        return {name: self._flow(plane, spec, complete) for plane, (name, spec) in enumerate(self._specs.items())}
 
-    def _flow(self, plane: int, name: str, spec: MapSpec) -> HiddenFlow:
+    def _flow(self, plane: int, spec: MapSpec, complete: bool) -> HiddenFlow:
         experiment = self._experiment
         context, prompt, clean = experiment.context, experiment.prompt, experiment.clean
         tokenizer, sample_scores = context.tokenizer, self._scores[plane].clone()
-        modules = [name for layer in context.traced.site_names[spec.kind] for name in layer]
+        modules = [name for layer in context.traced.site_names[spec.kind] for name in layer] if complete else []
         return HiddenFlow(
             # NaN until all samples of a cell are there.
             scores=sample_scores.mean(dim=0),
@@ -119,13 +119,13 @@ class Results:
             subject_range=prompt.subject_range,
             answer=decode_together(tokenizer, experiment.answer_ids),
             kind=spec.kind,
-            layer_outputs=OrderedDict((name, self._outputs[name]) for name in modules),
+            layer_outputs=OrderedDict((name, self._outputs[name].clone()) for name in modules),
             answer_id=experiment.answer_ids[0],
             prompt=prompt.text,
             subject=prompt.subject,
             subject_guessed=prompt.subject_guessed,
             sample_scores=sample_scores,
-            low_sample_scores=self._low_scores,
+            low_sample_scores=self._low_scores.clone(),
             settings=self._settings(plane, spec),
             notes=tuple(self._all_notes(plane, spec)),
             answer_ids=experiment.answer_ids,
@@ -153,7 +153,7 @@ class Results:
             end_layer=layers.stop,
             subject_tokens_only=request.subject_tokens_only,
             engine="full" if self._recomputed(plane) else self._verdict.name,
-            versions=_versions(),
+            versions=dict(_versions()),
             corruption="Gaussian noise" if gaussian else described(self._experiment.corruption),
             metric=metric if isinstance(metric, str) else type(self._experiment.metric).__name__,
             direction=request.direction,

@@ -30,6 +30,11 @@ class MapsUpdate:
     done: int
     total: int
 
+    def __repr__(self) -> str:
+        """How far the maps are, and each in a few lines."""
+        lines = [f"MapsUpdate: {self.done} of {self.total} restored runs"]
+        return "\n".join(lines + [f"{name}: {flow!r}" for name, flow in self.flows.items()])
+
 
 @dataclass(frozen=True, eq=False)
 class FlowUpdate:
@@ -44,6 +49,10 @@ class FlowUpdate:
     flow: HiddenFlow
     done: int
     total: int
+
+    def __repr__(self) -> str:
+        """How far the map is, and the map in a few lines."""
+        return f"FlowUpdate: {self.done} of {self.total} restored runs\n{self.flow!r}"
 
 
 @stepping_in_standard_torch_state
@@ -160,7 +169,7 @@ def _samples(
     planes = torch.tensor([plane for plane, _ in owned], dtype=torch.long)
     results.begin(verdict, low_scores, owned, watch)
     left = torch.ones(len(plan.cells), base.samples, dtype=torch.bool)
-    yield MapsUpdate(results.flows(), 0, left.numel())
+    yield MapsUpdate(results.flows(complete=not left.numel()), 0, left.numel())
     chunks = audited_sweep(
         Sweep(traced, experiment.clean, base, plan, experiment.metric, results.batch_size, planes, request.seed),
         verdict,
@@ -174,4 +183,5 @@ def _samples(
     for chunk in chunks:
         results.take(planes[chunk.cells], chunk)
         left[chunk.cells, chunk.samples] = chunk.scores.isnan()
-        yield MapsUpdate(results.flows(), left.numel() - int(left.sum()), left.numel())
+        remaining = int(left.sum())
+        yield MapsUpdate(results.flows(complete=not remaining), left.numel() - remaining, left.numel())

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +17,8 @@ from causal_tracer.experiment import TracingContext
 from causal_tracer.flow import HiddenFlow
 from causal_tracer.head_flow import HeadFlow, trace_heads
 from causal_tracer.layers import KINDS, LayerConfig, LayerKind, require_kind, trace_model
+from causal_tracer.loading.models import load_model, public_model_name
+from causal_tracer.pickling import require_picklable
 from causal_tracer.request import HiddenFlowQuery, MapSpec, TraceRequest
 from causal_tracer.subject import Occurrence
 from causal_tracer.sweep.engine import EngineChoice
@@ -93,7 +95,7 @@ class CausalTracer:
         self._context = TracingContext(
             traced=self._traced,
             tokenizer=tokenizer,
-            model_id=model_id or _public_name(getattr(config, "_name_or_path", None)) or type(self.model).__name__,
+            model_id=model_id or public_model_name(getattr(config, "_name_or_path", None)) or type(self.model).__name__,
             revision=revision or getattr(config, "_commit_hash", None),
             noise=level,
             noise_rule=rule,
@@ -102,12 +104,34 @@ class CausalTracer:
     @classmethod
     def from_pretrained(cls, name: str, *, noise: NoiseRule = None, **kwargs: Any) -> CausalTracer:
         """Load a model with `load_model(name, **kwargs)` and make a tracer of it."""
-        from causal_tracer.models import load_model
-
         loaded = load_model(name, **kwargs)
-        return cls(
-            loaded.model, loaded.tokenizer, noise=noise, model_id=_public_name(loaded.name), revision=loaded.revision
+        return cls(loaded.model, loaded.tokenizer, noise=noise, model_id=loaded.public_name, revision=loaded.revision)
+
+    def __repr__(self) -> str:
+        """Name the model, its layers, the noise and the device."""
+        context = self._context
+        revision = "" if context.revision is None else f", revision {context.revision}"
+        return (
+            f"CausalTracer({context.model_id!r}{revision}: {type(self.model).__name__}, {self.count_layers()} layers, "
+            f"{self._traced.dtype_name}, noise {self.noise:.4g} ({context.noise_rule}), {self.device})"
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All parts.
+
+        Raises:
+            PicklingError: A part cannot be pickled, such as a function that was written inside another.
+        """
+        state = dict(self.__dict__)
+        require_picklable(state, "CausalTracer")
+        return state
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CausalTracer:
+        """A tracer of a copy of the model. Functions are shared, so that what cannot be pickled can be copied."""
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return copied
 
     @property
     def context(self) -> TracingContext:
@@ -420,9 +444,3 @@ def _queries(name: str, given: Sequence[str | HiddenFlowQuery]) -> list[HiddenFl
         HiddenFlowQuery(item) if isinstance(item, str) else instance(f"Each of {name}", item, HiddenFlowQuery)
         for item in several(name, given)
     ]
-
-
-def _public_name(name: Any) -> str:
-    """A model's hub id or embedded name; of a local folder only its name, so that no path leaves the machine."""
-    text = str(name or "")
-    return Path(text).resolve().name if text and Path(text).is_dir() else text

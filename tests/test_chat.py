@@ -12,8 +12,8 @@ from transformers import AutoTokenizer
 from causal_tracer import CausalTracer, TraceRequest
 from causal_tracer.chat import ChatText, chat_prompt, has_chat_template, has_thinking_switch
 from causal_tracer.corruption import CounterfactualSubjects
-from causal_tracer.embedded import embedded_model_folder
 from causal_tracer.errors import PromptError, SettingsError, SubjectError, TokenizerError
+from causal_tracer.loading.embedded import embedded_model_folder
 from tests.hand_hooks import last_probabilities, map_by_hand
 from tests.test_prompts import SlowTokenizer
 from tests.tiny_models import BOS_ID, tiny_model, tiny_tokenizer

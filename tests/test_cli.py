@@ -285,7 +285,7 @@ def test_the_apps_options_are_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_app_without_gradio_is_status_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert cli.main(["app"]) == 1
-    assert "causal-tracer[app]" in capsys.readouterr().err
+    assert "pip install 'gradio>=6.31,<7'" in capsys.readouterr().err
 
 
 def test_progress_goes_to_a_log_where_there_is_no_terminal(
@@ -296,7 +296,11 @@ def test_progress_goes_to_a_log_where_there_is_no_terminal(
     with caplog.at_level(logging.INFO), cli_progress.progress_reporter("runs") as report:
         for done in (0, 5, 12, 20):
             report(done, 20)
-    assert [record.message for record in caplog.records] == ["runs: 0 of 20", "runs: 12 of 20", "runs: 20 of 20"]
+    assert [record.message for record in caplog.records] == [
+        "0 of 20 runs are done.",
+        "12 of 20 runs are done.",
+        "20 of 20 runs are done.",
+    ]
     caplog.clear()
     with caplog.at_level(logging.INFO), cli_progress.progress_reporter("runs", quiet=True) as report:
         report(1, 1)

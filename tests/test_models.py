@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from causal_tracer import models
-from causal_tracer.embedded import EMBEDDED_MODELS
 from causal_tracer.errors import EmbeddedModelError, ModelLoadError, SettingsError
-from causal_tracer.models import LoadedModel, load_model
+from causal_tracer.loading import hub, models
+from causal_tracer.loading.embedded import EMBEDDED_MODELS
+from causal_tracer.loading.models import LoadedModel, load_model
 
 
 @pytest.fixture(scope="module")
@@ -210,15 +210,15 @@ def test_empty_folder(tmp_path: Path, network: list[object]) -> None:
 
 
 def test_folder_with_other_files(tmp_path: Path) -> None:
-    (tmp_path / "weights.gguf").write_text("")
-    with pytest.raises(ModelLoadError, match=r"no config\.json.*holds weights\.gguf"):
+    (tmp_path / "weights.bin").write_text("")
+    with pytest.raises(ModelLoadError, match=r"no config\.json.*holds weights\.bin"):
         load_model(tmp_path)
 
 
 def test_file_in_place_of_a_folder(tmp_path: Path) -> None:
-    (tmp_path / "weights.gguf").write_text("")
+    (tmp_path / "weights.bin").write_text("")
     with pytest.raises(ModelLoadError, match="is a file"):
-        load_model(tmp_path / "weights.gguf")
+        load_model(tmp_path / "weights.bin")
 
 
 def test_encoder_decoder(tmp_path: Path, network: list[object]) -> None:
@@ -285,7 +285,7 @@ def test_misspelt_hub_id_offline(offline: None, network: list[object], tmp_path:
 def test_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     error = OSError("We couldn't connect to the hub")
-    message = models._explanation("someone/gpt2", "someone/gpt2", "config", {"revision": "main"}, error)
+    message = hub.explanation("someone/gpt2", "someone/gpt2", "config", {"revision": "main"}, error)
     assert "Check the spelling and the connection" in message
 
 
@@ -303,7 +303,7 @@ def test_advice_for_what_the_hub_answers(kind: str, advice: str) -> None:
     answer = getattr(errors, kind).__new__(getattr(errors, kind))
     error = OSError("wrapped by transformers")
     error.__cause__ = answer
-    message = models._explanation("someone/gpt2", "someone/gpt2", "config", {"revision": "v9"}, error)
+    message = hub.explanation("someone/gpt2", "someone/gpt2", "config", {"revision": "v9"}, error)
     assert advice in message
     assert "'v9'" in message
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from causal_tracer.embedded import EMBEDDED_MODELS
+from causal_tracer.loading.embedded import EMBEDDED_MODELS
 from causal_tracer.web.settings import ServiceSettings, variable
 
 ROOT = Path(__file__).resolve().parent.parent

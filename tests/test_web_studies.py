@@ -82,7 +82,7 @@ class TestShow:
 
     def test_without_pyarrow_the_way_to_it_is_told(self, shelf, monkeypatch):
         monkeypatch.setattr("causal_tracer.study.store.find_spec", lambda name: None)
-        assert "pip install" in shelf.show(0, ALONE, None)[2]
+        assert "pip install pyarrow" in shelf.show(0, ALONE, None)[2]
 
 
 class TestReport:

@@ -24,7 +24,9 @@ PARTIAL, FAILED = 3, 1
 
 
 def study(
-    model: Annotated[str, typer.Option(help="The model: an embedded name, a folder, or a hub id.")] = "embedded",
+    model: Annotated[
+        str, typer.Option(help="The model: an embedded name, a folder, a .gguf file, or a hub id.")
+    ] = "embedded",
     facts: Annotated[
         str, typer.Option(help='A file (.json, .jsonl, .csv, .parquet), a data set ("id:split"), or "shipped".')
     ] = "shipped",

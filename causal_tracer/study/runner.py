@@ -186,7 +186,7 @@ def _trace_own(
             record = replace(record, seconds=time.perf_counter() - begun)
             journal.append(record.to_dict())
             if record.status == "failed":
-                logger.warning("%r is set aside: %s", fact.prompt, record.cause)
+                logger.warning("The fact %r is set aside: %s", fact.prompt, record.cause)
             check_audit([record], settings, str(context.traced.dtype).removeprefix("torch."))
             if progress is not None:
                 progress(number, len(own))

@@ -40,7 +40,7 @@ def require_tables() -> None:
         StudyError: pyarrow is not installed.
     """
     if find_spec("pyarrow") is None:
-        raise StudyError("Studies are kept in Parquet files, which need pyarrow: pip install 'causal-tracer[study]'")
+        raise StudyError("Studies are kept in Parquet files, which need pyarrow: pip install pyarrow")
 
 
 def read_manifest(study: Path) -> dict[str, Any] | None:

@@ -88,7 +88,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--model",
         action="append",
-        help='what load_model takes: "embedded", a folder, or a hub id (default: CAUSAL_TRACER_MODELS, else embedded)',
+        help='what load_model takes: "embedded", a folder, a .gguf file, or a hub id '
+        "(default: CAUSAL_TRACER_MODELS, else embedded)",
     )
     return parser
 

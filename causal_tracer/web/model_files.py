@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from pathlib import Path
 
 from huggingface_hub import try_to_load_from_cache
-from platformdirs import user_cache_path
 
-from causal_tracer.embedded import CACHE_VARIABLE, find_embedded_model, is_embedded_name
 from causal_tracer.errors import ModelLoadError, SettingsError
+from causal_tracer.loading.converted import cache_root
+from causal_tracer.loading.embedded import find_embedded_model, is_embedded_name
+from causal_tracer.loading.gguf_files import local_gguf
+from causal_tracer.loading.gguf_header import read_gguf_header
+from causal_tracer.loading.models import public_model_name
 
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,99}")
+_MODEL_FILES = (".json", ".safetensors", ".gguf", ".model", ".txt", ".jinja")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # The first eight bytes of a safetensors file are its header's length; no real header reaches this.
 _LONGEST_HEADER = 100 * 2**20
@@ -37,27 +40,23 @@ def split_source(source: str) -> tuple[str, str | None]:
 
 
 def public_name(source: str) -> str:
-    """The name by which a model is asked for: its own, or that of its folder."""
-    path = Path(source).expanduser()
-    return path.resolve().name if path.is_dir() else split_source(source)[0]
+    """The name by which a model is asked for: its own, or that of its folder or file."""
+    return public_model_name(split_source(source)[0])
 
 
 def stored_identity(source: str) -> str | None:
     """What tells a model's weights from all others, or None where only loading it will tell.
 
     A hub model is known by a pinned commit, an embedded one by the hash of its file, a folder by the names, sizes and
-    times of its files.
+    times of its files, a GGUF file by its own.
     """
     name, revision = split_source(source)
     if is_embedded_name(name):
         return f"embedded {find_embedded_model(name).sha256}"
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        found = sorted(
-            (entry.name, entry.stat().st_size, entry.stat().st_mtime_ns)
-            for entry in os.scandir(folder)
-            if entry.is_file() and entry.name.endswith((".json", ".safetensors", ".model", ".txt", ".jinja"))
-        )
+    path = Path(name).expanduser()
+    if path.exists():
+        files = [path] if path.is_file() else [entry for entry in path.iterdir() if entry.suffix in _MODEL_FILES]
+        found = sorted((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file())
         return f"folder {hashlib.sha256(json.dumps(found).encode()).hexdigest()}"
     return f"hub {name} {revision}" if revision and _COMMIT.fullmatch(revision) else None
 
@@ -65,23 +64,27 @@ def stored_identity(source: str) -> str | None:
 def stored_parameters(source: str) -> int | None:
     """How many parameters the model's weight files hold, as far as they are on this machine; None if they are not."""
     try:
+        path = Path(split_source(source)[0]).expanduser()
+        gguf = local_gguf(source, path) if path.exists() else None
+        if gguf is not None:
+            return sum(tensor.elements for tensor in read_gguf_header(gguf).tensors)
         return _counted(_weight_files(source))
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, ModelLoadError):
         # Damaged files are the loading's to report.
         return None
 
 
 def require_safetensors(source: str) -> None:
-    """Refuse a folder whose weights are not safetensors: other formats can run code.
+    """Refuse a folder whose weights are neither safetensors nor GGUF: other formats can run code.
 
     Raises:
         ModelLoadError: It has none.
     """
     folder = Path(source).expanduser()
-    if folder.is_dir() and not any(folder.glob("*.safetensors")):
+    if folder.is_dir() and not any(folder.glob("*.safetensors")) and not any(folder.glob("*.gguf")):
         raise ModelLoadError(
-            f"The folder {folder.name!r} has no .safetensors weights, and this app takes no others. Save the model "
-            "with save_pretrained, which writes them."
+            f"The folder {folder.name!r} has no .safetensors or .gguf weights, and this app takes no others. Save the "
+            "model with save_pretrained, which writes safetensors."
         )
 
 
@@ -97,8 +100,7 @@ def size_words(parameters: int | None) -> str:
 def _weight_files(source: str) -> list[Path]:
     name, revision = split_source(source)
     if is_embedded_name(name):
-        root = Path(os.environ.get(CACHE_VARIABLE) or user_cache_path("causal-tracer")).expanduser()
-        return sorted((root / find_embedded_model(name).slug).glob("*.safetensors"))
+        return sorted((cache_root() / find_embedded_model(name).slug).glob("*.safetensors"))
     folder = Path(name).expanduser()
     if folder.is_dir():
         return sorted(folder.glob("*.safetensors"))

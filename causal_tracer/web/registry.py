@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Literal
 
 from causal_tracer.chat import has_chat_template
-from causal_tracer.embedded import find_embedded_model, is_embedded_name
 from causal_tracer.errors import CausalTracerError, ModelLoadError
 from causal_tracer.experiment import TracingContext
-from causal_tracer.models import load_model
+from causal_tracer.loading.embedded import find_embedded_model, is_embedded_name
+from causal_tracer.loading.models import load_model
 from causal_tracer.request import MapSpec, TraceRequest
 from causal_tracer.sweep.engine import choose_engine, known_verdicts
 from causal_tracer.trace import MapsUpdate, trace_maps
@@ -129,13 +129,15 @@ Loader = Callable[[str, Report], LoadedTracer]
 
 
 def load_tracer(source: str, report: Report, *, device_map: str = "") -> LoadedTracer:
-    """Load a model and make a tracer of it: the loader of the real app. Safetensors only, and never a model's code."""
+    """Load a model and make a tracer of it: the loader of the real app.
+
+    Safetensors and GGUF files only, and never a model's code.
+    """
     asked, revision = split_source(source)
     require_safetensors(asked)
     loaded = load_model(asked, revision=revision, device_map=device_map or None, progress=report)
     report("finding its layers", 1.0)
-    # A folder's path stays on this machine: results and status have its name only.
-    name = loaded.title if Path(asked).is_dir() else loaded.name
+    name = loaded.public_name
     tracer = CausalTracer(loaded.model, loaded.tokenizer, model_id=name, revision=loaded.revision)
     adopt_stored_verdicts(name, loaded.revision)
     report("comparing the fast sweep with the full one", 1.0)
@@ -200,9 +202,9 @@ class ModelSlot:
 
     @property
     def hub_revision(self) -> str | None:
-        """The revision to ask the hub for; None for models that come with pip or from a folder."""
+        """The revision to ask the hub for; None for models that come with pip or from a local folder or file."""
         name, asked = split_source(self._source)
-        if is_embedded_name(name) or Path(name).expanduser().is_dir():
+        if is_embedded_name(name) or Path(name).expanduser().exists():
             return None
         return self.status.revision or asked
 
@@ -257,7 +259,7 @@ class ModelSlot:
             self._settled.set()
 
     def _failed(self, words: str) -> None:
-        # People are told a folder's name, not where it is.
+        # People are told the name of a folder or file, not where it is.
         words = words.replace(str(Path(self._source).expanduser()), self._status.model)
         self._retry_at = self._clock() + _RETRY_SECONDS
         self._set(state="failed", error=words)

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from causal_tracer.embedded import CACHE_VARIABLE
 from causal_tracer.errors import SettingsError
+from causal_tracer.loading.converted import CACHE_VARIABLE
 
 PREFIX = "CAUSAL_TRACER_"
 
@@ -26,7 +26,8 @@ class ServiceSettings:
 
     Attributes:
         models: The models that may be asked for, the default first: what `load_model` takes, separated by commas. A
-            hub id may carry its revision: "openai-community/gpt2@607a30d".
+            hub id may carry its revision, "openai-community/gpt2@607a30d", and the name of a GGUF file,
+            "owner/repo:file.gguf".
         max_prompt_tokens: The longest prompt.
         max_samples: The most noise samples.
         max_cell_samples: The most restored runs of one request, cells of its maps times noise samples, for a model of

@@ -11,9 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from platformdirs import user_cache_path
-
-from causal_tracer.embedded import CACHE_VARIABLE
+from causal_tracer.loading.converted import cache_root
 from causal_tracer.sweep.engine import adopt_verdicts
 
 _logger = logging.getLogger(__name__)
@@ -29,7 +27,9 @@ def adopt_stored_verdicts(model: str, revision: str | None) -> None:
     except FileNotFoundError:
         return
     except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
-        _logger.warning("%s is not read (%s); the model is checked again.", path.name, type(error).__name__)
+        _logger.warning(
+            "The stored check %s could not be read (%s): the model is checked again.", path.name, type(error).__name__
+        )
 
 
 def store_verdicts(model: str, revision: str | None, found: Mapping[str, Any]) -> None:
@@ -41,15 +41,14 @@ def store_verdicts(model: str, revision: str | None, found: Mapping[str, Any]) -
         path.parent.mkdir(parents=True, exist_ok=True)
         _replace(path, json.dumps(dict(found)))
     except OSError as error:
-        _logger.warning("%s is not kept: %s", path.name, error)
+        _logger.warning("The check of a model could not be stored in %s: %s.", path.name, error)
 
 
 def _path(model: str, revision: str | None) -> Path | None:
     """The file of a model; none for a model without a revision, whose weights may change under its name."""
     if revision is None:
         return None
-    root = Path(os.environ.get(CACHE_VARIABLE) or user_cache_path("causal-tracer")).expanduser()
-    return root / "verdicts" / (re.sub(r"[^A-Za-z0-9.-]+", "-", f"{model}-{revision}") + ".json")
+    return cache_root() / "verdicts" / (re.sub(r"[^A-Za-z0-9.-]+", "-", f"{model}-{revision}") + ".json")
 
 
 def _replace(path: Path, text: str) -> None:

@@ -28,7 +28,6 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,7 +37,7 @@ from causal_tracer.errors import BusyError, CausalTracerError, ModelLoadError, S
 from causal_tracer.experiment import TracingContext, prompt_for
 from causal_tracer.flow import HiddenFlow
 from causal_tracer.layers import TracedModel
-from causal_tracer.models import load_model
+from causal_tracer.loading.models import load_model
 from causal_tracer.request import MapSpec, SamplesUntil, TraceRequest
 from causal_tracer.sweep.engine import adopt_verdicts, known_verdicts
 from causal_tracer.trace import MapsUpdate, trace_maps
@@ -225,9 +224,7 @@ def _placed(source: str, device: str) -> PlacedModel:
     name, revision = split_source(source)
     require_safetensors(name)
     loaded = load_model(name, revision=revision, dtype="auto", device="cpu")
-    # A folder's path stays on this machine: results have its name only.
-    shown = loaded.title if Path(name).is_dir() else loaded.name
-    tracer = CausalTracer(loaded.model, loaded.tokenizer, model_id=shown, revision=loaded.revision)
+    tracer = CausalTracer(loaded.model, loaded.tokenizer, model_id=loaded.public_name, revision=loaded.revision)
     adopt_stored_verdicts(tracer.context.model_id, tracer.context.revision)
     copied = copy.deepcopy(tracer.model).to(device)
     on_gpu = replace(tracer.context.traced, model=copied)

@@ -439,7 +439,7 @@ def test_where_there_is_no_kaleido_the_page_says_what_to_do(visits, monkeypatch)
     page = visits.open()
     page.locator("#ct-share-hidden button").first.click()
     page.locator("#ct-png-hidden").click()
-    expect(page.locator("#ct-message .ct-error")).to_contain_text("pip install 'causal-tracer[images]'")
+    expect(page.locator("#ct-message .ct-error")).to_contain_text("pip install kaleido")
 
 
 def test_the_python_lines_follow_the_fields(visits, app):

@@ -7,8 +7,8 @@ Run it in an environment of its own, where `causal_tracer` is that library:
     peer/bin/pip install --no-deps causal-tracer==1.1.0
     peer/bin/python tests/golden/make_golden.py FOLDER OUT.json
 
-FOLDER holds a converted embedded model: python -c "from causal_tracer.embedded import embedded_model_folder as f;
-print(f('embedded'))". Scores are written with seven digits.
+FOLDER holds a converted embedded model: python -c "from causal_tracer.loading.embedded import embedded_model_folder
+as f; print(f('embedded'))". Scores are written with seven digits.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Loading a model and its tokenizer: embedded, from a local folder, or from the Hugging Face hub."""
+"""Loading a model and its tokenizer: embedded, from a local folder or GGUF file, or from the Hugging Face hub."""
 
 import os
 from collections.abc import Iterator
@@ -10,15 +10,16 @@ from typing import Any
 import torch
 
 from causal_tracer.arguments import flag, optional, shown, text
-from causal_tracer.embedded import (
-    EMBEDDED_MODELS,
+from causal_tracer.errors import ModelLoadError, SettingsError
+from causal_tracer.loading.embedded import (
     EmbeddedModel,
     embedded_model_folder,
     find_embedded_model,
     is_embedded_name,
 )
-from causal_tracer.errors import ModelLoadError, SettingsError
-from causal_tracer.gguf_conversion import Progress
+from causal_tracer.loading.gguf_conversion import Progress
+from causal_tracer.loading.gguf_files import converted_gguf, local_gguf
+from causal_tracer.loading.hub import check_hub_id, explanation, hub_gguf, split_hub_name
 from causal_tracer.torch_state import in_standard_torch_state
 
 _DTYPES: dict[str, torch.dtype | str] = {
@@ -36,13 +37,30 @@ class LoadedModel:
     model: Any
     tokenizer: Any
     name: str
-    """As it was asked for: an embedded model's full name, a folder, or a hub id."""
+    """As it was asked for: an embedded model's full name, a folder, a GGUF file, or a hub id."""
     title: str
     """What to show."""
     revision: str | None
-    """The hub's commit, or the start of an embedded model's SHA-256; None for a local folder."""
+    """The hub's commit, or the start of a local GGUF file's SHA-256; None for a local folder."""
     license: str | None
     """Known for embedded models only."""
+
+    @property
+    def public_name(self) -> str:
+        """The name in results: of a local folder or file without its path, which stays on this machine."""
+        return public_model_name(self.name)
+
+    def __repr__(self) -> str:
+        """Name the model, without its modules."""
+        revision = "" if self.revision is None else f", revision={self.revision!r}"
+        return f"LoadedModel({self.public_name!r}{revision}, {type(self.model).__name__}, {self.title!r})"
+
+
+def public_model_name(name: Any) -> str:
+    """Return a model's name without the path of a local folder or file."""
+    text = str(name or "")
+    path = Path(text).expanduser()
+    return path.resolve().name if text and path.exists() else text
 
 
 @in_standard_torch_state
@@ -59,20 +77,23 @@ def load_model(
 ) -> LoadedModel:
     """Load a decoder-only language model and its tokenizer.
 
-    An embedded model or a local folder is loaded without any call to the hub. From the hub, only safetensors
-    weights are taken, and code from a repository runs only if `trust_remote_code` says so.
+    An embedded model, a local folder or a GGUF file is loaded without any call to the hub. From the hub, only
+    safetensors weights are taken, or a GGUF file where there are none, and code from a repository runs only if
+    `trust_remote_code` says so. A GGUF file is converted to fp32 once and kept beside the embedded models.
 
     Args:
-        name: "embedded" or another embedded name, a local folder, or a hub id such as "openai-community/gpt2".
+        name: "embedded" or another embedded name, a local folder, a .gguf file, or a hub id such as
+            "openai-community/gpt2". A hub repository's GGUF file is "owner/repo:file.gguf", or "owner/repo:Q4_K_M"
+            where only one file's name contains that, or "owner/repo" where there is only one.
         revision: A hub model's branch, tag or commit.
         dtype: "float32", "bfloat16", "float16", "auto" (the checkpoint's own) or a torch dtype. By default
             float32, or the checkpoint's own on CUDA.
         device: Where to put the whole model; by default CUDA, else MPS, else the CPU.
         device_map: Spread the model by accelerate, "auto" for instance, in place of `device`.
         trust_remote_code: Run the Python code that a repository or folder brings along.
-        cache_dir: Where converted embedded models or hub downloads are kept; by default the usual folders.
-        progress: Show a bar on stderr while an embedded model is converted, or call this with words and a
-            fraction from 0 to 1.
+        cache_dir: Where converted models and hub downloads are kept; by default the usual folders.
+        progress: Show a bar on stderr while a GGUF file is converted, or call this with words and a fraction from 0
+            to 1.
 
     Raises:
         SettingsError: Arguments contradict each other or have unknown values.
@@ -96,16 +117,29 @@ def load_model(
         raise SettingsError(f"name must be a text or a path (given: {shown(name)}).") from error
     if is_embedded_name(name):
         return _load_embedded(find_embedded_model(name), revision, place, options, cache_dir, progress)
-    folder = Path(name).expanduser()
-    if name and folder.exists():
-        _check_folder(name, folder, revision)
-        model, tokenizer = _load(name, str(folder), place, options | {"local_files_only": True})
-        return LoadedModel(model, tokenizer, name, folder.resolve().name, None, None)
-    _check_hub_id(name)
-    options |= {"revision": revision or "main", "cache_dir": cache_dir, "use_safetensors": True}
-    model, tokenizer = _load(name, name, place, options)
-    commit = getattr(model.config, "_commit_hash", None)
-    return LoadedModel(model, tokenizer, name, name, commit, None)
+    path = Path(name).expanduser()
+    if name and path.exists():
+        gguf = local_gguf(name, path)
+        _check_local(name, path, gguf, revision)
+        if gguf is not None:
+            return _load_gguf(name, gguf, None, place, options, cache_dir, progress)
+        model, tokenizer = _load(name, str(path), place, options | {"local_files_only": True})
+        return LoadedModel(model, tokenizer, name, path.resolve().name, None, None)
+    repository, file = split_hub_name(name)
+    check_hub_id(repository)
+    if file is None:
+        hub_options = options | {"revision": revision or "main", "cache_dir": cache_dir, "use_safetensors": True}
+        try:
+            model, tokenizer = _load(name, name, place, hub_options)
+            return LoadedModel(model, tokenizer, name, name, getattr(model.config, "_commit_hash", None), None)
+        except ModelLoadError:
+            # Repositories of GGUF files have no weights that transformers finds, and often no config.
+            found = hub_gguf(repository, None, revision, cache_dir)
+            if found is None:
+                raise
+    else:
+        found = hub_gguf(repository, file, revision, cache_dir)
+    return _load_gguf(f"{repository}:{found.file}", found.path, found.commit, place, options, cache_dir, progress)
 
 
 def _load_embedded(
@@ -125,6 +159,25 @@ def _load_embedded(
     # Results record where a model came from: its name, not a folder of this machine.
     model.name_or_path = model.config.name_or_path = tokenizer.name_or_path = embedded.name
     return LoadedModel(model, tokenizer, embedded.name, embedded.title, embedded.sha256[:12], embedded.license)
+
+
+def _load_gguf(
+    name: str,
+    path: Path,
+    revision: str | None,
+    place: torch.device | None,
+    options: dict[str, Any],
+    cache_dir: str | os.PathLike[str] | None,
+    progress: bool | Progress,
+) -> LoadedModel:
+    with _reporter(path.name, progress) as report:
+        made = converted_gguf(path, cache_dir, report)
+    options = options | {"local_files_only": True, "use_safetensors": True, "trust_remote_code": False}
+    model, tokenizer = _load(name, str(made.folder), place, options)
+    model.name_or_path = model.config.name_or_path = tokenizer.name_or_path = public_model_name(name)
+    # What the dtype alone does not tell; results name it.
+    model.config.gguf_quantisation = made.quantisation
+    return LoadedModel(model, tokenizer, name, made.title, revision or made.sha256[:12], None)
 
 
 @contextmanager
@@ -182,31 +235,16 @@ def _dtype(dtype: str | torch.dtype | None, place: torch.device | None) -> torch
     return _DTYPES[dtype]
 
 
-def _check_folder(name: str, folder: Path, revision: str | None) -> None:
-    if not folder.is_dir():
-        raise ModelLoadError(f"{name!r} is a file. Give the folder that holds config.json and the weights.")
-    if not (folder / "config.json").is_file():
-        found = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
+def _check_local(name: str, path: Path, gguf: Path | None, revision: str | None) -> None:
+    if gguf is None and not (path / "config.json").is_file():
+        found = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"
         raise ModelLoadError(
-            f"The folder {name!r} holds no config.json, so it is not a saved model; it holds {found}. "
+            f"The folder {name!r} holds no config.json and no GGUF file, so it is not a saved model; it holds {found}. "
             "Give the folder that save_pretrained wrote, or rename it if you meant a hub id of this name."
         )
     if revision is not None:
-        raise SettingsError(f"{name!r} is a local folder, which has no revision {revision!r}.")
-
-
-def _check_hub_id(name: str) -> None:
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
-
-    try:
-        validate_repo_id(name)
-    except HFValidationError as error:
-        embedded = ", ".join(repr(known.name) for known in EMBEDDED_MODELS)
-        raise ModelLoadError(
-            f"{name!r} is neither a local folder (there is none of this name in {Path.cwd()}), nor an embedded "
-            f"model (those are 'embedded', {embedded}), nor a valid hub id ({error}). Check the spelling."
-        ) from error
+        what = "folder" if path.is_dir() else "file"
+        raise SettingsError(f"{name!r} is a local {what}, which has no revision {revision!r}.")
 
 
 def _load(name: str, source: str, place: torch.device | None, options: dict[str, Any]) -> tuple[Any, Any]:
@@ -238,38 +276,5 @@ def _load(name: str, source: str, place: torch.device | None, options: dict[str,
     except ModelLoadError:
         raise
     except Exception as error:
-        raise ModelLoadError(_explanation(name, source, part, options, error)) from error
+        raise ModelLoadError(explanation(name, source, part, options, error)) from error
     return model.eval(), tokenizer
-
-
-def _explanation(name: str, source: str, part: str, options: dict[str, Any], error: Exception) -> str:
-    """What was tried, why it failed, and what to do about it."""
-    from huggingface_hub import constants, errors
-
-    chain: list[BaseException] = []
-    link: BaseException | None = error
-    while link is not None and link not in chain:
-        chain.append(link)
-        link = link.__cause__ or link.__context__
-    cause = f"{type(error).__name__}: {str(error).strip() or 'no message'}"
-    if "revision" not in options:
-        advice = "Check that the folder is whole and that this version of transformers knows the model."
-        return f"The {part} of {name!r} could not be loaded from the folder {source}. {cause}\n{advice}"
-
-    def saw(*kinds: type[BaseException]) -> bool:
-        return any(isinstance(link, kinds) for link in chain)
-
-    if saw(errors.GatedRepoError):
-        advice = "The model is gated: accept its terms on its page, then run 'hf auth login'."
-    elif saw(errors.RevisionNotFoundError):
-        advice = "The model exists, but not this revision: check its branches and tags."
-    elif saw(errors.RepositoryNotFoundError):
-        advice = "No such model, or a private one: check the spelling, or run 'hf auth login'."
-    elif constants.HF_HUB_OFFLINE:
-        advice = "HF_HUB_OFFLINE is set and the model is not in the local cache: unset it, or give a folder."
-    else:
-        advice = "Check the spelling and the connection. If trust_remote_code is needed, read that code first."
-    return (
-        f"The {part} of {name!r} could not be loaded. There is no local folder of this name, so the hub was asked "
-        f"for revision {options['revision']!r}. {cause}\n{advice} Without the hub, give a local folder or 'embedded'."
-    )

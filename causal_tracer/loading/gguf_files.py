@@ -1,0 +1,128 @@
+"""GGUF files as users name them: a file, a folder that contains one, or one of a hub repository's."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from causal_tracer.errors import ModelLoadError
+from causal_tracer.loading.converted import Conversion, converted_folder, file_hash, quantisation_of
+from causal_tracer.loading.gguf_conversion import Progress
+from causal_tracer.loading.gguf_header import read_gguf_header
+
+_MAGIC = b"GGUF"
+_FLOATS = ("F32", "F16", "BF16")
+_PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
+# Beside the weights: tokenizer files, and some room.
+_SPACE_FOR_THE_REST = 100_000_000
+
+
+@dataclass(frozen=True)
+class ConvertedGguf:
+    """A GGUF file after its conversion.
+
+    Attributes:
+        folder: What transformers loads.
+        title: The file's name and quantisation, for people.
+        quantisation: Such as "Q4_K_M".
+        sha256: Of the file.
+    """
+
+    folder: Path
+    title: str
+    quantisation: str
+    sha256: str
+
+
+def local_gguf(name: str, path: Path) -> Path | None:
+    """Return the GGUF file that a path means, or None for a folder that holds a model in another format.
+
+    Weights that save_pretrained wrote win over a GGUF file beside them.
+
+    Raises:
+        ModelLoadError: The path is another file, or a folder with several GGUF files and no other weights.
+    """
+    if path.is_dir():
+        if (path / "config.json").is_file() and any([*path.glob("*.safetensors"), *path.glob("*.bin")]):
+            return None
+        chosen = chosen_gguf([entry.name for entry in path.iterdir()], None, name, "Give the path of one of them.")
+        return None if chosen is None else path / chosen
+    try:
+        with path.open("rb") as file:
+            begin = file.read(len(_MAGIC))
+    except OSError as error:
+        raise ModelLoadError(f"{name!r} cannot be read: {error}") from error
+    if begin == _MAGIC:
+        return path
+    if path.suffix == ".gguf":
+        raise ModelLoadError(f"{name!r} is not a GGUF file: it does not begin with {_MAGIC!r}. Download it again.")
+    raise ModelLoadError(f"{name!r} is a file. Give a .gguf file, or the folder that holds config.json and weights.")
+
+
+def chosen_gguf(files: Sequence[str], wanted: str | None, name: str, advice: str) -> str | None:
+    """Return the GGUF file that is meant among others.
+
+    Args:
+        files: The names of all files there.
+        wanted: A file's name, or a part of it that only one has; None where there should be only one.
+        name: What was asked for, for messages.
+        advice: What to do where several fit.
+
+    Returns:
+        The file's name, or None where none was named and there is none.
+
+    Raises:
+        ModelLoadError: There is no file of this name, or several fit.
+    """
+    # Image encoders lie beside the models that they belong to, and are no language models.
+    found = sorted(f for f in files if f.endswith(".gguf") and not PurePosixPath(f).name.startswith("mmproj"))
+    fitting = found if wanted is None else [f for f in found if f == wanted] or [f for f in found if wanted in f]
+    listed = ", ".join(found) or "none"
+    if not fitting:
+        if wanted is None:
+            return None
+        raise ModelLoadError(f"{name!r}: there is no GGUF file {wanted!r}. Its GGUF files: {listed}.")
+    if len(fitting) > 1 and len({_PART.sub("", f) for f in fitting}) > 1:
+        raise ModelLoadError(f"{name!r}: {len(fitting)} GGUF files fit ({', '.join(fitting)}). {advice}")
+    # All parts of one split model: the first of them says so when it is read.
+    return fitting[0]
+
+
+def converted_gguf(path: Path, cache_dir: Any, progress: Progress | None) -> ConvertedGguf:
+    """Return the folder of a GGUF file in transformers' format, converted first if need be.
+
+    The cache knows a file by its content, so that one that has been replaced is converted anew.
+
+    Raises:
+        ModelLoadError: The file is damaged or cannot be converted, or the cache cannot be written or is on a full disk.
+    """
+    header = read_gguf_header(path)
+    try:
+        digest = file_hash(path)
+    except OSError as error:
+        raise ModelLoadError(f"{path} cannot be read: {error}") from error
+
+    @contextmanager
+    def unchanged(temporary: Path, report: Progress) -> Iterator[Path]:
+        yield path
+        if file_hash(path) != digest:
+            raise ModelLoadError(f"{path} changed while it was read. Try again when it is complete.")
+
+    conversion = Conversion(
+        slug=f"gguf-{re.sub(r'[^A-Za-z0-9.-]+', '-', path.stem)[:60]}-{digest[:12]}",
+        name=path.name,
+        title=path.name,
+        sha256=digest,
+        space_needed=4 * sum(tensor.elements for tensor in header.tensors) + _SPACE_FOR_THE_REST,
+        source=unchanged,
+    )
+    folder = converted_folder(conversion, cache_dir, progress)
+    quantisation = quantisation_of(folder)
+    kept = [] if quantisation in path.stem else [quantisation]
+    changed = [] if quantisation in _FLOATS else ["dequantised"]
+    words = f" ({', '.join(kept + changed)})" if kept or changed else ""
+    return ConvertedGguf(folder, path.stem + words, quantisation, digest)

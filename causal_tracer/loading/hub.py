@@ -1,0 +1,138 @@
+"""Models on the Hugging Face hub: their names, GGUF files among theirs, and what went wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+from causal_tracer.errors import ModelLoadError
+from causal_tracer.loading.embedded import EMBEDDED_MODELS
+from causal_tracer.loading.gguf_files import chosen_gguf
+
+
+def split_hub_name(name: str) -> tuple[str, str | None]:
+    """Split "owner/repo:file.gguf" into the hub id and the file; the file is None where none is named."""
+    repository, colon, file = name.partition(":")
+    return (repository, file) if colon else (name, None)
+
+
+def check_hub_id(name: str) -> None:
+    """Check that a name could be a hub id.
+
+    Raises:
+        ModelLoadError: It could not.
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        embedded = ", ".join(repr(known.name) for known in EMBEDDED_MODELS)
+        raise ModelLoadError(
+            f"{name!r} is neither a local folder or file (there is none of this name in {Path.cwd()}), nor an embedded "
+            f"model (those are 'embedded', {embedded}), nor a valid hub id ({error}). Check the "
+            "spelling. A GGUF file on the hub is 'owner/repo:file.gguf'."
+        ) from error
+
+
+@dataclass(frozen=True)
+class HubGguf:
+    """A GGUF file of a hub repository: its name there, where it is now, and the commit."""
+
+    file: str
+    path: Path
+    commit: str | None
+
+
+@overload
+def hub_gguf(repository: str, file: str, revision: str | None, cache_dir: Any) -> HubGguf: ...
+
+
+@overload
+def hub_gguf(repository: str, file: None, revision: str | None, cache_dir: Any) -> HubGguf | None: ...
+
+
+def hub_gguf(repository: str, file: str | None, revision: str | None, cache_dir: Any) -> HubGguf | None:
+    """Download a repository's GGUF file, or take it from the hub's cache.
+
+    Args:
+        repository: The hub id.
+        file: The file's name, or a part of it that only one has, such as "Q4_K_M"; None where there is only one.
+        revision: A branch, tag or commit.
+        cache_dir: The hub's cache; None for the usual one.
+
+    Returns:
+        The file; None where no file was named, and the repository has no GGUF file, has safetensors, or cannot be
+        listed.
+
+    Raises:
+        ModelLoadError: The hub does not give it, there is no such file, or several fit.
+    """
+    from huggingface_hub import hf_hub_download
+
+    name = repository if file is None else f"{repository}:{file}"
+    options = {"revision": revision or "main"}
+    try:
+        files = _repository_files(repository, options["revision"], cache_dir)
+    except Exception as error:
+        if file is None:
+            return None
+        raise ModelLoadError(explanation(name, repository, "list of files", options, error)) from error
+    if file is None and any(path.endswith(".safetensors") for path in files):
+        return None
+    advice = f"Name one of them, such as {repository}:FILE."
+    if (chosen := chosen_gguf(files, file, name, advice)) is None:
+        return None
+    try:
+        path = Path(hf_hub_download(repository, chosen, revision=options["revision"], cache_dir=cache_dir))
+    except Exception as error:
+        raise ModelLoadError(explanation(name, repository, "GGUF file", options, error)) from error
+    parts = path.parts
+    return HubGguf(chosen, path, parts[parts.index("snapshots") + 1] if "snapshots" in parts else None)
+
+
+def _repository_files(repository: str, revision: str, cache_dir: Any) -> Sequence[str]:
+    """Return the names of a repository's files: all of them, or without the hub those in its cache."""
+    from huggingface_hub import constants, list_repo_files, snapshot_download
+
+    if not constants.HF_HUB_OFFLINE:
+        return list_repo_files(repository, revision=revision)
+    folder = Path(snapshot_download(repository, revision=revision, cache_dir=cache_dir, local_files_only=True))
+    return [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
+
+
+def explanation(name: str, source: str, part: str, options: Mapping[str, Any], error: Exception) -> str:
+    """Return what was tried, why it failed, and what to do about it."""
+    from huggingface_hub import constants, errors
+
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in chain:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+    cause = f"{type(error).__name__}: {str(error).strip() or 'no message'}"
+    if "revision" not in options:
+        advice = "Check that the folder is whole and that this version of transformers knows the model."
+        return f"The {part} of {name!r} could not be loaded from the folder {source}. {cause}\n{advice}"
+
+    def saw(*kinds: type[BaseException]) -> bool:
+        return any(isinstance(link, kinds) for link in chain)
+
+    if saw(errors.GatedRepoError):
+        advice = "The model is gated: accept its terms on its page, then run 'hf auth login'."
+    elif saw(errors.RevisionNotFoundError):
+        advice = "The model exists, but not this revision: check its branches and tags."
+    elif saw(errors.RepositoryNotFoundError):
+        advice = "No such model, or a private one: check the spelling, or run 'hf auth login'."
+    elif constants.HF_HUB_OFFLINE:
+        advice = "HF_HUB_OFFLINE is set and the model is not in the local cache: unset it, or give a folder."
+    else:
+        advice = "Check the spelling and the connection. If trust_remote_code is needed, read that code first."
+    return (
+        f"The {part} of {name!r} could not be loaded. There is no local folder or file of this name, so the hub was "
+        f"asked for revision {options['revision']!r}. {cause}\n{advice} Without the hub, give a local folder, a .gguf "
+        "file or 'embedded'."
+    )

@@ -1,0 +1,44 @@
+"""Whether an object can be pickled, found out without a copy of its weights."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from typing import Any
+
+from torch import Tensor
+
+from causal_tracer.errors import PicklingError
+
+
+class _Structure(pickle.Pickler):
+    """Pickles everything but tensors, which always can be."""
+
+    def persistent_id(self, obj: Any) -> str | None:
+        """Name a tensor instead of writing its values."""
+        return "tensor" if isinstance(obj, Tensor) else None
+
+
+class _Nowhere(io.RawIOBase):
+    """A file that keeps nothing."""
+
+    def write(self, data: Any) -> int:
+        """Take the bytes and forget them."""
+        return len(data)
+
+
+def require_picklable(state: dict[str, Any], name: str) -> None:
+    """Check that the parts of an object can be pickled, tensors apart.
+
+    Raises:
+        PicklingError: One cannot; the message names it and says why.
+    """
+    for part, value in state.items():
+        try:
+            _Structure(_Nowhere()).dump(value)
+        except Exception as error:
+            raise PicklingError(
+                f"This {name} cannot be pickled: its {part.lstrip('_')} holds something that cannot be "
+                f"({type(error).__name__}: {error}). Pickle what it was made of, or write functions at the top of a "
+                "module."
+            ) from error
