@@ -45,6 +45,10 @@ class ColorLimits:
         """The smaller end and the larger one."""
         return min(self.weakest, self.strongest), max(self.weakest, self.strongest)
 
+    def places(self, metric: MetricDescription) -> tuple[float, float, float]:
+        """Where the three lie on the metric's colour scale."""
+        return metric.place(self.weakest), metric.place(self.base), metric.place(self.strongest)
+
 
 def color_limits(*flows: AnyFlow) -> ColorLimits:
     """Return one colour scale for a map, or for several of one metric and direction.
@@ -64,14 +68,25 @@ def color_limits(*flows: AnyFlow) -> ColorLimits:
 
     known = strengths(score for flow in flows for row in flow.scores.tolist() for score in row)
     runs = strengths(score for flow in flows for score in (flow.low_score, flow.high_score))
-    lowest, strongest = min([*runs, *known], default=0.0), max([*runs, *known], default=0.0)
-    base = min(strengths(base_score(flow) for flow in flows), default=lowest)
-    span = max([strongest - base, *(abs(base - run) for run in runs)])
-    weakest = max(lowest, base - _WEAKER_AT_MOST * span) if span > 0 else lowest
-    # Where nothing changes the metric the right way, that is no reason to colour what changes nothing.
-    strongest = max(strongest, base + (base - weakest) / _WEAKER_AT_MOST, base + 1e-6)
+    base = min(strengths(base_score(flow) for flow in flows), default=min([*runs, *known], default=0.0))
+    weakest, strongest = scale_ends([*runs, *known], base, least=max((abs(base - run) for run in runs), default=0.0))
     weakest, base, strongest = (metric.value_at(turn * end) for end in (weakest, base, strongest))
     return ColorLimits(weakest, base, strongest)
+
+
+def scale_ends(values: Sequence[float], base: float, least: float = 0.0) -> tuple[float, float]:
+    """Return where a scale of values, larger ones stronger, has its weakest colour and its strongest.
+
+    Args:
+        values: The finite values.
+        base: The value without colour.
+        least: The least length of the strong side for which the weak side is measured.
+    """
+    lowest, strongest = min([base, *values]), max([base, *values])
+    span = max(strongest - base, least)
+    weakest = max(lowest, base - _WEAKER_AT_MOST * span) if span > 0 else lowest
+    # Where no value is stronger than the base, the base must not have the strongest colour.
+    return weakest, max(strongest, base + (base - weakest) / _WEAKER_AT_MOST, base + 1e-6)
 
 
 def colored(
@@ -96,18 +111,22 @@ def colored(
     return {
         # Infinite scores have the colour of the end that they are beyond.
         "z": [[None if math.isnan(value) else _finite(value, low, high) for value in row] for row in places],
-        "colorscale": color_stops(color, metric, limits),
+        "colorscale": color_stops(color, *limits.places(metric)),
         "zmin": low,
         "zmax": high,
         "colorbar": {"thickness": 14, **_labels(metric, limits, clipped)},
     }
 
 
-def color_stops(color: str | Sequence[str], metric: MetricDescription, limits: ColorLimits) -> Stops:
-    """Return the colours of a scale from its smaller end to its larger one, with their places from 0 to 1."""
+def color_stops(color: str | Sequence[str], weakest: float, base: float, strongest: float) -> Stops:
+    """Return the colours of a scale from its smaller end to its larger one, with their places from 0 to 1.
+
+    Args:
+        color: A Plotly colour scale from weak to strong, by name or as a list of colours.
+        weakest, base, strongest: Where the scale has its weakest colour, none, and its strongest (`ColorLimits`).
+    """
     named = color if isinstance(color, str) else list(color)
     strong: Stops = [(float(at), str(each)) for at, each in go.Heatmap(colorscale=named).colorscale]
-    weakest, base, strongest = (metric.place(value) for value in (limits.weakest, limits.base, limits.strongest))
     weak_part = abs(base - weakest) / abs(strongest - weakest)
     stops = strong
     if weak_part > 0:

@@ -131,7 +131,7 @@ def numbers(flows: Flows, *, filling: bool = False) -> str:
 def _legend(maps: tuple[HiddenFlow, ...]) -> str:
     metric, limits = metric_of(maps[0]), shared_limits(maps)
     low, high = (metric.written(end) for end in limits.ends)
-    colors = ", ".join(f"{color} {at:.1%}" for at, color in color_stops(SHARED_SCALE, metric, limits))
+    colors = ", ".join(f"{color} {at:.1%}" for at, color in color_stops(SHARED_SCALE, *limits.places(metric)))
     return (
         f'<div class="ct-legend"><span>{html.escape(metric_label(maps[0]))}</span> <span>{low}</span>'
         f'<i style="background:linear-gradient(90deg, {colors})"></i><span>{high}</span></div>'
