@@ -107,9 +107,13 @@ def _place(metric: MetricDescription, value: float) -> float:
 def _labels(metric: MetricDescription, limit: float) -> dict[str, Any]:
     if not metric.logarithmic:
         return {"tickformat": "+.3~g"}
-    places = [sign * limit * part for sign, part in ((-1, 1.0), (-1, 0.5), (1, 0.0), (1, 0.5), (1, 1.0))]
-    values = [math.copysign(10 ** abs(at) - 1, at) for at in places]
-    return {"tickvals": places, "ticktext": [metric.written(value, sign=True, more=-2) for value in values]}
+    powers = [10.0**exponent for exponent in range(math.ceil(limit)) if math.log10(1 + 10.0**exponent) < 0.9 * limit]
+    sizes = [*powers[:: 1 + len(powers) // 4], 10**limit - 1]
+    values = [*(-size for size in reversed(sizes)), 0.0, *sizes]
+    return {
+        "tickvals": [_place(metric, value) for value in values],
+        "ticktext": [metric.written(value, sign=True) for value in values],
+    }
 
 
 def _layers(pair: tuple[int, int]) -> str:

@@ -21,6 +21,8 @@ from causal_tracer.reading import base_score, higher_is_stronger
 _WEAKER = ("#d3bd7c", "#e0d0a3", "#ede4cb")
 # How long their side of the scale may be, against the other one.
 _WEAKER_AT_MOST = 3
+# Differences below it are rounding.
+_LEAST = 1e-6
 _TICKS = 5
 
 Stops = list[tuple[float, str]]
@@ -84,9 +86,9 @@ def scale_ends(values: Sequence[float], base: float, least: float = 0.0) -> tupl
     """
     lowest, strongest = min([base, *values]), max([base, *values])
     span = max(strongest - base, least)
-    weakest = max(lowest, base - _WEAKER_AT_MOST * span) if span > 0 else lowest
+    weakest = max(lowest, base - _WEAKER_AT_MOST * span) if span > _LEAST else lowest
     # Where no value is stronger than the base, the base must not have the strongest colour.
-    return weakest, max(strongest, base + (base - weakest) / _WEAKER_AT_MOST, base + 1e-6)
+    return weakest, max(strongest, base + (base - weakest) / _WEAKER_AT_MOST, base + _LEAST)
 
 
 def colored(
@@ -152,7 +154,7 @@ def _labels(metric: MetricDescription, limits: ColorLimits, clipped: tuple[bool,
     inner = [low + (high - low) * step / (_TICKS - 1) for step in range(1, _TICKS - 1)]
     if metric.logarithmic:
         inner = [at for at in _decades(low, high) if 0.06 * (high - low) < at - low < 0.94 * (high - low)]
-    texts = [metric.written(metric.value_at(at), more=-1) for at in (low, *inner, high)]
+    texts = [metric.written(metric.value_at(at)) for at in (low, *inner, high)]
     texts[0] = f"≤ {texts[0]}" if clipped[0] else texts[0]
     texts[-1] = f"≥ {texts[-1]}" if clipped[1] else texts[-1]
     return {"tickvals": [low, *inner, high], "ticktext": texts}
