@@ -18,7 +18,7 @@ from causal_tracer.metric_descriptions import MetricDescription
 from causal_tracer.reading import base_score, higher_is_stronger
 
 # Cells worse than the run that was patched. Light throughout: a dark cell is a strong one in print too.
-_WEAKER = ("#d3bd7c", "#e0d0a3", "#ede4cb")
+_WEAKER, _NEUTRAL = (211, 189, 124), (250, 250, 250)
 # How long their side of the scale may be, against the other one.
 _WEAKER_AT_MOST = 3
 # Differences below it are rounding.
@@ -33,7 +33,7 @@ class ColorLimits:
     """Where a colour scale begins and ends, as values of the metric.
 
     Attributes:
-        weakest: The value with the palest colour of the cells that change the metric the wrong way.
+        weakest: The value at the end of the cells that change the metric the wrong way.
         base: The value of the run that was patched, without colour.
         strongest: The value with the strongest colour.
     """
@@ -132,8 +132,12 @@ def color_stops(color: str | Sequence[str], weakest: float, base: float, stronge
     weak_part = abs(base - weakest) / abs(strongest - weakest)
     stops = strong
     if weak_part > 0:
-        weak = [(weak_part * at / len(_WEAKER), each) for at, each in enumerate(_WEAKER)]
-        stops = weak + [(weak_part + (1 - weak_part) * at, each) for at, each in strong]
+        # Equal changes are equally far from white on both sides, unless the weak side is the longer one.
+        depth = min(1.0, abs(base - weakest) / abs(strongest - base))
+        palest = "#" + "".join(
+            f"{round(none + depth * (full - none)):02x}" for none, full in zip(_NEUTRAL, _WEAKER, strict=True)
+        )
+        stops = [(0.0, palest)] + [(weak_part + (1 - weak_part) * at, each) for at, each in strong]
     return stops if strongest > weakest else [(1 - at, each) for at, each in reversed(stops)]
 
 
