@@ -39,8 +39,8 @@ COLOR_SCALES: dict[LayerKind, tuple[str, ...]] = {
 }
 
 _CELL_CHARACTERS = 8
-# Characters of a title that fit beside each other in a figure of Plotly's usual width.
-_TITLE_CHARACTERS = 72
+# Characters that fit beside each other in a title, and above a colour bar without taking the map's room.
+_TITLE_CHARACTERS, _BAR_CHARACTERS = 72, 20
 _GAP_COLOR = "rgba(128,128,128,0.18)"
 
 
@@ -111,10 +111,10 @@ def lay_out_map(
     figure: go.Figure, *, title: str, xlabel: str, columns: Mapping[int, str], rows: Sequence[str], height: int | None
 ) -> None:
     """Give a heatmap of a map its axes and room: rows down, layers across, `columns` the numbered ones."""
-    lines = textwrap.wrap(title, _TITLE_CHARACTERS)
-    above = 40 + 20 * len(lines) if lines else 10
+    lines = wrapped(title, _TITLE_CHARACTERS)
+    above = 40 + 20 * (lines.count("<br>") + 1) if lines else 10
     figure.update_layout(
-        title="<br>".join(map(escape_markup, lines)) or None,
+        title=lines or None,
         height=height or 100 + 26 * len(rows) + above,
         margin={"l": 10, "r": 10, "t": above, "b": 10},
         plot_bgcolor=_GAP_COLOR,
@@ -191,13 +191,11 @@ def shared_limits(results: Sequence[HiddenFlow]) -> ColorLimits:
 def _heatmap(
     result: HiddenFlow, color: str | Sequence[str], limits: ColorLimits | tuple[float, float] | None
 ) -> go.Heatmap:
-    label = escape_markup(metric_label(result))
     heatmap = go.Heatmap(
         customdata=_hover_data(result),
         hovertemplate=(
             "<b>%{customdata[0]}</b>, layer %{x}%{customdata[1]}<br>"
-            # Plotly would take braces for a place to fill in.
-            f"{label.replace('{', '&#123;')} = %{{customdata[3]}}<br>"
+            f"{hover_text(metric_label(result))} = %{{customdata[3]}}<br>"
             f"{effect_label(result)} %{{customdata[2]}}<extra></extra>"
         ),
         hoverongaps=False,
@@ -205,7 +203,7 @@ def _heatmap(
         ygap=1,
         **colored(result, color, limits),
     )
-    heatmap.update(colorbar={"title": {"text": label, "side": "top"}})
+    heatmap.update(colorbar={"title": color_bar_title(metric_label(result))})
     return heatmap
 
 
@@ -244,6 +242,21 @@ def _hover_data(result: HiddenFlow) -> list[list[tuple[str, str, str, str]]]:
             cells.append((escape_markup(display_token(token)), window, effect, metric.written(score, more=1)))
         rows.append(cells)
     return rows
+
+
+def color_bar_title(label: str) -> dict[str, str]:
+    """Return the title of a colour bar, above it and no wider than need be."""
+    return {"text": wrapped(label, _BAR_CHARACTERS), "side": "top"}
+
+
+def hover_text(label: str) -> str:
+    """Return a text as a hover template shows it as it is: Plotly would take braces for a place to fill in."""
+    return escape_markup(label).replace("{", "&#123;")
+
+
+def wrapped(text: str, width: int) -> str:
+    """Return a text in lines of so many characters, as Plotly shows them."""
+    return "<br>".join(escape_markup(line) for line in textwrap.wrap(text, width, break_long_words=False))
 
 
 def escape_markup(text: Any) -> str:

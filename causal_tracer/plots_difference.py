@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from causal_tracer.comparison import FlowDifference
 from causal_tracer.map_words import display_token, effect_label, map_title, metric_of
 from causal_tracer.metric_descriptions import MetricDescription
-from causal_tracer.plots import escape_markup, lay_out_map
+from causal_tracer.plots import color_bar_title, escape_markup, lay_out_map
 from causal_tracer.reading import higher_is_stronger
 
 # Orange and blue differ to every kind of colour vision; both arms have equal steps in OKLab, as the scales of `plots`.
@@ -34,7 +34,7 @@ def plot_difference_heatmap(
     Returns:
         The figure. Cells that either result lacks are gaps.
     """
-    metric, label = metric_of(difference.first), escape_markup(difference.label)
+    metric = metric_of(difference.first)
     values = difference.values.tolist()
     places = [[_place(metric, value) for value in row] for row in values]
     limit = max([*(abs(at) for row in places for at in row if math.isfinite(at)), 1e-6])
@@ -60,7 +60,7 @@ def plot_difference_heatmap(
             xgap=1,
             ygap=1,
             colorbar={
-                "title": {"text": f"B − A, {label}", "side": "top"},
+                "title": color_bar_title(f"B − A, {difference.label}"),
                 "thickness": 14,
                 **_labels(metric, limit),
             },

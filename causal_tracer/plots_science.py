@@ -23,7 +23,7 @@ from causal_tracer.map_words import (
     same_measure,
 )
 from causal_tracer.metric_descriptions import METRIC_DESCRIPTIONS
-from causal_tracer.plots import COLOR_SCALES, escape_markup
+from causal_tracer.plots import COLOR_SCALES, color_bar_title, escape_markup, hover_text
 from causal_tracer.plots_scale import colored
 from causal_tracer.reading import effects
 
@@ -66,17 +66,15 @@ def plot_noise_calibration(calibration: NoiseCalibration, show: bool = True) -> 
 
 def plot_head_flow_heatmap(flow: HeadFlow, title: str | None = None, show: bool = True) -> go.Figure:
     """Draw a map of attention heads: heads down, layers across, the metric as colour."""
-    metric, label = metric_of(flow), escape_markup(metric_label(flow))
+    metric, label = metric_of(flow), metric_label(flow)
     figure = go.Figure(
         go.Heatmap(
             customdata=[[metric.written(score, more=1) for score in row] for row in flow.scores.tolist()],
-            hovertemplate=(
-                f"head %{{y}}, layer %{{x}}<br>{label.replace('{', '&#123;')} = %{{customdata}}<extra></extra>"
-            ),
+            hovertemplate=f"head %{{y}}, layer %{{x}}<br>{hover_text(label)} = %{{customdata}}<extra></extra>",
             **colored(flow, COLOR_SCALES["attention"], None),
         )
     )
-    figure.update_traces(colorbar={"title": {"text": label, "side": "top"}})
+    figure.update_traces(colorbar={"title": color_bar_title(label)})
     figure.update_layout(
         title=escape_markup(head_map_title(flow) if title is None else title) or None,
         xaxis_title=layer_axis_title(flow),

@@ -192,7 +192,7 @@ def test_colours_are_strongest_where_the_patch_does_most(case: Case, direction: 
     for value in (case.clean, case.corrupted):
         at = math.log10(value) if case.metric == "rank" else value
         assert heatmap.zmin - 1e-6 <= at <= heatmap.zmax + 1e-6
-    assert heatmap.colorbar.title.text == case.label
+    assert heatmap.colorbar.title.text.replace("<br>", " ") == case.label
     assert f"{case.label} = %{{customdata[3]}}" in heatmap.hovertemplate
     assert figure.layout.title.text.replace("<br>", " ") == map_title(flow)
     assert ("corrupted" if direction == "corrupt" else "restored") in figure.layout.xaxis.title.text
@@ -325,7 +325,7 @@ def test_a_difference_is_blue_where_the_second_map_does_more(case: Case, directi
     assert math.isfinite(heatmap.zmax)
     rising = heatmap.z[PEAK[0]][PEAK[1]] > 0
     assert rising != bool(heatmap.reversescale)
-    assert heatmap.colorbar.title.text == f"B − A, {case.label}"
+    assert heatmap.colorbar.title.text.replace("<br>", " ") == f"B − A, {case.label}"
     assert ("change from the clean run" if direction == "corrupt" else "indirect effect") in figure.layout.title.text
 
 
@@ -501,7 +501,7 @@ def test_traced_maps_are_presented_with_what_was_traced(
 def test_head_maps_have_the_same_labels(tracer: CausalTracer, metric: str) -> None:
     flow = tracer.calculate_head_flow(TraceRequest(PROMPT, SUBJECT, metric=metric, samples=2, foil="river"))
     figure = plot_head_flow_heatmap(flow, show=False)
-    assert figure.data[0].colorbar.title.text == metric_label(flow)
+    assert figure.data[0].colorbar.title.text.replace("<br>", " ") == metric_label(flow)
     assert figure.layout.title.text.startswith("Restoring single attention heads at ")
     best = flow.scores.argmin() if metric in ("rank", "KL from clean") else flow.scores.argmax()
     row, column = divmod(int(best), flow.scores.shape[1])

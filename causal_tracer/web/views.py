@@ -161,7 +161,10 @@ def _tick_interval(flow: HiddenFlow) -> int:
 def scale_above(figure: go.Figure) -> None:
     """Lay a map's scale above it: beside it, it would take half of a phone's width."""
     place = {"orientation": "h", "x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom", "ypad": 2}
-    figure.update_traces(colorbar={**place, "len": 0.6, "thickness": 10, "title": {"side": "top"}})
+    (heatmap,) = figure.data
+    # There, the title has room for one line.
+    title = {"side": "top", "text": str(heatmap.colorbar.title.text).replace("<br>", " ")}
+    heatmap.update(colorbar={**place, "len": 0.6, "thickness": 10, "title": title})
     figure.update_layout(height=figure.layout.height + 30)
 
 
