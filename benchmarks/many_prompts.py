@@ -64,8 +64,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     loaded = load_model(arguments.model, device="cpu", dtype="float32")
-    # It keeps no clean runs: whoever comes second is not to have them for nothing.
-    tracer = CausalTracer(loaded.model, loaded.tokenizer, cache_bytes=0)
+    tracer = CausalTracer(loaded.model, loaded.tokenizer)
     first_layer = max(0, tracer.count_layers() - arguments.layers) if arguments.layers else 0
     options = {
         "samples": arguments.samples,

@@ -15,7 +15,8 @@ import typer
 
 from causal_tracer.errors import ExportError, SettingsError
 from causal_tracer.flow import HiddenFlow
-from causal_tracer.reading import COLUMNS, rows
+from causal_tracer.map_words import effect_label, metric_label, metric_of, named_title, patched_word
+from causal_tracer.reading import COLUMNS, acts, effects, rows, share
 
 _PRINT = "-"
 _SHADES = "·░▒▓█"
@@ -84,7 +85,9 @@ class Outputs:
     def _write_page(self, path: Path, flows: Mapping[str, HiddenFlow]) -> None:
         from causal_tracer.plots import plot_hidden_flow_heatmap
 
-        figures = [plot_hidden_flow_heatmap(flow, show=False, title=name) for name, flow in flows.items()]
+        figures = [
+            plot_hidden_flow_heatmap(flow, show=False, title=named_title(name, flow)) for name, flow in flows.items()
+        ]
         parts = [figure.to_html(full_html=False, include_plotlyjs=number == 0) for number, figure in enumerate(figures)]
         head = '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>Causal tracing</title></head><body>'
         page = "\n".join([head, *parts, "</body></html>\n"])
@@ -95,7 +98,7 @@ class Outputs:
 
         for name, flow in flows.items():
             file = path if len(flows) == 1 else path.with_name(f"{path.stem}-{name}{path.suffix}")
-            save_figure(plot_hidden_flow_heatmap(flow, show=False, title=name), file)
+            save_figure(plot_hidden_flow_heatmap(flow, show=False, title=named_title(name, flow)), file)
 
 
 def _put(place: str, text: str) -> None:
@@ -121,11 +124,12 @@ def _write_rows(file: TextIO, flows: Mapping[str, HiddenFlow]) -> None:
 
 
 def describe(name: str, flow: HiddenFlow) -> Iterable[str]:
-    """A map in words and shades: the answer with and without the subject, the map, its peaks."""
-    settings = flow.settings
-    yield f"{name}: {settings.metric} of {flow.answer!r}, {settings.model}"
+    """A map in words and shades: what it is of, the answer with and without the subject, the map, its peaks."""
+    settings, metric = flow.settings, metric_of(flow)
+    yield f"{named_title(name, flow)}: {metric_label(flow)}, {settings.model}"
     how = (settings.corruption, _counted(len(flow.low_sample_scores), "sample"), _counted(settings.window, "layer"))
-    yield f"  clean {flow.high_score:.4g}, corrupted {flow.low_score:.4g} ({', '.join(how)} restored together)"
+    clean, corrupted = metric.written(flow.high_score, fixed=False), metric.written(flow.low_score, fixed=False)
+    yield f"  clean {clean}, corrupted {corrupted} ({', '.join(how)} {patched_word(flow)} together)"
     if flow.subject_guessed:
         yield f"  The subject was guessed: {flow.subject!r}."
     yield from (f"  {note}" for note in flow.notes)
@@ -133,9 +137,11 @@ def describe(name: str, flow: HiddenFlow) -> Iterable[str]:
     yield from _shaded(flow)
     yield ""
     for peak in flow.peaks():
-        share = "" if math.isnan(peak.share) else f", {peak.share:.0%} of the total effect"
         role = flow.roles[peak.position]
-        yield f"  layer {peak.layer:>2} at {peak.token!r} ({role}): {peak.score:.4g}, effect {peak.effect:+.4g}{share}"
+        effect = f"{effect_label(flow)} {metric.written(peak.effect, sign=True, fixed=False)}"
+        share = "" if math.isnan(peak.share) else f", {peak.share:.0%} of the total effect"
+        where = f"layer {peak.layer:>2} at {peak.token!r} ({role})"
+        yield f"  {where}: {metric.written(peak.score, fixed=False)}, {effect}{share}"
 
 
 def _counted(number: int, word: str) -> str:
@@ -143,22 +149,24 @@ def _counted(number: int, word: str) -> str:
 
 
 def _shaded(flow: HiddenFlow) -> Iterable[str]:
-    """The map, token by layer: the darker, the larger a part of the total effect is brought back."""
+    """The map, token by layer: the darker, the larger the effect's share of the total effect."""
     start, end = flow.subject_range
     labels = [
         f"{token.strip() or repr(token)}{'*' if start <= i < end else ''}" for i, token in enumerate(flow.input_tokens)
     ]
     width = min(24, max(len(label) for label in labels))
-    total = flow.total_effect
-    for label, effects in zip(labels, flow.indirect_effect.tolist(), strict=True):
-        yield f"  {label[:width]:>{width}} {''.join(_shade(effect, total) for effect in effects)}"
+    for label, changes in zip(labels, effects(flow).tolist(), strict=True):
+        yield f"  {label[:width]:>{width}} {''.join(_shade(flow, effect) for effect in changes)}"
     layers = flow.scores.shape[1]
     ticks = "".join(f"{layer:<5}" for layer in range(0, layers, 5))
     yield f"  {'layer':>{width}} {ticks.rstrip()}"
 
 
-def _shade(effect: float, total: float) -> str:
+def _shade(flow: HiddenFlow, effect: float) -> str:
     if math.isnan(effect):
         return " "
-    share = effect / total if total else 0.0
-    return _SHADES[min(len(_SHADES) - 1, max(0, int(share * len(_SHADES))))]
+    part = share(flow, effect)
+    if math.isnan(part):
+        # There is no total effect to take a share of, or it is infinite.
+        return _SHADES[-1 if math.isinf(effect) and acts(flow, effect) else 0]
+    return _SHADES[min(len(_SHADES) - 1, max(0, int(part * len(_SHADES))))]

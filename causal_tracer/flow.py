@@ -18,6 +18,7 @@ from causal_tracer.arguments import file_path, real_number, whole_number
 from causal_tracer.audit import Audit
 from causal_tracer.errors import ExportError, ResultFormatError, SettingsError
 from causal_tracer.layers import KINDS, LayerKind
+from causal_tracer.metric_descriptions import MetricDescription
 from causal_tracer.reading import Peak as Peak
 from causal_tracer.reading import Role
 from causal_tracer.short_forms import flow_figure, flow_lines
@@ -57,6 +58,7 @@ class TraceSettings:
         read: The position whose next token was read; None means the last.
         foil: What the answer was set against.
         elsewhere: The first of the tokens that were corrupted in the subject's place.
+        metric_description: How figures present a metric of the user's; None for the built-in ones.
     """
 
     model: str
@@ -81,6 +83,7 @@ class TraceSettings:
     read: int | None = None
     foil: str | None = None
     elsewhere: int | None = None
+    metric_description: MetricDescription | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,10 +91,10 @@ class HiddenFlow:
     """A map of where, in one prompt, restoring an activation brings back the answer.
 
     Attributes:
-        scores: Mean probability of the answer, or another metric, over samples, for each token and layer restored
+        scores: Mean metric over samples, by default the answer's probability, for each token and layer restored
             [tokens, layers]; NaN in cells that were not computed.
-        low_score: Mean probability of the answer in the corrupted runs.
-        high_score: Probability of the answer in the clean run.
+        low_score: Mean metric in the corrupted runs.
+        high_score: The metric in the clean run.
         input_ids: The prompt's token ids [tokens].
         input_tokens: Their texts.
         subject_range: First token of the subject, and one past its last.
@@ -103,7 +106,7 @@ class HiddenFlow:
         prompt: The prompt.
         subject: The subject.
         subject_guessed: Whether the subject was guessed.
-        sample_scores: Probability of the answer in each sample [samples, tokens, layers].
+        sample_scores: The metric in each sample [samples, tokens, layers].
         low_sample_scores: The same in the corrupted runs [samples].
         settings: How the result was made.
         notes: What a reader has to know, such as layers that lack the kind.
@@ -156,19 +159,15 @@ class HiddenFlow:
 
     @property
     def standard_error(self) -> Tensor:
-        """Standard error of each cell's indirect effect [tokens, layers]; NaN with a single sample.
+        """Standard error of each cell's effect (`Peak.effect`) [tokens, layers]; NaN with a single sample.
 
-        Cell and corrupted run share each sample's noise, so the error is that of their paired differences:
-        sd(differences) / sqrt(samples).
+        Restored and corrupted run share each sample's noise, so the error is that of their paired differences:
+        sd(differences) / sqrt(samples). For direction="corrupt" the differences are from the clean run.
         """
-        samples = self.sample_scores.shape[0]
-        if samples < 2:
-            return torch.full_like(self.scores, math.nan)
-        differences = self.sample_scores - self.low_sample_scores[:, None, None]
-        return differences.std(dim=0, correction=1) / math.sqrt(samples)
+        return reading.standard_error(self)
 
     def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
-        """The interval of each cell's indirect effect over noise samples, (low, high), each [tokens, layers].
+        """The interval of each cell's effect (`Peak.effect`) over noise samples, (low, high), each [tokens, layers].
 
         Student's t on the paired differences; NaN with a single sample.
 
@@ -186,15 +185,18 @@ class HiddenFlow:
         return reading.token_roles(len(self.input_tokens), self.subject_range)
 
     def peaks(self, count: int = 3) -> tuple[Peak, ...]:
-        """The cells of largest indirect effect, at most one a token, the largest first."""
+        """The cells that restore most, or that take most away in direction "corrupt"; at most one a token, best first.
+
+        Which scores are better is the metric's: the smallest rank, the largest probability.
+        """
         return reading.peaks(self, whole_number("count", count, least=0))
 
     def peak_width(self) -> float:
-        """Half of the 95 % interval of the indirect effect at the peak."""
+        """Half of the 95 % interval of the effect at the peak."""
         return reading.peak_width(self)
 
     def to_dataframe(self) -> pandas.DataFrame:
-        """One row for every cell: position, token, role, layer, score, indirect effect with its error and interval.
+        """One row for every cell: token, layer, score, effects with error and interval, metric, direction and control.
 
         Raises:
             ExportError: pandas is not installed.
@@ -299,6 +301,7 @@ class HiddenFlow:
             OverflowError,
             RuntimeError,
             AttributeError,
+            SettingsError,
         ) as error:
             raise ResultFormatError(f"This saved HiddenFlow is incomplete or damaged ({error!r}).") from error
         flow._check()
@@ -348,7 +351,9 @@ _TYPES: Mapping[str, type | tuple[type, ...]] = {
 
 
 def _settings(data: Any) -> TraceSettings:
-    settings = TraceSettings(**data)
+    described = data.get("metric_description")
+    described = None if described is None else MetricDescription.from_dict(described)
+    settings = TraceSettings(**{**data, "metric_description": described})
     for item in fields(TraceSettings):
         value = getattr(settings, item.name)
         if not isinstance(value, _TYPES.get(str(item.type), object)):

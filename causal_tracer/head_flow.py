@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from causal_tracer.audit import Audit
 from causal_tracer.errors import SettingsError
 from causal_tracer.experiment import Experiment, TracingContext, base_of_samples, set_up
 from causal_tracer.flow import TraceSettings
+from causal_tracer.reading import standard_error
 from causal_tracer.request import MapSpec, SamplesUntil, TraceRequest
 from causal_tracer.results import Results
 from causal_tracer.runs import Activations, Recorder, read_logits
@@ -62,6 +63,7 @@ class HeadFlow:
     settings: TraceSettings
     notes: tuple[str, ...] = ()
     audit: Audit | None = None
+    kind: ClassVar[Literal["head"]] = "head"
 
     def __repr__(self) -> str:
         """Prompt, answer, scores and the strongest head in a few lines."""
@@ -79,11 +81,7 @@ class HeadFlow:
     @property
     def standard_error(self) -> Tensor:
         """Standard error of each head's indirect effect over samples [heads, layers]; NaN with a single sample."""
-        samples = len(self.sample_scores)
-        if samples < 2:
-            return torch.full_like(self.scores, math.nan)
-        differences = self.sample_scores - self.low_sample_scores[:, None, None]
-        return differences.std(dim=0, correction=1) / math.sqrt(samples)
+        return standard_error(self)
 
 
 @in_standard_torch_state

@@ -10,13 +10,17 @@ import torch
 from torch import Tensor
 
 from causal_tracer.errors import SettingsError
+from causal_tracer.metric_descriptions import MetricDescription
 
 # Logits of a row that are reduced together: more would leave the processor's cache.
 _PART = 4096
 
 
 class Metric(Protocol):
-    """Turns logits into one number a row."""
+    """Turns logits into one number a row.
+
+    A metric may have an attribute `description`, a `MetricDescription`, which figures and reports then read.
+    """
 
     def __call__(self, logits: Tensor) -> Tensor:
         """From float32 logits [rows, reads, vocabulary] to values [rows]."""
@@ -168,3 +172,12 @@ def metric_named(name: str, target: Target) -> Metric:
     if name not in METRICS:
         raise SettingsError(f"metric={name!r} is not known. The metrics are {', '.join(map(repr, METRICS))}.")
     return METRICS[name](target)
+
+
+def own_description(metric: Metric) -> MetricDescription:
+    """Return how results present a metric of the user's: its `description`, else its class's name as the label."""
+    described = getattr(metric, "description", None)
+    if isinstance(described, MetricDescription):
+        return described
+    name = getattr(metric, "__name__", type(metric).__name__)
+    return MetricDescription(name, described if isinstance(described, str) else name)

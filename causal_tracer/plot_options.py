@@ -8,6 +8,7 @@ from typing import Any
 from causal_tracer.arguments import flag, instance, optional, real_number, several, shown, text, whole_number
 from causal_tracer.errors import SettingsError
 from causal_tracer.flow import HiddenFlow
+from causal_tracer.plots_scale import ColorLimits
 
 
 def check_plot_options(
@@ -18,7 +19,7 @@ def check_plot_options(
     tick_interval: int,
     unlabelled_share: float,
     height: int | None,
-    limits: tuple[float, float] | None,
+    limits: ColorLimits | tuple[float, float] | None,
     write_top_tokens: bool,
 ) -> None:
     """Check the arguments of `plot_hidden_flow_heatmap`.
@@ -35,7 +36,7 @@ def check_plot_options(
         raise SettingsError(f"skip_final_labels_portion={unlabelled_share} must be from 0 to 1.")
     if height is not None:
         whole_number("height", height, least=10)
-    if limits is not None:
+    if limits is not None and not isinstance(limits, ColorLimits):
         ends = [real_number("limits", value) for value in several("limits", limits)]
         if len(ends) != 2:
             raise SettingsError(f"limits must be two numbers (given: {shown(limits)}).")

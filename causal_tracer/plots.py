@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from os import PathLike
@@ -16,7 +17,20 @@ from causal_tracer.arguments import file_path, instance, real_number
 from causal_tracer.errors import ExportError
 from causal_tracer.flow import HiddenFlow
 from causal_tracer.layers import LayerKind
+from causal_tracer.map_words import display_token as display_token
+from causal_tracer.map_words import (
+    effect_label,
+    layer_axis_title,
+    map_title,
+    metric_label,
+    metric_of,
+    patched_layers,
+    patched_word,
+    token_axis_labels,
+)
 from causal_tracer.plot_options import check_plot_options
+from causal_tracer.plots_scale import ColorLimits, color_limits, colored
+from causal_tracer.reading import effects
 
 # Steps of equal size in OKLab (Ottosson 2020), lightness 0.985 to 0.30 in one hue: even to the eye, and in order for
 # colour-blind readers and on paper, where only lightness is left.
@@ -25,9 +39,10 @@ COLOR_SCALES: dict[LayerKind, tuple[str, ...]] = {
     "mlp": ("#fafafa", "#d3e3d6", "#adccb2", "#88b590", "#619e6f", "#3a874f", "#276b3b", "#1a502a", "#12361c"),
     "attention": ("#fafafa", "#f3d7d4", "#eab3ae", "#de908a", "#d06c66", "#bf4744", "#9a3231", "#752322", "#501817"),
 }
-KIND_TITLES: dict[LayerKind, str] = {"hidden": "hidden state", "mlp": "MLP", "attention": "attention"}
 
 _CELL_CHARACTERS = 8
+# Characters that fit beside each other in a title, and above a colour bar without taking the map's room.
+_TITLE_CHARACTERS, _BAR_CHARACTERS = 72, 20
 _GAP_COLOR = "rgba(128,128,128,0.18)"
 
 
@@ -43,15 +58,18 @@ def plot_hidden_flow_heatmap(
     skip_final_labels_portion: float = 0.1,
     *,
     height: int | None = None,
-    limits: tuple[float, float] | None = None,
+    limits: ColorLimits | tuple[float, float] | None = None,
     write_top_tokens: bool = False,
 ) -> go.Figure:
-    """Draw a map: tokens down with the subject's marked, layers across, the answer's probability as colour.
+    """Draw a map: tokens down with the subject's marked, layers across, the metric as colour.
+
+    The strongest colour is the metric's best value, or in direction "corrupt" its worst. White is the run that was
+    patched; sand-coloured cells change the metric the wrong way.
 
     Args:
         result: The map.
         savepdf: Also write it to this PDF file.
-        title: None takes one that says what was restored; "" leaves it out.
+        title: None takes one that says what was patched, with windows and controls; "" leaves it out.
         xlabel: Label of the layer axis; None takes one that says what a column is.
         show: Open the figure.
         font_family: Font; "" takes Plotly's.
@@ -59,7 +77,8 @@ def plot_hidden_flow_heatmap(
         tick_interval: Every how many layers one is numbered.
         skip_final_labels_portion: Share of the layers at the end that are left without numbers.
         height: Height in pixels; None follows the number of tokens.
-        limits: The probabilities at which the colour scale begins and ends; None takes low_score and the highest score.
+        limits: Where the colour scale begins and ends, as values of the metric; None reaches over all scores, low_score
+            and high_score. `shared_limits` gives those of several maps.
         write_top_tokens: Write into each cell the most probable token of the restored run, where the result has it.
 
     Returns:
@@ -80,17 +99,15 @@ def plot_hidden_flow_heatmap(
         write_top_tokens=write_top_tokens,
     )
     layers = result.scores.shape[1]
-    answer = display_token(result.answer)
-    scale = COLOR_SCALES[result.kind] if color is None else color
-    heatmap = _heatmap(result, scale if isinstance(scale, str) else list(scale), answer, limits)
+    heatmap = _heatmap(result, COLOR_SCALES[result.kind] if color is None else color, limits)
     if write_top_tokens:
         heatmap.update(text=_top_tokens(result), texttemplate="%{text}", textfont={"size": 10})
     figure = go.Figure(heatmap)
     labelled = range(0, max(1, layers - math.ceil(layers * skip_final_labels_portion)), max(1, tick_interval))
     lay_out_map(
         figure,
-        title=_default_title(result.kind) if title is None else title,
-        xlabel=xlabel if xlabel is not None else _layer_axis_title(result),
+        title=map_title(result) if title is None else title,
+        xlabel=xlabel if xlabel is not None else layer_axis_title(result),
         columns={layer: str(layer) for layer in labelled},
         rows=token_axis_labels(result),
         height=height,
@@ -107,10 +124,12 @@ def lay_out_map(
     figure: go.Figure, *, title: str, xlabel: str, columns: Mapping[int, str], rows: Sequence[str], height: int | None
 ) -> None:
     """Give a heatmap of a map its axes and room: rows down, layers across, `columns` the numbered ones."""
+    lines = wrapped(title, _TITLE_CHARACTERS)
+    above = 40 + 20 * (lines.count("<br>") + 1) if lines else 10
     figure.update_layout(
-        title=escape_markup(title) or None,
-        height=height or 110 + 26 * len(rows) + (60 if title else 0),
-        margin={"l": 10, "r": 10, "t": 60 if title else 10, "b": 10},
+        title=lines or None,
+        height=height or 100 + 26 * len(rows) + above,
+        margin={"l": 10, "r": 10, "t": above, "b": 10},
         plot_bgcolor=_GAP_COLOR,
         paper_bgcolor="rgba(0,0,0,0)",
     )
@@ -131,23 +150,6 @@ def lay_out_map(
         zeroline=False,
         automargin=True,
     )
-
-
-def token_axis_labels(result: HiddenFlow) -> list[str]:
-    """The tokens as an axis shows them, those of the subject with a star."""
-    start, end = result.subject_range
-    return [
-        display_token(token) + ("*" if start <= position < end else "")
-        for position, token in enumerate(result.input_tokens)
-    ]
-
-
-def display_token(token: str) -> str:
-    """A token's text for people: no outer blanks, and a sign for what would not be seen."""
-    shown = token.replace("\r", "").replace("\n", "⏎").replace("\t", "⇥").strip(" ")
-    if any(character.isprintable() for character in shown):
-        return shown
-    return " ".join(f"U+{ord(character):04X}" for character in shown) or "␣"
 
 
 def save_figure(figure: go.Figure, path: str | PathLike[str], *, scale: float = 2.0) -> Path:
@@ -198,41 +200,32 @@ def save_figure(figure: go.Figure, path: str | PathLike[str], *, scale: float = 
     return path
 
 
-def shared_limits(results: Sequence[HiddenFlow]) -> tuple[float, float]:
-    """One colour scale for several maps: from the lowest low_score to the highest score of any."""
-    limits = [_limits(result) for result in results]
-    return min(low for low, _ in limits), max(high for _, high in limits)
+def shared_limits(results: Sequence[HiddenFlow]) -> ColorLimits:
+    """Return one colour scale for several maps.
+
+    Raises:
+        SettingsError: The maps differ in metric or direction.
+    """
+    return color_limits(*results)
 
 
-def _limits(result: HiddenFlow) -> tuple[float, float]:
-    known = [score for row in result.scores.tolist() for score in row if not math.isnan(score)]
-    low = result.low_score
-    return low, max([*known, low + 1e-6]) if known else max(result.high_score, low + 1e-6)
-
-
-def _heatmap(result: HiddenFlow, color: str | list[str], answer: str, limits: tuple[float, float] | None) -> go.Heatmap:
-    scores = result.scores.tolist()
-    low, high = _limits(result) if limits is None else limits
-    return go.Heatmap(
-        z=[[None if math.isnan(score) else score for score in row] for row in scores],
+def _heatmap(
+    result: HiddenFlow, color: str | Sequence[str], limits: ColorLimits | tuple[float, float] | None
+) -> go.Heatmap:
+    heatmap = go.Heatmap(
         customdata=_hover_data(result),
         hovertemplate=(
             "<b>%{customdata[0]}</b>, layer %{x}%{customdata[1]}<br>"
-            f"P({escape_markup(answer).replace('{', '&#123;')}) = %{{z:.4f}}<br>"
-            "indirect effect %{customdata[2]}<extra></extra>"
+            f"{hover_text(metric_label(result))} = %{{customdata[3]}}<br>"
+            f"{effect_label(result)} %{{customdata[2]}}<extra></extra>"
         ),
         hoverongaps=False,
-        colorscale=color,
-        zmin=low,
-        zmax=high,
         xgap=1,
         ygap=1,
-        colorbar={
-            "title": {"text": f"P({escape_markup(answer)})", "side": "top"},
-            "thickness": 14,
-            "tickformat": ".3~g",
-        },
+        **colored(result, color, limits),
     )
+    heatmap.update(colorbar={"title": color_bar_title(metric_label(result))})
+    return heatmap
 
 
 def _top_tokens(result: HiddenFlow) -> list[list[str]]:
@@ -254,34 +247,37 @@ def _shortened(text: str) -> str:
     return text if len(text) <= _CELL_CHARACTERS else text[: _CELL_CHARACTERS - 1] + "…"
 
 
-def _hover_data(result: HiddenFlow) -> list[list[tuple[str, str, str]]]:
-    """For each cell: the token, the layers restored with it, and the indirect effect with its standard error."""
-    effects, errors = result.indirect_effect.tolist(), result.standard_error.tolist()
-    layers = result.scores.shape[1]
-    window = result.settings.window
+def _hover_data(result: HiddenFlow) -> list[list[tuple[str, str, str, str]]]:
+    """For each cell: the token, the layers patched with it, the effect with its standard error, and the score."""
+    metric, done = metric_of(result), patched_word(result)
+    scores, changes, errors = result.scores.tolist(), effects(result).tolist(), result.standard_error.tolist()
     rows = []
     for position, token in enumerate(result.input_tokens):
         cells = []
-        for layer in range(layers):
-            first, last = max(0, layer - window // 2), min(layers, layer - (-window // 2)) - 1
-            restored = f" (restored {first}–{last})" if window > 1 else ""
+        for layer, score in enumerate(scores[position]):
+            first, last = patched_layers(result, layer)
+            window = f" ({done} {first}–{last})" if result.settings.window > 1 else ""
             error = errors[position][layer]
-            spread = "" if math.isnan(error) else f" ± {error:.4f} (s.e.)"
-            cells.append((escape_markup(display_token(token)), restored, f"{effects[position][layer]:+.4f}{spread}"))
+            spread = "" if math.isnan(error) else f" ± {metric.written(error, more=1)} (s.e.)"
+            effect = metric.written(changes[position][layer], sign=True, more=1) + spread
+            cells.append((escape_markup(display_token(token)), window, effect, metric.written(score, more=1)))
         rows.append(cells)
     return rows
 
 
-def _default_title(kind: LayerKind) -> str:
-    return f"Impact of restoring {KIND_TITLES[kind]} after corrupted input"
+def color_bar_title(label: str) -> dict[str, str]:
+    """Return the title of a colour bar, above it and no wider than need be."""
+    return {"text": wrapped(label, _BAR_CHARACTERS), "side": "top"}
 
 
-def _layer_axis_title(result: HiddenFlow) -> str:
-    name = KIND_TITLES[result.kind]
-    window = result.settings.window
-    if window == 1:
-        return f"single restored {name} layer"
-    return f"centre of interval of {window} restored {name} layers"
+def hover_text(label: str) -> str:
+    """Return a text as a hover template shows it as it is: Plotly would take braces for a place to fill in."""
+    return escape_markup(label).replace("{", "&#123;")
+
+
+def wrapped(text: str, width: int) -> str:
+    """Return a text in lines of so many characters, as Plotly shows them."""
+    return "<br>".join(escape_markup(line) for line in textwrap.wrap(text, width, break_long_words=False))
 
 
 def escape_markup(text: Any) -> str:

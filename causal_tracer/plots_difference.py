@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import plotly.graph_objects as go
 
 from causal_tracer.comparison import FlowDifference
-from causal_tracer.plots import display_token, escape_markup, lay_out_map
+from causal_tracer.map_words import display_token, effect_label, map_title, metric_of
+from causal_tracer.metric_descriptions import MetricDescription
+from causal_tracer.plots import color_bar_title, escape_markup, lay_out_map
+from causal_tracer.reading import higher_is_stronger
 
 # Orange and blue differ to every kind of colour vision; both arms have equal steps in OKLab, as the scales of `plots`.
 DIFFERENCE_SCALE: tuple[str, ...] = (
@@ -19,10 +23,10 @@ DIFFERENCE_SCALE: tuple[str, ...] = (
 def plot_difference_heatmap(
     difference: FlowDifference, title: str | None = None, show: bool = True, *, height: int | None = None
 ) -> go.Figure:
-    """Draw a difference of two maps: blue where the second restores more of its answer, orange where the first does.
+    """Draw a difference of two maps: blue where the patch does more in the second, orange where it does in the first.
 
     Args:
-        difference: What to draw; the scale is symmetric about 0.
+        difference: What to draw; the scale is symmetric about 0, and logarithmic where the metric's is.
         title: None takes one that says what is subtracted; "" leaves it out.
         show: Open the figure.
         height: Height in pixels; None follows the number of rows.
@@ -30,27 +34,41 @@ def plot_difference_heatmap(
     Returns:
         The figure. Cells that either result lacks are gaps.
     """
+    metric = metric_of(difference.first)
     values = difference.values.tolist()
-    known = [abs(value) for row in values for value in row if not math.isnan(value)]
-    limit = max([*known, 1e-6])
+    places = [[_place(metric, value) for value in row] for row in values]
+    limit = max([*(abs(at) for row in places for at in row if math.isfinite(at)), 1e-6])
     labels = row_labels(difference)
+    cells = [
+        [
+            (escape_markup(row), _layers(pair), metric.written(value, sign=True, more=1))
+            for pair, value in zip(difference.layers, line, strict=True)
+        ]
+        for row, line in zip(labels, values, strict=True)
+    ]
     figure = go.Figure(
         go.Heatmap(
-            z=[[None if math.isnan(value) else value for value in row] for row in values],
-            customdata=[[(escape_markup(label), _layers(pair)) for pair in difference.layers] for label in labels],
-            hovertemplate="<b>%{customdata[0]}</b>, %{customdata[1]}<br>difference %{z:+.4f}<extra></extra>",
+            z=[[None if math.isnan(at) else min(max(at, -limit), limit) for at in row] for row in places],
+            customdata=cells,
+            hovertemplate="<b>%{customdata[0]}</b>, %{customdata[1]}<br>difference %{customdata[2]}<extra></extra>",
             hoverongaps=False,
             colorscale=list(DIFFERENCE_SCALE),
+            # Blue is where the second map is stronger, whichever values of the metric are.
+            reversescale=not higher_is_stronger(difference.first),
             zmin=-limit,
             zmax=limit,
             xgap=1,
             ygap=1,
-            colorbar={"title": {"text": "B − A", "side": "top"}, "thickness": 14, "tickformat": "+.3~g"},
+            colorbar={
+                "title": color_bar_title(f"B − A, {difference.label}"),
+                "thickness": 14,
+                **_labels(metric, limit),
+            },
         )
     )
     lay_out_map(
         figure,
-        title="Difference of the indirect effects, B − A" if title is None else title,
+        title=difference_title(difference) if title is None else title,
         xlabel="layer" if _same_depth(difference) else "layer of the model with fewer layers, at equal relative depth",
         columns={column: str(column) for column in range(0, len(difference.layers), 5)},
         rows=labels,
@@ -59,6 +77,13 @@ def plot_difference_heatmap(
     if show:
         figure.show()
     return figure
+
+
+def difference_title(difference: FlowDifference) -> str:
+    """Return what a difference is of: what is subtracted, and which maps are A and B."""
+    first, second = map_title(difference.first), map_title(difference.second)
+    maps = first if first == second else f"A: {first}. B: {second}"
+    return f"Difference of the {effect_label(difference.first)}s, B − A. {maps}"
 
 
 def row_labels(difference: FlowDifference) -> list[str]:
@@ -70,6 +95,25 @@ def row_labels(difference: FlowDifference) -> list[str]:
         (display_token(a) if a == b else f"{display_token(a)} | {display_token(b)}") + ("*" if start <= i < end else "")
         for i, (a, b) in enumerate(difference.rows)
     ]
+
+
+def _place(metric: MetricDescription, value: float) -> float:
+    """Return where a difference lies on the axis of colours: itself, or its size's logarithm with its sign."""
+    if not metric.logarithmic or not math.isfinite(value):
+        return value
+    return math.copysign(math.log10(1 + abs(value)), value)
+
+
+def _labels(metric: MetricDescription, limit: float) -> dict[str, Any]:
+    if not metric.logarithmic:
+        return {"tickformat": "+.3~g"}
+    powers = [10.0**exponent for exponent in range(math.ceil(limit)) if math.log10(1 + 10.0**exponent) < 0.9 * limit]
+    sizes = [*powers[:: 1 + len(powers) // 4], 10**limit - 1]
+    values = [*(-size for size in reversed(sizes)), 0.0, *sizes]
+    return {
+        "tickvals": [_place(metric, value) for value in values],
+        "ticktext": [metric.written(value, sign=True) for value in values],
+    }
 
 
 def _layers(pair: tuple[int, int]) -> str:

@@ -11,10 +11,24 @@ from causal_tracer.calibration import NoiseCalibration
 from causal_tracer.errors import SettingsError
 from causal_tracer.flow import HiddenFlow
 from causal_tracer.head_flow import HeadFlow
-from causal_tracer.plots import COLOR_SCALES, display_token, escape_markup
+from causal_tracer.map_words import (
+    display_token,
+    effect_label,
+    head_map_title,
+    layer_axis_title,
+    map_title,
+    metric_label,
+    metric_of,
+    patched_word,
+    same_measure,
+)
+from causal_tracer.metric_descriptions import METRIC_DESCRIPTIONS
+from causal_tracer.plots import COLOR_SCALES, color_bar_title, escape_markup, hover_text
+from causal_tracer.plots_scale import colored
+from causal_tracer.reading import effects
 
 _SEVERED_COLORS = {"": "#6c3bab", "mlp": "#3a874f", "attention": "#bf4744"}
-_SEVERED_NAMES = {"": "single state restored", "mlp": "with MLP severed", "attention": "with attention severed"}
+_SEVERED_NAMES = {"mlp": "with MLP severed", "attention": "with attention severed"}
 
 
 def plot_noise_calibration(calibration: NoiseCalibration, show: bool = True) -> go.Figure:
@@ -42,7 +56,7 @@ def plot_noise_calibration(calibration: NoiseCalibration, show: bool = True) -> 
     figure.update_layout(
         title=f"Noise and the answer, mean over {len(calibration.clean)} facts",
         xaxis_title="Noise, in standard deviations of the embedding's output",
-        yaxis_title="Probability of the answer",
+        yaxis_title=METRIC_DESCRIPTIONS["probability"].labelled("the answer"),
         template="plotly_white",
         showlegend=False,
     )
@@ -51,28 +65,21 @@ def plot_noise_calibration(calibration: NoiseCalibration, show: bool = True) -> 
 
 
 def plot_head_flow_heatmap(flow: HeadFlow, title: str | None = None, show: bool = True) -> go.Figure:
-    """Draw a map of attention heads: heads down, layers across, the answer's probability as colour."""
-    scores = flow.scores.tolist()
-    highest = max([flow.high_score, *(value for row in scores for value in row if not math.isnan(value))])
-    metric = (
-        f"P({escape_markup(display_token(flow.answer))})"
-        if flow.settings.metric == "probability"
-        else flow.settings.metric
-    )
+    """Draw a map of attention heads: heads down, layers across, the metric as colour."""
+    metric, label = metric_of(flow), metric_label(flow)
     figure = go.Figure(
         go.Heatmap(
-            z=[[None if math.isnan(value) else value for value in row] for row in scores],
-            colorscale=list(COLOR_SCALES["attention"]),
-            zmin=min(flow.low_score, highest),
-            zmax=highest,
-            colorbar={"title": {"text": metric}},
-            hovertemplate="head %{y}, layer %{x}<br>%{z:.4f}<extra></extra>",
+            customdata=[[metric.written(score, more=1) for score in row] for row in flow.scores.tolist()],
+            hovertemplate=f"head %{{y}}, layer %{{x}}<br>{hover_text(label)} = %{{customdata}}<extra></extra>",
+            **colored(flow, COLOR_SCALES["attention"], None),
         )
     )
-    if title is None:
-        title = f"Restoring single attention heads at {display_token(flow.token)!r}"
+    figure.update_traces(colorbar={"title": color_bar_title(label)})
     figure.update_layout(
-        title=escape_markup(title) or None, xaxis_title="Layer", yaxis_title="Head", template="plotly_white"
+        title=escape_markup(head_map_title(flow) if title is None else title) or None,
+        xaxis_title=layer_axis_title(flow),
+        yaxis_title="head",
+        template="plotly_white",
     )
     figure.update_yaxes(autorange="reversed", dtick=1)
     return _shown(figure, show)
@@ -92,12 +99,14 @@ def plot_severed_bars(
         show: Open the figure.
 
     Raises:
-        SettingsError: No plain map of hidden states is among them, or they are of several prompts.
+        SettingsError: No plain map of hidden states is among them, or they differ in prompt, metric or direction.
     """
     by_severed = {flow.settings.severed or "": flow for flow in flows.values() if flow.kind == "hidden"}
     if "" not in by_severed or len({flow.prompt for flow in by_severed.values()}) > 1:
         raise SettingsError("Severed bars need a plain map of hidden states and severed ones of the same prompt.")
     plain = by_severed[""]
+    same_measure(*by_severed.values())
+    done = patched_word(plain)
     position = plain.subject_range[1] - 1 if token is None else token
     figure = go.Figure()
     for severed in ("", "mlp", "attention"):
@@ -106,17 +115,17 @@ def plot_severed_bars(
             errors = [0 if math.isnan(e) else 1.96 * e for e in flow.standard_error[position].tolist()]
             figure.add_bar(
                 x=list(range(flow.scores.shape[1])),
-                y=flow.indirect_effect[position].tolist(),
+                y=effects(flow)[position].tolist(),
                 error_y={"array": errors, "thickness": 1},
-                name=_SEVERED_NAMES[severed],
+                name=_SEVERED_NAMES[severed] if severed else f"single state {done}",
                 marker_color=_SEVERED_COLORS[severed],
             )
     if title is None:
-        title = f"Severed paths at {display_token(plain.input_tokens[position])!r}"
+        title = f"{map_title(plain)}, with paths severed, at {display_token(plain.input_tokens[position])!r}"
     figure.update_layout(
         title=escape_markup(title) or None,
-        xaxis_title="Layer at which the state is restored",
-        yaxis_title="Indirect effect",
+        xaxis_title=f"layer at which the state is {done}",
+        yaxis_title=escape_markup(f"{effect_label(plain)} ({metric_label(plain)})"),
         barmode="group",
         template="plotly_white",
     )

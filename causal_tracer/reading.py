@@ -1,4 +1,4 @@
-"""Reading a map: token roles, peaks, intervals, tables."""
+"""Reading a map: token roles, effects, peaks, intervals, tables."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from causal_tracer.map_words import AnyFlow, control_of, metric_of
+
 if TYPE_CHECKING:
     from causal_tracer.flow import HiddenFlow
 
@@ -19,15 +21,17 @@ Role = Literal["before", "first subject", "middle subject", "last subject", "fir
 
 @dataclass(frozen=True)
 class Peak:
-    """A cell where restoring brings back much of the answer.
+    """A cell where restoring brings back much of the answer, or where corrupting takes much of it away.
 
     Attributes:
         position: The token's place in the prompt.
         token: Its text.
         layer: The layer.
         score: The metric there.
-        effect: The indirect effect.
-        share: The indirect effect as a share of the total effect; NaN where there is none.
+        effect: What the patch changes: the indirect effect, score - low_score; for direction="corrupt", which patches
+            the clean run, score - high_score.
+        share: The effect as a share of the total effect: 1 where restoring brings all of the answer back, and where
+            corrupting takes all of it away. NaN where corrupting the subject does not worsen the metric.
     """
 
     position: int
@@ -56,14 +60,54 @@ def token_roles(n_tokens: int, subject_range: tuple[int, int]) -> tuple[Role, ..
     return tuple(role(token) for token in range(n_tokens))
 
 
-def interval(flow: HiddenFlow, level: float) -> tuple[Tensor, Tensor]:
-    """The interval of each cell's indirect effect over noise samples: its mean ± a quantile of Student's t x its error.
+def higher_is_stronger(flow: AnyFlow) -> bool:
+    """Return whether the cells that matter most have the highest scores, rather than the lowest.
 
-    The error is that of paired differences (`HiddenFlow.standard_error`), with samples - 1 degrees of freedom.
+    Restoring looks for the metric's better values, corrupting for its worse ones.
+    """
+    return bool(metric_of(flow).higher_is_better) == (flow.settings.direction == "restore")
+
+
+def base_score(flow: AnyFlow) -> float:
+    """Return the metric in the run that was patched: the corrupted run, or the clean run in direction "corrupt"."""
+    return flow.high_score if flow.settings.direction == "corrupt" else flow.low_score
+
+
+def effects(flow: AnyFlow) -> Tensor:
+    """Return what each cell's patch changes: its score minus `base_score`, in the shape of the scores."""
+    base = base_score(flow)
+    # Where both are the same infinity, nothing changes.
+    return torch.where(flow.scores == base, 0.0, flow.scores - base)
+
+
+def share(flow: AnyFlow, effect: float) -> float:
+    """Return a cell's effect as a share of the total effect; NaN where there is none (see `Peak.share`)."""
+    other = flow.low_score if flow.settings.direction == "corrupt" else flow.high_score
+    total = other - base_score(flow)
+    worsens = total > 0 if higher_is_stronger(flow) else total < 0
+    return effect / total if worsens and math.isfinite(effect) and math.isfinite(total) else math.nan
+
+
+def standard_error(flow: AnyFlow) -> Tensor:
+    """Return the standard error of each cell's effect over noise samples; NaN with a single sample."""
+    samples = len(flow.sample_scores)
+    if samples < 2:
+        return torch.full_like(flow.scores, math.nan)
+    # The clean run is the same in every sample.
+    paired = flow.settings.direction == "restore"
+    differences = flow.sample_scores - flow.low_sample_scores[:, None, None] if paired else flow.sample_scores
+    return differences.std(dim=0, correction=1) / math.sqrt(samples)
+
+
+def interval(flow: HiddenFlow, level: float) -> tuple[Tensor, Tensor]:
+    """The interval of each cell's effect over noise samples: its mean ± a quantile of Student's t x its error.
+
+    The error is `standard_error`, with samples - 1 degrees of freedom.
     """
     samples = flow.sample_scores.shape[0]
-    half = student_t_quantile(0.5 + level / 2, samples - 1) * flow.standard_error
-    return flow.indirect_effect - half, flow.indirect_effect + half
+    half = student_t_quantile(0.5 + level / 2, samples - 1) * standard_error(flow)
+    effect = effects(flow)
+    return effect - half, effect + half
 
 
 def student_t_quantile(probability: float, degrees: int) -> float:
@@ -99,23 +143,27 @@ def student_t_quantile(probability: float, degrees: int) -> float:
 
 
 def peaks(flow: HiddenFlow, count: int) -> tuple[Peak, ...]:
-    """The cells of largest indirect effect, at most one a token, the largest first."""
-    effects, total = flow.indirect_effect, flow.total_effect
-    # Where the metric falls when the answer comes back (a divergence, a rank), so do its effects.
-    signed = effects if total >= 0 else -effects
+    """The strongest cells, at most one a token, the strongest first; see `higher_is_stronger`."""
+    turn = 1 if higher_is_stronger(flow) else -1
+    changes = effects(flow).tolist()
     found = []
-    for position in range(effects.shape[0]):
-        known = signed[position].nan_to_num(nan=-math.inf)
-        layer = int(known.argmax())
-        if math.isfinite(known[layer]):
-            effect, score = float(effects[position, layer]), float(flow.scores[position, layer])
-            share = effect / total if total else math.nan
-            found.append(Peak(position, flow.input_tokens[position], layer, score, effect, share))
-    return tuple(sorted(found, key=lambda peak: -peak.effect if total >= 0 else peak.effect)[:count])
+    for position, scores in enumerate(flow.scores.tolist()):
+        known = [layer for layer, score in enumerate(scores) if not math.isnan(score)]
+        if known:
+            # By score: effects do not order cells where the run that was patched is at minus infinity.
+            layer = max(known, key=lambda layer: turn * scores[layer])
+            effect = changes[position][layer]
+            found.append(Peak(position, flow.input_tokens[position], layer, scores[layer], effect, share(flow, effect)))
+    return tuple(sorted(found, key=lambda peak: -turn * peak.score)[:count])
+
+
+def acts(flow: AnyFlow, effect: float) -> bool:
+    """Return whether an effect goes the way that is looked for: towards the clean run, or away from it."""
+    return effect > 0 if higher_is_stronger(flow) else effect < 0
 
 
 def peak_width(flow: HiddenFlow) -> float:
-    """Half of the 95 % interval of the indirect effect at the peak; infinite where there is none."""
+    """Half of the 95 % interval of the effect at the peak; infinite where there is none."""
     best = peaks(flow, 1)
     if not best:
         return math.inf
@@ -131,16 +179,24 @@ COLUMNS: Sequence[str] = (
     "layer",
     "score",
     "indirect_effect",
+    "effect",
     "standard_error",
     "interval_low",
     "interval_high",
+    "share",
+    "metric",
+    "direction",
+    "control",
 )
+"""The columns of a map's table. The error and the interval are those of `effect`; see `Peak`."""
 
 
 def rows(flow: HiddenFlow) -> Iterable[tuple[Any, ...]]:
     """One row for every cell, in the order of `COLUMNS`; NaN where it was not computed."""
     low, high = interval(flow, 0.95)
-    columns = torch.stack([flow.scores, flow.indirect_effect, flow.standard_error, low, high], dim=-1).tolist()
+    values = (flow.scores, flow.indirect_effect, effects(flow), standard_error(flow), low, high)
+    columns = torch.stack(values, dim=-1).tolist()
+    measured = (flow.settings.metric, flow.settings.direction, control_of(flow.settings))
     for position, (token, role) in enumerate(zip(flow.input_tokens, flow.roles, strict=True)):
-        for layer, values in enumerate(columns[position]):
-            yield (position, token, role, layer, *values)
+        for layer, cell in enumerate(columns[position]):
+            yield (position, token, role, layer, *cell, share(flow, cell[2]), *measured)

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from causal_tracer.audit import Audit
-from causal_tracer.corruption import described
 from causal_tracer.decoding import decode_together, token_text
 from causal_tracer.experiment import Experiment
 from causal_tracer.flow import HiddenFlow, TraceSettings
+from causal_tracer.metrics import own_description
 from causal_tracer.request import MapSpec
 from causal_tracer.sweep.check import Verdict
 from causal_tracer.sweep.engine import halving_note
@@ -137,6 +137,7 @@ class Results:
         request, context = self._experiment.request, self._experiment.context
         layers = request.layer_range(context.traced.n_layers)
         metric, foil = request.metric, self._experiment.foil_id
+        own = None if isinstance(metric, str) else own_description(self._experiment.metric)
         placebo = request.placebo if spec.placebo else None
         gaussian = request.corruption == "gaussian"
         return TraceSettings(
@@ -155,13 +156,14 @@ class Results:
             engine="full" if self._recomputed(plane) else self._verdict.name,
             versions=dict(_versions()),
             corruption="Gaussian noise" if gaussian else described(self._experiment.corruption),
-            metric=metric if isinstance(metric, str) else type(self._experiment.metric).__name__,
+            metric=own.name if own is not None else str(metric),
             direction=request.direction,
             severed=spec.severed,
             placebo=None if placebo is None else str(getattr(placebo.text, "text", placebo.text)),
             read=request.read,
             foil=None if foil is None else token_text(context.tokenizer, foil),
             elsewhere=request.elsewhere,
+            metric_description=own,
         )
 
     def _all_notes(self, plane: int, spec: MapSpec) -> list[str]:

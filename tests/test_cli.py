@@ -61,7 +61,7 @@ def test_a_trace_prints_the_answer_the_map_and_its_peaks(run: Any, folder: Path)
     assert status == 0
     flow = expected(folder)["hidden"]
     peak = flow.peaks(1)[0]
-    assert f"probability of {flow.answer!r}, tiny-gpt2" in out
+    assert f"Restoring hidden states: P({flow.answer}), tiny-gpt2" in out
     assert f"clean {flow.high_score:.4g}, corrupted {flow.low_score:.4g}" in out
     assert "Gaussian noise, 2 samples, 1 layer restored together" in out
     assert f"layer  {peak.layer} at {peak.token!r} ({flow.roles[peak.position]})" in out

@@ -98,7 +98,7 @@ def test_the_guide_to_metrics_and_corruptions_runs_and_keeps_to_fifteen_lines(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     blocks = python_blocks("extending.md")
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     names: dict[str, Any] = {"tracer": tiny_tracer("llama"), "prompt": PROMPT, "subject": SUBJECT}
     for block in blocks:
         made = re.search(r"@dataclass.*?(?=\n\n\n(?:flow|def))", block, re.DOTALL)
@@ -106,9 +106,10 @@ def test_the_guide_to_metrics_and_corruptions_runs_and_keeps_to_fifteen_lines(
         assert len([line for line in made[0].splitlines() if line.strip()]) <= 15
         exec(compile(block, "extending.md", "exec"), names)
         assert abs(names["flow"].total_effect) > 0.01
-    margin, shuffled = capsys.readouterr().out.splitlines()
+    margin, described, shuffled = capsys.readouterr().out.splitlines()
     assert margin.startswith("AnswerMargin ")
     assert float(margin.split()[1]) > 0 > float(margin.split()[2])
+    assert described == "answer margin margin of {answer}"
     assert shuffled.startswith("shuffled embeddings ")
 
 

@@ -204,7 +204,7 @@ class TestPeaks:
         flow = stored_map("attention")
         peak = flow.peaks(1)[0]
         sentence = peaks_html(flow)
-        for part in (f"best {peak.layer}", f"P = {peak.score:.3f}", f"{peak.share:.0%}", peak.token.strip()):
+        for part in (f"best {peak.layer}", f"P(Seattle) = {peak.score:.3f}", f"{peak.share:.0%}", peak.token.strip()):
             assert part in sentence
 
     def test_a_map_that_should_not_be_read_warns_below_it(self) -> None:
@@ -320,8 +320,9 @@ class TestViews:
         flow = stored_map("hidden")
         few = flow.scores.clone()
         few[1:] = float("nan")
-        filling = views.app_figure(replace(flow, scores=few), filling=True)
-        assert filling.data[0].zmax == flow.high_score
+        filling, done = views.app_figure(replace(flow, scores=few)).data[0], views.app_figure(flow).data[0]
+        assert (filling.zmin, filling.zmax) == pytest.approx((done.zmin, done.zmax), abs=1e-3)
+        assert filling.zmax == flow.high_score
 
     def test_results_are_remembered_once_and_within_a_bound(self) -> None:
         flows = {"hidden": stored_map("hidden")}

@@ -53,11 +53,12 @@ def test_a_traced_map_is_drawn_as_it_is() -> None:
     assert [list(row) for row in heatmap.z] == flow.scores.tolist()
 
 
-def test_the_scale_starts_at_low_score_and_ends_at_the_highest_score() -> None:
-    flow = some_flow(low_score=0.05)
+@pytest.mark.parametrize("high", [0.2, 0.7])
+def test_the_scale_starts_at_low_score_and_ends_at_the_clean_run_or_the_highest_score(high: float) -> None:
+    flow = some_flow(low_score=0.05, high_score=high)
     (heatmap,) = draw(flow).data
     assert heatmap.zmin == 0.05
-    assert heatmap.zmax == pytest.approx(float(flow.scores[:, 0].max()))
+    assert heatmap.zmax == pytest.approx(max(high, float(flow.scores[:, 0].max())))
 
 
 def test_a_scale_is_never_empty_or_upside_down() -> None:
@@ -112,9 +113,11 @@ def test_the_two_arms_of_a_difference_differ_in_blue_against_yellow() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_kinds_have_their_own_colours(kind: LayerKind) -> None:
-    assert [color for _, color in draw(some_flow(kind=kind)).data[0].colorscale] == list(COLOR_SCALES[kind])
+    assert [color for _, color in draw(some_flow(kind=kind, low_score=0.0)).data[0].colorscale] == list(
+        COLOR_SCALES[kind]
+    )
     blue = go.Figure(go.Heatmap(z=[[1]], colorscale="Blues")).data[0].colorscale
-    assert draw(some_flow(kind=kind), color="Blues").data[0].colorscale == blue
+    assert draw(some_flow(kind=kind, low_score=0.0), color="Blues").data[0].colorscale == blue
 
 
 # Tokens ---------------------------------------------------------------------------------------------------------------
@@ -163,7 +166,7 @@ def test_markup_in_the_answer_the_title_and_the_axis_stands_as_it_is() -> None:
 def test_an_answer_that_looks_like_a_place_in_the_hover_text_is_none(answer: str) -> None:
     template = draw(some_flow(answer=answer)).data[0].hovertemplate
     places = re.findall(r"%\{[^}]*\}", template)
-    assert sorted(places) == sorted(["%{customdata[0]}", "%{x}", "%{customdata[1]}", "%{z:.4f}", "%{customdata[2]}"])
+    assert sorted(places) == sorted(["%{x}", *(f"%{{customdata[{number}]}}" for number in range(4))])
 
 
 @pytest.mark.parametrize(
@@ -186,10 +189,11 @@ def test_no_label_is_invisible(token: str) -> None:
 def test_maps_can_share_one_scale() -> None:
     low, high = some_flow(low_score=0.01), some_flow(low_score=0.05)
     limits = shared_limits([low, high])
-    assert limits == (0.01, pytest.approx(float(low.scores.nan_to_num(0).max())))
+    assert limits.ends == (0.01, 0.7)
+    assert limits.base == 0.01
     for flow in (low, high):
         (heatmap,) = draw(flow, limits=limits).data
-        assert (heatmap.zmin, heatmap.zmax) == limits
+        assert (heatmap.zmin, heatmap.zmax) == limits.ends
 
 
 def test_top_tokens_are_written_into_the_cells_when_asked_for() -> None:
@@ -224,9 +228,15 @@ def test_a_difference_is_drawn_about_zero() -> None:
 def test_hover_tells_token_layer_probability_effect_and_error() -> None:
     flow = some_flow()
     (heatmap,) = draw(flow).data
-    for place in ("%{customdata[0]}", "layer %{x}", "%{z:.4f}", "%{customdata[2]}", "P(Seattle)"):
+    for place in (
+        "%{customdata[0]}",
+        "layer %{x}",
+        "P(Seattle) = %{customdata[3]}",
+        "indirect effect %{customdata[2]}",
+    ):
         assert place in heatmap.hovertemplate
-    token, window, effect = heatmap.customdata[2][0]
+    token, window, effect, score = heatmap.customdata[2][0]
+    assert score == f"{float(flow.scores[2, 0]):.4f}"
     assert token == "東[1/2]"
     assert window == ""
     assert effect == f"{float(flow.indirect_effect[2, 0]):+.4f} ± {float(flow.standard_error[2, 0]):.4f} (s.e.)"

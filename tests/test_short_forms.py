@@ -146,8 +146,6 @@ def test_tracers_pickle_and_copy(again: Any, family: str) -> None:
     copied = again(tracer)
     assert copied.model is not tracer.model
     assert copied.context.traced.model is copied.model
-    assert copied.context.clean_runs.nbytes == 0
-    assert tracer.context.clean_runs.nbytes > 0
     assert repr(copied) == repr(tracer)
     found = copied.trace(REQUEST)
     assert torch.allclose(found.scores, expected.scores, atol=1e-6)

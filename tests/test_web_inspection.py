@@ -111,13 +111,15 @@ class TestInspection:
         found = service.inspect(replace(ASKED, answer=unlikely))
         assert found.answer.probability < 0.1
         assert "unsure" in found.warnings[0]
-        assert f"P = {found.answer.probability:.3f}" in found.warnings[0]
+        assert f"P(answer) = {found.answer.probability:.3f}" in found.warnings[0]
         assert found.problems == ()
 
     def test_warnings_of_a_map(self):
-        assert map_warnings(0.6, 0.1) == ()
-        assert "unsure" in map_warnings(0.09, 0.0)[0]
-        assert "too small to read a map from: 0.020" in map_warnings(0.6, 0.58)[0]
+        flow = tiny_flow()
+        assert map_warnings(replace(flow, high_score=0.6, low_score=0.1)) == ()
+        assert "unsure" in map_warnings(replace(flow, high_score=0.09, low_score=0.0))[0]
+        small = map_warnings(replace(flow, high_score=0.6, low_score=0.58))[0]
+        assert "too small to read a map from: 0.020 (below 0.05)" in small
 
     def test_while_the_model_loads_the_subject_is_guessed_already(self):
         go_on = threading.Event()

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from causal_tracer.errors import StudyError
+from causal_tracer.map_words import KIND_NAMES
 from causal_tracer.study.records import ROLES
 from causal_tracer.study.statistics import Mean, StudyEffects, fact_peaks
 
@@ -14,7 +16,6 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 KIND_SCALES = {"hidden": "Purples", "mlp": "Greens", "attention": "Reds"}
-KIND_NAMES = {"hidden": "hidden states", "mlp": "MLP", "attention": "attention"}
 # Okabe and Ito's colours, which most colour-blind people can tell apart; one dash each as well.
 ROLE_COLORS = ("#56B4E9", "#E69F00", "#D55E00", "#009E73", "#999999", "#0072B2")
 ROLE_DASHES = ("dot", "dash", "solid", "dashdot", "longdash", "solid")
@@ -76,18 +77,21 @@ def role_map(effects: StudyEffects, kind: str, seed: int = 0) -> go.Figure:
     """The AIE of a kind by token role and layer (the paper's Figure 2)."""
     import plotly.graph_objects as go
 
+    from causal_tracer.plots_scale import color_stops, scale_ends
+
     aie = effects.mean(effects.maps[kind].effects, seed)
+    ends = scale_ends(effects.strength(aie.mean[~np.isnan(aie.mean)]).tolist(), 0.0)
+    weakest, strongest = effects.strength(np.array(ends)).tolist()
     figure = go.Figure(
         go.Heatmap(
             x=list(range(aie.mean.shape[1])),
             z=_gaps(aie.mean),
             y=_role_labels(),
-            colorscale=KIND_SCALES[kind],
-            zmin=0,
-            # Where nothing is restored there is still a scale.
-            zmax=max(float(np.nanmax(aie.mean, initial=0.0)), 1e-6),
+            colorscale=color_stops(KIND_SCALES[kind], weakest, 0.0, strongest),
+            zmin=min(weakest, strongest),
+            zmax=max(weakest, strongest),
             hovertemplate="%{y}, layer %{x}<br>AIE %{z:.4f}<extra></extra>",
-            colorbar={"title": {"text": "AIE"}, "thickness": 14},
+            colorbar={"title": {"text": f"AIE, {effects.label}"}, "thickness": 14},
             xgap=1,
             ygap=1,
         )
@@ -99,7 +103,7 @@ def role_lines(effects: StudyEffects, kind: str, seed: int = 0) -> go.Figure:
     """The AIE of a kind at each role over layers, with 95 % intervals (the paper's Figure 7)."""
     aie = effects.mean(effects.maps[kind].effects, seed)
     figure = _lines({role: _row(aie, number) for number, role in enumerate(_role_labels())})
-    return _styled(figure, _layer_title(effects, kind), "average indirect effect")
+    return _styled(figure, _layer_title(effects, kind), f"average indirect effect, {effects.label}")
 
 
 def placebo_lines(effects: StudyEffects, kind: str, corrected: np.ndarray, seed: int = 0) -> go.Figure:
@@ -116,7 +120,7 @@ def placebo_lines(effects: StudyEffects, kind: str, corrected: np.ndarray, seed:
             ("AIE less placebo", corrected, "solid"),
         ):
             _add_line(figure, f"{_label(role)}: {name}", _row(effects.mean(values, seed), number), color, dash)
-    return _styled(figure, _layer_title(effects, kind), "average indirect effect")
+    return _styled(figure, _layer_title(effects, kind), f"average indirect effect, {effects.label}")
 
 
 def severed_bars(effects: StudyEffects, role: str, seed: int = 0) -> go.Figure:
@@ -145,7 +149,7 @@ def severed_bars(effects: StudyEffects, role: str, seed: int = 0) -> go.Figure:
             hovertemplate="layer %{x}: %{y:.4f}<extra>" + BAR_NAMES[name] + "</extra>",
         )
     figure.update_layout(barmode="group")
-    return _styled(figure, "layer at which the hidden state is restored", f"AIE at the {_label(role)}")
+    return _styled(figure, "layer at which the hidden state is restored", f"AIE at the {_label(role)}, {effects.label}")
 
 
 def best_layer_histogram(effects: StudyEffects, kinds: Sequence[str], role: str) -> go.Figure:
@@ -172,9 +176,17 @@ def comparison_figures(studies: Mapping[str, StudyEffects], seed: int = 0) -> di
     """The AIE of several studies in one figure for each kind and role that they share.
 
     Layers are put at their relative depth, since models differ in how many they have.
+
+    Raises:
+        StudyError: The studies differ in metric.
     """
     import plotly.graph_objects as go
 
+    labels = {effects.label for effects in studies.values()}
+    if len(labels) > 1:
+        raise StudyError(
+            f"These studies have several metrics: {', '.join(sorted(labels))}. Compare studies of one metric."
+        )
     figures: dict[str, go.Figure] = {}
     for kind in KIND_NAMES:
         having = {name: effects for name, effects in studies.items() if kind in effects.maps}
@@ -187,8 +199,9 @@ def comparison_figures(studies: Mapping[str, StudyEffects], seed: int = 0) -> di
                 depth = np.linspace(0, 1, len(aie.mean)).tolist()
                 color, dash = ROLE_COLORS[(2, 5, 3, 1, 0, 4)[number % 6]], ROLE_DASHES[number % 6]
                 _add_line(figure, name, aie, color, dash, x=depth)
+            depths = f"depth of the layer, from first to last ({KIND_NAMES[kind]})"
             figures[f"compared {kind}, {role}"] = _styled(
-                figure, f"depth of the layer, from first to last ({KIND_NAMES[kind]})", f"AIE at the {_label(role)}"
+                figure, depths, f"AIE at the {_label(role)}, {', '.join(labels)}"
             )
     return figures
 

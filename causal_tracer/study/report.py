@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from causal_tracer.map_words import KIND_NAMES
 from causal_tracer.study.audit import audit_summary
-from causal_tracer.study.figures import KIND_NAMES, comparison_figures, figure_caption, figure_title, study_figures
+from causal_tracer.study.figures import comparison_figures, figure_caption, figure_title, study_figures
 from causal_tracer.study.journal import write_atomically
 from causal_tracer.study.records import ROLES, FactRecord
 from causal_tracer.study.statistics import Mean, StudyEffects, best_layer, fact_peaks, on_other_half, study_effects
@@ -48,14 +49,14 @@ def write_report(study: Path, compare_with: Sequence[Path] = ()) -> Path:
 def report_page(study: Path, compare_with: Sequence[Path] = ()) -> str:
     """A study's report as HTML that needs no other file and no network."""
     settings, manifest, records = study_settings(study), read_manifest(study) or {}, read_records(study)
-    effects = study_effects(records)
+    effects = study_effects(records, settings.metric)
     seed = settings.seed
     title = f"Causal tracing study: {manifest.get('model', {}).get('model', settings.model)}"
     parts = [f"<h1>{_escape(title)}</h1>", findings_html(effects, records, settings.samples, seed)]
     parts.append("<h2>Figures</h2>" + _figures(study_figures(effects, seed)))
     if compare_with:
-        parts.append(_comparison(study, effects, compare_with, seed))
-    parts.append("<h2>Audit</h2>" + _audit(records))
+        parts.append(_comparison(study, compare_with, seed))
+    parts.append("<h2>Audit</h2>" + _audit(records, effects.label))
     parts.append("<h2>What this does not show</h2>" + _LIMITS)
     parts.append("<h2>Facts left out</h2>" + _left_out(records))
     parts.append("<h2>How it was made</h2><pre>" + _escape(_manifest_text(manifest)) + "</pre>")
@@ -75,7 +76,7 @@ def findings_html(effects: StudyEffects, records: Sequence[FactRecord], samples:
         + "<p>Layers are chosen on one half of the facts and their effects read on the other half, so that picking the "
         "largest of many does not flatter them; severed maps are read where the whole effect is largest. Intervals are "
         "95 %, by a bootstrap that draws whole relations. “Own best” "
-        "is the mean of each fact's best layer: larger by construction.</p>"
+        "is the mean of each fact's best layer: stronger by construction.</p>"
     )
 
 
@@ -95,16 +96,17 @@ def effects_table(effects: StudyEffects, seed: int = 0) -> tuple[list[str], list
             corrected = effects.corrected(name)
             less = "–"
             if corrected is not None:
-                less = _interval_words(on_other_half(effects, corrected[:, ROLES.index(role), best.layer], seed))
+                paired = corrected[:, ROLES.index(role), best.layer]
+                less = _interval_words(effects, on_other_half(effects, paired, seed))
             rows.append(
                 [
                     name,
                     role,
                     str(best.layer),
-                    _percent(best.mean),
-                    f"{_percent(best.low)} to {_percent(best.high)}",
+                    _written(effects, best.mean),
+                    f"{_written(effects, best.low)} to {_written(effects, best.high)}",
                     less,
-                    _percent(float(np.mean(own))),
+                    _written(effects, float(np.mean(own))),
                 ]
             )
     return header, rows
@@ -119,43 +121,48 @@ def _summary(effects: StudyEffects, records: Sequence[FactRecord], samples: int,
         f"<p><b>{len(effects.facts)} facts</b> of {len(set(effects.relations))} relations, {samples} noise samples each"
         + (f" ({left_out} left out)" if left_out else "")
         + f". Swept by: {_escape(', '.join(f'{name} ({count})' for name, count in engines.items()))}."
-        + f"</p><p>Average total effect: <b>{ate}</b>: the answer's probability falls from "
-        f"{_percent(float(effects.high.mean()))} in the clean run to {_percent(float(effects.low.mean()))} when the "
-        "subject is corrupted.</p>"
+        + f"</p><p>Average total effect: <b>{ate}</b>: {_escape(effects.label)} goes from "
+        f"{_written(effects, float(effects.high.mean()))} in the clean run to "
+        f"{_written(effects, float(effects.low.mean()))} when the subject is corrupted. All effects on this page are "
+        f"differences of {_escape(effects.label)}, in which {_better(effects)} values are better.</p>"
     )
 
 
-def _comparison(study: Path, effects: StudyEffects, others: Sequence[Path], seed: int) -> str:
-    studies = named_studies({study: effects, **{other: study_effects(read_records(other)) for other in others}})
+def _comparison(study: Path, others: Sequence[Path], seed: int) -> str:
+    studies = named_studies([study, *others])
+    figures = comparison_figures(studies, seed)
     rows = []
     for name, its in studies.items():
         bests = [best_layer(its, kind, role, seed) for kind in KIND_NAMES if kind in its.maps for role in _ROLES]
-        found = [f"{best.map_name}, {best.role}: {_percent(best.mean)} at layer {best.layer}" for best in bests if best]
+        found = [
+            f"{best.map_name}, {best.role}: {_written(its, best.mean)} at layer {best.layer}" for best in bests if best
+        ]
         rows.append([name, str(len(its.facts)), _with_interval(its, its.total_effect, seed), "; ".join(found)])
     return (
         "<h2>Comparison</h2>"
         + _table(["study", "facts", "ATE", "AIE on the other half, at the best layer"], rows)
-        + _figures(comparison_figures(studies, seed))
+        + _figures(figures)
     )
 
 
-def named_studies(studies: Mapping[Path, StudyEffects]) -> dict[str, StudyEffects]:
-    """Studies by their models' names, with their folders' where two have the same."""
+def named_studies(folders: Iterable[Path]) -> dict[str, StudyEffects]:
+    """The effects of studies by their models' names, with their folders' where two have the same."""
     named: dict[str, StudyEffects] = {}
-    for folder, effects in studies.items():
+    for folder in folders:
+        effects = study_effects(read_records(folder), study_settings(folder).metric)
         name = str((read_manifest(folder) or {}).get("model", {}).get("model", folder.name))
         named[name if name not in named else f"{name} ({folder.name})"] = effects
     return named
 
 
-def _audit(records: Sequence[FactRecord]) -> str:
+def _audit(records: Sequence[FactRecord], label: str) -> str:
     rows = [
         [found.map_name, str(found.cells), f"{found.largest:.1e}", f"{found.p99:.1e}"]
         for found in audit_summary(records)
     ]
     if not rows:
         return "<p>No cell was computed once more by the full sweep.</p>"
-    return "<p>Cells drawn by the seed and computed once more by the full sweep, in probability.</p>" + _table(
+    return f"<p>Cells drawn by the seed and computed once more by the full sweep: {_escape(label)}.</p>" + _table(
         ["map", "cells", "largest difference", "99th percentile"], rows
     )
 
@@ -193,15 +200,23 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _with_interval(effects: StudyEffects, values: Any, seed: int) -> str:
-    return _interval_words(effects.mean(values, seed))
+    return _interval_words(effects, effects.mean(values, seed))
 
 
-def _interval_words(found: Mean) -> str:
-    return f"{_percent(float(found.mean))} ({_percent(float(found.low))} to {_percent(float(found.high))})"
+def _interval_words(effects: StudyEffects, found: Mean) -> str:
+    mean, low, high = (_written(effects, float(value)) for value in (found.mean, found.low, found.high))
+    return f"{mean} ({low} to {high})"
 
 
-def _percent(value: float) -> str:
-    return "–" if np.isnan(value) else f"{100 * value:.1f} %"
+def _written(effects: StudyEffects, value: float) -> str:
+    """A value or an effect: of a probability in per cent."""
+    if effects.metric.name == "probability" and not np.isnan(value):
+        return f"{100 * value:.1f} %"
+    return effects.metric.written(value)
+
+
+def _better(effects: StudyEffects) -> str:
+    return "higher" if effects.metric.higher_is_better else "lower"
 
 
 def _manifest_text(manifest: Mapping[str, Any]) -> str:

@@ -72,6 +72,8 @@ class StudySettings:
             raise SettingsError(f'seed_rule={self.seed_rule!r} is not known. Choose "per fact" or "one".')
         if self.metric not in METRICS:
             raise SettingsError(f"metric={self.metric!r} is not known. Choose one of {', '.join(METRICS)}.")
+        if self.metric == "logit difference":
+            raise SettingsError("metric='logit difference' needs a foil, and a study's facts have none. Give another.")
         if not 0 <= self.audit_share <= 1:
             raise SettingsError(f"audit_share={self.audit_share} is not a share. Give a number from 0 to 1.")
         if self.samples < 1 or not 0 <= self.seed < 2**32:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from causal_tracer.errors import StudyError
+from causal_tracer.metric_descriptions import METRIC_DESCRIPTIONS, MetricDescription
 from causal_tracer.study.records import ROLES, FactRecord, MapSettings
 from causal_tracer.study.settings import derived_seed
 
@@ -59,6 +60,7 @@ class StudyEffects:
         high: The metric in each clean run [facts].
         low: Its mean in the corrupted runs [facts].
         maps: For each map's name, its effects.
+        metric: What high, low and effects are values and differences of.
     """
 
     facts: tuple[str, ...]
@@ -66,6 +68,16 @@ class StudyEffects:
     high: Doubles
     low: Doubles
     maps: dict[str, RoleEffects]
+    metric: MetricDescription = METRIC_DESCRIPTIONS["probability"]
+
+    @property
+    def label(self) -> str:
+        """What the values are, in axes and tables."""
+        return self.metric.labelled("answer")
+
+    def strength(self, values: Doubles) -> Doubles:
+        """Effects with the sign that makes the better direction positive, as choosing the best layer needs it."""
+        return values if self.metric.higher_is_better else -values
 
     @property
     def total_effect(self) -> Doubles:
@@ -82,8 +94,12 @@ class StudyEffects:
         return None if placebo is None else self.maps[name].effects - placebo.effects
 
 
-def study_effects(records: Sequence[FactRecord]) -> StudyEffects:
+def study_effects(records: Sequence[FactRecord], metric: str = "probability") -> StudyEffects:
     """The effects of a study's traced facts.
+
+    Args:
+        records: The study's records.
+        metric: The study's metric (`StudySettings.metric`).
 
     Raises:
         StudyError: No fact was traced.
@@ -107,6 +123,7 @@ def study_effects(records: Sequence[FactRecord]) -> StudyEffects:
         high=np.array([record.high for record in traced]),
         low=np.array([record.low for record in traced]),
         maps=maps,
+        metric=METRIC_DESCRIPTIONS[metric],
     )
 
 
@@ -161,14 +178,14 @@ def _ratio(sums: Doubles, counts: Doubles) -> Doubles:
 
 @dataclass(frozen=True)
 class BestLayer:
-    """The layer with the largest AIE at a role, chosen on one half of the facts and measured on the other.
+    """The layer with the strongest AIE at a role, chosen on one half of the facts and measured on the other.
 
     Attributes:
         map_name: Which map.
         role: Which tokens.
         layer: The layer chosen.
-        chosen_mean: AIE there, of the map that chose it, on the half that it was chosen on: too high, since it is the
-            largest of many.
+        chosen_mean: AIE there, of the map that chose it, on the half that it was chosen on: too strong, since it is the
+            strongest of many.
         mean: AIE there on the other half.
         low: Lower end of its 95 % interval.
         high: Upper end.
@@ -223,7 +240,7 @@ def best_layer(
     choosing = _over(effects, effects.maps[chosen_by or name].effects[:, row], halves(effects, seed), seed)
     if np.isnan(choosing.mean).all():
         return None
-    layer = int(np.nanargmax(choosing.mean))
+    layer = int(np.nanargmax(effects.strength(choosing.mean)))
     values = effects.maps[name].effects[:, row, layer]
     reported = on_other_half(effects, values, seed)
     if np.isnan(reported.mean):
@@ -248,11 +265,11 @@ def _over(effects: StudyEffects, values: Doubles, facts: NDArray[np.bool_], seed
 def fact_peaks(effects: StudyEffects, name: str, role: str) -> tuple[NDArray[np.int64], Doubles]:
     """For each fact that has such a token, its best layer and the indirect effect there.
 
-    The mean of the latter is larger than the AIE of any one layer: each fact picks its own.
+    The mean of the latter is stronger than the AIE of any one layer: each fact picks its own.
     """
     values = effects.maps[name].effects[:, ROLES.index(role)]
     values = values[~np.isnan(values).all(axis=1)]
     if not len(values):
         return np.zeros(0, dtype=np.int64), np.zeros(0)
-    layers = np.nanargmax(values, axis=1)
+    layers = np.nanargmax(effects.strength(values), axis=1)
     return layers, values[np.arange(len(values)), layers]

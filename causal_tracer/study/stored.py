@@ -74,7 +74,7 @@ def open_study(folder: Path) -> StudyView:
         StudyError: There is none, or none of its facts was traced.
     """
     settings, records = study_settings(folder), read_records(folder)
-    effects = study_effects(records)
+    effects = study_effects(records, settings.metric)
     findings = findings_html(effects, records, settings.samples, settings.seed)
     return StudyView(effects, findings, study_figures(effects, settings.seed))
 
@@ -83,6 +83,6 @@ def compared_figures(folders: list[Path]) -> dict[str, go.Figure]:
     """Figures of several studies together, by kind and token role.
 
     Raises:
-        StudyError: A folder holds no study.
+        StudyError: A folder holds no study, or the studies differ in metric.
     """
-    return comparison_figures(named_studies({folder: study_effects(read_records(folder)) for folder in folders}))
+    return comparison_figures(named_studies(folders))

@@ -21,7 +21,7 @@ def map_and_result(update: RunUpdate) -> tuple[Json, Json]:
     """A Plotly figure as JSON, and the result of its kind; both empty while the run waits."""
     figure: Json = {}
     if update.flow is not None:
-        figure = json.loads(app_figure(update.flow, filling=update.done < update.total).to_json())
+        figure = json.loads(app_figure(update.flow).to_json())
     return figure, result(update, alone=True)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from causal_tracer.errors import ExportError, ResultFormatError
 from causal_tracer.flow import HiddenFlow
+from causal_tracer.map_words import map_title, metric_label
 from causal_tracer.reading import COLUMNS, rows
 
 FORMATS = ("json", "csv", "html", "png", "svg")
@@ -86,7 +87,7 @@ def html_page(flow: HiddenFlow) -> str:
 
     figure = plot_hidden_flow_heatmap(flow, title="", show=False)
     return _PAGE.format(
-        title=html.escape(f"Causal trace: {flow.kind}"),
+        title=html.escape(f"{map_title(flow)}: {metric_label(flow)}"),
         numbers=numbers_html(flow),
         figure=figure.to_html(full_html=False, include_plotlyjs=True, config={"displaylogo": False}),
         details=details_html(flow),

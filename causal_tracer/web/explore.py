@@ -16,7 +16,7 @@ from causal_tracer.comparison import FlowDifference, compare_flows
 from causal_tracer.errors import CausalTracerError, ResultLostError
 from causal_tracer.flow import HiddenFlow
 from causal_tracer.layers import KINDS, LayerKind
-from causal_tracer.plots import display_token
+from causal_tracer.map_words import display_token, effect_label, map_title, metric_of
 from causal_tracer.plots_difference import plot_difference_heatmap
 from causal_tracer.web.cell_details import cell_details
 from causal_tracer.web.cells import difference_table_html
@@ -172,15 +172,16 @@ def difference_html(difference: FlowDifference) -> str:
         if difference.aligned_by == "tokens"
         else "By token role, the mean over a role's tokens: the prompts differ in length or in where the subject is."
     )
+    first = difference.first
+    does = "corrupting takes away" if first.settings.direction == "corrupt" else "restoring brings back"
     sides = "".join(
         f'<p class="ct-prompt" dir="auto"><b>{name}</b> {html.escape(_title(flow))}</p>'
-        f'<p class="ct-made">clean {flow.high_score:.3f}, corrupted {flow.low_score:.3f} · '
-        f"{html.escape(recipe(flow))}</p>"
+        f'<p class="ct-made">{html.escape(f"{_runs(flow)} · {recipe(flow)}")}</p>'
         for name, flow in (("A", difference.first), ("B", difference.second))
     )
     return (
-        "<p>Difference of the indirect effects, B − A: <b>blue</b> where restoring brings back more in B, "
-        f"<b>orange</b> where in A. {how}</p>{sides}"
+        f"<p>Difference of the {effect_label(first)}s, B − A, {html.escape(difference.label)}: "
+        f"<b>blue</b> where {does} more in B, <b>orange</b> where in A. {how}</p>{sides}"
     )
 
 
@@ -189,4 +190,9 @@ def _all(history: History) -> History:
 
 
 def _title(flow: HiddenFlow) -> str:
-    return f"{TAB_TITLES[flow.kind]} · {flow.prompt} → {display_token(flow.answer)}"
+    return f"{map_title(flow)} · {flow.settings.metric} · {flow.prompt} → {display_token(flow.answer)}"
+
+
+def _runs(flow: HiddenFlow) -> str:
+    metric = metric_of(flow)
+    return f"clean {metric.written(flow.high_score)}, corrupted {metric.written(flow.low_score)}"

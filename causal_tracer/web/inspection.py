@@ -12,6 +12,9 @@ from causal_tracer.decoding import decode_together, token_text
 from causal_tracer.encoding import encode_with_spans
 from causal_tracer.errors import CausalTracerError, PromptError, SettingsError, SubjectError
 from causal_tracer.experiment import TracingContext, prompt_for
+from causal_tracer.flow import HiddenFlow
+from causal_tracer.map_words import metric_label, metric_of
+from causal_tracer.metric_descriptions import METRIC_DESCRIPTIONS, MetricDescription
 from causal_tracer.prompts import Prompt
 from causal_tracer.request import Text, TraceRequest
 from causal_tracer.runs import clean_run
@@ -19,8 +22,6 @@ from causal_tracer.subject import Occurrence, guess_subject, occurrences
 from causal_tracer.top_tokens import TokenProbability
 from causal_tracer.web.settings import ServiceSettings, limit
 
-LOW_PROBABILITY = 0.1
-SMALL_EFFECT = 0.05
 CANDIDATES = 5
 
 Field = Literal["prompt", "subject", "answer", "settings"]
@@ -171,24 +172,36 @@ def subject_of_tokens(inspection: Inspection, prompt: str, first: int, last: int
     )
 
 
-def map_warnings(high_score: float, low_score: float) -> tuple[str, ...]:
-    """Why a map of these probabilities should not be read, if it should not."""
-    found = list(answer_warnings(high_score))
-    if high_score - low_score < SMALL_EFFECT:
+def map_warnings(flow: HiddenFlow) -> tuple[str, ...]:
+    """Why a map should not be read, if it should not."""
+    metric, label = metric_of(flow), metric_label(flow)
+    found = list(_doubts(metric, label, flow.high_score))
+    worse = flow.total_effect if metric.higher_is_better else -flow.total_effect
+    if not worse > 0 or worse < metric.readable_effect:
+        corrupted = "the subject" if flow.settings.elsewhere is None else "these other tokens"
+        limit_ = f" (below {metric.readable_effect:g})" if metric.readable_effect else ""
         found.append(
-            f"The total effect is too small to read a map from: {high_score - low_score:.3f}. Corrupting the subject "
-            f"hardly changes this answer, so there is nothing to restore (below {SMALL_EFFECT})."
+            f"The total effect is too small to read a map from: {metric.written(flow.total_effect)}{limit_}. "
+            f"Corrupting {corrupted} hardly worsens {label}, so the map has nothing to show."
         )
     return tuple(found)
 
 
-def answer_warnings(high_score: float) -> tuple[str, ...]:
+def answer_warnings(probability: float) -> tuple[str, ...]:
     """Why an answer of this probability makes a map hard to read, if it does."""
-    if high_score >= LOW_PROBABILITY:
+    metric = METRIC_DESCRIPTIONS["probability"]
+    return _doubts(metric, metric.labelled("answer"), probability)
+
+
+def _doubts(metric: MetricDescription, label: str, clean: float) -> tuple[str, ...]:
+    """What the clean run says against its answer."""
+    limit_ = metric.doubtful_beyond
+    if limit_ is None or (clean >= limit_ if metric.higher_is_better else clean <= limit_):
         return ()
+    side = "below" if metric.higher_is_better else "above"
     return (
-        f"The model is unsure of this answer: P = {high_score:.3f} in the clean run. A map of an answer that the model "
-        f"hardly gives (below {LOW_PROBABILITY}) says little about a fact.",
+        f"The model is unsure of this answer: {label} = {metric.written(clean)} in the clean run. A map of an answer "
+        f"that the model hardly gives ({side} {limit_:.4g}) says little about a fact.",
     )
 
 

@@ -11,8 +11,11 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from causal_tracer.errors import SettingsError
 from causal_tracer.flow import HiddenFlow
-from causal_tracer.plots import COLOR_SCALES, display_token, token_axis_labels
+from causal_tracer.map_words import control_of, display_token, map_title, metric_label, metric_of, token_axis_labels
+from causal_tracer.metric_descriptions import METRIC_DESCRIPTIONS
+from causal_tracer.plots import COLOR_SCALES
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,19 @@ class Step:
 
 
 def story_steps(flow: HiddenFlow) -> tuple[Step, ...]:
-    """The four steps of a result of hidden states, in the order in which they are told; words are safe HTML."""
+    """The four steps of a result of hidden states, in the order in which they are told; words are safe HTML.
+
+    Raises:
+        SettingsError: The result has another metric than the probability, another direction, or a control: these words
+            would not be true of it.
+    """
+    plain = flow.settings.direction == "restore" and not control_of(flow.settings)
+    if metric_of(flow) != METRIC_DESCRIPTIONS["probability"] or not plain:
+        raise SettingsError(
+            f"The story is told of the answer's probability in restored runs, without controls, and this result is of "
+            f"{metric_label(flow)}: {map_title(flow)}. Give another result."
+        )
+    measured = html.escape(metric_label(flow))
     answer = f"<b>{_shown(flow.answer)}</b>"
     subject = f"“{html.escape(flow.subject)}”"
     position, layer = told_cell(flow)
@@ -37,27 +52,27 @@ def story_steps(flow: HiddenFlow) -> tuple[Step, ...]:
             "The clean run",
             f"A language model reads the prompt and says {answer}. Where in the model does it know that from?",
             flow.high_score,
-            f"P({answer})",
+            measured,
         ),
         Step(
             "The corrupted run",
             f"Noise on the subject, {subject}, spoils what follows from it. The answer is lost{_says_now(flow)}.",
             flow.low_score,
-            f"P({answer})",
+            measured,
         ),
         Step(
             "One restored run",
             f"Noise again, but one activation is put back to its clean value: {token}, layer {layer}. "
             "The answer comes back.",
             restored,
-            f"P({answer})",
+            measured,
         ),
         Step(
             "The whole map",
             "Each cell is one restored run. The stronger its colour, the more of the answer comes back: at the "
             "subject's last token in early layers, and at the last token in late ones.",
-            flow.high_score,
-            f"Strongest: P({answer})",
+            flow.peaks(1)[0].score,
+            f"Strongest: {measured}",
         ),
     )
 
@@ -149,7 +164,8 @@ def _picture_label(flow: HiddenFlow) -> str:
     tokens, layers = flow.scores.shape
     return (
         f"The prompt's {tokens} tokens down, the model's {layers} layers across. Restoring layer {layer} at "
-        f"{display_token(flow.input_tokens[position])} gives P = {float(flow.scores[position, layer]):.2f}."
+        f"{display_token(flow.input_tokens[position])} gives {metric_label(flow)} = "
+        f"{float(flow.scores[position, layer]):.2f}."
     )
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Iterable, Sequence
 
 from causal_tracer.corruption import CORRUPTIONS
 from causal_tracer.flow import HiddenFlow
-from causal_tracer.plots import KIND_TITLES, display_token
-from causal_tracer.reading import Peak
+from causal_tracer.map_words import display_token, map_title, metric_label, metric_of
+from causal_tracer.reading import Peak, acts, effects
 from causal_tracer.web.inspection import map_warnings
 from causal_tracer.web.registry import ModelStatus, model_title
 from causal_tracer.web.updates import RunUpdate
@@ -22,7 +23,7 @@ _WITHOUT_CHANCE = {make(1, 0).description for make in CORRUPTIONS.values() if ma
 
 def warnings(flow: HiddenFlow) -> tuple[str, ...]:
     """Why the map should not be read, if it should not."""
-    return map_warnings(flow.high_score, flow.low_score)
+    return map_warnings(flow)
 
 
 def recipe(flow: HiddenFlow) -> str:
@@ -39,20 +40,19 @@ def recipe(flow: HiddenFlow) -> str:
 def numbers_html(*flows: HiddenFlow, filling: bool = False) -> str:
     """The numbers above maps of one prompt, and what peaks. User's text is escaped."""
     flow = flows[0]
+    metric, label = metric_of(flow), metric_label(flow)
     numbers = [
         ("Answer", f"“{display_token(flow.answer)}”", _answer_words(flow)),
-        ("Clean run", f"{flow.high_score:.3f}", "P(answer)"),
-        ("Corrupted run", f"{flow.low_score:.3f}", "mean P(answer)"),
-        ("Total effect", f"{flow.total_effect:.3f}", "clean − corrupted"),
+        ("Clean run", metric.written(flow.high_score), label),
+        ("Corrupted run", metric.written(flow.low_score), f"mean {label}"),
+        ("Total effect", metric.written(flow.total_effect), "clean − corrupted"),
     ]
     cards = "".join(
         f'<div class="ct-card"><dt>{_safe(name)}</dt><dd dir="auto">{_safe(value)}</dd>'
         f'<dd class="ct-hint">{_safe(hint)}</dd></div>'
         for name, value, hint in numbers
     )
-    peaks = "".join(
-        f'<p class="ct-peaks">{"" if filling else peaks_html(each, named=len(flows) > 1)}</p>' for each in flows
-    )
+    peaks = "".join(f'<p class="ct-peaks">{"" if filling else peaks_html(each)}</p>' for each in flows)
     return f'<dl class="ct-cards">{cards}</dl>{peaks}'
 
 
@@ -61,25 +61,28 @@ def doubts_html(flow: HiddenFlow) -> str:
     return _paragraphs("ct-warning", warnings(flow))
 
 
-def peaks_html(flow: HiddenFlow, *, named: bool = False) -> str:
-    """A sentence that names the strongest cells: token, layers, probability and share of the total effect."""
-    strongest = [peak for peak in flow.peaks(2) if peak.effect > 0]
-    kind = KIND_TITLES[flow.kind]
+def peaks_html(flow: HiddenFlow) -> str:
+    """A sentence that names the strongest cells: token, layers, score and share of the total effect."""
+    strongest = [peak for peak in flow.peaks(2) if acts(flow, peak.effect)]
+    what, corrupt = metric_of(flow).restored, flow.settings.direction == "corrupt"
+    done = f"takes {what} away" if corrupt else f"brings {what} back"
     if not strongest:
-        return f"Restoring the {kind} brings the answer back nowhere."
+        return f"<b>{_safe(map_title(flow))}</b> {_safe(done)} nowhere."
     told = " and ".join(_peak(flow, peak) for peak in strongest)
-    if named:
-        return f"<b>{kind[0].upper()}{kind[1:]}</b>: strongest at {told}."
-    return f"Restoring the {kind} brings the answer back most at {told}."
+    return f"<b>{_safe(map_title(flow))}</b> {_safe(done)} most at {told}."
 
 
 def details_html(flow: HiddenFlow, *, origin: str = "") -> str:
     """What the map is of and how it was made, ending in where it came from. User's text is escaped."""
     subject = f"“{flow.subject}”" + (" (guessed)" if flow.subject_guessed else "")
     made = recipe(flow) + (f" · {origin}" if origin else "")
+    placebo = flow.settings.placebo
+    other = "" if placebo is None else f'<p class="ct-prompt" dir="auto"><b>Placebo</b> {_safe(placebo)}</p>'
     return (
         f'<p class="ct-prompt" dir="auto"><b>Prompt</b> {_safe(flow.prompt)}</p>'
         f'<p class="ct-prompt" dir="auto"><b>Subject</b> {_safe(subject)}</p>'
+        f"{other}"
+        f'<p class="ct-prompt"><b>Map</b> {_safe(map_title(flow))}: {_safe(metric_label(flow))}</p>'
         f"{_paragraphs('ct-note', flow.notes)}"
         f'<p class="ct-made">{_safe(made)}</p>'
     )
@@ -159,15 +162,15 @@ def _answer_words(flow: HiddenFlow) -> str:
 def _peak(flow: HiddenFlow, peak: Peak) -> str:
     first, last = _stretch(flow, peak)
     layers = f"layer {peak.layer}" if first == last else f"layers {first}–{last}, best {peak.layer}"
-    return (
-        f"<b>“{_safe(display_token(peak.token))}”</b> ({layers}): P = {peak.score:.3f}, {peak.share:.0%} of the total "
-        "effect"
-    )
+    score = f"{_safe(metric_label(flow))} = {metric_of(flow).written(peak.score)}"
+    share = "" if math.isnan(peak.share) else f", {peak.share:.0%} of the total effect"
+    return f"<b>“{_safe(display_token(peak.token))}”</b> ({layers}): {score}{share}"
 
 
 def _stretch(flow: HiddenFlow, peak: Peak) -> tuple[int, int]:
     """First and last of the layers around a peak that do much of what it does."""
-    strong = [effect >= _STRETCH * peak.effect for effect in flow.indirect_effect[peak.position].tolist()]
+    least = _STRETCH * abs(peak.effect)
+    strong = [acts(flow, effect) and abs(effect) >= least for effect in effects(flow)[peak.position].tolist()]
     first = last = peak.layer
     while first > 0 and strong[first - 1]:
         first -= 1

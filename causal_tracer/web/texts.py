@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from causal_tracer.metric_descriptions import METRIC_DESCRIPTIONS
+
 TITLE = "Causal tracing"
 LEAD = (
     "Where does a language model keep a fact? Corrupt the subject, restore one activation, "
@@ -12,12 +14,16 @@ LEAD = (
 
 NO_LINK_YET = "Press Run: the link leads to what it computes."
 
-HOW_TO_READ = """
-- **Clean run**: the model reads the prompt as it is. *P(answer)* is how probable it finds the answer.
+_PROBABILITY = METRIC_DESCRIPTIONS["probability"].labelled("answer")
+
+HOW_TO_READ = f"""
+- **Clean run**: the model reads the prompt as it is. *{_PROBABILITY}* is how probable it finds the answer.
 - **Corrupted run**: the same, with noise on the embeddings of the subject's tokens (marked **\\***). The answer \
 is lost.
 - **Restored run**: a corrupted run in which one activation is put back to its clean value. Each cell of the map is \
-one: its colour is P(answer) then. The stronger the colour, the more of the answer comes back.
+one: its colour is {_PROBABILITY} then. The stronger the colour, the more of the answer comes back. White is the \
+corrupted run, full colour the clean run or better; sand-coloured cells make the answer less probable still.
+- A result that is opened from a file may have another metric, or corrupt the clean run instead; its labels say so.
 - **Total effect** = clean − corrupted. **Indirect effect** of a cell = restored − corrupted; point at a cell to see \
 it with its standard error over the noise samples.
 - **Hidden states** restores what a whole layer hands on; **MLP** and **Attention** only what these add to it, in a \
@@ -27,7 +33,7 @@ window of several layers together, centred on the column's layer.
 **What a map does not show**
 - It does not predict where *editing* a fact works: that has been measured, and the two hardly agree \
 (Hase et al. 2023, arXiv 2301.04213).
-- A low P(answer) in the clean run, or a small total effect, makes a map unreadable.
+- A low {_PROBABILITY} in the clean run, or a small total effect, makes a map unreadable.
 - It is one prompt, one answer and one kind of noise. Say something about facts in general only after averaging many.
 - A cell without colour is not an unused one: what is spread over several places is not brought back from one of them.
 - Grey cells were not computed. That is not the same as no effect.

@@ -33,13 +33,13 @@ def adopt_stored_verdicts(model: str, revision: str | None) -> None:
 
 
 def store_verdicts(model: str, revision: str | None, found: Mapping[str, Any]) -> None:
-    """Keep what `known_verdicts` gave, for later starts; a disk that cannot be written to does not matter."""
+    """Keep the portable ones of `known_verdicts` for later starts; a disk that cannot be written to does not matter."""
     path = _path(model, revision)
     if path is None:
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(path, json.dumps(dict(found)))
+        _replace(path, json.dumps({key: verdict for key, verdict in found.items() if verdict["portable"]}))
     except OSError as error:
         _logger.warning("The check of a model could not be stored in %s: %s.", path.name, error)
 

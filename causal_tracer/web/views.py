@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +12,9 @@ import plotly.graph_objects as go
 
 from causal_tracer.flow import HiddenFlow
 from causal_tracer.layers import LayerKind
+from causal_tracer.map_words import metric_label, metric_of, patched_word
 from causal_tracer.plots import COLOR_SCALES, plot_hidden_flow_heatmap, shared_limits
+from causal_tracer.plots_scale import ColorLimits, color_stops
 from causal_tracer.web.cells import table_html
 from causal_tracer.web.detail import NO_CELL
 from causal_tracer.web.summary import details_html, doubts_html, numbers_html
@@ -71,11 +74,8 @@ def map_id(tab: str, kind: LayerKind) -> str:
     return f"ct-map-{kind}" if tab == kind else f"ct-map-{tab}-{kind}"
 
 
-def app_figure(flow: HiddenFlow, *, filling: bool = False, write_top_tokens: bool = False) -> go.Figure:
-    """The map as the app shows it: without a title, and not in the way of a finger that scrolls the page.
-
-    While it fills in, the scale reaches to the clean run, so that colours do not change with each new cell.
-    """
+def app_figure(flow: HiddenFlow, *, write_top_tokens: bool = False) -> go.Figure:
+    """The map as the app shows it: without a title, and not in the way of a finger that scrolls the page."""
     figure = plot_hidden_flow_heatmap(
         flow,
         title="",
@@ -84,18 +84,16 @@ def app_figure(flow: HiddenFlow, *, filling: bool = False, write_top_tokens: boo
         skip_final_labels_portion=0.0,
         write_top_tokens=write_top_tokens,
     )
-    if filling:
-        figure.update_traces(zmax=max(flow.high_score, figure.data[0].zmax))
     scale_above(figure)
     return in_the_page(figure)
 
 
-def app_figures(flows: Flows, *, filling: bool = False, write_top_tokens: bool = False) -> tuple[go.Figure, ...]:
+def app_figures(flows: Flows, *, write_top_tokens: bool = False) -> tuple[go.Figure, ...]:
     """The maps of a tab: one with its own scale, or several side by side on one."""
     maps = tuple(flows.values())
     if len(maps) == 1:
-        return (app_figure(maps[0], filling=filling, write_top_tokens=write_top_tokens),)
-    limits = _limits(flows, filling=filling)
+        return (app_figure(maps[0], write_top_tokens=write_top_tokens),)
+    limits = shared_limits(maps)
     return tuple(_side_by_side(flow, limits) for flow in maps)
 
 
@@ -114,7 +112,7 @@ def maps_view(
         status=status,
         numbers=numbers(flows, filling=filling),
         doubts=doubts_html(next(iter(flows.values()))),
-        figures=app_figures(flows, filling=filling, write_top_tokens=write_top_tokens),
+        figures=app_figures(flows, write_top_tokens=write_top_tokens),
         tables=tuple(table_html(flow, map_id(tab, kind)) for kind, flow in flows.items()),
         cell=NO_CELL,
         details=details_html(next(iter(flows.values())), origin=origin),
@@ -126,29 +124,25 @@ def maps_view(
 
 def numbers(flows: Flows, *, filling: bool = False) -> str:
     """What stands above the maps: their numbers, and the colour scale of those that share one."""
-    legend = _legend(_limits(flows, filling=filling)) if len(flows) > 1 else ""
+    legend = _legend(tuple(flows.values())) if len(flows) > 1 else ""
     return numbers_html(*flows.values(), filling=filling) + legend
 
 
-def _limits(flows: Flows, *, filling: bool) -> tuple[float, float]:
-    low, high = shared_limits(tuple(flows.values()))
-    return low, max(high, *(flow.high_score for flow in flows.values())) if filling else high
-
-
-def _legend(limits: tuple[float, float]) -> str:
-    low, high = limits
-    colors = ", ".join(SHARED_SCALE)
+def _legend(maps: tuple[HiddenFlow, ...]) -> str:
+    metric, limits = metric_of(maps[0]), shared_limits(maps)
+    low, high = (metric.written(end) for end in limits.ends)
+    colors = ", ".join(f"{color} {at:.1%}" for at, color in color_stops(SHARED_SCALE, *limits.places(metric)))
     return (
-        f'<div class="ct-legend"><span>P(answer)</span> <span>{low:.3f}</span>'
-        f'<i style="background:linear-gradient(90deg, {colors})"></i><span>{high:.3f}</span></div>'
+        f'<div class="ct-legend"><span>{html.escape(metric_label(maps[0]))}</span> <span>{low}</span>'
+        f'<i style="background:linear-gradient(90deg, {colors})"></i><span>{high}</span></div>'
     )
 
 
-def _side_by_side(flow: HiddenFlow, limits: tuple[float, float]) -> go.Figure:
+def _side_by_side(flow: HiddenFlow, limits: ColorLimits) -> go.Figure:
     figure = plot_hidden_flow_heatmap(
         flow,
         title="",
-        xlabel="layer",
+        xlabel=f"{patched_word(flow)} layer",
         show=False,
         color=SHARED_SCALE,
         tick_interval=2 * _tick_interval(flow),
@@ -167,7 +161,10 @@ def _tick_interval(flow: HiddenFlow) -> int:
 def scale_above(figure: go.Figure) -> None:
     """Lay a map's scale above it: beside it, it would take half of a phone's width."""
     place = {"orientation": "h", "x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom", "ypad": 2}
-    figure.update_traces(colorbar={**place, "len": 0.6, "thickness": 10, "title": {"side": "top"}})
+    (heatmap,) = figure.data
+    # There, the title has room for one line.
+    title = {"side": "top", "text": str(heatmap.colorbar.title.text).replace("<br>", " ")}
+    heatmap.update(colorbar={**place, "len": 0.6, "thickness": 10, "title": title})
     figure.update_layout(height=figure.layout.height + 30)
 
 

@@ -308,10 +308,10 @@ def test_peaks_are_named_in_a_sentence(visits):
     page = visits.open()
     sentence = page.locator("#ct-numbers-hidden .ct-peaks")
     expect(sentence).to_contain_text(
-        re.compile(r"“of” \(layers 12–17, best 17\): P = 0\.47\d, 100% of the total effect")
+        re.compile(r"“of” \(layers 12–17, best 17\): P\(Seattle\) = 0\.47\d, 100% of the total effect")
     )
     expect(sentence).to_contain_text(
-        re.compile(r"“Needle” \(layers \d–\d+, best 4\): P = 0\.34\d, 73% of the total effect")
+        re.compile(r"“Needle” \(layers \d–\d+, best 4\): P\(Seattle\) = 0\.34\d, 73% of the total effect")
     )
 
 
