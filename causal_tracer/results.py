@@ -15,6 +15,7 @@ from causal_tracer.experiment import Experiment
 from causal_tracer.flow import HiddenFlow, TraceSettings
 from causal_tracer.prompts import token_text
 from causal_tracer.request import MapSpec
+from causal_tracer.request_data import request_data
 from causal_tracer.sweep.check import Verdict
 from causal_tracer.sweep.engine import halving_note
 from causal_tracer.sweep.plan import Cell, SweepChunk
@@ -130,6 +131,7 @@ class Results:
             answer_ids=experiment.answer_ids,
             top_tokens=self._top_tokens(plane),
             audit=self._audits.get(plane),
+            request=request_data(experiment.request, spec),
         )
 
     def _settings(self, plane: int, spec: MapSpec) -> TraceSettings:

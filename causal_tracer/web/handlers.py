@@ -84,22 +84,19 @@ class MapRun:
             update.flows,
             status=status,
             origin="being computed" if filling else KEPT if update.cached else COMPUTED,
-            link=None if filling else result_link(self.service, asked, update.flows, request),
+            link=None if filling else result_link(self.service, update.flows, request),
             filling=filling,
             write_top_tokens=write_top_tokens and not filling,
         )
 
 
-def result_link(service: TraceService, asked: TraceInput, flows: Flows, request: gr.Request) -> str:
-    """The link that reproduces a result, or why there is none."""
+def result_link(service: TraceService, flows: Flows, request: gr.Request) -> str:
+    """Return the link that reproduces a result, or why there is none."""
     # The address of the page, not of the request that Gradio makes behind it.
     page = page_url(request.headers.get("referer") or f"http://{request.headers.get('host', '')}/")
     try:
-        found = input_of_all(flows)
-        if asked.chat:
-            # The maps have what the chat template made of the message.
-            found = replace(found, prompt=asked.prompt, occurrence=asked.occurrence, chat=True)
-        return service.link(found, page)
+        revision = next(iter(flows.values())).settings.revision
+        return service.link(input_of_all(flows), page, revision=revision)
     except CausalTracerError as error:
         return str(error)
 
