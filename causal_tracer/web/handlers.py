@@ -64,7 +64,7 @@ class MapRun:
             # What stands there now may be about an earlier run.
             yield TabView(message=message_of(inspection))
             if refused := refusal(inspection):
-                yield self._failed(refused)
+                yield _failed(refused)
                 return
             updates = self.service.trace(asked, client_of(request, self.service.settings), left)
             begun = None
@@ -72,16 +72,11 @@ class MapRun:
                 for update in shown:
                     begun = begun or (update if update.done else None)
                     status = status_html(progress_words(update, begun))
-                    yield self._view(asked, update, status, write_top_tokens, request)
+                    yield self._view(update, status, write_top_tokens, request)
         except CausalTracerError as error:
-            yield replace(self._failed(str(error)), message=message_html(str(error)))
+            yield replace(_failed(str(error)), message=message_html(str(error)))
 
-    def _failed(self, words: str) -> TabView:
-        return TabView(status=status_html(f"Nothing was computed. {words}", state="ct-failed"), running=False)
-
-    def _view(
-        self, asked: TraceInput, update: RunUpdate, status: str, write_top_tokens: bool, request: gr.Request
-    ) -> TabView:
+    def _view(self, update: RunUpdate, status: str, write_top_tokens: bool, request: gr.Request) -> TabView:
         if not update.flows:
             return TabView(status=status)
         filling = update.done < update.total
@@ -94,6 +89,10 @@ class MapRun:
             filling=filling,
             write_top_tokens=write_top_tokens and not filling,
         )
+
+
+def _failed(words: str) -> TabView:
+    return TabView(status=status_html(f"Nothing was computed. {words}", state="ct-failed"), running=False)
 
 
 def result_link(service: TraceService, flows: Flows, request: gr.Request) -> str:
