@@ -114,6 +114,8 @@ class HiddenFlow:
         top_tokens: The most probable next tokens of each cell, where they were asked for.
         audit: Cells that the full sweep computed again, and how far they were off. None where the full sweep computed
             the whole map, where no audit was asked for, and in results of older versions.
+        request: What was asked for, as JSON types (`request_data.read_request` reads it); None in results that were
+            saved before requests were stored.
 
     All tensors are float32 (ids int64) on the CPU. The first nine fields are those of causal-tracer 1.1.0.
     """
@@ -138,6 +140,7 @@ class HiddenFlow:
     answer_ids: tuple[int, ...] = ()
     top_tokens: TopTokens | None = None
     audit: Audit | None = None
+    request: dict[str, Any] | None = field(default=None, repr=False)
 
     def __repr__(self) -> str:
         """Prompt, answer, scores and peaks in a few lines."""
@@ -292,6 +295,7 @@ class HiddenFlow:
                 answer_ids=tuple(int(token) for token in data["answer_ids"]),
                 top_tokens=None if data["top_tokens"] is None else TopTokens.from_dict(data["top_tokens"]),
                 audit=None if data.get("audit") is None else Audit.from_dict(data["audit"]),
+                request=None if data.get("request") is None else dict(data["request"]),
             )
         except (
             KeyError,

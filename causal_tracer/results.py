@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from causal_tracer.audit import Audit
+from causal_tracer.corruption import described
 from causal_tracer.decoding import decode_together, token_text
 from causal_tracer.experiment import Experiment
 from causal_tracer.flow import HiddenFlow, TraceSettings
 from causal_tracer.metrics import own_description
 from causal_tracer.request import MapSpec
+from causal_tracer.request_data import request_data
 from causal_tracer.sweep.check import Verdict
 from causal_tracer.sweep.engine import halving_note
 from causal_tracer.sweep.plan import Cell, SweepChunk
@@ -131,6 +133,7 @@ class Results:
             answer_ids=experiment.answer_ids,
             top_tokens=self._top_tokens(plane),
             audit=self._audits.get(plane),
+            request=request_data(experiment.request, spec),
         )
 
     def _settings(self, plane: int, spec: MapSpec) -> TraceSettings:

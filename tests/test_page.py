@@ -19,6 +19,7 @@ from gradio import http_server
 from causal_tracer.comparison import compare_flows
 from causal_tracer.errors import SettingsError, SubjectError
 from causal_tracer.layers import KINDS
+from causal_tracer.prompts import guess_subject
 from causal_tracer.web import explore, views
 from causal_tracer.web.asking import CORRUPTION_CHOICES, TraceInput
 from causal_tracer.web.assets import static_text
@@ -26,13 +27,16 @@ from causal_tracer.web.cell_details import cell_details
 from causal_tracer.web.cells import difference_table_html, table_html
 from causal_tracer.web.chips import inspection_html, stored_inspection
 from causal_tracer.web.detail import detail_html
+from causal_tracer.web.downloads import html_page
+from causal_tracer.web.field_notes import field_notes, message_of, refusal
 from causal_tracer.web.fields import FIELD_NAMES, Picked, asked_for, field_values, subject_picked
-from causal_tracer.web.inspection import Inspection, TokenSpan
+from causal_tracer.web.inputs_layout import first_inspection
+from causal_tracer.web.inspection import Inspection, Problem, TokenSpan
 from causal_tracer.web.serving import page_head, without_hot_reload
-from causal_tracer.web.stored import stored_map
+from causal_tracer.web.stored import STORED_PROMPT, STORED_SUBJECT, stored_map
 from causal_tracer.web.story import story_html, story_steps, told_cell
 from causal_tracer.web.summary import doubts_html, numbers_html, peaks_html, progress_words, recipe
-from causal_tracer.web.texts import CORRUPTION_TITLES
+from causal_tracer.web.texts import CORRUPTION_TITLES, EXAMPLES, Example
 from causal_tracer.web.updates import RunUpdate
 from tests.test_flow import some_flow
 
@@ -93,9 +97,45 @@ class TestChips:
     def test_while_the_model_loads_they_say_so(self) -> None:
         assert "converting, 40%" in inspection_html(Inspection(loading="converting, 40%"))
 
+    def test_they_know_their_characters(self) -> None:
+        html = inspection_html(Inspection(tokens=(TokenSpan("<bos>", 0, 0), TokenSpan(" Paris", 4, 10))))
+        assert re.findall(r'data-start="(\d+)" data-end="(\d+)"', html) == [("0", "0"), ("4", "10")]
+
     def test_marks_that_stand_nowhere_in_the_text_cannot_be_chosen(self) -> None:
         html = inspection_html(Inspection(tokens=(TokenSpan("<bos>", 0, 0), TokenSpan("Paris", 0, 5))))
         assert re.findall(r'data-token="(\d)"[^>]*?(disabled)?>', html) == [("0", "disabled"), ("1", "")]
+
+
+class TestFieldNotes:
+    def test_a_problem_stands_beside_its_field_and_beside_run(self) -> None:
+        problems = (Problem("subject", f"No {MARKUP}."), Problem("settings", "samples=0"), Problem("answer", "No id."))
+        inspection = Inspection(problems=problems, warnings=("Unsure.",))
+        prompt, subject, answer = field_notes(inspection)
+        assert prompt == ""
+        assert "No &lt;img" in subject
+        assert "No id." in answer
+        message = message_of(inspection)
+        assert "samples=0" in message
+        assert "Unsure." in message
+        assert "No " not in message
+        assert refusal(inspection) == f"No {MARKUP}. samples=0 No id."
+
+    def test_a_guess_is_named_and_markup_is_text(self) -> None:
+        _, subject, _ = field_notes(Inspection(subject=MARKUP, guessed=True))
+        assert "Guessed: " in subject
+        assert "<img" not in subject
+        assert field_notes(Inspection(subject="Paris")) == ("", "", "")
+
+    def test_warnings_refuse_nothing(self) -> None:
+        assert refusal(Inspection(warnings=("Unsure.",))) == ""
+
+    @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.label)
+    def test_an_example_s_subject_is_the_one_that_is_guessed(self, example: Example) -> None:
+        assert guess_subject(example.prompt) == example.subject
+
+    def test_the_page_opens_with_the_subject_that_is_guessed(self) -> None:
+        assert guess_subject(STORED_PROMPT) == STORED_SUBJECT == stored_map("hidden").subject
+        assert STORED_SUBJECT in field_notes(first_inspection())[1]
 
 
 class TestHead:
@@ -211,6 +251,20 @@ class TestPeaks:
         assert doubts_html(stored_map("hidden")) == ""
         assert "unsure" in doubts_html(replace(stored_map("hidden"), high_score=0.05, low_score=0.0))
         assert "too small" in doubts_html(replace(stored_map("hidden"), low_score=0.47))
+
+    def test_notes_are_shown_below_the_maps_once_and_name_the_maps_that_have_them(self) -> None:
+        hidden, mlp, attention = (
+            replace(stored_map(kind), notes=("Read twice.", *more))
+            for kind, more in (("hidden", ()), ("mlp", ("Few <layers>.",)), ("attention", ("Few <layers>.",)))
+        )
+        notes = re.findall(r'<p class="ct-note">(.*?)</p>', doubts_html(hidden, mlp, attention))
+        assert notes == ["Read twice.", "MLP and attention: Few &lt;layers&gt;."]
+        assert re.findall(r'<p class="ct-note">(.*?)</p>', doubts_html(mlp)) == ["Read twice.", "Few &lt;layers&gt;."]
+        view = views.maps_view("all", {"hidden": hidden, "mlp": mlp, "attention": attention}, status="", origin="")
+        assert view.doubts == doubts_html(hidden, mlp, attention)
+
+    def test_notes_are_in_the_html_file(self) -> None:
+        assert "Read twice." in html_page(replace(stored_map("hidden"), notes=("Read twice.",)))
 
     def test_a_map_that_restores_nothing_says_so(self) -> None:
         flow = some_flow()

@@ -14,6 +14,7 @@ from causal_tracer.chat import ChatText
 from causal_tracer.corruption import GaussianNoise
 from causal_tracer.errors import BusyError, NumericsError, SettingsError, SubjectError, TraceCancelled
 from causal_tracer.layers import model_lock
+from causal_tracer.metrics import METRICS
 from causal_tracer.request import HiddenFlowQuery, MapSpec, SamplesUntil, TraceRequest
 from causal_tracer.sweep import engine
 from causal_tracer.trace import trace_maps
@@ -275,6 +276,7 @@ def test_a_model_that_was_not_there_at_the_start_is_refused(placed):
         REQUEST,
         TraceRequest(ChatText.from_user("Where is it?"), samples=SamplesUntil(0.1), positions=(1, 2)),
         TraceRequest(PROMPT, placebo=HiddenFlowQuery("Another", "one"), answer_id=3),
+        TraceRequest(PROMPT, corruption=GaussianNoise(1.0, 0)),
     ],
 )
 def test_a_request_crosses_as_it_is(request_):
@@ -282,5 +284,5 @@ def test_a_request_crosses_as_it_is(request_):
 
 
 def test_what_is_no_plain_value_does_not_cross():
-    with pytest.raises(SettingsError, match="cannot be handed"):
-        to_json(TraceRequest(PROMPT, corruption=GaussianNoise(1.0, 0)))
+    with pytest.raises(SettingsError, match="cannot be sent"):
+        to_json(TraceRequest(PROMPT, metric=lambda target: METRICS["logit"](target)))

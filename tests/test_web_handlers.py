@@ -10,10 +10,15 @@ import pytest
 
 pytest.importorskip("gradio")
 
+import gradio as gr
+
 from causal_tracer.errors import SettingsError
-from causal_tracer.web.fields import optional_number
+from causal_tracer.web.asking import TraceInput
+from causal_tracer.web.fields import Picked, field_values, optional_number
+from causal_tracer.web.handlers import MapRun, PageEvents, inspect_fields
 from causal_tracer.web.updates import RunUpdate, stepped, thinned
-from tests.web_tiny import awaited
+from tests.tiny_models import OTHER_PROMPT
+from tests.web_tiny import ASKED, awaited, flow_of, load_tiny, tiny_flow, tiny_service
 
 
 @pytest.mark.parametrize(("text", "number"), [("", None), ("  ", None), ("0", 0.0), (" 0.5 ", 0.5), ("1e-2", 0.01)])
@@ -129,3 +134,47 @@ def test_whoever_leaves_between_two_steps_closes_the_run_at_once():
     awaited(left_early())
     assert run.closed.is_set()
     assert not run.stepping.is_set()
+
+
+def loading_service():
+    """A service whose model never comes while the test lasts, and what lets it."""
+    let = threading.Event()
+
+    def load(source, report):
+        let.wait(300)
+        return load_tiny(source, report)
+
+    return tiny_service(load), let
+
+
+@pytest.mark.parametrize("loading", [True, False])
+@pytest.mark.parametrize(
+    ("asked", "note", "words"),
+    [
+        (TraceInput(OTHER_PROMPT, "The Space Needle", model="tiny"), 3, "is not in the prompt"),
+        (TraceInput("the city of", model="tiny"), 3, "No subject could be guessed"),
+        (TraceInput(OTHER_PROMPT, samples=0, model="tiny"), 1, "samples=0"),
+    ],
+)
+def test_what_cannot_be_traced_is_refused_beside_its_field_and_beside_run_at_once(loading, asked, note, words):
+    service, let = loading_service() if loading else (tiny_service(), None)
+    if not loading:
+        flow_of(service, ASKED)
+    values = field_values(asked, "")
+    assert words in inspect_fields(service, Picked(), *values)[note]
+    *_, last = MapRun(service, "hidden", 1)._views(gr.Request(), Picked(), False, values, lambda: False)
+    assert words in last.status
+    assert "Nothing was computed" in last.status
+    assert last.running is False
+    if let is not None:
+        let.set()
+
+
+def test_an_opened_file_has_its_own_link(tmp_path):
+    path = tmp_path / "flow.json"
+    tiny_flow().save(path)
+    request = gr.Request(headers={"referer": "http://127.0.0.1:7860/"})
+    outputs = PageEvents(tiny_service()).open_file(request, str(path), ())
+    (link,) = [value for value in outputs if isinstance(value, str) and value.startswith("http")]
+    assert link.startswith("http://127.0.0.1:7860/?prompt=")
+    assert "revision=r1" in link

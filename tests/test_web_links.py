@@ -8,18 +8,48 @@ from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 import causal_tracer
+from causal_tracer import CausalTracer, HiddenFlow, MapSpec, TraceRequest
+from causal_tracer.chat import ChatText
+from causal_tracer.corruption import AUTOMATIC_NOISE_RULE, GaussianNoise
 from causal_tracer.errors import SettingsError
+from causal_tracer.metrics import METRICS
+from causal_tracer.request import SamplesUntil
+from causal_tracer.request_data import request_data
 from causal_tracer.web.asking import TraceInput
 from causal_tracer.web.links import input_of, page_url, parse_link, share_link
-from causal_tracer.web.registry import load_tracer
+from causal_tracer.web.registry import LoadedTracer, load_tracer
+from causal_tracer.web.stored import STORED_PROMPT, STORED_SUBJECT, stored_map
 from tests.test_chat import PLAIN
-from tests.tiny_models import PROMPT, SUBJECT
-from tests.web_tiny import ASKED, NOISE, flow_of, last, save_tiny, tiny_flow, tiny_service
+from tests.tiny_models import PROMPT, SUBJECT, build_tiny_model, tiny_tokenizer
+from tests.web_tiny import (
+    ASKED,
+    NOISE,
+    flow_of,
+    last,
+    load_tiny,
+    load_tiny_chat,
+    save_tiny,
+    tiny_flow,
+    tiny_service,
+)
 
 PAGE = "http://127.0.0.1:7860/"
 STRANGE = 'a&b=c#d?e "<script>alert(1)</script>" %41 + 東京 🗼 \u202e العربية\nline'
+
+
+def load_tiny_metaspace(_source, _report):
+    """A tokenizer whose labels have no spaces, and one piece for each character and word."""
+    characters = sorted(set("▁" + PROMPT.replace(" ", "") + "andof東京🗼"))
+    pieces = [("<unk>", 0.0), *((piece, -1.0) for piece in ("▁Space", "▁Needle", "▁the"))]
+    pieces += [(character, -9.0) for character in characters]
+    inner = Tokenizer(models.Unigram(pieces, unk_id=0))
+    inner.pre_tokenizer, inner.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>")
+    return LoadedTracer(CausalTracer(build_tiny_model("gpt2"), tokenizer, noise=NOISE, model_id="tiny"), "Tiny", None)
 
 
 def query_of(link: str) -> dict[str, str]:
@@ -151,25 +181,140 @@ class TestInputOfAResult:
             {"kind": "attention", "window": 3},
             {"noise": 0.7},
             {"subject_tokens_only": True, "start_layer": 1, "end_layer": 2},
+            {"end_layer": 3},
             {"answer": " Seattle"},
             {"answer": " Seattle Rome"},
+            {"answer": 0},
             {"corruption": "student-t"},
             {"corruption": "gaussian replacing", "seed": 5},
-            {"prompt": f"{SUBJECT} and {SUBJECT} in", "occurrence": "first"},
-            {"prompt": f"{SUBJECT} and {SUBJECT} in", "occurrence": "last"},
             {"prompt": "In truth, Steve Jobs was the founder of", "subject": ""},
+            {"batch_size": 3},
         ],
     )
     def test_gives_the_same_result_again(self, changes):
         flow = flow_of(tiny_service(), replace(ASKED, **changes))
-        again = flow_of(tiny_service(), input_of(flow))
+        assert flow_of(tiny_service(), input_of(flow)).to_dict() == flow.to_dict()
+
+    # The tokens do not tell the occurrence: labels lack spaces, split characters, and equal ones overlap.
+    @pytest.mark.parametrize("occurrence", ["first", "last"])
+    @pytest.mark.parametrize(
+        ("prompt", "subject"),
+        [
+            (f"{SUBJECT} and {SUBJECT} in", SUBJECT),
+            ("東京 and 東京 in", "東京"),
+            ("🗼🗼🗼 is", "🗼🗼"),
+            ("the the the city of", "the the"),
+        ],
+    )
+    @pytest.mark.parametrize("tokenizer", ["byte-level", "metaspace"])
+    def test_traces_the_same_occurrence_again(self, tokenizer, prompt, subject, occurrence):
+        load = load_tiny if tokenizer == "byte-level" else load_tiny_metaspace
+        flow = flow_of(tiny_service(load), replace(ASKED, prompt=prompt, subject=subject, occurrence=occurrence))
+        again = flow_of(tiny_service(load), input_of(HiddenFlow.from_dict(flow.to_dict())))
+        assert input_of(flow).occurrence == occurrence
         assert again.to_dict() == flow.to_dict()
 
-    def test_what_the_app_cannot_trace_is_said(self):
+    @pytest.mark.parametrize("occurrence", ["first", "last"])
+    def test_gives_a_conversation_again(self, occurrence):
+        asked = replace(ASKED, prompt=f" {SUBJECT}, the {SUBJECT}:\nwhere?", occurrence=occurrence, chat=True)
+        flow = flow_of(tiny_service(load_tiny_chat), asked)
+        found = input_of(HiddenFlow.from_dict(flow.to_dict()))
+        assert (found.prompt, found.chat, found.occurrence) == (asked.prompt, True, occurrence)
+        service = tiny_service(load_tiny_chat)
+        opened = service.open_link(query_of(service.link(found, PAGE))).asked
+        assert flow_of(service, opened).to_dict() == flow.to_dict()
+
+    def test_names_the_revision_of_the_result(self):
+        query = query_of(tiny_service().link(input_of(tiny_flow()), PAGE, revision="r0"))
+        assert query["revision"] == "r0"
+
+    def test_gives_the_level_of_noise_that_the_app_would_not_take_by_itself(self):
         flow = tiny_flow()
-        severed = replace(flow, settings=replace(flow.settings, severed="mlp"))
+
+        def noise_of(rule):
+            return input_of(replace(flow, settings=replace(flow.settings, noise_rule=rule))).noise
+
+        automatic = CausalTracer(build_tiny_model("gpt2"), tiny_tokenizer()).context.noise_rule
+        assert automatic == AUTOMATIC_NOISE_RULE
+        assert noise_of(automatic) is None
+        assert noise_of("2 sd of the embedding output") == noise_of("given") == NOISE
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"metric": "logit"},
+            {"direction": "corrupt"},
+            {"positions": (1, 2)},
+            {"read": 9},
+            {"elsewhere": 7},
+            {"samples": SamplesUntil(1.0)},
+            {"corruption": GaussianNoise(1.0, 0)},
+            {"text": ChatText.from_user("Where is it?", system="Be brief.")},
+            {"text": ChatText.from_user("Where is it?", assistant_prefix="It is")},
+        ],
+        ids=str,
+    )
+    def test_what_the_app_cannot_trace_is_said(self, changes):
+        request = replace(TraceRequest(PROMPT, SUBJECT, samples=2), **changes)
         with pytest.raises(SettingsError, match="only the package has"):
-            input_of(severed)
+            input_of(replace(tiny_flow(), request=request_data(request, MapSpec())))
+
+    @pytest.mark.parametrize("spec", [MapSpec(severed="mlp"), MapSpec(placebo=True)], ids=str)
+    def test_controls_are_said(self, spec):
+        with pytest.raises(SettingsError, match="only the package has"):
+            input_of(replace(tiny_flow(), request=request_data(TraceRequest(PROMPT, SUBJECT), spec)))
+
+    def test_an_object_of_the_user_s_own_is_said(self):
+        request = TraceRequest(PROMPT, SUBJECT, metric=METRICS["logit"])
+        with pytest.raises(SettingsError, match="an object of the user's own"):
+            input_of(replace(tiny_flow(), request=request_data(request, MapSpec())))
+
+    @pytest.mark.parametrize("damaged", [{}, {"trace": 3, "map": 4}, {"trace": {"class": "os"}, "map": []}], ids=str)
+    def test_a_damaged_request_is_said(self, damaged):
+        with pytest.raises(SettingsError, match="cannot be read"):
+            input_of(replace(tiny_flow(), request=damaged))
+
+
+class TestInputOfAnOlderResult:
+    """Results that were saved before requests were stored."""
+
+    def older(self, **changes):
+        return replace(flow_of(tiny_service(), replace(ASKED, **changes)), request=None)
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {},
+            {"kind": "mlp", "window": 2, "noise": 0.7, "seed": 4},
+            {"answer": " Seattle Rome"},
+            {"start_layer": 1, "end_layer": 2},
+            {"prompt": "In truth, Steve Jobs was the founder of", "subject": ""},
+        ],
+    )
+    def test_gives_the_same_numbers_again(self, changes):
+        flow = self.older(**changes)
+        again = flow_of(tiny_service(), input_of(flow))
+        assert torch.equal(again.sample_scores.nan_to_num(), flow.sample_scores.nan_to_num())
+        assert again.subject_range == flow.subject_range
+
+    def test_a_stored_map_of_the_app_gives_its_request(self):
+        asked = input_of(stored_map("mlp"))
+        assert asked.prompt == STORED_PROMPT
+        assert asked.subject == STORED_SUBJECT
+        assert (asked.kind, asked.window, asked.noise, asked.samples) == ("mlp", 10, None, 10)
+
+    @pytest.mark.parametrize(
+        ("prompt", "subject", "count"),
+        [(f"{SUBJECT} and {SUBJECT} in", SUBJECT, 2), ("the the the city of", "the the", 2)],
+    )
+    def test_an_occurrence_that_is_not_known_is_said(self, prompt, subject, count):
+        with pytest.raises(SettingsError, match=rf"occurs {count} times .* does not store which one"):
+            input_of(self.older(prompt=prompt, subject=subject))
+
+    def test_what_the_app_cannot_trace_is_said(self):
+        flow = self.older()
+        with pytest.raises(SettingsError, match="only the package has"):
+            input_of(replace(flow, settings=replace(flow.settings, severed="mlp")))
 
 
 class TestPythonLines:

@@ -11,6 +11,7 @@ from causal_tracer.corruption.base import (
 )
 from causal_tracer.corruption.counterfactual import CounterfactualSubjects
 from causal_tracer.corruption.levels import (
+    AUTOMATIC_NOISE_RULE,
     NOISE_MULTIPLIER,
     NoiseRule,
     SubjectsNoise,
@@ -24,6 +25,7 @@ from causal_tracer.corruption.noise import GaussianNoise, MultivariateNoise, Stu
 from causal_tracer.corruption.replacing import MeanEmbedding, ZeroEmbedding
 
 __all__ = [
+    "AUTOMATIC_NOISE_RULE",
     "CORRUPTIONS",
     "NOISE_MULTIPLIER",
     "Corruption",

@@ -22,6 +22,9 @@ from causal_tracer.torch_state import in_standard_torch_state
 NOISE_MULTIPLIER = 3.0
 """Automatic noise in standard deviations of the embedding's output, as in ROME (arXiv 2202.05262, section 2.1)."""
 
+AUTOMATIC_NOISE_RULE = f"{NOISE_MULTIPLIER:g} sd of the embedding output"
+"""How results name the rule of automatic noise."""
+
 _MULTIPLE = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(?:σ|s|sd|sigmas?)\s*")
 
 

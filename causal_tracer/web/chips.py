@@ -53,7 +53,8 @@ def _chips(inspection: Inspection, enabled: bool) -> Iterable[str]:
         # A mark such as <bos> stands nowhere in the text, so it can be no part of a subject.
         disabled = "" if enabled and token.end > token.start else " disabled"
         yield (
-            f'<li><button type="button" data-token="{place}" aria-pressed="{str(start <= place < end).lower()}" '
+            f'<li><button type="button" data-token="{place}" data-start="{token.start}" data-end="{token.end}" '
+            f'aria-pressed="{str(start <= place < end).lower()}" '
             f'dir="auto"{disabled}>{html.escape(display_token(token.text))}</button></li>'
         )
 

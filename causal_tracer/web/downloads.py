@@ -83,14 +83,14 @@ def csv_text(flow: HiddenFlow) -> str:
 def html_page(flow: HiddenFlow) -> str:
     """The map with its numbers and how it was made, as one page that fetches nothing."""
     from causal_tracer.plots import plot_hidden_flow_heatmap
-    from causal_tracer.web.summary import details_html, numbers_html
+    from causal_tracer.web.summary import details_html, doubts_html, numbers_html
 
     figure = plot_hidden_flow_heatmap(flow, title="", show=False)
     return _PAGE.format(
         title=html.escape(f"{map_title(flow)}: {metric_label(flow)}"),
         numbers=numbers_html(flow),
         figure=figure.to_html(full_html=False, include_plotlyjs=True, config={"displaylogo": False}),
-        details=details_html(flow),
+        details=doubts_html(flow) + details_html(flow),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,20 +108,27 @@ def write_file(tab: str, format: str, kind: str, flows: Flows | None, made: bool
         return None, message_html(str(error))
 
 
-def open_file(path: str, history: History) -> tuple[Any, ...]:
-    """A saved result as the map of its tab: the values of all three tabs, the tab to show, and what to compare."""
+def open_file(path: str, history: History, link: Callable[[Flows], str]) -> tuple[Any, ...]:
+    """A saved result as the map of its tab: the values of all three tabs, the tab to show, and what to compare.
+
+    Args:
+        path: The file.
+        history: The session's results.
+        link: Gives the link that reproduces maps, or why there is none.
+    """
     try:
         flow = open_result(Path(path))
     except CausalTracerError as error:
         views = [TabView(message=message_html(str(error))).outputs(1)] + [TabView().outputs(1) for _ in KINDS[1:]]
         return (*sum(views, ()), gr.skip(), history)
     status = status_html("Opened from a file.")
-    view = maps_view(flow.kind, {flow.kind: flow}, status=status, origin="opened from a file")
+    flows = {flow.kind: flow}
+    view = maps_view(flow.kind, flows, status=status, origin="opened from a file", link=link(flows))
     outputs = [view if kind == flow.kind else TabView() for kind in KINDS]
     return (
         *sum((each.outputs(1) for each in outputs), ()),
         gr.Tabs(selected=flow.kind),
-        remembered(history, {flow.kind: flow}),
+        remembered(history, flows),
     )
 
 

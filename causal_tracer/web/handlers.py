@@ -11,14 +11,15 @@ from typing import Any
 import gradio as gr
 
 from causal_tracer.errors import CausalTracerError
+from causal_tracer.web import explore
 from causal_tracer.web.asking import TraceInput
 from causal_tracer.web.chips import inspection_html
+from causal_tracer.web.field_notes import NOTED_FIELDS, field_notes, message_of, refusal
 from causal_tracer.web.fields import Picked, answer_picked, asked_for, field_values, subject_picked
-from causal_tracer.web.inspection import Inspection
 from causal_tracer.web.limits import client_of
 from causal_tracer.web.links import input_of, page_url
 from causal_tracer.web.service import TraceService
-from causal_tracer.web.stored import STORED_PROMPT, STORED_SUBJECT
+from causal_tracer.web.stored import STORED_PROMPT
 from causal_tracer.web.summary import message_html, model_words, progress_words, status_html
 from causal_tracer.web.updates import Cancelled, RunUpdate, stepped, thinned
 from causal_tracer.web.views import Flows, TabView, maps_view
@@ -59,23 +60,23 @@ class MapRun:
         yield TabView(status=status_html("Starting."), running=True)
         try:
             asked = asked_for(self.tab, picked, *values)
+            inspection = self.service.inspect(asked)
             # What stands there now may be about an earlier run.
-            message = problems_html(self.service.inspect(asked))
-            yield TabView(message=message)
+            yield TabView(message=message_of(inspection))
+            if refused := refusal(inspection):
+                yield _failed(refused)
+                return
             updates = self.service.trace(asked, client_of(request, self.service.settings), left)
             begun = None
             with closing(thinned(updates, REDRAW_SECONDS)) as shown:
                 for update in shown:
                     begun = begun or (update if update.done else None)
                     status = status_html(progress_words(update, begun))
-                    yield self._view(asked, update, status, write_top_tokens, request)
+                    yield self._view(update, status, write_top_tokens, request)
         except CausalTracerError as error:
-            status = status_html("Nothing was computed: see the message above.", state="ct-failed")
-            yield TabView(message=message_html(str(error)), status=status, running=False)
+            yield replace(_failed(str(error)), message=message_html(str(error)))
 
-    def _view(
-        self, asked: TraceInput, update: RunUpdate, status: str, write_top_tokens: bool, request: gr.Request
-    ) -> TabView:
+    def _view(self, update: RunUpdate, status: str, write_top_tokens: bool, request: gr.Request) -> TabView:
         if not update.flows:
             return TabView(status=status)
         filling = update.done < update.total
@@ -84,22 +85,23 @@ class MapRun:
             update.flows,
             status=status,
             origin="being computed" if filling else KEPT if update.cached else COMPUTED,
-            link=None if filling else result_link(self.service, asked, update.flows, request),
+            link=None if filling else result_link(self.service, update.flows, request),
             filling=filling,
             write_top_tokens=write_top_tokens and not filling,
         )
 
 
-def result_link(service: TraceService, asked: TraceInput, flows: Flows, request: gr.Request) -> str:
-    """The link that reproduces a result, or why there is none."""
+def _failed(words: str) -> TabView:
+    return TabView(status=status_html(f"Nothing was computed. {words}", state="ct-failed"), running=False)
+
+
+def result_link(service: TraceService, flows: Flows, request: gr.Request) -> str:
+    """Return the link that reproduces a result, or why there is none."""
     # The address of the page, not of the request that Gradio makes behind it.
     page = page_url(request.headers.get("referer") or f"http://{request.headers.get('host', '')}/")
     try:
-        found = input_of_all(flows)
-        if asked.chat:
-            # The maps have what the chat template made of the message.
-            found = replace(found, prompt=asked.prompt, occurrence=asked.occurrence, chat=True)
-        return service.link(found, page)
+        revision = next(iter(flows.values())).settings.revision
+        return service.link(input_of_all(flows), page, revision=revision)
     except CausalTracerError as error:
         return str(error)
 
@@ -135,6 +137,10 @@ class PageEvents:
             return gr.skip(), gr.skip(), gr.skip(), message_html(str(error))
         return now.subject, gr.skip(), now, gr.skip()
 
+    def open_file(self, request: gr.Request, path: str, history: explore.History) -> tuple[Any, ...]:
+        """A saved result was uploaded; see `explore.open_file`."""
+        return explore.open_file(path, history, lambda flows: result_link(self.service, flows, request))
+
     def open_link(self, request: gr.Request) -> tuple[Any, ...]:
         """What the page's address asks for: the fields' values, what was picked, the tab to open, and a message."""
         parsed = self.service.open_link(dict(request.query_params))
@@ -142,7 +148,7 @@ class PageEvents:
             return (gr.skip(),) * (len(field_values(parsed.asked, "")) + 3)
         asked = replace(parsed.asked, model=parsed.asked.model or self.service.models[0])
         if not asked.prompt:
-            asked = replace(asked, prompt=STORED_PROMPT, subject=STORED_SUBJECT)
+            asked = replace(asked, prompt=STORED_PROMPT, subject="")
         text = str(asked.answer or "")
         token = int(asked.answer) if isinstance(asked.answer, int | float) else None
         text = text if token is None else f"token {token}"
@@ -150,18 +156,13 @@ class PageEvents:
         return (*field_values(asked, text), picked, gr.Tabs(selected=asked.kind), message_html(warned=parsed.problems))
 
 
-def problems_html(inspection: Inspection) -> str:
-    """What cannot work, and what makes a map hard to read."""
-    return message_html(*(problem.words for problem in inspection.problems), warned=inspection.warnings)
-
-
-def inspect_fields(service: TraceService, picked: Picked, *values: Any) -> tuple[str, str]:
-    """Chips and answers for what stands in the fields, and what cannot work, at once."""
+def inspect_fields(service: TraceService, picked: Picked, *values: Any) -> tuple[str, ...]:
+    """Return chips and answers for what stands in the fields, the message below them, and the note below each."""
     try:
         inspection = service.inspect(asked_for("hidden", picked, *values))
     except CausalTracerError as error:
-        return gr.skip(), message_html(str(error))
-    return inspection_html(inspection), problems_html(inspection)
+        return gr.skip(), message_html(str(error)), *(gr.skip() for _ in NOTED_FIELDS)
+    return inspection_html(inspection), message_of(inspection), *field_notes(inspection)
 
 
 def model_line(service: TraceService, model: str) -> tuple[str, str, gr.Timer]:

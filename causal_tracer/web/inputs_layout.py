@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -15,9 +15,11 @@ from causal_tracer.web.asking import CORRUPTION_CHOICES
 from causal_tracer.web.assets import static_text
 from causal_tracer.web.chips import inspection_html, stored_inspection
 from causal_tracer.web.explore import TAB_TITLES
+from causal_tracer.web.field_notes import field_notes
 from causal_tracer.web.fields import FIELD_NAMES, Picked
+from causal_tracer.web.inspection import Inspection
 from causal_tracer.web.service import TraceService
-from causal_tracer.web.stored import STORED_PROMPT, STORED_SUBJECT, stored_map
+from causal_tracer.web.stored import STORED_PROMPT, stored_map
 from causal_tracer.web.summary import message_html, model_words, status_html
 from causal_tracer.web.texts import CORRUPTION_TITLES, EXAMPLES
 
@@ -34,13 +36,15 @@ class Inputs:
     Attributes:
         values: The fields, in the order of `FIELD_NAMES`.
         picked: What was chosen by clicks.
-        message: What is wrong or doubtful.
+        notes: What is wrong with a field, below it, in the order of `NOTED_FIELDS`.
+        message: What is wrong or doubtful beyond that.
         link_message: What was wrong with the link that opened the page.
         line: How far the model is.
     """
 
     values: list[Any]
     picked: gr.State
+    notes: list[gr.HTML]
     message: gr.HTML
     link_message: gr.HTML
     line: gr.HTML
@@ -53,18 +57,20 @@ class Inputs:
 def input_fields(service: TraceService, demo: gr.Blocks) -> Inputs:
     """Lay out the fields and wire them to the chips."""
     picked = gr.State(Picked())
-    main, line = _main_fields(service)
+    first = first_inspection()
+    main, notes, line = _main_fields(service, first)
     # Apart from what is said of the fields, which changes with them.
     link_message = gr.HTML(message_html(), elem_id="ct-link-message")
     message = gr.HTML(message_html(), elem_id="ct-message")
     chips = gr.HTML(
-        inspection_html(stored_inspection(stored_map("hidden")), enabled=False),
+        inspection_html(first, enabled=False),
         elem_id="ct-chips",
         js_on_load=static_text("chips.js"),
     )
     gr.Examples(
-        [[example.prompt, example.subject] for example in EXAMPLES],
-        [main["prompt"], main["subject"]],
+        # Their subjects are those that are guessed; a typed one does not stay for another fact.
+        [[example.prompt, "", ""] for example in EXAMPLES],
+        [main["prompt"], main["subject"], main["answer"]],
         label="Facts that the embedded model knows",
         elem_id="ct-examples",
         example_labels=[example.label for example in EXAMPLES],
@@ -72,13 +78,13 @@ def input_fields(service: TraceService, demo: gr.Blocks) -> Inputs:
     )
     advanced, noise_level = _advanced_fields()
     fields = {**main, **advanced}
-    inputs = Inputs([fields[name] for name in FIELD_NAMES], picked, message, link_message, line)
+    inputs = Inputs([fields[name] for name in FIELD_NAMES], picked, notes, message, link_message, line)
     _wire_model(service, demo, inputs, noise_level)
     _wire_prompt(service, inputs, chips)
     return inputs
 
 
-def _main_fields(service: TraceService) -> tuple[dict[str, Any], gr.HTML]:
+def _main_fields(service: TraceService, first: Inspection) -> tuple[dict[str, Any], list[gr.HTML], gr.HTML]:
     statuses = service.statuses()
     with gr.Row(equal_height=False):
         model = gr.Dropdown(
@@ -92,38 +98,27 @@ def _main_fields(service: TraceService) -> tuple[dict[str, Any], gr.HTML]:
             filterable=False,
         )
         line = gr.HTML(status_html(model_words(statuses[0])), elem_id="ct-model", scale=3, min_width=240)
+    boxes = {
+        "prompt": (5, 240, "The answer is what the model says next.", ""),
+        "subject": (3, 180, "A part of the prompt. Empty: guessed.", "guessed"),
+        "answer": (2, 160, "Empty: what the model says. A space at its start counts.", "the model's own"),
+    }
+    fields: dict[str, Any] = {"model": model}
+    notes = []
     with gr.Row(equal_height=False):
-        prompt = gr.Textbox(
-            STORED_PROMPT,
-            label="Prompt",
-            info="The answer is what the model says next.",
-            lines=1,
-            max_lines=6,
-            scale=5,
-            min_width=240,
-            elem_id="ct-prompt",
-        )
-        subject = gr.Textbox(
-            STORED_SUBJECT,
-            label="Subject",
-            info="A part of the prompt. Empty: guessed.",
-            placeholder="guessed",
-            max_lines=1,
-            scale=3,
-            min_width=180,
-            elem_id="ct-subject",
-        )
-        answer = gr.Textbox(
-            "",
-            label="Answer",
-            info="Empty: what the model says. A space at its start counts.",
-            placeholder="the model's own",
-            max_lines=1,
-            scale=2,
-            min_width=160,
-            elem_id="ct-answer",
-        )
-    chat = gr.Checkbox(
+        for (name, (scale, width, info, placeholder)), note in zip(boxes.items(), field_notes(first), strict=True):
+            with gr.Column(scale=scale, min_width=width, elem_classes="ct-field"):
+                fields[name] = gr.Textbox(
+                    STORED_PROMPT if name == "prompt" else "",
+                    label=name.capitalize(),
+                    info=info,
+                    placeholder=placeholder,
+                    lines=1,
+                    max_lines=6 if name == "prompt" else 1,
+                    elem_id=f"ct-{name}",
+                )
+                notes.append(gr.HTML(note, elem_id=f"ct-{name}-note", elem_classes="ct-field-note"))
+    fields["chat"] = gr.Checkbox(
         False,
         label="Chat message",
         info="The prompt is what the user says, the answer how the model's reply begins. For models with a chat "
@@ -131,7 +126,12 @@ def _main_fields(service: TraceService) -> tuple[dict[str, Any], gr.HTML]:
         interactive=statuses[0].chat,
         elem_id="ct-chat",
     )
-    return {"model": model, "prompt": prompt, "subject": subject, "answer": answer, "chat": chat}, line
+    return fields, notes, line
+
+
+def first_inspection() -> Inspection:
+    """Return what the page shows of its prompt before it has asked: the stored map's, with the subject as guessed."""
+    return replace(stored_inspection(stored_map("hidden")), guessed=True)
 
 
 def _model_label(title: str, size: str) -> str:
@@ -242,11 +242,13 @@ def _wire_model(service: TraceService, demo: gr.Blocks, inputs: Inputs, noise_le
 def _wire_prompt(service: TraceService, inputs: Inputs, chips: gr.HTML) -> None:
     prompt, subject, answer = (inputs.field(name) for name in ("prompt", "subject", "answer"))
     picked = inputs.picked
-    prompt.change(
+    subject.input(None, inputs=[subject], js=static_text("subject_typed.js"), api_visibility="private")
+    gr.on(
+        [prompt.change, subject.change],
         None,
         inputs=[prompt, subject, answer],
         outputs=[subject, answer],
-        js=static_text("prompt_changed.js"),
+        js=static_text("fields_changed.js"),
         api_visibility="private",
     )
     gr.on(
@@ -255,7 +257,7 @@ def _wire_prompt(service: TraceService, inputs: Inputs, chips: gr.HTML) -> None:
         [field.change for field in (*inputs.values, picked, inputs.line)],
         partial(handlers.inspect_fields, service),
         inputs=[picked, *inputs.values],
-        outputs=[chips, inputs.message],
+        outputs=[chips, inputs.message, *inputs.notes],
         trigger_mode="always_last",
         **AT_ONCE,
     )

@@ -79,7 +79,7 @@ def _tools(
             "Open a saved result (JSON)", file_types=[".json"], size="sm", scale=0, min_width=240, elem_id="ct-upload"
         )
     upload.upload(
-        explore.open_file,
+        handlers.PageEvents(service).open_file,
         inputs=[upload, history],
         outputs=[*outputs, tabs, history],
         show_progress="hidden",

@@ -1,4 +1,4 @@
-"""Links that reproduce a result, and the Python lines that do.
+"""Links that reproduce a result.
 
 A link is a query string of plain names and values. Whoever opens one gets it checked like anything else that was typed:
 what is no value of its name is reported and left out.
@@ -9,24 +9,26 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any, get_args
 from urllib.parse import urlencode, urlsplit, urlunsplit
 
 from causal_tracer.answer_forms import AnswerForm
 from causal_tracer.chat import ChatText
-from causal_tracer.corruption import CORRUPTIONS
+from causal_tracer.corruption import AUTOMATIC_NOISE_RULE, CORRUPTIONS
 from causal_tracer.errors import SettingsError
 from causal_tracer.flow import HiddenFlow
 from causal_tracer.layers import KINDS
-from causal_tracer.request import MapSpec, TraceRequest
-from causal_tracer.web.asking import ASKED_KINDS, CORRUPTION_CHOICES, CheckedInput, TraceInput, shown
+from causal_tracer.request import MapSpec, Text, TraceRequest
+from causal_tracer.request_data import read_request
+from causal_tracer.web.asking import ASKED_KINDS, CORRUPTION_CHOICES, TraceInput, shown
 
 _SPACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _WHOLE = re.compile(r"[0-9]{1,10}")
 _NUMBER = re.compile(r"[0-9]{1,17}(\.[0-9]{1,25})?([eE][+-]?[0-9]{1,3})?")
 _LONGEST_TEXT = 20_000
+_ONLY_THE_PACKAGE = "This result was made in a way that only the package has, so the app has no link to it."
 
 
 @dataclass(frozen=True)
@@ -113,14 +115,69 @@ def parse_link(query: Mapping[str, Any]) -> ParsedLink:
 
 
 def input_of(flow: HiddenFlow, model: str = "") -> TraceInput:
-    """What to ask for to get a result again, as far as the app can trace it.
+    """Return what to ask for to get a result again.
 
     Args:
-        flow: The result, perhaps an uploaded one; of a text, since it does not tell the messages of a conversation.
+        flow: The result, perhaps an uploaded one.
         model: The name by which the app knows the model; empty takes the result's own.
 
     Raises:
-        SettingsError: It was made in a way that the app does not have.
+        SettingsError: The result was made in a way that the app does not have, or does not say how it was made.
+    """
+    settings = flow.settings
+    asked = _input_of_older(flow) if flow.request is None else _input_of_request(*read_request(flow.request))
+    automatic = settings.noise_rule == AUTOMATIC_NOISE_RULE
+    return replace(asked, model=model or settings.model, noise=None if automatic else settings.noise)
+
+
+# What a request has in common with the app's input, by the same names.
+_SHARED_FIELDS = (
+    "kind",
+    "samples",
+    "window",
+    "seed",
+    "subject_tokens_only",
+    "start_layer",
+    "end_layer",
+    "occurrence",
+    "corruption",
+    "batch_size",
+    "answer_form",
+)
+# What the app has under other names, and what changes no number beyond rounding.
+_OTHER_FIELDS = ("text", "subject", "answer", "answer_id", "engine", "audit", "top_tokens")
+
+
+def _input_of_request(request: TraceRequest, spec: MapSpec) -> TraceInput:
+    typed = _typed(request.text)
+    only_here = [item for item in fields(request) if item.name not in (*_SHARED_FIELDS, *_OTHER_FIELDS)]
+    if not (
+        typed is not None
+        and isinstance(request.samples, int)
+        and request.corruption in CORRUPTION_CHOICES
+        and all(getattr(request, item.name) == item.default for item in only_here)
+        and spec == MapSpec(spec.kind, spec.window)
+    ):
+        raise SettingsError(_ONLY_THE_PACKAGE)
+    shared: dict[str, Any] = {name: getattr(request, name) for name in _SHARED_FIELDS}
+    answer = request.answer or "" if request.answer_id is None else request.answer_id
+    chat = isinstance(request.text, ChatText)
+    return TraceInput(typed, request.subject or "", answer=answer, chat=chat, **shared)
+
+
+def _typed(text: Text) -> str | None:
+    """What is typed into the page to get a text or a conversation; None where nothing is."""
+    if not isinstance(text, ChatText):
+        return text if isinstance(text, str) else None
+    message = text.messages[-1]["content"]
+    return message if text == ChatText.from_user(message) else None
+
+
+def _input_of_older(flow: HiddenFlow) -> TraceInput:
+    """The same of a result saved before requests were stored, read as a text: it does not tell conversations.
+
+    Raises:
+        SettingsError: The app does not have it, or the subject's occurrence is not known.
     """
     settings = flow.settings
     names = {make(settings.noise, settings.seed).description: name for name, make in CORRUPTIONS.items()}
@@ -128,84 +185,25 @@ def input_of(flow: HiddenFlow, model: str = "") -> TraceInput:
     special = (settings.severed, settings.placebo, settings.read, settings.foil, settings.elsewhere)
     plain = (settings.metric, settings.direction, *special) == ("probability", "restore", *(None,) * len(special))
     if settings.corruption not in names or not plain:
-        raise SettingsError("This result was made in a way that only the package has, so the app has no link to it.")
-    layers = flow.scores.shape[1]
-    after = "".join(flow.input_tokens[flow.subject_range[1] :])
-    several = len(flow.answer_ids) > 1
+        raise SettingsError(_ONLY_THE_PACKAGE)
+    count = sum(flow.prompt.startswith(flow.subject, place) for place in range(len(flow.prompt)))
+    if count > 1:
+        raise SettingsError(
+            f"The subject {flow.subject!r} occurs {count} times in the prompt, and this result, of an earlier version, "
+            "does not store which one was traced. Trace the prompt again to get a link."
+        )
+    shared: dict[str, Any] = {
+        name: getattr(settings, name) for name in _SHARED_FIELDS if name not in ("kind", "occurrence", "corruption")
+    }
+    shared["end_layer"] = None if settings.end_layer == flow.scores.shape[1] else settings.end_layer
     return TraceInput(
         prompt=flow.prompt,
         subject="" if flow.subject_guessed else flow.subject,
         kind=flow.kind,
-        samples=settings.samples,
-        window=settings.window,
-        noise=settings.noise if settings.noise_rule == "given" else None,
-        seed=settings.seed,
-        subject_tokens_only=settings.subject_tokens_only,
-        start_layer=settings.start_layer,
-        end_layer=None if settings.end_layer == layers else settings.end_layer,
-        model=model or settings.model,
-        answer=flow.answer if several else flow.answer_id,
-        occurrence="first" if flow.subject in after else "last",
+        answer=flow.answer if len(flow.answer_ids) > 1 else flow.answer_id,
         corruption=names[settings.corruption],
-        batch_size=settings.batch_size,
+        **shared,
     )
-
-
-def python_lines(checked: CheckedInput, model: str, revision: str | None = None) -> str:
-    """The lines of Python that reproduce a run. Texts stand in them as literals, whatever they are.
-
-    Args:
-        checked: What was asked for.
-        model: What `load_model` takes.
-        revision: The hub revision to load; None for models that have one only.
-    """
-    request = replace(checked.request, top_tokens=0)
-    maps = ", ".join(f"{kind!r}: {_call('MapSpec', spec, ('kind', 'window'))}" for kind, spec in checked.specs.items())
-    loading = [repr(model)]
-    if revision is not None:
-        loading.append(f"revision={revision!r}")
-    if checked.noise is not None:
-        loading.append(f"noise={checked.noise!r}")
-    text, imports = repr(request.text), []
-    if isinstance(request.text, ChatText):
-        text = f"ChatText.from_user({request.text.messages[-1]['content']!r})"
-        imports = ["from causal_tracer.chat import ChatText"]
-    names = [name for name in _REQUEST_FIELDS if getattr(request, name) != getattr(TraceRequest(""), name)]
-    lines = [
-        "from causal_tracer import CausalTracer, MapSpec, TraceRequest, plot_hidden_flow_heatmap",
-        *imports,
-        "",
-        f"tracer = CausalTracer.from_pretrained({', '.join(loading)})",
-        "request = TraceRequest(",
-        f"    text={text},",
-        *(f"    {name}={getattr(request, name)!r}," for name in names),
-        ")",
-        f"maps = tracer.trace_maps(request, {{{maps}}})",
-        "for flow in maps.values():",
-        "    print(flow.kind, flow.answer, flow.high_score, flow.low_score, flow.peaks())",
-        "    plot_hidden_flow_heatmap(flow)",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-_REQUEST_FIELDS = (
-    "subject",
-    "answer",
-    "answer_id",
-    "answer_form",
-    "samples",
-    "seed",
-    "batch_size",
-    "start_layer",
-    "end_layer",
-    "subject_tokens_only",
-    "occurrence",
-    "corruption",
-)
-
-
-def _call(name: str, value: MapSpec, fields: Sequence[str]) -> str:
-    return f"{name}({', '.join(repr(getattr(value, field)) for field in fields)})"
 
 
 def _plain(value: float | None) -> str:

@@ -32,6 +32,7 @@ from causal_tracer.web.limits import ClientShares, check_work
 from causal_tracer.web.links import ParsedLink
 from causal_tracer.web.logs import logged
 from causal_tracer.web.memory import hand_back_freed_memory, memory_errors_in_words
+from causal_tracer.web.python_lines import python_lines
 from causal_tracer.web.registry import Loader, ModelSlot, ModelStatus, load_tracer
 from causal_tracer.web.result_store import ResultKey, ResultStore, result_key
 from causal_tracer.web.settings import ServiceSettings, limit
@@ -137,10 +138,16 @@ class TraceService:
         except CausalTracerError as error:
             return Inspection(problems=(Problem("settings", str(error)),))
 
-    def link(self, asked: TraceInput, page: str) -> str:
-        """The link that reproduces what was asked for, with the model and its revision."""
+    def link(self, asked: TraceInput, page: str, *, revision: str | None = None) -> str:
+        """Return the link that reproduces what was asked for, with the model and its revision.
+
+        Args:
+            asked: What was asked for, valid.
+            page: The page's address (`links.page_url`).
+            revision: The revision that a result was made with; None takes that of the app's model.
+        """
         status = self.status(asked.model)
-        return links.share_link(replace(asked, model=status.model), page, revision=status.revision)
+        return links.share_link(replace(asked, model=status.model), page, revision=revision or status.revision)
 
     def open_link(self, query: Mapping[str, Any]) -> ParsedLink:
         """What a link asks of this app; what it cannot have is reported and left out."""
@@ -168,7 +175,7 @@ class TraceService:
             SettingsError, PromptError: As in `trace`.
         """
         slot = self._slot(asked.model)
-        return links.python_lines(check_input(asked, self.settings), slot.status.model, slot.hub_revision)
+        return python_lines(check_input(asked, self.settings), slot.status.model, slot.hub_revision)
 
     def _slot(self, model: str) -> ModelSlot:
         name = (model or self.models[0]) if isinstance(model, str) else None

@@ -48,12 +48,9 @@ class RunButtons:
         if stopped:
             words = "Stopped. Cells that were not computed are grey."
             return self._outputs(TabView(status=status_html(words), running=False))
+        words = "Something went wrong in the app itself. The server's log has the details."
         return self._outputs(
-            TabView(
-                message=message_html("Something went wrong in the app itself. The server's log has the details."),
-                status=status_html("Failed.", state="ct-failed"),
-                running=False,
-            )
+            TabView(message=message_html(words), status=status_html(words, state="ct-failed"), running=False)
         )
 
     def _outputs(self, view: TabView) -> tuple[Any, ...]:

@@ -56,9 +56,17 @@ def numbers_html(*flows: HiddenFlow, filling: bool = False) -> str:
     return f'<dl class="ct-cards">{cards}</dl>{peaks}'
 
 
-def doubts_html(flow: HiddenFlow) -> str:
-    """What warns of reading a map; below it, so that it does not move when there is something to say."""
-    return _paragraphs("ct-warning", warnings(flow))
+def doubts_html(*flows: HiddenFlow) -> str:
+    """Return warnings and notes of maps of one prompt; below them, so that they do not move.
+
+    Each note is shown once; one that not all maps have names its maps.
+    """
+    noted = {note: [flow for flow in flows if note in flow.notes] for flow in flows for note in flow.notes}
+    notes = [
+        note if len(having) == len(flows) else f"{' and '.join(KIND_TITLES[flow.kind] for flow in having)}: {note}"
+        for note, having in noted.items()
+    ]
+    return _paragraphs("ct-warning", warnings(flows[0])) + _paragraphs("ct-note", notes)
 
 
 def peaks_html(flow: HiddenFlow) -> str:
@@ -73,7 +81,7 @@ def peaks_html(flow: HiddenFlow) -> str:
 
 
 def details_html(flow: HiddenFlow, *, origin: str = "") -> str:
-    """What the map is of and how it was made, ending in where it came from. User's text is escaped."""
+    """What the map is of and how it was made, but for notes, ending in where it came from. User's text is escaped."""
     subject = f"“{flow.subject}”" + (" (guessed)" if flow.subject_guessed else "")
     made = recipe(flow) + (f" · {origin}" if origin else "")
     placebo = flow.settings.placebo
@@ -83,7 +91,6 @@ def details_html(flow: HiddenFlow, *, origin: str = "") -> str:
         f'<p class="ct-prompt" dir="auto"><b>Subject</b> {_safe(subject)}</p>'
         f"{other}"
         f'<p class="ct-prompt"><b>Map</b> {_safe(map_title(flow))}: {_safe(metric_label(flow))}</p>'
-        f"{_paragraphs('ct-note', flow.notes)}"
         f'<p class="ct-made">{_safe(made)}</p>'
     )
 

@@ -69,7 +69,7 @@ def map_tab(service: TraceService, name: str, inputs: Inputs, history: gr.State,
                 _map(name, kind, figure, titled=len(kinds) > 1)
                 for kind, figure in zip(kinds, app_figures(stored), strict=True)
             ]
-        doubts = gr.HTML(doubts_html(next(iter(stored.values()))), elem_id=f"ct-doubts-{name}")
+        doubts = gr.HTML(doubts_html(*stored.values()), elem_id=f"ct-doubts-{name}")
         write = gr.Checkbox(
             False,
             label="Write into each cell what the model says there",

@@ -34,7 +34,7 @@ class TabView:
         message: What is wrong, beside the fields, as HTML; empty where all is well.
         status: The line beside the Run button, as HTML.
         numbers: What stands above the maps, as HTML.
-        doubts: What warns of reading the maps, as HTML.
+        doubts: Warnings and notes about the maps, as HTML.
         figures: The maps.
         tables: The maps as tables, HTML.
         cell: One cell in detail, as HTML.
@@ -111,7 +111,7 @@ def maps_view(
     return TabView(
         status=status,
         numbers=numbers(flows, filling=filling),
-        doubts=doubts_html(next(iter(flows.values()))),
+        doubts=doubts_html(*flows.values()),
         figures=app_figures(flows, write_top_tokens=write_top_tokens),
         tables=tuple(table_html(flow, map_id(tab, kind)) for kind, flow in flows.items()),
         cell=NO_CELL,

@@ -55,7 +55,7 @@ class Visits:
 
     def open(self, query: str = "", tab: str = "hidden", **context: Any) -> Any:
         page = self.browser.new_context(**{"viewport": {"width": 1280, "height": 800}, **context}).new_page()
-        page.set_default_timeout(60_000)
+        page.set_default_timeout(120_000)
         page.route("**/*", self._only_the_app)
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
         page.goto(self.url + query)

@@ -6,15 +6,13 @@ import pytest
 
 from causal_tracer.web.stored import stored_map
 from causal_tracer.web.story import story_steps
+from tests.browser.steps import expect, expect_true
 
-playwright_api = pytest.importorskip("playwright.sync_api")
-expect = playwright_api.expect
-expect.set_options(timeout=30_000)
 pytestmark = pytest.mark.browser
 
 
-def step(page) -> str:
-    return page.locator(".ct-story").get_attribute("data-step")
+def expect_step(page, number: int) -> None:
+    expect(page.locator(".ct-story")).to_have_attribute("data-step", str(number))
 
 
 def test_arrow_keys_tell_the_story_while_no_model_is_loaded(visits):
@@ -22,26 +20,26 @@ def test_arrow_keys_tell_the_story_while_no_model_is_loaded(visits):
     expect(page.locator("#ct-model")).to_contain_text("Loading")
     probabilities = []
     for number, told in enumerate(story_steps(stored_map("hidden")), start=1):
-        assert step(page) == str(number)
+        expect_step(page, number)
         expect(page.locator(".ct-story article:visible h2")).to_have_text(told.name)
         probabilities.append(float(page.locator(".ct-story article:visible strong").text_content()))
         page.keyboard.press("ArrowRight")
     clean, corrupted, restored, _ = probabilities
     assert corrupted < 0.01 < 0.3 < restored < clean
-    assert step(page) == "4", "the last step is the last"
+    expect_step(page, 4)
     for _ in range(4):
         page.keyboard.press("ArrowLeft")
-    assert step(page) == "1"
+    expect_step(page, 1)
 
 
 def test_buttons_move_it_and_say_where_it_is(visits):
     page = visits.open()
     page.locator(".ct-story [data-move='1']").click()
     page.get_by_role("button", name="3 One restored run").click()
-    assert step(page) == "3"
+    expect_step(page, 3)
     expect(page.locator(".ct-steps [aria-current]")).to_have_text("3 One restored run")
     page.locator(".ct-story [data-move='-1']").click()
-    assert step(page) == "2"
+    expect_step(page, 2)
 
 
 def test_a_presenters_keys_move_it_when_it_has_the_focus(visits):
@@ -49,43 +47,46 @@ def test_a_presenters_keys_move_it_when_it_has_the_focus(visits):
     page.locator(".ct-story [data-move='1']").focus()
     page.keyboard.press("PageDown")
     page.keyboard.press("PageDown")
-    assert step(page) == "3"
+    expect_step(page, 3)
     page.keyboard.press("PageUp")
-    assert step(page) == "2"
+    expect_step(page, 2)
 
 
 def test_arrow_keys_in_a_field_stay_there(visits):
     page = visits.open()
     page.locator("#ct-prompt textarea").focus()
     page.keyboard.press("ArrowRight")
-    assert step(page) == "1"
+    expect_step(page, 1)
 
 
 def test_it_can_be_read_from_the_back_row(visits):
     page = visits.open(viewport={"width": 1280, "height": 720})
-    box = page.locator(".ct-story").bounding_box()
-    assert box["y"] + box["height"] <= 720, "all of it is on the first screen"
+    # All of it is on the first screen.
+    expect_true(page, "document.querySelector('.ct-story').getBoundingClientRect().bottom + scrollY <= 720")
+    size = "([selector, least]) => parseFloat(getComputedStyle(document.querySelector(selector)).fontSize) >= least"
     for selector, least in ((".ct-words h2", 32), (".ct-words p", 22), (".ct-says strong", 40), (".ct-token", 22)):
-        first = page.locator(f".ct-story {selector}").first
-        size = first.evaluate("node => parseFloat(getComputedStyle(node).fontSize)")
-        assert size >= least, selector
+        expect_true(page, size, [f".ct-story {selector}", least])
 
 
 def test_the_pictures_show_what_the_words_say(visits):
     page = visits.open(reduced_motion="reduce")
     flow = stored_map("hidden")
     tokens, layers = flow.scores.shape
-    assert page.locator(".ct-story .ct-cell").count() == tokens * layers
-    noisy = page.locator(".ct-story .ct-cell.ct-noisy").count()
-    assert noisy == (tokens - flow.subject_range[0]) * layers
-    assert page.locator(".ct-story .ct-told").count() == 1
+    expect(page.locator(".ct-story .ct-cell")).to_have_count(tokens * layers)
+    expect(page.locator(".ct-story .ct-cell.ct-noisy")).to_have_count((tokens - flow.subject_range[0]) * layers)
+    expect(page.locator(".ct-story .ct-told")).to_have_count(1)
     page.get_by_role("button", name="4 The whole map").click()
-    colors = page.locator(".ct-story .ct-cell").evaluate_all(
-        "cells => cells.map(cell => getComputedStyle(cell).backgroundColor)"
-    )
-    lightness = [sum(int(part) for part in color[4:-1].split(",")) for color in colors]
     told = (flow.subject_range[1] - 1) * layers + int(flow.scores[flow.subject_range[1] - 1].argmax())
-    assert lightness[told] < lightness[0] - 200
+    expect_true(
+        page,
+        """told => {
+          const cells = document.querySelectorAll('.ct-story .ct-cell');
+          const light = cell => getComputedStyle(cell).backgroundColor.match(/\\d+/g).slice(0, 3)
+            .reduce((sum, part) => sum + Number(part), 0);
+          return light(cells[told]) < light(cells[0]) - 200;
+        }""",
+        told,
+    )
 
 
 def test_it_leads_to_the_tool(visits):
@@ -97,4 +98,4 @@ def test_it_leads_to_the_tool(visits):
 
 def test_a_link_to_a_result_closes_it(visits):
     page = visits.open("?prompt=The+Space+Needle+is+in&kind=hidden")
-    assert page.locator(".ct-story").evaluate("story => story.open") is False
+    expect_true(page, "document.querySelector('.ct-story').open === false")

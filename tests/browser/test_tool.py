@@ -5,49 +5,29 @@ from __future__ import annotations
 import csv
 import json
 import re
-from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
 from causal_tracer import HiddenFlow
 from causal_tracer.layers import KINDS
-from tests.browser.test_app import fill, open_advanced, overflow, run
+from tests.browser.steps import (
+    choose,
+    click_cell,
+    done,
+    expect,
+    expect_marked_rows,
+    expect_no_overflow,
+    expect_subject_tokens,
+    expect_true,
+    field,
+    fill,
+    link_of,
+    open_advanced,
+    run,
+)
 from tests.tiny_models import OTHER_PROMPT, OTHER_SUBJECT, PROMPT, SUBJECT
 
-playwright_api = pytest.importorskip("playwright.sync_api")
-expect = playwright_api.expect
-expect.set_options(timeout=30_000)
 pytestmark = pytest.mark.browser
-
-
-def field(page, name: str):
-    return page.locator(f"#ct-{name} :is(input, textarea)").first
-
-
-def choose(page, name: str, option: str) -> None:
-    """Choose from a list of the page."""
-    field(page, name).click()
-    page.get_by_role("option", name=option).first.click()
-
-
-def expect_subject_tokens(page, tokens: list[str]) -> None:
-    """Waits: chips are drawn again when the server has looked at the prompt."""
-    expect(page.locator("#ct-chips [data-token][aria-pressed='true']")).to_have_text(tokens)
-
-
-def done(page, tab: str) -> None:
-    run(page, tab)
-    expect(page.locator(f"#ct-status-{tab}")).to_contain_text("Done")
-
-
-def click_cell(page, plot: str, row: int, column: int, rows: int, columns: int) -> None:
-    """Click into a map where the mouse would."""
-    area = page.locator(f"#{plot} .nsewdrag").first
-    area.scroll_into_view_if_needed()
-    box = area.bounding_box()
-    across, down = box["width"] * (column + 0.5) / columns, box["height"] * (row + 0.5) / rows
-    page.mouse.click(box["x"] + across, box["y"] + down)
-
 
 # A prompt is typed --------------------------------------------------------------------------------------------------
 
@@ -73,12 +53,11 @@ def test_two_clicks_on_tokens_mark_the_subject_and_typing_does_too(visits, app):
     fill(page, OTHER_PROMPT)
     expect(page.locator("#ct-chips .ct-guessed")).to_be_visible()
     chips = page.locator("#ct-chips [data-token]")
-    texts = chips.all_text_contents()
-    first, last = texts.index("the"), texts.index("founder")
-    chips.nth(last).click()
+    first, last = (chips.get_by_text(word, exact=True) for word in ("the", "founder"))
+    last.click()
     expect(field(page, "subject")).to_have_value("founder")
     # Backwards as well.
-    chips.nth(first).click()
+    first.click()
     expect(field(page, "subject")).to_have_value("the founder")
     expect(page.locator("#ct-chips")).to_contain_text("The subject is marked")
     expect_subject_tokens(page, ["the", "founder"])
@@ -110,8 +89,9 @@ def test_the_first_of_two_equal_words_can_be_marked(visits, app):
     page.locator("#ct-chips [data-token='3']").click()
     expect(marked).to_have_attribute("data-token", "3")
     done(page, "hidden")
-    labels = page.locator("#ct-map-hidden .ytick text").all_text_contents()
-    assert [place for place, label in enumerate(labels) if label.endswith("*")] == [3]
+    rows = page.locator("#ct-map-hidden .ytick text")
+    expect(rows.nth(3)).to_have_text("the*")
+    expect_marked_rows(page, "ct-map-hidden", ["the*"])
 
 
 def test_another_answer_can_be_traced_and_goes_with_its_prompt(visits, app):
@@ -128,20 +108,6 @@ def test_another_answer_can_be_traced_and_goes_with_its_prompt(visits, app):
     expect(page.locator("#ct-numbers-hidden")).to_contain_text("the model says")
     page.locator("#ct-prompt textarea").fill(OTHER_PROMPT)
     expect(field(page, "answer")).to_have_value("")
-    # The subject of the earlier prompt goes too, and is guessed anew.
-    expect(field(page, "subject")).to_have_value("")
-
-
-def test_a_subject_stays_while_the_prompt_still_has_it(visits, app):
-    app.let_load()
-    page = visits.open()
-    fill(page, PROMPT, SUBJECT)
-    page.locator("#ct-prompt textarea").fill(f"{PROMPT} Rome")
-    expect(page.locator("#ct-chips [data-token]")).to_have_count(12)
-    expect(field(page, "subject")).to_have_value(SUBJECT)
-    page.locator("#ct-prompt textarea").fill(OTHER_PROMPT)
-    expect(field(page, "subject")).to_have_value("")
-    assert not page.locator("#ct-message .ct-error").is_visible()
 
 
 def test_an_unsure_model_is_said_and_not_refused(visits, app):
@@ -159,15 +125,13 @@ def test_another_model_is_chosen_and_traced(visits, app):
     page = visits.open()
     fill(page, PROMPT, SUBJECT)
     expect(page.locator("#ct-chips [data-token]")).to_have_count(11)
-    first = page.locator("#ct-chips [data-answer]").all_text_contents()
+    first = page.locator("#ct-chips [data-answer]").first.inner_text()
     choose(page, "model-choice", "tiny-chat")
     expect(page.locator("#ct-model")).to_contain_text("Model ready: Tiny Llama")
-    expect(page.locator("#ct-chips [data-answer]").first).not_to_have_text(first[0])
+    expect(page.locator("#ct-chips [data-answer]").first).not_to_have_text(first)
     done(page, "hidden")
     expect(page.locator("#ct-details-hidden")).to_contain_text("tiny-chat, float32")
-    page.locator("#ct-share-hidden button").first.click()
-    link = page.locator("#ct-link-hidden textarea").input_value()
-    assert parse_qs(urlsplit(link).query)["model"] == ["tiny-chat"]
+    link = link_of(page, "hidden", "model=tiny-chat&")
     other = visits.open(link.removeprefix(app.url))
     expect(other.locator("#ct-model")).to_contain_text("Model ready: Tiny Llama")
 
@@ -189,12 +153,17 @@ def test_a_chat_message_is_traced_at_the_start_of_the_answer(visits, app):
     expect(tokens.last).to_be_disabled()
     expect_subject_tokens(page, ["Space", "Needle"])
     done(page, "hidden")
-    labels = page.locator("#ct-map-hidden .ytick text").all_text_contents()
-    assert len(labels) == tokens.count()
-    assert [label for label in labels if label.endswith("*")] == ["Space*", "Needle*"]
-    page.locator("#ct-share-hidden button").first.click()
-    query = parse_qs(urlsplit(page.locator("#ct-link-hidden textarea").input_value()).query)
-    assert (query["prompt"], query["chat"]) == ([PROMPT], ["1"])
+    expect(page.locator("#ct-map-hidden .ytick text")).to_have_count(tokens.count())
+    expect_marked_rows(page, "ct-map-hidden", ["Space*", "Needle*"])
+    link = link_of(page, "hidden", "chat=1")
+    numbers = page.locator("#ct-numbers-hidden").inner_text()
+    other = visits.open(link.removeprefix(app.url))
+    expect(field(other, "prompt")).to_have_value(PROMPT)
+    expect(field(other, "subject")).to_have_value(SUBJECT)
+    expect(other.get_by_label("Chat message")).to_be_checked()
+    done(other, "hidden")
+    expect_marked_rows(other, "ct-map-hidden", ["Space*", "Needle*"])
+    expect(other.locator("#ct-numbers-hidden")).to_have_text(numbers, use_inner_text=True)
 
 
 @pytest.mark.parametrize(
@@ -214,11 +183,10 @@ def test_any_script_is_marked_right(visits, app, prompt, subject):
     expect(page.locator("#ct-chips [data-token][aria-pressed='true']").first).to_contain_text(subject[0])
     expect(page.locator("#ct-message .ct-error")).to_have_count(0)
     done(page, "hidden")
-    labels = page.locator("#ct-map-hidden .ytick text").all_text_contents()
-    marked = [label for label in labels if label.endswith("*")]
-    assert marked
-    assert "�" not in "".join(labels)
-    assert overflow(page) <= 0
+    rows = page.locator("#ct-map-hidden .ytick text")
+    expect(rows.filter(has_text=re.compile(rf"{subject[0]}.*\*$")).first).to_be_visible()
+    expect(rows.filter(has_text="�")).to_have_count(0)
+    expect_no_overflow(page)
 
 
 # It is traced and read ----------------------------------------------------------------------------------------------
@@ -230,15 +198,19 @@ def test_all_three_kinds_stand_side_by_side_on_one_scale(visits, app):
     fill(page, PROMPT, SUBJECT)
     page.get_by_role("tab", name="All three").click()
     done(page, "all")
-    scales, tops = set(), set()
     for kind in KINDS:
-        plot = page.locator(f"#ct-map-all-{kind} .js-plotly-plot")
-        expect(plot).to_be_visible()
-        scales.add(str(plot.evaluate("plot => [plot.data[0].zmin, plot.data[0].zmax, plot.data[0].colorscale]")))
-        tops.add(round(plot.bounding_box()["y"]))
+        expect(page.locator(f"#ct-map-all-{kind} .js-plotly-plot")).to_be_visible()
         expect(page.locator("#ct-numbers-all")).to_contain_text(re.compile(kind[:3], re.IGNORECASE))
-    assert len(scales) == 1
-    assert len(tops) == 1
+    # One scale, one height.
+    expect_true(
+        page,
+        """() => {
+          const plots = [...document.querySelectorAll("[id^='ct-map-all-'] .js-plotly-plot")];
+          const looks = plots.map(plot => JSON.stringify([plot.data[0].zmin, plot.data[0].zmax, plot.data[0].colorscale,
+                                                          Math.round(plot.getBoundingClientRect().top)]));
+          return plots.length === 3 && new Set(looks).size === 1;
+        }""",
+    )
     expect(page.locator("#ct-numbers-all .ct-legend")).to_be_visible()
     click_cell(page, "ct-map-all-mlp", 5, 1, 11, 3)
     expect(page.locator("#ct-cell-all h3")).to_contain_text("Needle")
@@ -283,7 +255,7 @@ def test_the_table_is_the_keyboards_way_to_a_cell(visits, app):
         page.keyboard.press(key)
     expect(page.locator("#ct-cell-hidden h3")).to_have_text("“:”, layer 1")
     chosen = page.locator("#ct-table-hidden-hidden [aria-current]")
-    assert chosen.get_attribute("data-row") == "2"
+    expect(chosen).to_have_attribute("data-row", "2")
     # It stays open when the next result comes.
     field(page, "answer").fill("Italy")
     done(page, "hidden")
@@ -324,9 +296,7 @@ def test_the_subject_can_be_corrupted_in_another_way(visits, app):
     done(page, "hidden")
     made = page.locator("#ct-details-hidden")
     expect(made).to_contain_text("single layers · embeddings set to their mean over the vocabulary · ")
-    page.locator("#ct-share-hidden button").first.click()
-    link = page.locator("#ct-link-hidden textarea").input_value()
-    assert parse_qs(urlsplit(link).query)["corruption"] == ["mean"]
+    link = link_of(page, "hidden", "corruption=mean")
     page.locator("#ct-python button").first.click()
     expect(page.locator("#ct-python-lines .cm-content")).to_contain_text("corruption='mean'")
     other = visits.open(link.removeprefix(app.url))
@@ -348,18 +318,15 @@ def test_a_link_reproduces_the_result_in_another_browser(visits, app):
     page.locator("#ct-chips [data-answer='1']").click()
     expect(page.locator("#ct-chips [data-answer='1'][aria-pressed='true']")).to_be_visible()
     done(page, "hidden")
-    made = page.locator("#ct-details-hidden").inner_text()
-    assert "3 noise samples, seed 7" in made
-    page.locator("#ct-share-hidden button").first.click()
-    link = page.locator("#ct-link-hidden textarea").input_value()
-    assert parse_qs(urlsplit(link).query)["seed"] == ["7"]
+    expect(page.locator("#ct-details-hidden")).to_contain_text("3 noise samples, seed 7")
+    link = link_of(page, "hidden", "seed=7")
     numbers = page.locator("#ct-numbers-hidden").inner_text()
     assert link.startswith(app.url)
     other = visits.open(link.removeprefix(app.url))
     expect(other.locator("#ct-prompt textarea")).to_have_value(f"{PROMPT} <i>&")
     expect(field(other, "subject")).to_have_value(SUBJECT)
     done(other, "hidden")
-    assert other.locator("#ct-numbers-hidden").inner_text() == numbers
+    expect(other.locator("#ct-numbers-hidden")).to_have_text(numbers, use_inner_text=True)
 
 
 def test_bad_values_in_a_link_are_said_and_left_out(visits, app):
@@ -474,20 +441,27 @@ def test_two_results_are_compared_on_a_diverging_scale(visits, app):
         page.get_by_role("option", name=re.compile(rf"\d · Hidden states · .*{words}.* → (?!Seattle)")).click()
         # The list fades out; the next one has options of the same names.
         expect(page.get_by_role("option")).to_have_count(0)
-    expect(page.locator("#ct-compare-words")).to_contain_text("By token role")
+    words = page.locator("#ct-compare-words")
+    expect(words).to_contain_text("By token role")
+    for prompt in (PROMPT, OTHER_PROMPT):
+        expect(words).to_contain_text(prompt)
     expect(page.locator("#ct-map-compare .ytick text").first).to_have_text("before")
-    low, high = plot.evaluate("plot => [plot.data[0].zmin, plot.data[0].zmax]")
-    assert low == -high < 0
     # The same for the keyboard and screen readers; it stays open when something else is compared.
     page.locator("#ct-table-compare summary").focus()
     page.keyboard.press("Enter")
     expect(page.get_by_role("region", name="The difference as a table")).to_be_visible()
-    rows = page.locator("#ct-table-compare tbody tr")
-    roles = page.locator("#ct-map-compare .ytick text").all_text_contents()
-    assert rows.locator("th").all_text_contents() == roles
-    drawn = plot.evaluate("plot => [...plot.data[0].z].map(row => [...row])")
-    told = [[float(text) for text in row.locator("td").all_text_contents()] for row in rows.all()]
-    assert told == [pytest.approx(row, abs=6e-4) for row in drawn]
+    expect_true(
+        page,
+        """() => {
+          const { z, zmin, zmax } = document.querySelector('#ct-map-compare .js-plotly-plot').data[0];
+          const texts = (from, selector) => [...from.querySelectorAll(selector)].map(each => each.textContent);
+          const rows = [...document.querySelectorAll('#ct-table-compare tbody tr')];
+          const labels = texts(document, '#ct-map-compare .ytick text');
+          return zmin === -zmax && zmin < 0 && rows.length === labels.length && rows.every((row, place) =>
+            texts(row, 'th')[0] === labels[place] && texts(row, 'td').length === z[place].length
+            && texts(row, 'td').every((text, column) => Math.abs(Number(text) - z[place][column]) < 6e-4));
+        }""",
+    )
     page.keyboard.press("Tab")
     expect(page.get_by_role("region", name="The difference as a table")).to_be_focused()
     page.locator("#ct-compare-first input").click()
@@ -522,8 +496,7 @@ def test_focus_can_be_seen(visits):
     page = visits.open()
     page.keyboard.press("Tab")
     page.keyboard.press("Tab")
-    outline = page.evaluate("getComputedStyle(document.activeElement).outlineWidth")
-    assert float(outline.removesuffix("px")) >= 2
+    expect_true(page, "parseFloat(getComputedStyle(document.activeElement).outlineWidth) >= 2")
 
 
 # Studies --------------------------------------------------------------------------------------------------------------

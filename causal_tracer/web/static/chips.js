@@ -2,10 +2,10 @@
 // trigger('select', {index: [first, last], value: 'subject'}). One click chooses an answer:
 // trigger('select', {index: its place, value: 'answer'}).
 const page = window.causalTracer ??= {};
-page.prompt ??= document.querySelector('#ct-prompt textarea')?.value;
 let anchor = null;
 let focused = null;
 let prompt = '';
+const typedPrompt = () => document.querySelector('#ct-prompt textarea').value;
 
 function mark(first, last) {
   element.querySelectorAll('[data-token]').forEach(chip => {
@@ -18,9 +18,9 @@ element.addEventListener('click', event => {
   const chip = event.target.closest('[data-token], [data-answer]');
   if (!chip || chip.disabled) return;
   if ('answer' in chip.dataset) {
-    // `prompt_changed.js` lets it go with its prompt.
+    // `fields_changed.js` lets it go with its prompt.
     page.answer = chip.firstChild.textContent;
-    page.answerPrompt = document.querySelector('#ct-prompt textarea').value;
+    page.answerPrompt = typedPrompt();
     trigger('select', { index: Number(chip.dataset.answer), value: 'answer' });
     return;
   }
@@ -29,6 +29,9 @@ element.addEventListener('click', event => {
   anchor = anchor === null ? place : null;
   const [first, last] = [Math.min(from, place), Math.max(from, place)];
   mark(first, last);
+  const end = place => element.querySelector(`[data-token="${place}"]`).dataset;
+  // Offsets count characters as Python does.
+  page.clicked = [...typedPrompt()].slice(end(first).start, end(last).end).join('').trim();
   trigger('select', { index: [first, last], value: 'subject' });
 });
 
