@@ -140,7 +140,7 @@ class HiddenFlow:
     answer_ids: tuple[int, ...] = ()
     top_tokens: TopTokens | None = None
     audit: Audit | None = None
-    request: dict[str, Any] | None = field(default=None, repr=False)
+    request: dict[str, Any] | None = None
 
     def __repr__(self) -> str:
         """Prompt, answer, scores and peaks in a few lines."""

@@ -26,8 +26,9 @@ from causal_tracer.corruption import (
     ZeroEmbedding,
 )
 from causal_tracer.errors import CausalTracerError, SettingsError
-from causal_tracer.prompts import Occurrence, Prompt
+from causal_tracer.prompts import Prompt
 from causal_tracer.request import HiddenFlowQuery, MapSpec, SamplesUntil, TraceRequest
+from causal_tracer.subject import Occurrence
 
 _CLASSES: dict[str, type[Any]] = {
     cls.__name__: cls

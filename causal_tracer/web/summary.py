@@ -63,7 +63,7 @@ def doubts_html(*flows: HiddenFlow) -> str:
     """
     noted = {note: [flow for flow in flows if note in flow.notes] for flow in flows for note in flow.notes}
     notes = [
-        note if len(having) == len(flows) else f"{' and '.join(KIND_TITLES[flow.kind] for flow in having)}: {note}"
+        note if len(having) == len(flows) else f"{' and '.join(map(map_title, having))}: {note}"
         for note, having in noted.items()
     ]
     return _paragraphs("ct-warning", warnings(flows[0])) + _paragraphs("ct-note", notes)
