@@ -205,7 +205,7 @@ def test_a_client_that_goes_away_frees_the_model():
     service.start_loading()
     assert loaded.wait(300)
     with running_app(service) as address:
-        rest = [None, None, 1, False, 0, None, "", "", None, "last", "gaussian", None, False]
+        rest = [None, None, 1, False, 0, None, "", "", None, "last", "gaussian", None, False, "auto"]
         asked = {"data": [PROMPT, SUBJECT, "hidden", 30, *rest]}
         start = httpx.post(f"{address}gradio_api/call/trace", json=asked)
         event = start.json()["event_id"]
