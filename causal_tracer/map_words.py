@@ -51,6 +51,15 @@ def effect_label(flow: AnyFlow) -> str:
     return "change from the clean run" if flow.settings.direction == "corrupt" else "indirect effect"
 
 
+def audit_words(flow: AnyFlow) -> str:
+    """Return what a map's audit found, or nothing where it was not audited."""
+    audit = flow.audit
+    if audit is None:
+        return ""
+    cells = "1 cell" if len(audit.cells) == 1 else f"{len(audit.cells)} cells"
+    return f"audit: {cells} off by {audit.largest_difference:.1g} at most"
+
+
 def map_title(flow: HiddenFlow) -> str:
     """Return what a map is of: "Restoring MLP outputs, windows of 10 layers, attention severed"."""
     return _title(_PATCHED[flow.kind], flow.settings)

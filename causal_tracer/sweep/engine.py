@@ -64,7 +64,7 @@ def choose_engine(traced: TracedModel, choice: EngineChoice, n_tokens: int) -> V
                 _verdicts[key] = known
             if known.way != WAYS[0]:
                 logger.warning(
-                    "%s uses the slower sweep %r. %s", type(traced.model).__name__, known.name, " ".join(known.tried)
+                    "%s uses the slower sweep %r: %s", type(traced.model).__name__, known.name, " ".join(known.tried)
                 )
     return known
 

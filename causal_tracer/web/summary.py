@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from causal_tracer.corruption import CORRUPTIONS
 from causal_tracer.flow import HiddenFlow
-from causal_tracer.map_words import display_token, map_title, metric_label, metric_of
+from causal_tracer.map_words import audit_words, display_token, map_title, metric_label, metric_of
 from causal_tracer.reading import Peak, acts, effects
 from causal_tracer.web.inspection import map_warnings
 from causal_tracer.web.registry import ModelStatus, model_title
@@ -31,10 +31,14 @@ def recipe(flow: HiddenFlow) -> str:
     settings = flow.settings
     window = "single layers" if settings.window == 1 else f"windows of {settings.window} layers"
     tokens = ", subject tokens only" if settings.subject_tokens_only else ""
-    return (
-        f"{model_title(settings.model)}, {settings.dtype} · {window}{tokens} · {_corruption(flow)} · "
-        f"{settings.engine} sweep"
-    )
+    parts = [
+        f"{model_title(settings.model)}, {settings.dtype}",
+        f"{window}{tokens}",
+        _corruption(flow),
+        f"{settings.engine} sweep",
+        audit_words(flow),
+    ]
+    return " · ".join(part for part in parts if part)
 
 
 def numbers_html(*flows: HiddenFlow, filling: bool = False) -> str:
