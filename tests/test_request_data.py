@@ -84,9 +84,8 @@ def test_kind_and_window_are_those_of_the_map() -> None:
     [
         ({"corruption": OwnCorruption()}, "every embedding turned over"),
         ({"metric": own_metric}, "own_metric"),
-        ({"samples": SamplesUntil(float("inf"))}, "float"),
     ],
-    ids=["corruption", "metric", "number"],
+    ids=["corruption", "metric"],
 )
 def test_what_cannot_be_stored_is_named_and_not_read(changes: dict[str, Any], name: str) -> None:
     data = stored(replace(TraceRequest(PROMPT), **changes), MapSpec())
