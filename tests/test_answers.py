@@ -146,7 +146,9 @@ def test_characters_that_the_tokenizer_does_not_know_are_refused() -> None:
 @pytest.mark.parametrize("answer", ["", " ", "\n", 7, ["Paris"], b"Paris", "Par\ud800is", "\udfff"])
 @pytest.mark.parametrize("field", ["answer", "foil"])
 def test_what_is_no_text_is_refused_as_an_answer_and_as_a_foil(field: str, answer: Any) -> None:
-    with pytest.raises(PromptError, match=field):
+    # The request refuses other types, what reads it refuses texts that cannot be encoded.
+    refusal = PromptError if isinstance(answer, str) else SettingsError
+    with pytest.raises(refusal, match=field):
         tracer("byte-level").trace(TraceRequest("Paris is in", "Paris", samples=1, **{field: answer}))
 
 
