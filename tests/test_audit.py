@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -116,6 +117,9 @@ def test_nan_scores_do_not_pass(tracer: CausalTracer, monkeypatch: pytest.Monkey
     assert flow.audit is not None
     assert flow.audit.recomputed
     assert not flow.sample_scores.isnan().any()
+    again = HiddenFlow.from_dict(json.loads(json.dumps(flow.to_dict(), allow_nan=False))).audit
+    assert again is not None
+    assert math.isnan(again.largest_difference)
 
 
 def test_only_the_map_that_fails_is_computed_again(tracer: CausalTracer, monkeypatch: pytest.MonkeyPatch) -> None:
