@@ -82,8 +82,8 @@ def test_dtype_of_an_offloaded_model_is_recorded(tmp_path: Path) -> None:
     assert flow.settings.dtype == "bfloat16"
 
 
-OTHER_PASSES = 4
-"""The clean run, the corrupted run, the clean tokens before the subject, and the corrupted run's states."""
+OTHER_PASSES = 5
+"""The clean run, the corrupted run, the clean tokens before the subject, the corrupted run's states, and the audit."""
 
 
 @functools.cache
