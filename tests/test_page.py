@@ -340,6 +340,12 @@ class TestFields:
         assert asked_for("hidden", picked, *with_fields(answer="Roma")).answer == "Roma"
         assert asked_for("hidden", picked, *with_fields(answer="Rome", prompt="Paris was in")).answer == "Rome"
 
+    def test_a_link_s_form_of_the_answer_holds_for_its_prompt_and_its_answer_only(self) -> None:
+        picked = Picked(prompt="Paris is in", answer="Rome", answer_form="exact")
+        assert asked_for("hidden", picked, *with_fields(answer="Rome")).answer_form == "exact"
+        assert asked_for("hidden", picked, *with_fields(answer="Roma")).answer_form == "auto"
+        assert asked_for("hidden", picked, *with_fields(answer="Rome", prompt="In Paris")).answer_form == "auto"
+
     def test_a_token_named_by_its_number_needs_no_memory_of_the_page(self) -> None:
         assert asked_for("hidden", Picked(), *with_fields(answer="token 42")).answer == 42
         assert asked_for("hidden", Picked(), *with_fields(answer="token forty")).answer == "token forty"

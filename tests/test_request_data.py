@@ -94,7 +94,7 @@ def test_what_cannot_be_stored_is_named_and_not_read(changes: dict[str, Any], na
 
 
 def test_a_class_of_the_user_s_with_a_known_name_is_the_user_s() -> None:
-    namesake = dataclasses.make_dataclass("MeanEmbedding", [], frozen=True)()
+    namesake = dataclasses.make_dataclass("MeanEmbedding", [], bases=(OwnCorruption,), frozen=True)()
     with pytest.raises(SettingsError, match="only its name is stored"):
         read_request(stored(TraceRequest(PROMPT, corruption=namesake), MapSpec()))
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 from contextlib import aclosing
+from dataclasses import replace
+from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 
@@ -14,8 +16,8 @@ import gradio as gr
 
 from causal_tracer.errors import SettingsError
 from causal_tracer.web.asking import TraceInput
-from causal_tracer.web.fields import Picked, field_values, optional_number
-from causal_tracer.web.handlers import MapRun, PageEvents, inspect_fields
+from causal_tracer.web.fields import FIELD_NAMES, Picked, asked_for, field_values, optional_number
+from causal_tracer.web.handlers import MapRun, PageEvents, inspect_fields, result_link
 from causal_tracer.web.updates import RunUpdate, stepped, thinned
 from tests.tiny_models import OTHER_PROMPT
 from tests.web_tiny import ASKED, awaited, flow_of, load_tiny, tiny_flow, tiny_service
@@ -162,10 +164,10 @@ def test_what_cannot_be_traced_is_refused_beside_its_field_and_beside_run_at_onc
         flow_of(service, ASKED)
     values = field_values(asked, "")
     assert words in inspect_fields(service, Picked(), *values)[note]
-    *_, last = MapRun(service, "hidden", 1)._views(gr.Request(), Picked(), False, values, lambda: False)
-    assert words in last.status
-    assert "Nothing was computed" in last.status
-    assert last.running is False
+    *_, ended = MapRun(service, "hidden", 1)._views(gr.Request(), Picked(), False, values, lambda: False)
+    assert words in ended.status
+    assert "Nothing was computed" in ended.status
+    assert ended.running is False
     if let is not None:
         let.set()
 
@@ -178,3 +180,26 @@ def test_an_opened_file_has_its_own_link(tmp_path):
     (link,) = [value for value in outputs if isinstance(value, str) and value.startswith("http")]
     assert link.startswith("http://127.0.0.1:7860/?prompt=")
     assert "revision=r1" in link
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"answer": "Seattle", "answer_form": "exact"},
+        {"answer": 270},
+        {"prompt": "the the the city of", "subject": "the the", "occurrence": "first"},
+        {"kind": "mlp", "window": 2, "noise": 0.25, "seed": 7, "start_layer": 1, "end_layer": 2, "batch_size": 4},
+        {"corruption": "mean", "subject_tokens_only": True},
+    ],
+    ids=str,
+)
+def test_the_page_that_a_result_s_link_opens_asks_for_that_result(changes):
+    service = tiny_service()
+    flow = flow_of(service, replace(ASKED, **changes))
+    page = gr.Request(headers={"referer": "http://127.0.0.1:7860/"})
+    link = result_link(service, {flow.kind: flow}, page)
+    opened = PageEvents(service).open_link(gr.Request(query_params=dict(parse_qsl(urlsplit(link).query))))
+    values, picked = opened[: len(FIELD_NAMES)], opened[len(FIELD_NAMES)]
+    again = flow_of(service, asked_for(flow.kind, picked, *values))
+    assert again.to_dict() == flow.to_dict()

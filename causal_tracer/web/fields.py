@@ -24,6 +24,7 @@ class Picked:
         occurrence: Which one is meant where that subject occurs more than once.
         answer: The text of the answer that was chosen.
         answer_id: Its token; None where no token was chosen.
+        answer_form: As in `TraceInput`; the page has no field for it, but a link may have it.
     """
 
     prompt: str = ""
@@ -31,6 +32,7 @@ class Picked:
     occurrence: str = "last"
     answer: str = ""
     answer_id: int | None = None
+    answer_form: str = "auto"
 
 
 # How the answer's field names a token that has no text of its own.
@@ -69,12 +71,14 @@ def asked_for(kind: str, picked: Picked, *values: Any) -> TraceInput:
         given[name] = optional_number(title, given[name])
     text = given.pop("answer") or ""
     same_prompt = picked.prompt == given["prompt"]
-    by_id = same_prompt and picked.answer == text and picked.answer_id is not None
+    same_answer = same_prompt and picked.answer == text
+    by_id = same_answer and picked.answer_id is not None
     named = _NAMED_TOKEN.fullmatch(text.strip())
     return TraceInput(
         **given,
         kind=kind,
         answer=picked.answer_id if by_id else int(named[1]) if named else text,
+        answer_form=picked.answer_form if same_answer else "auto",
         occurrence=picked.occurrence if same_prompt and picked.subject == given["subject"] else "last",
         window=None if kind == "all" else windows[KINDS.index(kind)],
         windows=windows if kind == "all" else (),
@@ -126,5 +130,6 @@ def answer_picked(inspection: Inspection, prompt: str, place: int, picked: Picke
     """The answer at a place of the list; the first one is the model's own, which needs no text."""
     chosen = inspection.answers[place]
     if place == 0:
-        return replace(picked, prompt=prompt, answer="", answer_id=None)
-    return replace(picked, prompt=prompt, answer=display_token(chosen.text), answer_id=chosen.token_id)
+        return replace(picked, prompt=prompt, answer="", answer_id=None, answer_form="auto")
+    text = display_token(chosen.text)
+    return replace(picked, prompt=prompt, answer=text, answer_id=chosen.token_id, answer_form="auto")

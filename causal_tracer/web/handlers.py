@@ -152,7 +152,7 @@ class PageEvents:
         text = str(asked.answer or "")
         token = int(asked.answer) if isinstance(asked.answer, int | float) else None
         text = text if token is None else f"token {token}"
-        picked = Picked(asked.prompt, asked.subject or "", asked.occurrence, text, token)
+        picked = Picked(asked.prompt, asked.subject or "", asked.occurrence, text, token, asked.answer_form)
         return (*field_values(asked, text), picked, gr.Tabs(selected=asked.kind), message_html(warned=parsed.problems))
 
 

@@ -193,7 +193,9 @@ def _input_of_older(flow: HiddenFlow) -> TraceInput:
             "does not store which one was traced. Trace the prompt again to get a link."
         )
     shared: dict[str, Any] = {
-        name: getattr(settings, name) for name in _SHARED_FIELDS if name not in ("kind", "occurrence", "corruption")
+        name: getattr(settings, name)
+        for name in _SHARED_FIELDS
+        if name not in ("kind", "occurrence", "corruption", "answer_form")
     }
     shared["end_layer"] = None if settings.end_layer == flow.scores.shape[1] else settings.end_layer
     return TraceInput(
@@ -201,6 +203,8 @@ def _input_of_older(flow: HiddenFlow) -> TraceInput:
         subject="" if flow.subject_guessed else flow.subject,
         kind=flow.kind,
         answer=flow.answer if len(flow.answer_ids) > 1 else flow.answer_id,
+        # The result has the text that was read, its space included.
+        answer_form="exact",
         corruption=names[settings.corruption],
         **shared,
     )

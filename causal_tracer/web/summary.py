@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from causal_tracer.corruption import CORRUPTIONS
 from causal_tracer.flow import HiddenFlow
-from causal_tracer.map_words import audit_words, display_token, map_title, metric_label, metric_of
+from causal_tracer.map_words import KIND_NAMES, audit_words, display_token, map_title, metric_label, metric_of
 from causal_tracer.reading import Peak, acts, effects
 from causal_tracer.web.inspection import map_warnings
 from causal_tracer.web.registry import ModelStatus, model_title
@@ -67,7 +67,7 @@ def doubts_html(*flows: HiddenFlow) -> str:
     """
     noted = {note: [flow for flow in flows if note in flow.notes] for flow in flows for note in flow.notes}
     notes = [
-        note if len(having) == len(flows) else f"{' and '.join(map(map_title, having))}: {note}"
+        note if len(having) == len(flows) else f"{' and '.join(KIND_NAMES[flow.kind] for flow in having)}: {note}"
         for note, having in noted.items()
     ]
     return _paragraphs("ct-warning", warnings(flows[0])) + _paragraphs("ct-note", notes)

@@ -376,14 +376,14 @@ def test_a_page_whose_result_the_app_has_lost_says_so_and_runs_again(visits, app
     expect(page.locator("#ct-chips [data-token]:not([disabled])").first).to_be_visible()
     done(page, "hidden")
     app.forget()
-    click_cell(page, "ct-map-hidden", 0, 1, 1, 3)
+    click_cell(page, "ct-map-hidden", 7, 1, 15, 3)
     expect(page.locator("#ct-cell-hidden")).to_contain_text("The app no longer has this result")
     page.locator("#ct-share-hidden button").first.click()
     page.locator("#ct-json-hidden").click()
     expect(page.locator("#ct-message")).to_contain_text("Press Run again")
     run(page, "hidden")
     expect(page.locator("#ct-details-hidden")).to_contain_text("a kept result")
-    click_cell(page, "ct-map-hidden", 0, 1, 1, 3)
+    click_cell(page, "ct-map-hidden", 7, 1, 15, 3)
     expect(page.locator("#ct-cell-hidden")).to_contain_text(", layer 1")
 
 
