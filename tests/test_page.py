@@ -20,6 +20,7 @@ from causal_tracer.comparison import compare_flows
 from causal_tracer.errors import SettingsError, SubjectError
 from causal_tracer.layers import KINDS
 from causal_tracer.prompts import guess_subject
+from causal_tracer.top_tokens import TokenProbability
 from causal_tracer.web import explore, views
 from causal_tracer.web.asking import CORRUPTION_CHOICES, TraceInput
 from causal_tracer.web.assets import static_text
@@ -93,6 +94,11 @@ class TestChips:
     def test_markup_is_text(self) -> None:
         span = TokenSpan(MARKUP, 0, len(MARKUP))
         assert "<img" not in inspection_html(Inspection(tokens=(span,), subject=MARKUP, subject_range=(0, 1)))
+
+    def test_answers_that_differ_in_a_space_only_are_told_apart(self) -> None:
+        answers = tuple(TokenProbability(number, text, 0.3) for number, text in enumerate(("Paris", " Paris", " Rome")))
+        html = inspection_html(Inspection(tokens=(TokenSpan("a", 0, 1),), answers=answers))
+        assert re.findall(r">([^<>]+)<small>", html) == ["Paris", "␣Paris", "Rome"]
 
     def test_while_the_model_loads_they_say_so(self) -> None:
         assert "converting, 40%" in inspection_html(Inspection(loading="converting, 40%"))

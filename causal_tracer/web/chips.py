@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from causal_tracer.flow import HiddenFlow
 from causal_tracer.plots import display_token
@@ -63,11 +63,12 @@ def _answers(inspection: Inspection, enabled: bool) -> str:
     if not inspection.answers:
         return ""
     chosen = None if inspection.answer is None else inspection.answer.token_id
+    names = _told_apart([answer.text for answer in inspection.answers])
     listed = "".join(
         f'<li><button type="button" data-answer="{place}" aria-pressed="{str(answer.token_id == chosen).lower()}" '
         f'dir="auto" style="--p:{answer.probability:.0%}"{"" if enabled else " disabled"}>'
-        f"{html.escape(display_token(answer.text))}<small>{answer.probability:.3f}</small></button></li>"
-        for place, answer in enumerate(inspection.answers)
+        f"{html.escape(name)}<small>{answer.probability:.3f}</small></button></li>"
+        for place, (answer, name) in enumerate(zip(inspection.answers, names, strict=True))
     )
     extra = ""
     if inspection.answer is not None and chosen not in {answer.token_id for answer in inspection.answers}:
@@ -79,3 +80,12 @@ def _answers(inspection: Inspection, enabled: bool) -> str:
         f'<p class="ct-hint"><b>The model would say</b> the first. Choose another to trace that one.{extra}</p>'
         f'<ol class="ct-answers" aria-label="Answers and their probabilities">{listed}</ol>'
     )
+
+
+def _told_apart(texts: Sequence[str]) -> list[str]:
+    """Name tokens for people; where two would look alike, the one with a space before it shows the space."""
+    shown = [display_token(text) for text in texts]
+    return [
+        f"␣{name}" if shown.count(name) > 1 and text.startswith(" ") and name != "␣" else name
+        for name, text in zip(shown, texts, strict=True)
+    ]
