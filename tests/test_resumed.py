@@ -15,11 +15,12 @@ from torch import Tensor
 
 from causal_tracer import CausalTracer, TraceRequest
 from causal_tracer.errors import TraceCancelled
+from causal_tracer.fingerprint import fingerprint
 from causal_tracer.layers import KINDS
 from causal_tracer.sweep import engine, resumed
 from causal_tracer.sweep.base_state import CacheSnapshot, CannotResume
 from causal_tracer.sweep.batch_size import default_batch_size
-from causal_tracer.sweep.check import Verdict, check_ways
+from causal_tracer.sweep.check import Verdict, check_ways, has_plain_cache
 from causal_tracer.sweep.engine import choose_engine
 from causal_tracer.sweep.full import full_sweep
 from causal_tracer.sweep.plan import Cell, Intervention, Reach, reach
@@ -192,6 +193,44 @@ def test_a_broken_resumed_sweep_is_found_out_at_first_use(
     verdict = check_ways(tiny_tracer(name).context.traced, 8)
     assert verdict.way is None or (break_it is wrong_sample and not verdict.way.use_cache)
     assert verdict.tried
+
+
+@pytest.mark.parametrize(
+    ("name", "plain"), [("llama", True), ("gemma3_text", True), ("qwen3_next", False), ("lfm2", False)]
+)
+def test_caches_that_hold_more_than_keys_and_values_are_known(name: str, plain: bool) -> None:
+    traced = tiny_tracer(name).context.traced
+    assert has_plain_cache(traced, fingerprint(traced.model).digest) == plain
+
+
+@pytest.mark.parametrize("token", [2, 3, 4, 5, 6, 7])
+def test_a_pass_that_is_wrong_from_one_token_only_is_found_where_caches_hold_states(
+    token: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = resumed._Pass.run
+
+    def wrong(self: Any) -> Tensor:
+        states = real(self)
+        return states.roll(1, dims=-1) if self.token == token else states
+
+    monkeypatch.setattr(resumed._Pass, "run", wrong)
+    monkeypatch.setattr(engine, "_verdicts", {})
+    assert choose_engine(tiny_tracer("qwen3_next").context.traced, "auto", 8).name == "resumed in depth"
+
+
+def test_models_whose_caches_hold_states_are_checked_at_each_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "_verdicts", {})
+    lengths: list[int] = []
+
+    def noted(traced: Any, n_tokens: int, every_token: bool) -> Verdict:
+        lengths.append(n_tokens)
+        assert every_token
+        return Verdict(WAYS[0], ())
+
+    monkeypatch.setattr(engine, "check_ways", noted)
+    for n_tokens in (1, 5, 8, 9, 16, 17, 30, 32, 33, 500):
+        choose_engine(tiny_tracer("qwen3_next").context.traced, "auto", n_tokens)
+    assert lengths == [8, 9, 16, 32, 48]
 
 
 def test_a_fallback_warns_and_shows_in_the_result(

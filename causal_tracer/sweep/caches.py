@@ -117,7 +117,9 @@ def keeps_keys_and_values_only(snapshot: CacheSnapshot) -> bool:
 
 def _is_plain(layer: Any) -> bool:
     others = [value for name, value in vars(layer).items() if name not in ("keys", "values")]
-    return isinstance(getattr(layer, "keys", None), Tensor) and not all_tensors(others)
+    # Single numbers, such as a window's length, belong to no token.
+    states = [tensor for tensor in all_tensors(others) if tensor.numel() > 1]
+    return isinstance(getattr(layer, "keys", None), Tensor) and not states
 
 
 def _layer_keeps(layer: Any, tokens: int) -> bool:
