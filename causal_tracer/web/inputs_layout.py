@@ -54,8 +54,8 @@ class Inputs:
         return self.values[FIELD_NAMES.index(name)]
 
 
-def input_fields(service: TraceService, demo: gr.Blocks) -> Inputs:
-    """Lay out the fields and wire them to the chips."""
+def input_fields(service: TraceService, demo: gr.Blocks) -> tuple[Inputs, Any]:
+    """Lay out the fields and wire them to the chips; return them with the event of a look at them."""
     picked = gr.State(Picked())
     first = first_inspection()
     main, notes, line = _main_fields(service, first)
@@ -80,8 +80,7 @@ def input_fields(service: TraceService, demo: gr.Blocks) -> Inputs:
     fields = {**main, **advanced}
     inputs = Inputs([fields[name] for name in FIELD_NAMES], picked, notes, message, link_message, line)
     _wire_model(service, demo, inputs, noise_level)
-    _wire_prompt(service, inputs, chips)
-    return inputs
+    return inputs, _wire_prompt(service, inputs, chips)
 
 
 def _main_fields(service: TraceService, first: Inspection) -> tuple[dict[str, Any], list[gr.HTML], gr.HTML]:
@@ -239,7 +238,8 @@ def _wire_model(service: TraceService, demo: gr.Blocks, inputs: Inputs, noise_le
     )
 
 
-def _wire_prompt(service: TraceService, inputs: Inputs, chips: gr.HTML) -> None:
+def _wire_prompt(service: TraceService, inputs: Inputs, chips: gr.HTML) -> Any:
+    """Let chips, messages and notes follow the fields; return the event of that look at the fields."""
     prompt, subject, answer = (inputs.field(name) for name in ("prompt", "subject", "answer"))
     picked = inputs.picked
     subject.input(None, inputs=[subject], js=static_text("subject_typed.js"), api_visibility="private")
@@ -251,7 +251,7 @@ def _wire_prompt(service: TraceService, inputs: Inputs, chips: gr.HTML) -> None:
         js=static_text("fields_changed.js"),
         api_visibility="private",
     )
-    gr.on(
+    inspected = gr.on(
         # The model's line too: chips need its tokenizer, and come with it. All in one event, so that no answer to an
         # earlier question can come last.
         [field.change for field in (*inputs.values, picked, inputs.line)],
@@ -267,3 +267,4 @@ def _wire_prompt(service: TraceService, inputs: Inputs, chips: gr.HTML) -> None:
         outputs=[subject, answer, picked, inputs.message],
         **AT_ONCE,
     )
+    return inspected

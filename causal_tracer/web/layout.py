@@ -28,14 +28,22 @@ def build_demo(service: TraceService) -> gr.Blocks:
         gr.HTML(f"<h1>{html.escape(TITLE)}</h1><p>{html.escape(LEAD)}</p>", elem_classes="ct-header")
         gr.HTML(story_html(stored_map("hidden")), elem_id="ct-story", js_on_load=static_text("story.js"))
         gr.HTML("<h2>Trace a prompt</h2>", elem_id="ct-tool", elem_classes="ct-header")
-        inputs = input_fields(service, demo)
+        inputs, inspected = input_fields(service, demo)
         history = gr.State((), time_to_live=IDLE_SECONDS)
         shown = gr.State("hidden")
         with gr.Tabs(elem_id="ct-tabs") as tabs:
             maps = [map_tab(service, name, inputs, history, shown) for name in (*KINDS, "all")]
             _compare_tab(history)
             studies_tab(service)
-        _tools(service, inputs, history, tabs, shown, [output for tab in maps[: len(KINDS)] for output in tab.outputs])
+        _tools(
+            service,
+            inputs,
+            inspected,
+            history,
+            tabs,
+            shown,
+            [output for tab in maps[: len(KINDS)] for output in tab.outputs],
+        )
         with gr.Accordion("How to read this", open=False):
             gr.Markdown(HOW_TO_READ, elem_classes="ct-help")
         add_endpoints(service)
@@ -72,7 +80,13 @@ def _compare_tab(history: gr.State) -> None:
 
 
 def _tools(
-    service: TraceService, inputs: Inputs, history: gr.State, tabs: gr.Tabs, shown: gr.State, outputs: list[Any]
+    service: TraceService,
+    inputs: Inputs,
+    inspected: Any,
+    history: gr.State,
+    tabs: gr.Tabs,
+    shown: gr.State,
+    outputs: list[Any],
 ) -> None:
     with gr.Row():
         upload = gr.UploadButton(
@@ -87,11 +101,13 @@ def _tools(
     )
     with gr.Accordion("Use from Python", open=False, elem_id="ct-python") as python:
         lines = gr.Code("", language="python", interactive=False, show_label=False, elem_id="ct-python-lines")
-    gr.on(
-        [python.expand, *(field.change for field in inputs.values)],
-        partial(handlers.python_lines, service),
-        inputs=[shown, inputs.picked, *inputs.values],
-        outputs=[lines],
-        trigger_mode="always_last",
-        **AT_ONCE,
-    )
+    # After the look at the fields and not on their changes: in Gradio 6.31, two events of one trigger that both wait for
+    # the last change set each other off without end.
+    for event in (python.expand, inspected.then):
+        event(
+            partial(handlers.python_lines, service),
+            inputs=[shown, inputs.picked, *inputs.values],
+            outputs=[lines],
+            trigger_mode="multiple",
+            **AT_ONCE,
+        )
