@@ -101,8 +101,8 @@ def _tools(
     )
     with gr.Accordion("Use from Python", open=False, elem_id="ct-python") as python:
         lines = gr.Code("", language="python", interactive=False, show_label=False, elem_id="ct-python-lines")
-    # After the look at the fields and not on their changes: in Gradio 6.31, two events of one trigger that both wait for
-    # the last change set each other off without end.
+    # After the look at the fields and not on their changes: in Gradio 6.31, two events of one trigger set each other
+    # off without end if both wait for the last change.
     for event in (python.expand, inspected.then):
         event(
             partial(handlers.python_lines, service),
