@@ -441,7 +441,8 @@ def test_two_results_are_compared_on_a_diverging_scale(visits, app):
     expect(plot).to_be_visible()
     for side, words in (("first", "Space Needle"), ("second", "Steve Jobs")):
         page.locator(f"#ct-compare-{side} input").click()
-        page.get_by_role("option", name=re.compile(rf"\d · Restoring hidden states.* · .*{words}.* → (?!Seattle)")).click()
+        title = re.compile(rf"\d · Restoring hidden states.* · .*{words}.* → (?!Seattle)")
+        page.get_by_role("option", name=title).click()
         # The list fades out; the next one has options of the same names.
         expect(page.get_by_role("option")).to_have_count(0)
     words = page.locator("#ct-compare-words")
