@@ -281,7 +281,7 @@ class TestModelFiles:
         require_safetensors(str(folder))
         (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
         service = tiny_service(load_tracer, models=(str(folder),))
-        with pytest.raises(ModelLoadError, match=r"has no \.safetensors weights"):
+        with pytest.raises(ModelLoadError, match=r"has no \.safetensors or \.gguf weights"):
             last(service.trace(ASKED))
 
     def test_a_folder_with_code_is_not_run(self, tmp_path):

@@ -36,7 +36,7 @@ def test_a_run_that_breaks_is_called_failed_also_when_another_session_stops(monk
     buttons.stop(session("b"))
     message, status, *_ = buttons.ended(session("a"))
     assert "Something went wrong" in message
-    assert "Failed" in status
+    assert "ct-failed" in status
 
 
 def test_run_after_stop_starts_anew(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,4 +44,4 @@ def test_run_after_stop_starts_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     buttons = RunButtons()
     buttons.stop(session("a"))
     buttons.begin(session("a"))
-    assert "Failed" in buttons.ended(session("a"))[1]
+    assert "ct-failed" in buttons.ended(session("a"))[1]
