@@ -23,13 +23,16 @@ def tracer_that_runs_out(fails: Fails, name: str = "llama") -> CausalTracer:
     """A tracer, already checked, whose last block's MLP runs out of memory where `fails` says so."""
     model = build_tiny_model(name)
     tracer = CausalTracer(model, tiny_tokenizer())
-    choose_engine(tracer.context.traced, "auto", 11)
+    checked = False
 
     def allocate(_module: Any, args: Any) -> None:
-        if fails(args[0].shape[0]):
+        if checked and fails(args[0].shape[0]):
             raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
+    # Before the check: a hook that comes later would have the model checked again.
     model.model.layers[-1].mlp.register_forward_pre_hook(allocate)
+    choose_engine(tracer.context.traced, "auto", 11)
+    checked = True
     return tracer
 
 
@@ -84,15 +87,17 @@ def test_what_the_failed_pass_held_is_let_go_before_the_next_begins(monkeypatch:
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: alive.append(sum(ref() is not None for ref in held)))
     model = build_tiny_model("llama")
     tracer = CausalTracer(model, tiny_tokenizer())
-    choose_engine(tracer.context.traced, "auto", 11)
+    checked = False
 
     def allocate(_module: Any, args: Any) -> None:
         stream = args[0] + 0
         held.append(weakref.ref(stream))
-        if stream.shape[0] > 4:
+        if checked and stream.shape[0] > 4:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
 
     model.model.layers[-1].mlp.register_forward_pre_hook(allocate)
+    choose_engine(tracer.context.traced, "auto", 11)
+    checked = True
     tracer.calculate_hidden_flow(PROMPT, SUBJECT, "mlp", samples=3, batch_size=16)
     assert alive == [0, 0]
 
