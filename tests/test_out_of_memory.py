@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from causal_tracer import CausalTracer, HiddenFlow, TraceRequest
+from causal_tracer.sweep import check as check_module
 from causal_tracer.sweep import engine as engine_module
 from causal_tracer.sweep.engine import choose_engine
 from tests.test_sweep import assert_unchanged, fingerprint
@@ -121,13 +122,13 @@ def test_a_memory_that_does_not_hold_one_row_raises_and_leaves_the_model_as_it_w
 def test_running_out_while_the_model_is_checked_is_no_verdict_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_module, "_verdicts", {})
     traced = tiny_tracer("llama").context.traced
-    original = engine_module.resumed_sweep
+    original = check_module.resumed_sweep
 
     def out_of_memory(*_args: Any, **_kwargs: Any) -> Any:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(engine_module, "resumed_sweep", out_of_memory)
+    monkeypatch.setattr(check_module, "resumed_sweep", out_of_memory)
     with pytest.raises(torch.cuda.OutOfMemoryError):
         choose_engine(traced, "auto", 11)
-    monkeypatch.setattr(engine_module, "resumed_sweep", original)
+    monkeypatch.setattr(check_module, "resumed_sweep", original)
     assert choose_engine(traced, "auto", 11).name == "resumed"
