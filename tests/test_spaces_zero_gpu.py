@@ -233,7 +233,7 @@ def test_time_asked_for_grows_with_the_work(placed):
         assert seconds(end_layer=1) < seconds()
         assert seconds(samples=SamplesUntil(0.1, most=40)) == seconds(samples=40)
         with pytest.raises(SettingsError, match=r"restored runs, about \d+ seconds of a GPU"):
-            seconds(samples=10**6)
+            seconds(samples=10**5)
 
 
 def test_leaving_early_ends_the_call(placed):
