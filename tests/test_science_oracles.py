@@ -364,7 +364,7 @@ def test_metrics(metric: str, name: str) -> None:
     (foil,) = tokenizer(" Jobs", add_special_tokens=False).input_ids
     # The top answer may keep its rank in all runs: one further down does not.
     answer = foil if metric == "rank" else own_answer(name)
-    flow = traced(name, MapSpec("hidden"), metric=metric, foil="Jobs", answer_id=answer)
+    flow = traced(name, MapSpec("hidden"), metric=metric, foil=" Jobs", answer_id=answer)
     check_restored(name, flow, noisy(name), readings(name, answer, foil)[metric])
 
 
