@@ -24,13 +24,13 @@ import torch
 from torch import Tensor, nn
 
 from causal_tracer import CausalTracer, MapSpec, TraceRequest
-from causal_tracer.base_run import corrupting
-from causal_tracer.engine_mode import engine_mode
-from causal_tracer.experiment import TracingContext, set_up
-from causal_tracer.hooks import Edit, editing_outputs
-from causal_tracer.layers import LayerKind
-from causal_tracer.request import SamplesUntil
-from causal_tracer.runs import finite_logits
+from causal_tracer.experiment.base_run import corrupting
+from causal_tracer.experiment.set_up import TracingContext, set_up
+from causal_tracer.model.engine_mode import engine_mode
+from causal_tracer.model.hooks import Edit, editing_outputs
+from causal_tracer.model.layers import LayerKind
+from causal_tracer.model.runs import finite_logits
+from causal_tracer.request.records import SamplesUntil
 from causal_tracer.study.facts import alternating_relations, load_facts
 from causal_tracer.sweep.batch_size import default_batch_size
 from causal_tracer.sweep.plan import window_layers

@@ -24,12 +24,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from causal_tracer import CausalTracer, TraceRequest
-from causal_tracer.layers import LayerKind
+from causal_tracer.model.layers import LayerKind
 
 PROMPT, SUBJECT = "The Space Needle is located in the city of", "The Space Needle"
 GUARDS = {
     "audit": "causal_tracer.sweep.audited.audit_scores",
-    "clean run": "causal_tracer.answers.clean_run",
+    "clean run": "causal_tracer.experiment.answers.clean_run",
     "fingerprint": "causal_tracer.sweep.engine.fingerprint",
 }
 CASES: tuple[tuple[LayerKind, int, int], ...] = (

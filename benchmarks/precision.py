@@ -25,7 +25,7 @@ sys.path[:0] = [str(ROOT)]
 
 from causal_tracer import CausalTracer, HiddenFlow, MapSpec, TraceRequest  # noqa: E402
 from causal_tracer.errors import NumericsError  # noqa: E402
-from causal_tracer.prompts import make_prompt  # noqa: E402
+from causal_tracer.prompts.prompt import make_prompt  # noqa: E402
 from causal_tracer.sweep.check import Verdict  # noqa: E402
 from causal_tracer.sweep.resumed import WAYS  # noqa: E402
 
@@ -39,7 +39,7 @@ def maps_of(tracer: CausalTracer, way: str, samples: int, answer_id: int | None)
     prompt = make_prompt(tracer.tokenizer, PROMPT, SUBJECT)
     positions = (*range(*prompt.subject_range), len(prompt) - 1)
     request = TraceRequest(PROMPT, SUBJECT, samples=samples, answer_id=answer_id, positions=positions)
-    with mock.patch("causal_tracer.trace.choose_engine", return_value=VERDICTS[way]):
+    with mock.patch("causal_tracer.tracing.loop.choose_engine", return_value=VERDICTS[way]):
         return tracer.trace_maps(request, MAPS)
 
 

@@ -62,7 +62,7 @@ def trace(tracer: CausalTracer, request: dict) -> dict:
 
 def floor(tracer: CausalTracer, request: dict) -> float:
     """Operations that any exact sweep has to do: see `speed.py`."""
-    from causal_tracer.experiment import prompt_for
+    from causal_tracer.experiment.set_up import prompt_for
     from causal_tracer.sweep.plan import map_plan, reach
 
     traced = tracer.context.traced

@@ -2,7 +2,7 @@
 
 import sys
 
-from causal_tracer.cli import main
+from causal_tracer.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

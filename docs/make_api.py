@@ -13,15 +13,15 @@ from typing import Any
 
 MODULES = (
     "causal_tracer",
-    "causal_tracer.chat",
+    "causal_tracer.prompts.chat",
     "causal_tracer.corruption",
-    "causal_tracer.counterfactuals",
-    "causal_tracer.metrics",
-    "causal_tracer.calibration",
-    "causal_tracer.head_flow",
-    "causal_tracer.reading",
-    "causal_tracer.top_tokens",
-    "causal_tracer.plots_science",
+    "causal_tracer.experiment.counterfactuals",
+    "causal_tracer.metrics.metric",
+    "causal_tracer.experiment.calibration",
+    "causal_tracer.tracing.heads",
+    "causal_tracer.results.analysis",
+    "causal_tracer.results.top_tokens",
+    "causal_tracer.plots.science",
     "causal_tracer.errors",
 )
 PAGE = Path(__file__).parent / "api.md"

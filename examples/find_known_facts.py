@@ -22,8 +22,8 @@ from typing import Any
 import torch
 
 from causal_tracer import CausalTracer
-from causal_tracer.decoding import decode_together
-from causal_tracer.experiment import prompt_for
+from causal_tracer.experiment.set_up import prompt_for
+from causal_tracer.prompts.decoding import decode_together
 from causal_tracer.study.facts import Fact, Recall, facts_from_records, load_facts, recall
 
 ROOT = Path(__file__).resolve().parent.parent

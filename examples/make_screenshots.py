@@ -17,8 +17,8 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 from playwright.sync_api import sync_playwright
 
-from causal_tracer.web.layout import build_demo
-from causal_tracer.web.service import TraceService
+from causal_tracer.web.page.layout import build_demo
+from causal_tracer.web.service.tracing import TraceService
 from causal_tracer.web.serving import page_options
 
 LAST_STEP = 4

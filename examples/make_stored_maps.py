@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 from causal_tracer import CausalTracer
-from causal_tracer.layers import KINDS
-from causal_tracer.web import stored
+from causal_tracer.model.layers import KINDS
+from causal_tracer.web.service import stored
 
 
 def main(folder: Path) -> None:
@@ -30,4 +30,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(stored.__file__).parent / "stored")
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(stored.__file__).parents[1] / "stored")

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.tiny_models import tiny_tokenizer
+from tests.support.tiny_models import tiny_tokenizer
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost", "0.0.0.0")
 

@@ -32,10 +32,10 @@ from causal_tracer import (
     save_figure,
 )
 from causal_tracer.corruption import CORRUPTIONS, SubjectsNoise
-from causal_tracer.flow import HiddenFlow as Flow
-from causal_tracer.head_flow import HeadFlow
-from causal_tracer.metrics import METRICS
-from tests.tiny_models import PROMPT, SUBJECT, tiny_model, tiny_tokenizer
+from causal_tracer.metrics.metric import METRICS
+from causal_tracer.results.flow import HiddenFlow as Flow
+from causal_tracer.tracing.heads import HeadFlow
+from tests.support.tiny_models import PROMPT, SUBJECT, tiny_model, tiny_tokenizer
 
 FEW, MANY = 20, 3000
 

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import typer
 
-from causal_tracer.cli import app
+from causal_tracer.cli.main import app
 from causal_tracer.corruption import CORRUPTIONS
-from causal_tracer.metrics import METRICS
-from causal_tracer.request import MapSpec, TraceRequest
-from tests.tiny_models import PROMPT, SUBJECT, tiny_tracer
+from causal_tracer.metrics.metric import METRICS
+from causal_tracer.request.records import MapSpec, TraceRequest
+from tests.support.tiny_models import PROMPT, SUBJECT, tiny_tracer
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from causal_tracer import CausalTracer, HiddenFlowQuery, LayerConfig, plot_hidden_flow_heatmap
 from causal_tracer.loading.embedded import embedded_model_folder
-from tests.tiny_models import PROMPT, SUBJECT, tiny_model, tiny_tokenizer
+from tests.support.tiny_models import PROMPT, SUBJECT, tiny_model, tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -11,10 +11,9 @@ import torch
 
 from causal_tracer import CausalTracer, HiddenFlow, HiddenFlowQuery, TraceRequest
 from causal_tracer.errors import CausalTracerError, PromptError, SettingsError, SubjectError, TraceCancelled
-from causal_tracer.layers import KINDS, LayerKind
-from tests.hand_hooks import clean_by_hand, map_by_hand
-from tests.test_sweep import assert_unchanged, fingerprint
-from tests.tiny_models import (
+from causal_tracer.model.layers import KINDS, LayerKind
+from tests.support.hand_hooks import clean_by_hand, map_by_hand
+from tests.support.tiny_models import (
     ARCHITECTURES,
     OTHER_PROMPT,
     OTHER_SUBJECT,
@@ -26,6 +25,7 @@ from tests.tiny_models import (
     tiny_tokenizer,
     tiny_tracer,
 )
+from tests.support.unchanged import assert_unchanged, fingerprint
 
 TOLERANCE = {"rtol": 0, "atol": 1e-5, "equal_nan": True}
 

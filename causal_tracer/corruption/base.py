@@ -9,12 +9,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from causal_tracer.arguments import shown
-from causal_tracer.engine_mode import engine_mode
 from causal_tracer.errors import CausalTracerError, NumericsError, SettingsError
-from causal_tracer.hooks import Edit
-from causal_tracer.layers import TracedModel
-from causal_tracer.prompts import Prompt
+from causal_tracer.model.engine_mode import engine_mode
+from causal_tracer.model.hooks import Edit
+from causal_tracer.model.layers import TracedModel
+from causal_tracer.prompts.prompt import Prompt
+from causal_tracer.request.arguments import shown
 
 
 @dataclass(frozen=True, eq=False)

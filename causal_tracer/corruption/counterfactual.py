@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from causal_tracer.corruption.base import SubjectEmbeddings, corrupting, embedded_tokens
-from causal_tracer.encoding import check_text, encode
 from causal_tracer.errors import ModelStructureError, SettingsError, SubjectError
-from causal_tracer.prompts import Prompt
-from causal_tracer.runs import read_logits
+from causal_tracer.model.runs import read_logits
+from causal_tracer.prompts.encoding import check_text, encode
+from causal_tracer.prompts.prompt import Prompt
 
 
 @dataclass(frozen=True)

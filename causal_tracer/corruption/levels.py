@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from causal_tracer.corruption.base import embedded_tokens
-from causal_tracer.encoding import check_text, encode
-from causal_tracer.engine_mode import engine_mode
 from causal_tracer.errors import NumericsError, SettingsError, SubjectError
-from causal_tracer.layers import TracedModel
-from causal_tracer.torch_state import in_standard_torch_state
+from causal_tracer.model.engine_mode import engine_mode
+from causal_tracer.model.layers import TracedModel
+from causal_tracer.model.torch_state import in_standard_torch_state
+from causal_tracer.prompts.encoding import check_text, encode
 
 NOISE_MULTIPLIER = 3.0
 """Automatic noise in standard deviations of the embedding's output, as in ROME (arXiv 2202.05262, section 2.1)."""

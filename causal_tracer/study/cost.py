@@ -11,8 +11,8 @@ import psutil
 import torch
 
 from causal_tracer.errors import StudyError
-from causal_tracer.experiment import TracingContext, prompt_for
-from causal_tracer.prompts import Prompt
+from causal_tracer.experiment.set_up import TracingContext, prompt_for
+from causal_tracer.prompts.prompt import Prompt
 from causal_tracer.study.facts import Fact, recall
 from causal_tracer.study.records import MapSettings
 from causal_tracer.study.settings import StudySettings, derived_seed, map_spec

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from causal_tracer.answer_forms import Continuation, LogitsAfter, choose, continuations
 from causal_tracer.errors import FactsError, PromptError, TokenizerError
-from causal_tracer.experiment import TracingContext, prompt_for
-from causal_tracer.prompts import Prompt
-from causal_tracer.runs import read_logits
-from causal_tracer.subject import occurrences
+from causal_tracer.experiment.set_up import TracingContext, prompt_for
+from causal_tracer.model.runs import read_logits
+from causal_tracer.prompts.answer_forms import Continuation, LogitsAfter, choose, continuations
+from causal_tracer.prompts.prompt import Prompt
+from causal_tracer.prompts.subject import occurrences
 
 SHIPPED = "shipped"
 """The name of the facts that come with the package: known to Gemma 3 270M, see `examples/find_known_facts.py`."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from causal_tracer.errors import StudyError
-from causal_tracer.map_words import KIND_NAMES
+from causal_tracer.results.words import KIND_NAMES
 from causal_tracer.study.records import ROLES
 from causal_tracer.study.statistics import Mean, StudyEffects, fact_peaks
 
@@ -77,7 +77,7 @@ def role_map(effects: StudyEffects, kind: str, seed: int = 0) -> go.Figure:
     """The AIE of a kind by token role and layer (the paper's Figure 2)."""
     import plotly.graph_objects as go
 
-    from causal_tracer.plots_scale import color_stops, scale_ends
+    from causal_tracer.plots.scale import color_stops, scale_ends
 
     aie = effects.mean(effects.maps[kind].effects, seed)
     ends = scale_ends(effects.strength(aie.mean[~np.isnan(aie.mean)]).tolist(), 0.0)

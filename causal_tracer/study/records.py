@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from causal_tracer.errors import StudyError
-from causal_tracer.flow import HiddenFlow
+from causal_tracer.results.flow import HiddenFlow
 from causal_tracer.study.facts import Fact
 
 Floats = NDArray[np.float32]

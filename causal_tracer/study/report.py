@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from causal_tracer.map_words import KIND_NAMES
+from causal_tracer.results.words import KIND_NAMES
 from causal_tracer.study.audit import audit_summary
 from causal_tracer.study.figures import comparison_figures, figure_caption, figure_title, study_figures
 from causal_tracer.study.journal import write_atomically

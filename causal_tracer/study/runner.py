@@ -17,7 +17,7 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 from causal_tracer.errors import CausalTracerError, StudyError
-from causal_tracer.experiment import TracingContext
+from causal_tracer.experiment.set_up import TracingContext
 from causal_tracer.study.audit import AuditSummary, audit_summary, check_audit
 from causal_tracer.study.facts import Fact, alternating_relations
 from causal_tracer.study.journal import Journal

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from causal_tracer.errors import StudyError
-from causal_tracer.metric_descriptions import METRIC_DESCRIPTIONS, MetricDescription
+from causal_tracer.metrics.descriptions import METRIC_DESCRIPTIONS, MetricDescription
 from causal_tracer.study.records import ROLES, FactRecord, MapSettings
 from causal_tracer.study.settings import derived_seed
 

@@ -10,16 +10,16 @@ from dataclasses import replace
 
 import torch
 
-from causal_tracer.decoding import token_text
 from causal_tracer.errors import CausalTracerError, TraceCancelled
-from causal_tracer.experiment import TracingContext, prompt_for
-from causal_tracer.flow import HiddenFlow
-from causal_tracer.prompts import Prompt
-from causal_tracer.request import HiddenFlowQuery, TraceRequest
+from causal_tracer.experiment.set_up import TracingContext, prompt_for
+from causal_tracer.prompts.decoding import token_text
+from causal_tracer.prompts.prompt import Prompt
+from causal_tracer.request.records import HiddenFlowQuery, TraceRequest
+from causal_tracer.results.flow import HiddenFlow
 from causal_tracer.study.facts import Fact, recall
 from causal_tracer.study.records import AuditedCell, FactRecord, MapResult, MapSettings
 from causal_tracer.study.settings import StudySettings, derived_seed, map_spec
-from causal_tracer.trace import trace_maps
+from causal_tracer.tracing.loop import trace_maps
 
 
 def never() -> bool:

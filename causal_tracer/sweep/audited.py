@@ -14,11 +14,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from causal_tracer.audit import Audit
-from causal_tracer.base_run import BaseRun, Watch, renumbered
-from causal_tracer.layers import TracedModel
-from causal_tracer.metrics import AnswerRank, Metric
-from causal_tracer.runs import CleanRun
+from causal_tracer.experiment.base_run import BaseRun, Watch, renumbered
+from causal_tracer.metrics.metric import AnswerRank, Metric
+from causal_tracer.model.layers import TracedModel
+from causal_tracer.model.runs import CleanRun
+from causal_tracer.results.audit import Audit
 from causal_tracer.sweep.check import Verdict, tolerance
 from causal_tracer.sweep.engine import sweep
 from causal_tracer.sweep.full import full_sweep

@@ -14,14 +14,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from causal_tracer.base_run import BaseRun
 from causal_tracer.corruption import corrupting
-from causal_tracer.hooks import Edit, first_tensor, replace_first_tensor, replacing_forward, rows_first, stream_argument
-from causal_tracer.layers import TracedModel
-from causal_tracer.probing import takes_argument
-from causal_tracer.runs import run_model
+from causal_tracer.experiment.base_run import BaseRun
+from causal_tracer.model.hooks import (
+    Edit,
+    first_tensor,
+    replace_first_tensor,
+    replacing_forward,
+    rows_first,
+    stream_argument,
+)
+from causal_tracer.model.layers import TracedModel
+from causal_tracer.model.probing import takes_argument
+from causal_tracer.model.runs import run_model
 from causal_tracer.sweep.caches import CacheSnapshot, CannotResume, cropped, has_states, keeps_all_tokens, snapshot
-from causal_tracer.sweep.side_values import Companions, SharedValues, companions_of, shared_values
+from causal_tracer.sweep.carried_state import Companions, SharedValues, companions_of, shared_values
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ from typing import Any
 import psutil
 import torch
 
-from causal_tracer.layers import TracedModel
+from causal_tracer.model.layers import TracedModel
 
 _MOST_ROWS = 1024
 _ROWS_MEMORY = 384 * 2**20

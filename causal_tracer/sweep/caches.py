@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from causal_tracer.hooks import all_tensors
-from causal_tracer.layers import TracedModel
+from causal_tracer.model.hooks import all_tensors
+from causal_tracer.model.layers import TracedModel
 
 _KEYWORDS = ("cache", "past_key_values", "cache_params", "state")
 

@@ -7,10 +7,10 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from causal_tracer.base_run import BaseRun
-from causal_tracer.hooks import Edit
-from causal_tracer.layers import TracedModel
-from causal_tracer.runs import CleanRun
+from causal_tracer.experiment.base_run import BaseRun
+from causal_tracer.model.hooks import Edit
+from causal_tracer.model.layers import TracedModel
+from causal_tracer.model.runs import CleanRun
 from causal_tracer.sweep.plan import Places, Restored, putting_back
 
 

@@ -18,12 +18,12 @@ from typing import Any, Literal
 import torch
 import transformers
 
-from causal_tracer.base_run import BaseRun, Watch, renumbered
-from causal_tracer.fingerprint import fingerprint
-from causal_tracer.forking import usable_in_forks
-from causal_tracer.layers import KINDS, TracedModel
-from causal_tracer.metrics import Metric
-from causal_tracer.runs import CleanRun
+from causal_tracer.experiment.base_run import BaseRun, Watch, renumbered
+from causal_tracer.metrics.metric import Metric
+from causal_tracer.model.fingerprint import fingerprint
+from causal_tracer.model.fork_safety import usable_in_forks
+from causal_tracer.model.layers import KINDS, TracedModel
+from causal_tracer.model.runs import CleanRun
 from causal_tracer.sweep.check import CHECK_TOKENS, Verdict, check_ways, has_plain_cache
 from causal_tracer.sweep.full import full_sweep
 from causal_tracer.sweep.plan import SweepChunk, SweepPlan

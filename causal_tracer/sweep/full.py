@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from causal_tracer.base_run import BaseRun, Watch, Watched
 from causal_tracer.corruption import corrupting
 from causal_tracer.errors import TraceCancelled
-from causal_tracer.layers import TracedModel
-from causal_tracer.metric_values import metric_values
-from causal_tracer.metrics import Metric
-from causal_tracer.runs import CleanRun, read_logits
+from causal_tracer.experiment.base_run import BaseRun, Watch, Watched
+from causal_tracer.metrics.metric import Metric
+from causal_tracer.metrics.values import metric_values
+from causal_tracer.model.layers import TracedModel
+from causal_tracer.model.runs import CleanRun, read_logits
 from causal_tracer.sweep.edits import site_edits
 from causal_tracer.sweep.plan import SweepChunk, SweepPlan, restored_places
 

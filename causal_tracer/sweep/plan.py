@@ -10,9 +10,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from causal_tracer.hooks import Edit
-from causal_tracer.layers import LayerKind, TracedModel
-from causal_tracer.prompts import Prompt
+from causal_tracer.model.hooks import Edit
+from causal_tracer.model.layers import LayerKind, TracedModel
+from causal_tracer.prompts.prompt import Prompt
 
 Site = LayerKind | Literal["head"]
 """Which activation of a block; a head is its part of what the attention's output projection takes."""

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from causal_tracer.hooks import replace_first_tensor, replacing_forward, rows_second, stream_argument
-from causal_tracer.layers import TracedModel
-from causal_tracer.runs import finite_logits, run_model
+from causal_tracer.model.hooks import replace_first_tensor, replacing_forward, rows_second, stream_argument
+from causal_tracer.model.layers import TracedModel
+from causal_tracer.model.runs import finite_logits, run_model
 
 MOST_LOGITS = 64 * 2**20
 """Logits computed together at most: 256 MiB in float32."""

@@ -25,10 +25,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from causal_tracer.base_run import BaseRun, Watch, Watched
 from causal_tracer.corruption import corrupting
 from causal_tracer.errors import TraceCancelled
-from causal_tracer.hooks import (
+from causal_tracer.experiment.base_run import BaseRun, Watch, Watched
+from causal_tracer.metrics.metric import Metric
+from causal_tracer.metrics.values import metric_values
+from causal_tracer.model.hooks import (
     first_tensor,
     replace_first_tensor,
     replace_stream_argument,
@@ -37,16 +39,14 @@ from causal_tracer.hooks import (
     rows_second,
     stream_argument,
 )
-from causal_tracer.layers import TracedModel
-from causal_tracer.metric_values import metric_values
-from causal_tracer.metrics import Metric
-from causal_tracer.runs import CleanRun, run_model
+from causal_tracer.model.layers import TracedModel
+from causal_tracer.model.runs import CleanRun, run_model
 from causal_tracer.sweep.base_state import BaseState, base_state, headless, position_argument
 from causal_tracer.sweep.caches import CannotResume
+from causal_tracer.sweep.carried_state import PassValues, skipped_output
 from causal_tracer.sweep.edits import restoring, site_edits
 from causal_tracer.sweep.plan import Places, SweepChunk, SweepPlan, reach, restored_places
 from causal_tracer.sweep.read_out import Finals, ReadOut
-from causal_tracer.sweep.side_values import PassValues, skipped_output
 
 
 @dataclass(frozen=True, slots=True)

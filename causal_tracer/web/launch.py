@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 
 from causal_tracer.errors import CausalTracerError
-from causal_tracer.web.logs import configure
-from causal_tracer.web.registry import Loader
-from causal_tracer.web.service import TraceService
-from causal_tracer.web.settings import ServiceSettings, variable
+from causal_tracer.web.service.logs import configure
+from causal_tracer.web.service.registry import Loader
+from causal_tracer.web.service.settings import ServiceSettings, variable
+from causal_tracer.web.service.tracing import TraceService
 
 LOOPBACK = "127.0.0.1"
 # For what waits for no model: chips, details, files.
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None, load: Loader | None = None) -> int:
         return 2
     # Gradio reads it when it is imported.
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-    from causal_tracer.web.layout import build_demo
+    from causal_tracer.web.page.layout import build_demo
     from causal_tracer.web.serving import page_options, without_hot_reload
 
     demo = build_demo(service)

@@ -13,9 +13,9 @@ from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from causal_tracer.web.health import health_route
-from causal_tracer.web.service import TraceService
-from causal_tracer.web.theme import CSS, app_theme
+from causal_tracer.web.api.health import health_route
+from causal_tracer.web.page.theme import CSS, app_theme
+from causal_tracer.web.service.tracing import TraceService
 
 # Higher levels take longer and save little more.
 _LEVEL = 5

@@ -8,8 +8,8 @@ import sys
 from collections.abc import Iterator
 
 from causal_tracer.web.launch import main
-from causal_tracer.web.settings import ServiceSettings
-from causal_tracer.web.zero_gpu import place_models, seconds_asked
+from causal_tracer.web.service.settings import ServiceSettings
+from causal_tracer.web.zero_gpu.tracing import place_models, seconds_asked
 
 models = place_models(ServiceSettings.from_environment().models)
 

@@ -1,0 +1,172 @@
+"""What the `trace` command prints and writes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+import typer
+
+from causal_tracer.errors import ExportError, SettingsError
+from causal_tracer.results.analysis import COLUMNS, acts, effects, rows, share
+from causal_tracer.results.flow import HiddenFlow
+from causal_tracer.results.words import effect_label, metric_label, metric_of, named_title, patched_word
+
+_PRINT = "-"
+_SHADES = "·░▒▓█"
+_IMAGES = (".png", ".svg", ".pdf")
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Where maps go.
+
+    Attributes:
+        json: A file, or "-" for standard output: one line for each map, as `HiddenFlow.save` writes it.
+        csv: A file, or "-": one row for each cell of each map.
+        html: A file: all maps on one page.
+        image: A file that ends in .png, .svg or .pdf; of several maps each gets its name before the ending.
+        quiet: Print nothing that was not asked for.
+    """
+
+    json: str | None = None
+    csv: str | None = None
+    html: Path | None = None
+    image: Path | None = None
+    quiet: bool = False
+
+    def __post_init__(self) -> None:
+        if self.json == self.csv == _PRINT:
+            raise SettingsError("--json and --csv would both be printed. Give one of them a file.")
+        if self.html is not None and self.html.suffix.lower() not in (".html", ".htm"):
+            raise SettingsError(f"--html {self.html} does not end in .html. Pictures are written with --image.")
+        if self.image is not None and self.image.suffix.lower() not in _IMAGES:
+            raise SettingsError(f"--image {self.image} ends in none of {', '.join(_IMAGES)}.")
+        # Before the work, not after it.
+        for path in (self.json, self.csv, self.html, self.image):
+            if path is not None and path != _PRINT and Path(path).is_dir():
+                raise SettingsError(f"{path} is a folder. Give the name of a file.")
+
+    def write(self, flows: Mapping[str, HiddenFlow]) -> None:
+        """Write maps, by name, wherever they are to go; without a "-", print what they show.
+
+        Raises:
+            ExportError: A file could not be written.
+        """
+        try:
+            if self.json is not None:
+                lines = (json.dumps(flow.to_dict(), ensure_ascii=False, allow_nan=False) for flow in flows.values())
+                _put(self.json, "".join(f"{line}\n" for line in lines))
+            if self.csv is not None:
+                self._write_csv(flows)
+            if self.html is not None:
+                self._write_page(self.html, flows)
+            if self.image is not None:
+                self._write_images(self.image, flows)
+        except OSError as error:
+            raise ExportError(f"A result could not be written: {error}.") from error
+        if not self.quiet and _PRINT not in (self.json, self.csv):
+            typer.echo("\n\n".join("\n".join(describe(name, flow)) for name, flow in flows.items()))
+
+    def _write_csv(self, flows: Mapping[str, HiddenFlow]) -> None:
+        if self.csv == _PRINT:
+            _write_rows(sys.stdout, flows)
+            return
+        path = _with_folder(Path(str(self.csv)))
+        with path.open("w", encoding="utf-8", newline="") as file:
+            _write_rows(file, flows)
+
+    def _write_page(self, path: Path, flows: Mapping[str, HiddenFlow]) -> None:
+        from causal_tracer.plots.heatmap import plot_hidden_flow_heatmap
+
+        figures = [
+            plot_hidden_flow_heatmap(flow, show=False, title=named_title(name, flow)) for name, flow in flows.items()
+        ]
+        parts = [figure.to_html(full_html=False, include_plotlyjs=number == 0) for number, figure in enumerate(figures)]
+        head = '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>Causal tracing</title></head><body>'
+        page = "\n".join([head, *parts, "</body></html>\n"])
+        _with_folder(path).write_text(page, encoding="utf-8")
+
+    def _write_images(self, path: Path, flows: Mapping[str, HiddenFlow]) -> None:
+        from causal_tracer.plots.heatmap import plot_hidden_flow_heatmap, save_figure
+
+        for name, flow in flows.items():
+            file = path if len(flows) == 1 else path.with_name(f"{path.stem}-{name}{path.suffix}")
+            save_figure(plot_hidden_flow_heatmap(flow, show=False, title=named_title(name, flow)), file)
+
+
+def _put(place: str, text: str) -> None:
+    if place == _PRINT:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    else:
+        _with_folder(Path(place)).write_text(text, encoding="utf-8")
+
+
+def _with_folder(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _write_rows(file: TextIO, flows: Mapping[str, HiddenFlow]) -> None:
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["map", *COLUMNS])
+    for name, flow in flows.items():
+        for row in rows(flow):
+            # Not computed is empty, as spreadsheets and pandas read it.
+            writer.writerow([name, *("" if isinstance(x, float) and math.isnan(x) else x for x in row)])
+
+
+def describe(name: str, flow: HiddenFlow) -> Iterable[str]:
+    """A map in words and shades: what it is of, the answer with and without the subject, the map, its peaks."""
+    settings, metric = flow.settings, metric_of(flow)
+    yield f"{named_title(name, flow)}: {metric_label(flow)}, {settings.model}"
+    how = (settings.corruption, _counted(len(flow.low_sample_scores), "sample"), _counted(settings.window, "layer"))
+    clean, corrupted = metric.written(flow.high_score, fixed=False), metric.written(flow.low_score, fixed=False)
+    yield f"  clean {clean}, corrupted {corrupted} ({', '.join(how)} {patched_word(flow)} together)"
+    if flow.subject_guessed:
+        yield f"  The subject was guessed: {flow.subject!r}."
+    yield from (f"  {note}" for note in flow.notes)
+    yield ""
+    yield from _shaded(flow)
+    yield ""
+    for peak in flow.peaks():
+        role = flow.roles[peak.position]
+        effect = f"{effect_label(flow)} {metric.written(peak.effect, sign=True, fixed=False)}"
+        share = "" if math.isnan(peak.share) else f", {peak.share:.0%} of the total effect"
+        where = f"layer {peak.layer:>2} at {peak.token!r} ({role})"
+        yield f"  {where}: {metric.written(peak.score, fixed=False)}, {effect}{share}"
+
+
+def _counted(number: int, word: str) -> str:
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
+
+
+def _shaded(flow: HiddenFlow) -> Iterable[str]:
+    """The map, token by layer: the darker, the larger the effect's share of the total effect."""
+    start, end = flow.subject_range
+    labels = [
+        f"{token.strip() or repr(token)}{'*' if start <= i < end else ''}" for i, token in enumerate(flow.input_tokens)
+    ]
+    width = min(24, max(len(label) for label in labels))
+    for label, changes in zip(labels, effects(flow).tolist(), strict=True):
+        yield f"  {label[:width]:>{width}} {''.join(_shade(flow, effect) for effect in changes)}"
+    layers = flow.scores.shape[1]
+    ticks = "".join(f"{layer:<5}" for layer in range(0, layers, 5))
+    yield f"  {'layer':>{width}} {ticks.rstrip()}"
+
+
+def _shade(flow: HiddenFlow, effect: float) -> str:
+    if math.isnan(effect):
+        return " "
+    part = share(flow, effect)
+    if math.isnan(part):
+        # There is no total effect to take a share of, or it is infinite.
+        return _SHADES[-1 if math.isinf(effect) and acts(flow, effect) else 0]
+    return _SHADES[min(len(_SHADES) - 1, max(0, int(part * len(_SHADES))))]

@@ -1,0 +1,55 @@
+"""Other subjects that can stand in a subject's place, for `corruption.CounterfactualSubjects`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from causal_tracer.corruption.counterfactual import counterfactual_ids
+from causal_tracer.errors import SettingsError, SubjectError
+from causal_tracer.prompts.prompt import Prompt
+
+
+def equal_length_subjects(
+    tokenizer: Any, prompt: Prompt, candidates: Iterable[str] | None = None, count: int = 10
+) -> tuple[str, ...]:
+    """Those candidates that have as many tokens as the prompt's subject and leave all other tokens as they are.
+
+    Args:
+        tokenizer: The tokenizer that made the prompt.
+        prompt: The prompt, such as `prompt_for(tracer.context, text, subject)` or `chat_prompt` make.
+        candidates: Subjects to choose from, the best first. None takes those of the facts that come with the package;
+            where the prompt's subject is among them, those of its relation come first.
+        count: How many to propose at most.
+
+    Returns:
+        Up to `count` subjects, in the candidates' order; none twice, and not the prompt's own.
+
+    Raises:
+        SettingsError: `count` is below 1.
+    """
+    if count < 1:
+        raise SettingsError(f"count={count} asks for no subject. Give 1 or more.")
+    found: list[str] = []
+    for other in _shipped_subjects(prompt.subject) if candidates is None else candidates:
+        if other != prompt.subject and other not in found and _fits(tokenizer, prompt, other):
+            found.append(other)
+            if len(found) == count:
+                break
+    return tuple(found)
+
+
+def _fits(tokenizer: Any, prompt: Prompt, other: str) -> bool:
+    try:
+        counterfactual_ids(tokenizer, prompt, other)
+    except SubjectError:
+        return False
+    return True
+
+
+def _shipped_subjects(subject: str) -> list[str]:
+    from causal_tracer.study.facts import load_facts
+
+    facts = load_facts()
+    relations = {fact.relation for fact in facts if fact.subject == subject}
+    return [fact.subject for fact in sorted(facts, key=lambda fact: fact.relation not in relations)]

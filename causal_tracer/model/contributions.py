@@ -1,0 +1,273 @@
+"""Which modules inside a block make up what the block adds to the residual stream, and which of them mix tokens."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from causal_tracer.errors import ModelStructureError
+from causal_tracer.model.hooks import add_input_hook, editing_outputs, replace_stream_argument, stream_argument
+from causal_tracer.model.probing import Call, record_calls, token_dim
+from causal_tracer.model.quantization import has_matrix
+
+_ATTENTION_NAMES = re.compile(r"attn|attention|mixer|mamba|ssm|recurrent|temporal", re.IGNORECASE)
+_MLP_NAMES = re.compile(r"mlp|ffn|ff$|feed_?forward|fc2|moe|dense_4h_to_h|channel", re.IGNORECASE)
+_NO_SITES = re.compile(r"norm|ln_|hyper|_hc|dropout|residual|input", re.IGNORECASE)
+
+
+def find_contributions(
+    model: nn.Module, block_name: str, ids: Tensor, width: int
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names, relative to the block, of its attention and of its MLP; either may be missing.
+
+    Args:
+        model: The model.
+        block_name: The block.
+        ids: Token ids for the probe run.
+        width: Width of the token embedding. Blocks that keep several streams have a wider output than their modules.
+
+    Raises:
+        ModelStructureError: No modules were found, or they do not behave like attention and MLP.
+    """
+    block = model.get_submodule(block_name)
+    inside = [f"{block_name}.{name}" for name, _ in block.named_modules() if name]
+    *calls, whole = record_calls(model, [*inside, block_name], ids)
+    if whole.source is None:
+        raise ModelStructureError(f"Block {block_name!r} of {type(model).__name__} was not given the residual stream.")
+    candidates = _distinct([call for call in calls if call.output.shape[-1] in (whole.output.shape[-1], width)], whole)
+    alike = [call for call in candidates if call.output.shape == whole.output.shape]
+    contributions = additive_contributions(alike, whole)
+    if any(_only_normalises(model, call) and _feeds(call, contributions) for call in contributions):
+        contributions = []  # it is a norm of the residual, as in blocks that normalise after adding
+    by_name = not contributions
+    if by_name:
+        contributions = _named_contributions(candidates, block_name)
+    names = [
+        _behind_norm(model, call, candidates).name
+        for call in contributions
+        if not (_only_normalises(model, call) and call.source is not None and torch.equal(call.source, whole.source))
+    ]
+    if not names:
+        children = ", ".join(name for name, _ in block.named_children())
+        raise ModelStructureError(
+            f"In block {block_name!r} of {type(model).__name__} no modules were found whose outputs sum to what the "
+            f"block adds. It holds {children}. Name attention and MLP with a LayerConfig."
+        )
+    attention, mlp = _by_mixing(model, block_name, names, ids)
+    if by_name:
+        _require_named(model, block_name, attention, mlp, calls)
+    cut = len(block_name) + 1
+    return tuple(name[cut:] for name in attention), tuple(name[cut:] for name in mlp)
+
+
+def _distinct(calls: list[Call], whole: Call) -> list[Call]:
+    """Shallow modules first; of those with equal outputs only the first, and none that hands on the residual."""
+    kept: list[Call] = []
+    for call in sorted(calls, key=lambda call: call.depth):
+        same_as_kept = any(torch.equal(call.output, other.output) for other in kept)
+        is_residual = torch.equal(call.output, whole.output) or torch.equal(call.output, whole.source)  # type: ignore[arg-type]
+        if not same_as_kept and not is_residual and bool(call.output.any()):
+            kept.append(call)
+    return kept
+
+
+def additive_contributions(candidates: list[Call], whole: Call) -> list[Call]:
+    """The fewest, shallowest outputs that sum, times positive factors, to what the block adds; empty if none do.
+
+    All candidates are fitted to the sum at once; then those that the fit does not need are left out, the deepest first.
+    In half precisions the fit allows for rounding, and a small contribution can be as small as that: there only those
+    are left out without which the fit is as good as with all. Blocks that scale the residual are fitted with a factor
+    for it, those that start a new one without it.
+    """
+    if whole.source is None or not candidates:
+        return []
+    output, source = whole.output.double().flatten(), whole.source.double().flatten()
+    for target, residual in ((output - source, []), (output, [source]), (output, [])):
+        columns = [call.output.double().flatten() for call in candidates]
+        scales = torch.stack([*(column.norm() for column in (*columns, *residual))]).clamp_min(1e-30)
+        matrix = torch.stack([*columns, *residual], dim=1) / scales
+        if matrix.shape[0] <= matrix.shape[1]:
+            return []
+        # Fits with some of the columns need only the triangle: the small problem has the same residuals.
+        orthogonal, triangle = torch.linalg.qr(matrix)
+        projected = orthogonal.T @ target
+        outside = float((target - orthogonal @ projected).norm())
+        size = float((output - source).norm())
+        rounding = 8 * torch.finfo(whole.output.dtype).eps * float(output.norm()) / max(size, 1e-30)
+        limit = max(1e-4, rounding) * max(size, 1e-30)
+
+        def fit(
+            chosen: list[int], triangle: Tensor = triangle, projected: Tensor = projected, outside: float = outside
+        ) -> tuple[float, Tensor]:
+            part = triangle[:, chosen]
+            factors = torch.linalg.lstsq(part, projected[:, None], driver="gelsd").solution[:, 0]
+            return math.hypot(float((part @ factors - projected).norm()), outside), factors
+
+        always = list(range(len(candidates), len(candidates) + len(residual)))
+        chosen = list(range(len(candidates)))
+        best = fit(chosen + always)[0]
+        if best > limit:
+            continue
+        needless = min(limit, max(1e-4 * size, 1.2 * best))
+        for index in reversed(range(len(candidates))):
+            without = [other for other in chosen if other != index]
+            if without and fit(without + always)[0] <= needless:
+                chosen = without
+        factors = fit(chosen + always)[1] / scales[chosen + always]
+        if bool((factors > 1e-3).all()):
+            return [candidates[index] for index in chosen]
+    return []
+
+
+def _named_contributions(candidates: list[Call], block_name: str) -> list[Call]:
+    cut = len(block_name) + 1
+    chosen = []
+    for pattern in (_ATTENTION_NAMES, _MLP_NAMES):
+        parts = [(call, call.name[cut:].split(".")[0]) for call in candidates]
+        named = [call for call, part in parts if pattern.search(part) and not _NO_SITES.search(part)]
+        chosen += named[:1]
+    return chosen
+
+
+def _require_named(
+    model: nn.Module, block_name: str, attention: Sequence[str], mlp: Sequence[str], calls: list[Call]
+) -> None:
+    """Modules chosen by name have to behave as they are called, and to hand on what is added, not the sum."""
+    cut = len(block_name) + 1
+    where = f"In block {block_name!r} of {type(model).__name__} no modules sum to what the block adds"
+    advice = "Name the modules whose outputs are added to the residual in a LayerConfig."
+    for kind, names, pattern in (("attention", attention, _ATTENTION_NAMES), ("MLP", mlp, _MLP_NAMES)):
+        if len(names) != 1:
+            raise ModelStructureError(f"{where}, and {len(names)} of them behave like {kind}. {advice}")
+        if not pattern.search(names[0][cut:].split(".")[0]):
+            raise ModelStructureError(
+                f"{where}, and {names[0][cut:]!r} behaves like {kind} and is not called so. {advice}"
+            )
+        given = {call.name: call.output for call in calls}
+        for call in calls:
+            inside = call.name.startswith(f"{names[0]}.") and call.output.shape == given[names[0]].shape
+            if inside and torch.equal(call.output, given[names[0]]) and _is_norm(model, call):
+                raise ModelStructureError(
+                    f"{where}: {names[0][cut:]!r} adds the residual itself and normalises the sum. {advice}"
+                )
+
+
+def _is_norm(model: nn.Module, call: Call) -> bool:
+    module = model.get_submodule(call.name)
+    return any(True for _ in module.parameters()) and _only_normalises(model, call)
+
+
+def _only_normalises(model: nn.Module, call: Call) -> bool:
+    return not has_matrix(model.get_submodule(call.name))
+
+
+def _feeds(call: Call, others: list[Call]) -> bool:
+    """Whether one of the others takes what a module gave."""
+    sources = [other.source for other in others if other is not call]
+    return any(
+        source is not None and source.shape == call.output.shape and torch.equal(source, call.output)
+        for source in sources
+    )
+
+
+def _behind_norm(model: nn.Module, call: Call, candidates: list[Call]) -> Call:
+    """The module whose output a contribution only normalises, or the contribution itself."""
+    if not _only_normalises(model, call) or call.source is None:
+        return call
+    fed_by = [
+        other
+        for other in candidates
+        if other is not call and other.output.shape == call.source.shape and torch.equal(other.output, call.source)
+    ]
+    return _behind_norm(model, fed_by[0], candidates) if fed_by else call
+
+
+def _by_mixing(model: nn.Module, block_name: str, names: list[str], ids: Tensor) -> tuple[list[str], list[str]]:
+    """Those of the modules that mix tokens, and the others.
+
+    Where none of several does, attention may read the keys of an earlier block (Gemma 3n): then earlier tokens are
+    moved from the embedding on. Where all do, an MLP is behind a short convolution or token shift (Inkling, RWKV):
+    those that do not see the first token are then the MLP.
+    """
+    probe = _MixingProbe(model, block_name, names, ids)
+    last = ids.shape[1] - 1
+    mixing = [name for name in names if probe.moves(name, range(last), at_block=True)]
+    if not mixing and len(names) > 1:
+        mixing = [name for name in names if probe.moves(name, range(last), at_block=False)]
+    if len(mixing) == len(names) > 1:
+        far = [name for name in names if probe.moves(name, range(1), at_block=True)]
+        mixing = far or mixing
+    return mixing, [name for name in names if name not in mixing]
+
+
+class _MixingProbe:
+    """Asks whether a module's output at the last token depends on earlier tokens, all other contributions held."""
+
+    def __init__(self, model: nn.Module, block_name: str, names: list[str], ids: Tensor):
+        self._model = model
+        self._ids = ids
+        self._block = model.get_submodule(block_name)
+        self._stream: Tensor | None = None
+        with self._given_to_block(self._keep):
+            self._clean = {call.name: call.output for call in record_calls(model, names, ids)}
+
+    def moves(self, name: str, tokens: range, *, at_block: bool) -> bool:
+        """Whether the output moves when the stream is shifted at these tokens, before the block or from the start."""
+        held = {self._model.get_submodule(other): self._hold(other) for other in self._clean if other != name}
+        n_tokens = self._ids.shape[1]
+
+        def shift_given(stream: Tensor) -> Tensor:
+            return self._shift(stream, tokens)
+
+        if at_block:
+            with editing_outputs(held, n_tokens), self._given_to_block(shift_given):
+                moved = record_calls(self._model, [name], self._ids)[-1].output
+        else:
+            embedding: nn.Module = self._model.get_input_embeddings()  # type: ignore[operator]
+            held[embedding] = shift_given
+            with editing_outputs(held, n_tokens), self._given_to_block(self._last_token_clean):
+                moved = record_calls(self._model, [name], self._ids)[-1].output
+        last, before = moved[-1].double(), self._clean[name][-1].double()
+        return float((last - before).norm()) > 1e-3 * float(before.norm())
+
+    def _hold(self, name: str) -> Callable[[Tensor], Tensor]:
+        # A copy, since some models add the residual into a module's output in place.
+        return lambda activation: self._clean[name].to(activation, copy=True).reshape(activation.shape)
+
+    def _keep(self, stream: Tensor) -> Tensor:
+        self._stream = stream.clone()
+        return stream
+
+    def _shift(self, stream: Tensor, tokens: range) -> Tensor:
+        shifted = stream.clone()
+        by_token = shifted.movedim(token_dim(stream, self._ids.shape[1]), 0)[tokens.start : tokens.stop]
+        generator = torch.Generator().manual_seed(0)
+        by_token += torch.randn(by_token.shape, generator=generator, dtype=torch.float32).to(stream) * stream.std() * 2
+        return shifted
+
+    def _last_token_clean(self, stream: Tensor) -> Tensor:
+        changed = stream.clone()
+        where = token_dim(stream, self._ids.shape[1])
+        if self._stream is not None:
+            changed.movedim(where, 0)[-1] = self._stream.movedim(where, 0)[-1]
+        return changed
+
+    @contextmanager
+    def _given_to_block(self, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+        """Change the residual stream that the block takes."""
+
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> Any:
+            stream = stream_argument(args, kwargs)
+            return None if stream is None else replace_stream_argument(args, kwargs, change(stream))
+
+        handle = add_input_hook(self._block, hook)
+        try:
+            yield
+        finally:
+            handle.remove()

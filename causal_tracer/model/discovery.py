@@ -1,0 +1,146 @@
+"""Finding a model's blocks, attention and MLP by what they do, not by what they are called.
+
+1. The embedding is what the model itself names as its input embedding.
+2. The blocks are the ModuleList with the most parameters whose members are called in order, each fed by the last.
+3. A block adds to the residual stream. Its contributions are the few modules inside it whose outputs, times positive
+   factors, sum to (block output - block input): the shallowest modules that do.
+4. A contribution that only normalises the output of another module (as in Gemma) stands for that module.
+5. Attention mixes tokens and an MLP does not: with everything else held at its clean value, attention's output at the
+   last token moves when the block's input at earlier tokens is perturbed.
+
+Names decide only where the sum is not exact, as in blocks that normalise after adding or that mix several streams; the
+modules then have to behave as they are called. `causal_tracer/contributions.py` holds 3 to 5.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from causal_tracer.errors import ModelStructureError
+from causal_tracer.model.contributions import find_contributions
+from causal_tracer.model.hooks import add_output_hook, all_tensors
+from causal_tracer.model.layers import LayerKind, SiteNames
+from causal_tracer.model.probing import Call, probe_ids, record_calls, run_probe
+
+
+def discover_sites(model: Any) -> tuple[str, SiteNames]:
+    """The embedding's name and, for each kind and layer, the modules whose outputs are its activations.
+
+    Raises:
+        ModelStructureError: No chain of blocks was found, or no attention or MLP in them.
+    """
+    names = {module: name for name, module in model.named_modules()}
+    embedding = model.get_input_embeddings()
+    if embedding not in names:
+        raise ModelStructureError(
+            f"{type(model).__name__} does not name its input embedding. Give a LayerConfig with embedding_layer."
+        )
+    ids = probe_ids(model)
+    blocks = _find_blocks(model, ids)
+    width = _embedding_width(model, names[embedding], ids)
+    alike: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for block_name in blocks:
+        inside = model.get_submodule(block_name).named_modules()
+        alike[tuple(f"{name}:{type(module).__name__}" for name, module in inside)].append(block_name)
+    found = {name: result for same in alike.values() for name, result in _contributions(model, same, ids, width)}
+    sites: dict[LayerKind, list[tuple[str, ...]]] = {"hidden": [], "mlp": [], "attention": []}
+    for block_name in blocks:
+        attention, mlp = found[block_name]
+        sites["hidden"].append((block_name,))
+        sites["attention"].append(tuple(f"{block_name}.{name}" for name in attention))
+        sites["mlp"].append(tuple(f"{block_name}.{name}" for name in mlp))
+    return names[embedding], {kind: tuple(layers) for kind, layers in sites.items()}
+
+
+_Contributions = tuple[tuple[str, ...], tuple[str, ...]]
+
+
+def _contributions(model: nn.Module, same: list[str], ids: Tensor, width: int) -> Iterator[tuple[str, _Contributions]]:
+    """Attention and MLP, relative to the block, of blocks that are made alike: what the first of them shows.
+
+    Where it shows a single module, the other one may only be too small to be seen there: two more are looked at.
+    """
+    best = find_contributions(model, same[0], ids, width)
+    if len(best[0]) + len(best[1]) == 1:
+        for block_name in dict.fromkeys((same[len(same) // 2], same[-1])):
+            if block_name != same[0]:
+                other = find_contributions(model, block_name, ids, width)
+                best = max(best, other, key=lambda found: len(found[0]) + len(found[1]))
+    for block_name in same:
+        yield block_name, best
+
+
+def _embedding_width(model: nn.Module, name: str, ids: Tensor) -> int:
+    return int(record_calls(model, [name], ids)[0].output.shape[-1])
+
+
+def _find_blocks(model: nn.Module, ids: Tensor) -> list[str]:
+    lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    lists.sort(key=lambda item: -sum(parameter.numel() for parameter in item[1].parameters()))
+    members = [f"{name}.{i}" for name, module in lists for i in range(len(module))]
+    calls = record_calls(model, members, ids)
+    order = {call.name: position for position, call in enumerate(calls)}
+    by_name = {call.name: call for call in calls}
+    times = Counter(call.name for call in calls)
+    inside: list[str] = []
+    for name, module in lists:
+        chain = [by_name.get(f"{name}.{i}") for i in range(len(module))]
+        called = [call for call in chain if call is not None]
+        if any(name.startswith(f"{outer}.") for outer in inside):
+            continue
+        if called:
+            inside.append(name)
+        looped = [call.name for call in called if times[call.name] > 1]
+        if looped and _carries_tokens(called, ids):
+            raise ModelStructureError(
+                f"{type(model).__name__} runs {looped[0]!r} {times[looped[0]]} times in one forward pass. A block that "
+                "runs again and again has no single output that could be put back, so no map of token by layer can be "
+                "drawn for it."
+            )
+        if len(called) == len(chain) and _is_chain(called, order):
+            _refuse_two_streams(model, called, ids)
+            return [call.name for call in called]
+    raise ModelStructureError(
+        f"No chain of blocks was found in {type(model).__name__}: a list of modules called in order, each fed by the "
+        f"one before. Its module lists are {', '.join(name for name, _ in lists) or 'none'}. Name the blocks with a "
+        "LayerConfig, if the model has any."
+    )
+
+
+def _carries_tokens(called: list[Call], ids: Tensor) -> bool:
+    return all(call.output.shape[0] == ids.shape[1] for call in called)
+
+
+def _is_chain(chain: list[Call], order: dict[str, int]) -> bool:
+    positions = [order[call.name] for call in chain]
+    return positions == sorted(positions) and all(
+        later.source is not None and torch.equal(earlier.output, later.source)
+        for earlier, later in itertools.pairwise(chain)
+    )
+
+
+def _refuse_two_streams(model: nn.Module, chain: list[Call], ids: Tensor) -> None:
+    """Reversible blocks hand on two streams of equal shape, and putting back one restores half of the state."""
+    given: list[int] = []
+
+    def count(_module: nn.Module, _args: Any, output: Any) -> None:
+        tensors = [tensor for tensor in all_tensors(output) if tensor.is_floating_point()]
+        shapes = [tensor.shape for tensor in tensors if tensor.shape == tensors[0].shape and tensor.dim() >= 3]
+        given.append(len(shapes))
+
+    handle = add_output_hook(model.get_submodule(chain[0].name), count)
+    try:
+        run_probe(model, ids)
+    finally:
+        handle.remove()
+    if given and given[-1] > 1:
+        raise ModelStructureError(
+            f"Block {chain[0].name!r} of {type(model).__name__} hands on {given[-1]} residual streams. Putting back "
+            "one of them would restore a part of the state only, so this model cannot be traced."
+        )

@@ -1,0 +1,161 @@
+"""How the engine runs a model that others may hold too: alone of all engines, in evaluation mode, uncompiled.
+
+Hooks and replaced forwards are global to a model. Those of the engine act in the engine's own thread only
+(`causal_tracer/hooks.py`), so a call from another thread computes what it always does, at the same time. Two things
+cannot be told apart by thread: the modules' training mode, and weights that accelerate loads for each call. Where a
+model has either, a call from another thread waits until the engine's run is over, and a run waits for such calls.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from types import FrameType
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+from causal_tracer.model.fork_safety import usable_in_forks
+from causal_tracer.model.hooks import setting_forward
+
+_POLL_SECONDS = 0.002
+
+_locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
+_locks_guard = usable_in_forks(threading.Lock())
+
+
+def model_lock(model: nn.Module) -> threading.RLock:
+    """The lock that belongs to a model and to whatever shares its base model."""
+    with _locks_guard:
+        return _locks.setdefault(getattr(model, "base_model", model), threading.RLock())
+
+
+@contextmanager
+def engine_mode(model: nn.Module) -> Iterator[None]:
+    """Hold a model for one run: its lock, no gradients, dropout and the like off, nothing in it compiled.
+
+    Every module's mode is left as it was found, however the block is left.
+    """
+    training: list[nn.Module] = []
+    compiled = offloaded = False
+    for module in model.modules():
+        if module.training:
+            training.append(module)
+        own = vars(module)
+        if own.get("_compiled_call_impl") is not None or "forward" in own:
+            compiled = compiled or _is_compiled(module)
+        if "_hf_hook" in own:
+            offloaded = offloaded or any(hook.offload for hook in loading_hooks(module))
+    with ExitStack() as stack:
+        lock = stack.enter_context(_held(model))
+        if training or offloaded:
+            stack.enter_context(_without_other_threads(model, lock))
+        if compiled:
+            stack.enter_context(_everything_eager())
+        stack.enter_context(torch.no_grad())
+        try:
+            for module in training:
+                module.training = False
+            yield
+        finally:
+            for module in training:
+                module.training = True
+
+
+def loading_hooks(module: nn.Module) -> list[Any]:
+    """Accelerate's hooks of a module that place its tensors."""
+    hook = vars(module).get("_hf_hook")
+    hooks = getattr(hook, "hooks", (hook,))
+    return [part for part in hooks if hasattr(part, "offload")]
+
+
+@contextmanager
+def _held(model: nn.Module) -> Iterator[threading.RLock]:
+    lock = model_lock(model)
+    with lock:
+        yield lock
+
+
+# Compiled modules -----------------------------------------------------------------------------------------------------
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    """Whether `torch.compile` stands between a call of the module and its code."""
+    if vars(module).get("_compiled_call_impl") is not None:
+        return True
+    forward = vars(module).get("forward")
+    while forward is not None:
+        if hasattr(forward, "_torchdynamo_orig_callable"):
+            return True
+        forward = getattr(forward, "__wrapped__", None)
+    return False
+
+
+class _EagerRuns:
+    """The runs in progress that need torch to compile nothing; its stance is one for all threads."""
+
+    def __init__(self) -> None:
+        self._guard = usable_in_forks(threading.Lock())
+        self._runs = 0
+        self._stance: Any = None
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        with self._guard:
+            if self._runs == 0:
+                self._stance = torch.compiler.set_stance("force_eager")
+            self._runs += 1
+        try:
+            yield
+        finally:
+            with self._guard:
+                self._runs -= 1
+                if self._runs == 0:
+                    self._stance.__exit__(None, None, None)
+
+
+_everything_eager = _EagerRuns()
+
+
+# Calls from other threads ---------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _without_other_threads(model: nn.Module, lock: threading.RLock) -> Iterator[None]:
+    """Let calls from other threads wait for the lock, and first wait for those that are in progress."""
+    engine = threading.get_ident()
+    guarded = list({id(module): module for module in (model, getattr(model, "base_model", model))}.values())
+
+    def stand_in(_number: int, own: Callable[..., Any]) -> Callable[..., Any]:
+        def waiting_for_engine(*args: Any, **kwargs: Any) -> Any:
+            # A call inside a call that is in progress must not wait for a run that waits for that one.
+            if threading.get_ident() == engine or _calls(sys._getframe(), guarded) > 1:
+                return own(*args, **kwargs)
+            with lock:
+                return own(*args, **kwargs)
+
+        return waiting_for_engine
+
+    with setting_forward(guarded, stand_in):
+        while any(
+            thread != engine and _calls(frame, guarded) and frame.f_code.co_name != "waiting_for_engine"
+            for thread, frame in sys._current_frames().items()
+        ):
+            time.sleep(_POLL_SECONDS)
+        yield
+
+
+def _calls(innermost: FrameType, modules: Sequence[nn.Module]) -> int:
+    """How many calls of these modules a thread is in."""
+    calls = 0
+    frame: FrameType | None = innermost
+    while frame is not None:
+        if frame.f_code is nn.Module._call_impl.__code__ and any(frame.f_locals["self"] is m for m in modules):
+            calls += 1
+        frame = frame.f_back
+    return calls

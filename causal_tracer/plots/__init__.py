@@ -1,0 +1,1 @@
+"""Figures. They know no model."""

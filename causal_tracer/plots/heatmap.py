@@ -1,0 +1,285 @@
+"""Plotly figures of a HiddenFlow, and files made of them. Knows no model and no torch module."""
+
+from __future__ import annotations
+
+import html
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+
+from causal_tracer.errors import ExportError
+from causal_tracer.model.layers import LayerKind
+from causal_tracer.plots.options import check_plot_options
+from causal_tracer.plots.scale import ColorLimits, color_limits, colored
+from causal_tracer.request.arguments import file_path, instance, real_number
+from causal_tracer.results.analysis import effects
+from causal_tracer.results.flow import HiddenFlow
+from causal_tracer.results.words import display_token as display_token
+from causal_tracer.results.words import (
+    effect_label,
+    layer_axis_title,
+    map_title,
+    metric_label,
+    metric_of,
+    patched_layers,
+    patched_word,
+    token_axis_labels,
+)
+
+# Steps of equal size in OKLab (Ottosson 2020), lightness 0.985 to 0.30 in one hue: even to the eye, and in order for
+# colour-blind readers and on paper, where only lightness is left.
+COLOR_SCALES: dict[LayerKind, tuple[str, ...]] = {
+    "hidden": ("#fafafa", "#e2d9f5", "#cab8ef", "#b497e7", "#9e75de", "#8952d2", "#6c3bab", "#512a82", "#371d59"),
+    "mlp": ("#fafafa", "#d3e3d6", "#adccb2", "#88b590", "#619e6f", "#3a874f", "#276b3b", "#1a502a", "#12361c"),
+    "attention": ("#fafafa", "#f3d7d4", "#eab3ae", "#de908a", "#d06c66", "#bf4744", "#9a3231", "#752322", "#501817"),
+}
+
+_CELL_CHARACTERS = 8
+# Characters that fit beside each other in a title, and above a colour bar without taking the map's room.
+_TITLE_CHARACTERS, _BAR_CHARACTERS = 72, 20
+_GAP_COLOR = "rgba(128,128,128,0.18)"
+
+
+def plot_hidden_flow_heatmap(
+    result: HiddenFlow,
+    savepdf: str | PathLike[str] | None = None,
+    title: str | None = None,
+    xlabel: str | None = None,
+    show: bool = True,
+    font_family: str = "",
+    color: str | Sequence[str] | None = None,
+    tick_interval: int = 5,
+    skip_final_labels_portion: float = 0.1,
+    *,
+    height: int | None = None,
+    limits: ColorLimits | tuple[float, float] | None = None,
+    write_top_tokens: bool = False,
+) -> go.Figure:
+    """Draw a map: tokens down with the subject's marked, layers across, the metric as colour.
+
+    The strongest colour is the metric's best value, or in direction "corrupt" its worst. White is the run that was
+    patched; sand-coloured cells change the metric the wrong way.
+
+    Args:
+        result: The map.
+        savepdf: Also write it to this PDF file.
+        title: None takes one that says what was patched, with windows and controls; "" leaves it out.
+        xlabel: Label of the layer axis; None takes one that says what a column is.
+        show: Open the figure.
+        font_family: Font; "" takes Plotly's.
+        color: A Plotly colour scale, by name or as a list of colours; None takes the kind's: purple, green or red.
+        tick_interval: Every how many layers one is numbered.
+        skip_final_labels_portion: Share of the layers at the end that are left without numbers.
+        height: Height in pixels; None follows the number of tokens.
+        limits: Where the colour scale begins and ends, as values of the metric; None reaches over all scores, low_score
+            and high_score. `shared_limits` gives those of several maps.
+        write_top_tokens: Write into each cell the most probable token of the restored run, where the result has it.
+
+    Returns:
+        The figure. Cells that were not computed are gaps.
+
+    Raises:
+        SettingsError: An argument is of another type or out of range.
+        ExportError: `savepdf` could not be written.
+    """
+    check_plot_options(
+        result,
+        texts={"title": title, "xlabel": xlabel, "font_family": font_family},
+        color=color,
+        tick_interval=tick_interval,
+        unlabelled_share=skip_final_labels_portion,
+        height=height,
+        limits=limits,
+        write_top_tokens=write_top_tokens,
+    )
+    layers = result.scores.shape[1]
+    heatmap = _heatmap(result, COLOR_SCALES[result.kind] if color is None else color, limits)
+    if write_top_tokens:
+        heatmap.update(text=_top_tokens(result), texttemplate="%{text}", textfont={"size": 10})
+    figure = go.Figure(heatmap)
+    labelled = range(0, max(1, layers - math.ceil(layers * skip_final_labels_portion)), max(1, tick_interval))
+    lay_out_map(
+        figure,
+        title=map_title(result) if title is None else title,
+        xlabel=xlabel if xlabel is not None else layer_axis_title(result),
+        columns={layer: str(layer) for layer in labelled},
+        rows=token_axis_labels(result),
+        height=height,
+    )
+    figure.update_layout(font_family=font_family or None)
+    if savepdf is not None:
+        save_figure(figure, savepdf)
+    if show:
+        figure.show()
+    return figure
+
+
+def lay_out_map(
+    figure: go.Figure, *, title: str, xlabel: str, columns: Mapping[int, str], rows: Sequence[str], height: int | None
+) -> None:
+    """Give a heatmap of a map its axes and room: rows down, layers across, `columns` the numbered ones."""
+    lines = wrapped(title, _TITLE_CHARACTERS)
+    above = 40 + 20 * (lines.count("<br>") + 1) if lines else 10
+    figure.update_layout(
+        title=lines or None,
+        height=height or 100 + 26 * len(rows) + above,
+        margin={"l": 10, "r": 10, "t": above, "b": 10},
+        plot_bgcolor=_GAP_COLOR,
+        paper_bgcolor="rgba(0,0,0,0)",
+    )
+    # Integer axes with tick texts: as categories, repeated tokens would fall together.
+    figure.update_xaxes(
+        title=escape_markup(xlabel),
+        tickvals=list(columns),
+        ticktext=list(columns.values()),
+        showgrid=False,
+        zeroline=False,
+        automargin=True,
+    )
+    figure.update_yaxes(
+        autorange="reversed",
+        tickvals=list(range(len(rows))),
+        ticktext=[escape_markup(label) for label in rows],
+        showgrid=False,
+        zeroline=False,
+        automargin=True,
+    )
+
+
+def save_figure(figure: go.Figure, path: str | PathLike[str], *, scale: float = 2.0) -> Path:
+    """Write a figure as HTML, PNG, SVG or PDF, by the file's ending; missing folders are made.
+
+    The HTML holds all it needs and opens from disk with no network. The images are drawn by Kaleido, which needs a
+    Chrome or Chromium on the machine.
+
+    Args:
+        figure: The figure.
+        path: Where to write it.
+        scale: Pixels per unit, for PNG.
+
+    Raises:
+        SettingsError: An argument is of another type.
+        ExportError: The ending is none of these, the file cannot be written, or Kaleido or its Chrome is missing.
+    """
+    path = file_path(path)
+    instance("figure", figure, go.Figure)
+    scale = real_number("scale", scale)
+    ending = path.suffix.lower().removeprefix(".")
+    if ending not in ("html", "png", "svg", "pdf"):
+        raise ExportError(f"{path.name!r} ends in {path.suffix!r}. Figures are written as .html, .png, .svg or .pdf.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if ending == "html":
+            figure.write_html(path, include_plotlyjs=True)
+            return path
+    except (OSError, ValueError) as error:
+        raise ExportError(f"{str(path)!r} could not be written: {error}") from error
+    if find_spec("kaleido") is None:
+        raise ExportError(
+            f"Writing {path.name!r} needs Kaleido, and it is not installed: pip install kaleido. "
+            "An .html file needs nothing more."
+        )
+    from choreographer.errors import BrowserFailedError, ChromeNotFoundError
+    from kaleido.errors import ChromeNotFoundError as KaleidoChromeNotFoundError
+
+    try:
+        figure.write_image(path, format=ending, scale=scale)
+    except (OSError, ValueError) as error:
+        raise ExportError(f"{str(path)!r} could not be written: {error}") from error
+    except (ChromeNotFoundError, KaleidoChromeNotFoundError, BrowserFailedError, RuntimeError) as error:
+        raise ExportError(
+            f"Writing {path.name!r} needs Chrome or Chromium, and Kaleido could not start one ({error}). Install one, "
+            "or run plotly_get_chrome, or write an .html file."
+        ) from error
+    return path
+
+
+def shared_limits(results: Sequence[HiddenFlow]) -> ColorLimits:
+    """Return one colour scale for several maps.
+
+    Raises:
+        SettingsError: The maps differ in metric or direction.
+    """
+    return color_limits(*results)
+
+
+def _heatmap(
+    result: HiddenFlow, color: str | Sequence[str], limits: ColorLimits | tuple[float, float] | None
+) -> go.Heatmap:
+    heatmap = go.Heatmap(
+        customdata=_hover_data(result),
+        hovertemplate=(
+            "<b>%{customdata[0]}</b>, layer %{x}%{customdata[1]}<br>"
+            f"{hover_text(metric_label(result))} = %{{customdata[3]}}<br>"
+            f"{effect_label(result)} %{{customdata[2]}}<extra></extra>"
+        ),
+        hoverongaps=False,
+        xgap=1,
+        ygap=1,
+        **colored(result, color, limits),
+    )
+    heatmap.update(colorbar={"title": color_bar_title(metric_label(result))})
+    return heatmap
+
+
+def _top_tokens(result: HiddenFlow) -> list[list[str]]:
+    """For each cell, the most probable token of the restored run, cut to what a cell has room for."""
+    tops = result.top_tokens
+    rows, columns = result.scores.shape
+    if tops is None:
+        return [[""] * columns for _ in range(rows)]
+    return [
+        [
+            escape_markup(_shortened(display_token(cell[0].text))) if (cell := tops.cells(row, column)) else ""
+            for column in range(columns)
+        ]
+        for row in range(rows)
+    ]
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _CELL_CHARACTERS else text[: _CELL_CHARACTERS - 1] + "…"
+
+
+def _hover_data(result: HiddenFlow) -> list[list[tuple[str, str, str, str]]]:
+    """For each cell: the token, the layers patched with it, the effect with its standard error, and the score."""
+    metric, done = metric_of(result), patched_word(result)
+    scores, changes, errors = result.scores.tolist(), effects(result).tolist(), result.standard_error.tolist()
+    rows = []
+    for position, token in enumerate(result.input_tokens):
+        cells = []
+        for layer, score in enumerate(scores[position]):
+            first, last = patched_layers(result, layer)
+            window = f" ({done} {first}–{last})" if result.settings.window > 1 else ""
+            error = errors[position][layer]
+            spread = "" if math.isnan(error) else f" ± {metric.written(error, more=1)} (s.e.)"
+            effect = metric.written(changes[position][layer], sign=True, more=1) + spread
+            cells.append((escape_markup(display_token(token)), window, effect, metric.written(score, more=1)))
+        rows.append(cells)
+    return rows
+
+
+def color_bar_title(label: str) -> dict[str, str]:
+    """Return the title of a colour bar, above it and no wider than need be."""
+    return {"text": wrapped(label, _BAR_CHARACTERS), "side": "top"}
+
+
+def hover_text(label: str) -> str:
+    """Return a text as a hover template shows it as it is: Plotly would take braces for a place to fill in."""
+    return escape_markup(label).replace("{", "&#123;")
+
+
+def wrapped(text: str, width: int) -> str:
+    """Return a text in lines of so many characters, as Plotly shows them."""
+    return "<br>".join(escape_markup(line) for line in textwrap.wrap(text, width, break_long_words=False))
+
+
+def escape_markup(text: Any) -> str:
+    """Plotly reads a small HTML in labels; tokens such as "<bos>" must stand as they are."""
+    return html.escape(str(text), quote=False)

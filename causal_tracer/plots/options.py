@@ -1,0 +1,55 @@
+"""Checks of what a map is drawn with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from causal_tracer.errors import SettingsError
+from causal_tracer.plots.scale import ColorLimits
+from causal_tracer.request.arguments import flag, instance, optional, real_number, several, shown, text, whole_number
+from causal_tracer.results.flow import HiddenFlow
+
+
+def check_plot_options(
+    result: HiddenFlow,
+    *,
+    texts: dict[str, str | None],
+    color: str | Sequence[str] | None,
+    tick_interval: int,
+    unlabelled_share: float,
+    height: int | None,
+    limits: ColorLimits | tuple[float, float] | None,
+    write_top_tokens: bool,
+) -> None:
+    """Check the arguments of `plot_hidden_flow_heatmap`.
+
+    Raises:
+        SettingsError: One of them is of another type, out of range, or not a colour scale.
+    """
+    instance("result", result, HiddenFlow)
+    for name, value in texts.items():
+        optional(text)(name, value)
+    flag("write_top_tokens", write_top_tokens)
+    whole_number("tick_interval", tick_interval)
+    if not 0 <= real_number("skip_final_labels_portion", unlabelled_share) <= 1:
+        raise SettingsError(f"skip_final_labels_portion={unlabelled_share} must be from 0 to 1.")
+    if height is not None:
+        whole_number("height", height, least=10)
+    if limits is not None and not isinstance(limits, ColorLimits):
+        ends = [real_number("limits", value) for value in several("limits", limits)]
+        if len(ends) != 2:
+            raise SettingsError(f"limits must be two numbers (given: {shown(limits)}).")
+    if color is not None:
+        _check_color(color)
+
+
+def _check_color(color: Any) -> None:
+    import plotly.graph_objects as go
+
+    try:
+        go.Heatmap(colorscale=color if isinstance(color, str) else list(color))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise SettingsError(
+            f"color must be one of Plotly's colour scales, by name or as a list of colours (given: {shown(color)})."
+        ) from error

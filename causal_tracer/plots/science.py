@@ -1,0 +1,138 @@
+"""Figures of noise calibrations, of attention heads, and of severed paths."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import plotly.graph_objects as go
+
+from causal_tracer.errors import SettingsError
+from causal_tracer.experiment.calibration import NoiseCalibration
+from causal_tracer.metrics.descriptions import METRIC_DESCRIPTIONS
+from causal_tracer.plots.heatmap import COLOR_SCALES, color_bar_title, escape_markup, hover_text
+from causal_tracer.plots.scale import colored
+from causal_tracer.results.analysis import effects
+from causal_tracer.results.flow import HiddenFlow
+from causal_tracer.results.words import (
+    display_token,
+    effect_label,
+    head_map_title,
+    layer_axis_title,
+    map_title,
+    metric_label,
+    metric_of,
+    patched_word,
+    same_measure,
+)
+from causal_tracer.tracing.heads import HeadFlow
+
+_SEVERED_COLORS = {"": "#6c3bab", "mlp": "#3a874f", "attention": "#bf4744"}
+_SEVERED_NAMES = {"mlp": "with MLP severed", "attention": "with attention severed"}
+
+
+def plot_noise_calibration(calibration: NoiseCalibration, show: bool = True) -> go.Figure:
+    """P* against the noise in sigmas, with the clean P above and the recommended level marked.
+
+    Bars are 95 % intervals of the mean over facts.
+    """
+    mean, error = calibration.mean_corrupted.tolist(), calibration.standard_error.tolist()
+    figure = go.Figure(
+        go.Scatter(
+            x=calibration.multipliers,
+            y=mean,
+            mode="lines+markers",
+            name="corrupted run",
+            line={"color": "#6c3bab"},
+            error_y={"array": [0 if math.isnan(e) else 1.96 * e for e in error], "color": "#9e75de"},
+        )
+    )
+    figure.add_hline(y=calibration.mean_clean, line_dash="dot", annotation_text="clean run")
+    figure.add_vline(
+        x=calibration.recommended_multiplier,
+        line_dash="dash",
+        annotation_text=f"recommended: {calibration.recommended_multiplier:g} σ = {calibration.recommended_level:.4g}",
+    )
+    figure.update_layout(
+        title=f"Noise and the answer, mean over {len(calibration.clean)} facts",
+        xaxis_title="Noise, in standard deviations of the embedding's output",
+        yaxis_title=METRIC_DESCRIPTIONS["probability"].labelled("the answer"),
+        template="plotly_white",
+        showlegend=False,
+    )
+    figure.update_yaxes(rangemode="tozero")
+    return _shown(figure, show)
+
+
+def plot_head_flow_heatmap(flow: HeadFlow, title: str | None = None, show: bool = True) -> go.Figure:
+    """Draw a map of attention heads: heads down, layers across, the metric as colour."""
+    metric, label = metric_of(flow), metric_label(flow)
+    figure = go.Figure(
+        go.Heatmap(
+            customdata=[[metric.written(score, more=1) for score in row] for row in flow.scores.tolist()],
+            hovertemplate=f"head %{{y}}, layer %{{x}}<br>{hover_text(label)} = %{{customdata}}<extra></extra>",
+            **colored(flow, COLOR_SCALES["attention"], None),
+        )
+    )
+    figure.update_traces(colorbar={"title": color_bar_title(label)})
+    figure.update_layout(
+        title=escape_markup(head_map_title(flow) if title is None else title) or None,
+        xaxis_title=layer_axis_title(flow),
+        yaxis_title="head",
+        template="plotly_white",
+    )
+    figure.update_yaxes(autorange="reversed", dtick=1)
+    return _shown(figure, show)
+
+
+def plot_severed_bars(
+    flows: Mapping[str, HiddenFlow], token: int | None = None, title: str | None = None, show: bool = True
+) -> go.Figure:
+    """Three bars a layer: a single state restored, the same with the MLP severed, and with attention severed.
+
+    ROME's Figure 3. There is no path from a state to the answer through the MLP of its token where the first two agree.
+
+    Args:
+        flows: Maps of hidden states of one prompt, by any names: one plain, and severed ones (`MapSpec.severed`).
+        token: The position to draw; None takes the subject's last token.
+        title: None takes one that names the token.
+        show: Open the figure.
+
+    Raises:
+        SettingsError: No plain map of hidden states is among them, or they differ in prompt, metric or direction.
+    """
+    by_severed = {flow.settings.severed or "": flow for flow in flows.values() if flow.kind == "hidden"}
+    if "" not in by_severed or len({flow.prompt for flow in by_severed.values()}) > 1:
+        raise SettingsError("Severed bars need a plain map of hidden states and severed ones of the same prompt.")
+    plain = by_severed[""]
+    same_measure(*by_severed.values())
+    done = patched_word(plain)
+    position = plain.subject_range[1] - 1 if token is None else token
+    figure = go.Figure()
+    for severed in ("", "mlp", "attention"):
+        if severed in by_severed:
+            flow = by_severed[severed]
+            errors = [0 if math.isnan(e) else 1.96 * e for e in flow.standard_error[position].tolist()]
+            figure.add_bar(
+                x=list(range(flow.scores.shape[1])),
+                y=effects(flow)[position].tolist(),
+                error_y={"array": errors, "thickness": 1},
+                name=_SEVERED_NAMES[severed] if severed else f"single state {done}",
+                marker_color=_SEVERED_COLORS[severed],
+            )
+    if title is None:
+        title = f"{map_title(plain)}, with paths severed, at {display_token(plain.input_tokens[position])!r}"
+    figure.update_layout(
+        title=escape_markup(title) or None,
+        xaxis_title=f"layer at which the state is {done}",
+        yaxis_title=escape_markup(f"{effect_label(plain)} ({metric_label(plain)})"),
+        barmode="group",
+        template="plotly_white",
+    )
+    return _shown(figure, show)
+
+
+def _shown(figure: go.Figure, show: bool) -> go.Figure:
+    if show:
+        figure.show()
+    return figure

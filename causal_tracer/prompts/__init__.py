@@ -1,0 +1,1 @@
+"""From text to tokens: prompts, subjects, answers, conversations."""

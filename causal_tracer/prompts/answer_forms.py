@@ -1,0 +1,182 @@
+"""Answers given as text: the tokens that follow a prompt, with a space before the text or without.
+
+"Seattle" follows "in the city of" with a space, "Paris" follows an opening bracket without one, and so does 巴黎 a
+Chinese sentence. Where the tokenizer allows both, the form that the model finds more probable is read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from torch import Tensor
+
+from causal_tracer.errors import PromptError
+from causal_tracer.metrics.metric import log_probabilities
+from causal_tracer.prompts.encoding import check_text, encode, encode_with_spans, quoted
+from causal_tracer.prompts.prompt import Prompt
+
+AnswerForm = Literal["auto", "exact"]
+"""How an answer follows the prompt: "exact" as written, "auto" as written or with a space before it, if likelier."""
+
+LogitsAfter = Callable[[tuple[int, ...]], Tensor]
+"""From tokens put after a prompt to the clean run's logits before and after each of them [tokens + 1, vocabulary]."""
+
+# Answers that are read with a space get a note if the form without one has at least this share of their probability.
+_NOTED_SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """A text that can follow a prompt.
+
+    Attributes:
+        text: The text, with the space if there is one before it.
+        ids: Its tokens.
+        note: Why it is read in this form, where that is not obvious; empty otherwise.
+    """
+
+    text: str
+    ids: tuple[int, ...]
+    note: str = ""
+
+    @property
+    def spaced(self) -> bool:
+        """Whether it begins with a space."""
+        return self.text[:1].isspace()
+
+
+def continuations(
+    tokenizer: Any,
+    prompt: Prompt,
+    text: str,
+    form: AnswerForm = "auto",
+    *,
+    read: int | None = None,
+    name: str = "answer",
+) -> tuple[Continuation, ...]:
+    """Return the forms in which a text can follow a prompt: the tokens after the prompt's own, which must not change.
+
+    Args:
+        tokenizer: The tokenizer that made the prompt.
+        prompt: The prompt.
+        text: The text. A space at its start is taken as it is.
+        form: "exact" for the text as it is written only, "auto" for that and with a space before it, where neither
+            side has one.
+        read: The token of the prompt after which the text comes; None means the last.
+        name: What messages call the text.
+
+    Returns:
+        One form or two, the one as written first.
+
+    Raises:
+        PromptError: The text is empty or not a text, it changes the prompt's tokens in every form, or it has
+            characters that the tokenizer does not know.
+    """
+    check_text(name, text)
+    if not text.strip():
+        raise PromptError(f"The {name} is empty (given: {text!r}). Give a text, or None for the model's own answer.")
+    before, ids = prompt.text, prompt.input_ids
+    if read is not None and read != len(prompt) - 1:
+        spans = encode_with_spans(tokenizer, prompt.text, prompt.special_tokens)[1]
+        before, ids = prompt.text[: spans[read][1]], ids[: read + 1]
+    both = form == "auto" and not before[-1:].isspace() and not text[0].isspace()
+    found: list[Continuation] = []
+    unknown = False
+    for candidate in (text, f" {text}") if both else (text,):
+        whole = encode(tokenizer, before + candidate, prompt.special_tokens).ids
+        after = whole[len(ids) :]
+        if whole[: len(ids)] != ids or not after or any(known.ids == after for known in found):
+            continue
+        if _has_unknown(tokenizer, candidate, after):
+            unknown = True
+            continue
+        found.append(Continuation(candidate, after))
+        if candidate == text and _is_special(tokenizer, after[0]):
+            break
+    if not found:
+        words = _unknown_words(tokenizer, text, name) if unknown else _merged_words(before, text, name)
+        raise PromptError(words)
+    if both and len(found) == 1 and found[0].spaced and not before[-1:].isalnum():
+        note = (
+            f"The {name} is read with a space before it: without one, the tokenizer does not keep the prompt's tokens."
+        )
+        return (replace(found[0], note=note),)
+    return tuple(found)
+
+
+def choose(forms: Sequence[Continuation], logits_after: LogitsAfter) -> Continuation:
+    """Return the form of an answer whose tokens, all together, are the most probable after the prompt.
+
+    Args:
+        forms: One form, or two of which one has a space before it (`continuations`).
+        logits_after: The clean run's logits. Asked for the form of fewer tokens, and for the other one only where its
+            first token alone does not settle which is the more probable.
+    """
+    if len(forms) == 1:
+        return forms[0]
+    shorter, longer = sorted(forms, key=lambda form: len(form.ids))
+    logits = logits_after(shorter.ids[:-1])
+    one = log_probability(logits, shorter.ids)
+    # An answer is at most as probable as its first token.
+    other, exact = log_probability(logits[:1], longer.ids[:1]), len(longer.ids) == 1
+    if other > one and not exact:
+        other, exact = log_probability(logits_after(longer.ids[:-1]), longer.ids), True
+    if other > one:
+        return _noted(longer, other, shorter, one, exact=True)
+    return _noted(shorter, one, longer, other, exact=exact)
+
+
+def choose_like(forms: Sequence[Continuation], answer: Continuation) -> Continuation:
+    """Return the form that begins as the answer does, with a space or without; the other where it is the only one.
+
+    A foil then differs from its answer in the words, and not in a space.
+    """
+    return next((form for form in forms if form.spaced == answer.spaced), forms[0])
+
+
+def log_probability(logits: Tensor, ids: tuple[int, ...]) -> float:
+    """Return the log of the probability of consecutive tokens, from the logits before each [tokens, vocabulary]."""
+    return float(log_probabilities(logits[None].float(), ids).sum())
+
+
+def _noted(
+    chosen: Continuation, log_chosen: float, other: Continuation, log_other: float, *, exact: bool
+) -> Continuation:
+    """The form chosen, with a note unless it is the usual one by far."""
+    if chosen.spaced and log_other < log_chosen + math.log(_NOTED_SHARE):
+        return chosen
+    note = (
+        f"The answer is read {'with' if chosen.spaced else 'without'} a space before it, as the model finds more "
+        f"probable: P({chosen.text!r}) = {math.exp(log_chosen):.2g}, P({other.text!r}) {'=' if exact else '<='} "
+        f"{math.exp(log_other):.2g} in the clean run."
+    )
+    return replace(chosen, note=note)
+
+
+def _is_special(tokenizer: Any, token_id: int) -> bool:
+    known = tokenizer.added_tokens_decoder.get(token_id)
+    return known is not None and bool(known.special)
+
+
+def _has_unknown(tokenizer: Any, text: str, ids: Sequence[int]) -> bool:
+    """Whether the tokens of a text have the mark of an unknown character among them."""
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    return unknown is not None and unknown in ids and str(tokenizer.unk_token) not in text
+
+
+def _unknown_words(tokenizer: Any, text: str, name: str) -> str:
+    return (
+        f"The {name} {quoted(text)} has characters that the tokenizer does not know: it puts {tokenizer.unk_token} in "
+        "their place. Give another text."
+    )
+
+
+def _merged_words(before: str, text: str, name: str) -> str:
+    advice = "End the prompt before its last space" if before[-1:].isspace() else "End the prompt elsewhere"
+    return (
+        f"The {name} {quoted(text)} cannot follow the prompt {quoted(before)}: the tokenizer merges the two into other "
+        f"tokens than the prompt's. {advice}, or give a token id (answer_id)."
+    )

@@ -1,0 +1,169 @@
+"""Prompts: a text with its token ids, its subject's tokens, and labels for all of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from causal_tracer.errors import PromptError, SubjectError, TokenizerError
+from causal_tracer.prompts.decoding import decode_together, token_labels
+from causal_tracer.prompts.encoding import EncodedText, Span, check_text, encode_with_spans, quoted
+from causal_tracer.prompts.subject import Occurrence, chosen_occurrence, guess_subject, not_found, occurrences
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A tokenized prompt with its subject located.
+
+    Attributes:
+        text: The prompt as given.
+        input_ids: Its token ids, special tokens included, but for those that the tokenizer puts after a text.
+        tokens: One label per token; tokens that are parts of one character say which part.
+        subject: The subject as it stands in the text.
+        subject_range: First token of the subject, and one past its last.
+        subject_guessed: Whether the subject was guessed rather than given.
+        subject_count: How often the subject occurs in the prompt.
+        subject_start: Where in the text the subject begins, in characters.
+        special_tokens: Whether the tokenizer added its special tokens; False where the text has them already.
+        notes: What a reader of the prompt's results has to know, such as a BOS that is there twice.
+    """
+
+    text: str
+    input_ids: tuple[int, ...]
+    tokens: tuple[str, ...]
+    subject: str
+    subject_range: tuple[int, int]
+    subject_guessed: bool
+    subject_count: int
+    subject_start: int = 0
+    special_tokens: bool = True
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        """Number of tokens."""
+        return len(self.input_ids)
+
+
+def make_prompt(
+    tokenizer: Any,
+    text: str,
+    subject: str | None = None,
+    *,
+    occurrence: Occurrence = "last",
+    context_length: int | None = None,
+    vocab_size: int | None = None,
+) -> Prompt:
+    """Tokenize a prompt and locate its subject by character offsets.
+
+    Args:
+        tokenizer: A Hugging Face tokenizer; it is not changed.
+        text: The prompt.
+        subject: A part of the prompt; None guesses it (`guess_subject`).
+        occurrence: Which one is meant where the subject occurs more than once. ROME's code takes the first,
+            causal-tracer 1.1.0 the last.
+        context_length: The longest prompt that the model takes, in tokens.
+        vocab_size: Number of tokens that the model knows.
+
+    Raises:
+        PromptError: The prompt is empty, not a text, or longer than `context_length`, or has ids that the model does
+            not know.
+        SubjectError: The subject is empty, not a text or not in the prompt, or none could be guessed.
+        TokenizerError: Tokens cannot be aligned with the prompt's characters.
+    """
+    if not isinstance(text, str) or not text.strip():
+        raise PromptError(f"The prompt is empty (given: {quoted(text)}). Give a text that the model can go on from.")
+    check_text("prompt", text)
+    guessed = subject is None
+    subject = guess_subject(text) if subject is None else check_text("subject", subject, SubjectError).strip()
+    if not subject:
+        raise SubjectError("The subject is empty. Give a part of the prompt, or None to have it guessed.")
+    places = occurrences(text, subject)
+    if not places:
+        raise SubjectError(not_found(text, subject))
+    return prompt_at(
+        tokenizer,
+        text,
+        chosen_occurrence(places, occurrence),
+        subject_guessed=guessed,
+        subject_count=len(places),
+        context_length=context_length,
+        vocab_size=vocab_size,
+    )
+
+
+def prompt_at(
+    tokenizer: Any,
+    text: str,
+    place: Span,
+    *,
+    subject_guessed: bool,
+    subject_count: int,
+    context_length: int | None,
+    vocab_size: int | None,
+    special_tokens: bool = True,
+    notes: tuple[str, ...] = (),
+) -> Prompt:
+    """Tokenize a text whose subject is known by its place.
+
+    Args:
+        tokenizer, text, context_length, vocab_size: As in `make_prompt`.
+        place: The subject's characters.
+        subject_guessed, subject_count: As in `Prompt`.
+        special_tokens: Whether the tokenizer adds its own, such as a BOS; False where the text has them already.
+        notes: Notes to begin the prompt's with.
+
+    Raises:
+        PromptError, TokenizerError: As in `make_prompt`.
+    """
+    encoded, spans = encode_with_spans(tokenizer, text, special_tokens)
+    ids = encoded.ids
+    if context_length is not None and len(ids) > context_length:
+        raise PromptError(
+            f"The prompt has {len(ids)} tokens, and the model takes at most {context_length}. Shorten it."
+        )
+    if vocab_size is not None and max(ids) >= vocab_size:
+        raise PromptError(
+            f"The tokenizer gave token id {max(ids)}, and the model knows ids below {vocab_size}. Use the tokenizer "
+            "that belongs to the model."
+        )
+    start, end = place
+    covered = [i for i, (a, b) in enumerate(spans) if a < end and b > start]
+    if not covered:
+        raise TokenizerError(
+            f"No token of the prompt covers the subject {quoted(text[start:end])}: the tokenizer drops it."
+        )
+    return Prompt(
+        text=text,
+        input_ids=ids,
+        tokens=token_labels(tokenizer, ids, text, spans),
+        subject=text[start:end],
+        subject_range=(covered[0], covered[-1] + 1),
+        subject_guessed=subject_guessed,
+        subject_count=subject_count,
+        subject_start=start,
+        special_tokens=special_tokens,
+        notes=(*notes, *_notes_of_special_tokens(tokenizer, encoded)),
+    )
+
+
+def doubled_note(token: str, whose: str) -> str:
+    """Return what to tell somebody who typed a special token that is put before the prompt anyway."""
+    return (
+        f"{token} is in the text, and {whose} adds it too, so the model reads it twice and its answers change. Remove "
+        f"{token} from the text."
+    )
+
+
+def _notes_of_special_tokens(tokenizer: Any, encoded: EncodedText) -> list[str]:
+    typed = encoded.ids[len(encoded.added) :]
+    notes = [
+        doubled_note(decode_together(tokenizer, [token]), "the tokenizer")
+        for token in dict.fromkeys(encoded.added)
+        if token in typed
+    ]
+    if encoded.appended:
+        notes.append(
+            f"The tokenizer ends every text with {decode_together(tokenizer, encoded.appended)}. The prompt is read "
+            "before it."
+        )
+    return notes

@@ -1,0 +1,135 @@
+"""A prompt's subject: where a given one stands in the text, and which one is guessed if none is given."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from typing import Literal
+
+from causal_tracer.errors import SettingsError, SubjectError
+from causal_tracer.prompts.encoding import Span, quoted
+
+Occurrence = Literal["first", "last"]
+
+# Words that open a sentence or a question with a capital without belonging to a name.
+_OPENERS = frozenset(
+    (
+        "a an and are as at by can did do does for from how if in is it its of on or our that the their there "
+        "these this those to was were what when where which who whom whose why will with your"
+    ).split()
+)
+# Small words that may stand inside a name.
+_JOINERS = frozenset("al and bin d da de del della der des di du for ibn la le of the to van von y".split())
+_ARTICLES = frozenset({"the", "a", "an"})
+
+
+def occurrences(text: str, subject: str, start: int = 0, end: int | None = None) -> tuple[Span, ...]:
+    """Return where a subject stands in text[start:end], the first first; the places may overlap.
+
+    Where it is not there as it is written, texts that Unicode holds to be equal count too: é as one character (NFC)
+    and as e with an accent (NFD).
+    """
+    part = text[start:end]
+    found = [(m.start(), m.start() + len(subject)) for m in re.finditer(f"(?={re.escape(subject)})", part)]
+    if not subject or not found:
+        found = _equivalent(part, subject) if subject else []
+    return tuple((start + a, start + b) for a, b in found)
+
+
+def _equivalent(text: str, subject: str) -> list[Span]:
+    """Where texts canonically equivalent to the subject stand: whole characters, with all their combining marks."""
+    if text.isascii() and subject.isascii():
+        return []
+    wanted = unicodedata.normalize("NFD", subject)
+    characters, sources = _decomposed(text)
+    spans = []
+    for match in re.finditer(f"(?={re.escape(wanted)})", characters):
+        start, end = match.start(), match.start() + len(wanted)
+        before = sources[start - 1] if start else -1
+        after = sources[end] if end < len(sources) else len(text)
+        # Marks of one character may change places, so all its sources have to be inside.
+        inside = sources[start:end]
+        cut = before in inside or after in inside
+        if not cut and not (end < len(characters) and unicodedata.combining(characters[end])):
+            spans.append((min(inside), max(inside) + 1))
+    return spans
+
+
+def _decomposed(text: str) -> tuple[str, list[int]]:
+    """A text in NFD, and for each of its characters the place of the one in the text that it comes from."""
+    pairs = [(part, i) for i, character in enumerate(text) for part in unicodedata.normalize("NFD", character)]
+    ordered: list[tuple[str, int]] = []
+    for pair in pairs:
+        place = len(ordered)
+        rank = unicodedata.combining(pair[0])
+        while rank and place and unicodedata.combining(ordered[place - 1][0]) > rank:
+            place -= 1
+        ordered.insert(place, pair)
+    return "".join(part for part, _ in ordered), [i for _, i in ordered]
+
+
+def chosen_occurrence(places: tuple[Span, ...], occurrence: Occurrence) -> Span:
+    """Return the first or the last of the places.
+
+    Raises:
+        SettingsError: `occurrence` is neither "first" nor "last".
+    """
+    if occurrence not in ("first", "last"):
+        raise SettingsError(f'occurrence={occurrence!r} is not known. Choose "first" or "last".')
+    return places[0] if occurrence == "first" else places[-1]
+
+
+def not_found(text: str, subject: str) -> str:
+    """Return what to tell somebody whose subject is not in the prompt."""
+    message = f"The subject {quoted(subject)} is not in the prompt {quoted(text)}."
+    if found := re.search(re.escape(subject), text, re.IGNORECASE):
+        return f"{message} It has {found[0]!r}; write it the same way, capitals included."
+    return f"{message} Give a part of the prompt exactly as it stands there."
+
+
+def guess_subject(text: str) -> str:
+    """The first run of words that looks like a name: words with a capital, and what joins them.
+
+    Small words may stand inside a name ("Kingdom of the Netherlands"), numbers in it or at the start of the text
+    ("2005 Tour de France"). Words that only open a sentence ("In", "Where") are no part of one, but for an article
+    right before it ("The Space Needle").
+
+    Raises:
+        SubjectError: The text has no such run.
+    """
+    if not isinstance(text, str):
+        raise SubjectError(f"The prompt must be a text (given: {quoted(text)}).")
+    runs: list[list[re.Match[str]]] = [[]]
+    joiners: list[re.Match[str]] = []
+    for word in re.finditer(r"[^\W_](?:[^\s\"“”()\[\]{},;:!?]*[^\W_])?", text):
+        run = runs[-1]
+        before = (joiners or run)[-1] if run else None
+        adjoins = before is not None and _adjoins(before[0], text[before.end() : word.start()])
+        if word[0] != word[0].lower() or (word[0][0].isdigit() and (adjoins or word.start() == 0)):
+            if adjoins:
+                run += [*joiners, word]
+            else:
+                runs.append([word])
+            joiners = []
+        elif adjoins and word[0] in _JOINERS and run[-1][0].lower() not in _OPENERS:
+            joiners.append(word)
+        else:
+            runs.append([])
+            joiners = []
+    for run in runs:
+        while run and run[0][0].lower() in _OPENERS and (len(run) == 1 or run[0][0].lower() not in _ARTICLES):
+            run = run[1:]
+        if any(word[0] != word[0].lower() for word in run):
+            end = run[-1].end()
+            # An abbreviation keeps its last dot: "F.C."
+            end += "." in run[-1][0] and text[end : end + 1] == "."
+            return re.sub(r"['’]s$", "", text[run[0].start() : end])
+    raise SubjectError(
+        f"No subject could be guessed in {quoted(text)}: it has no capitalised name. Give the subject, as it "
+        "stands in the prompt."
+    )
+
+
+def _adjoins(word: str, gap: str) -> bool:
+    """Whether a name may go on over this gap after this word; a dot may follow an initial."""
+    return gap.strip() in ("", "&", "'", "’") or (gap.strip() == "." and len(word) <= 2)

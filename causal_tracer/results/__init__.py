@@ -1,0 +1,1 @@
+"""Maps as plain data: read, described, compared, saved. Knows no engine."""

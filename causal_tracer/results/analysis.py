@@ -1,0 +1,202 @@
+"""Reading a map: token roles, effects, peaks, intervals, tables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from causal_tracer.results.words import AnyFlow, control_of, metric_of
+
+if TYPE_CHECKING:
+    from causal_tracer.results.flow import HiddenFlow
+
+Role = Literal["before", "first subject", "middle subject", "last subject", "first after", "further", "last"]
+"""Which part a token plays in its prompt, as the paper averages them (Figure 2)."""
+
+
+@dataclass(frozen=True)
+class Peak:
+    """A cell where restoring brings back much of the answer, or where corrupting takes much of it away.
+
+    Attributes:
+        position: The token's place in the prompt.
+        token: Its text.
+        layer: The layer.
+        score: The metric there.
+        effect: What the patch changes: the indirect effect, score - low_score; for direction="corrupt", which patches
+            the clean run, score - high_score.
+        share: The effect as a share of the total effect: 1 where restoring brings all of the answer back, and where
+            corrupting takes all of it away. NaN where corrupting the subject does not worsen the metric.
+    """
+
+    position: int
+    token: str
+    layer: int
+    score: float
+    effect: float
+    share: float
+
+
+def token_roles(n_tokens: int, subject_range: tuple[int, int]) -> tuple[Role, ...]:
+    """The role of each token; a subject of one token is its last."""
+    start, end = subject_range
+
+    def role(token: int) -> Role:
+        if token < start:
+            return "before"
+        if token == end - 1:
+            return "last subject"
+        if token < end:
+            return "first subject" if token == start else "middle subject"
+        if token == n_tokens - 1:
+            return "last"
+        return "first after" if token == end else "further"
+
+    return tuple(role(token) for token in range(n_tokens))
+
+
+def higher_is_stronger(flow: AnyFlow) -> bool:
+    """Return whether the cells that matter most have the highest scores, rather than the lowest.
+
+    Restoring looks for the metric's better values, corrupting for its worse ones.
+    """
+    return bool(metric_of(flow).higher_is_better) == (flow.settings.direction == "restore")
+
+
+def base_score(flow: AnyFlow) -> float:
+    """Return the metric in the run that was patched: the corrupted run, or the clean run in direction "corrupt"."""
+    return flow.high_score if flow.settings.direction == "corrupt" else flow.low_score
+
+
+def effects(flow: AnyFlow) -> Tensor:
+    """Return what each cell's patch changes: its score minus `base_score`, in the shape of the scores."""
+    base = base_score(flow)
+    # Where both are the same infinity, nothing changes.
+    return torch.where(flow.scores == base, 0.0, flow.scores - base)
+
+
+def share(flow: AnyFlow, effect: float) -> float:
+    """Return a cell's effect as a share of the total effect; NaN where there is none (see `Peak.share`)."""
+    other = flow.low_score if flow.settings.direction == "corrupt" else flow.high_score
+    total = other - base_score(flow)
+    worsens = total > 0 if higher_is_stronger(flow) else total < 0
+    return effect / total if worsens and math.isfinite(effect) and math.isfinite(total) else math.nan
+
+
+def standard_error(flow: AnyFlow) -> Tensor:
+    """Return the standard error of each cell's effect over noise samples; NaN with a single sample."""
+    samples = len(flow.sample_scores)
+    if samples < 2:
+        return torch.full_like(flow.scores, math.nan)
+    # The clean run is the same in every sample.
+    paired = flow.settings.direction == "restore"
+    differences = flow.sample_scores - flow.low_sample_scores[:, None, None] if paired else flow.sample_scores
+    return differences.std(dim=0, correction=1) / math.sqrt(samples)
+
+
+def interval(flow: HiddenFlow, level: float) -> tuple[Tensor, Tensor]:
+    """The interval of each cell's effect over noise samples: its mean ± a quantile of Student's t x its error.
+
+    The error is `standard_error`, with samples - 1 degrees of freedom.
+    """
+    samples = flow.sample_scores.shape[0]
+    half = student_t_quantile(0.5 + level / 2, samples - 1) * standard_error(flow)
+    effect = effects(flow)
+    return effect - half, effect + half
+
+
+def student_t_quantile(probability: float, degrees: int) -> float:
+    """The quantile of Student's t distribution, for a probability from 0.5 to 1: exact to 1e-6, by bisection.
+
+    The distribution function is that of the regularised incomplete beta function, as a finite sum for whole degrees
+    (Abramowitz & Stegun 26.7.3 and 26.7.4).
+    """
+    if degrees < 1:
+        return math.nan
+
+    def within(t: float) -> float:
+        angle = math.atan(t / math.sqrt(degrees))
+        cosine, term, total = math.cos(angle) ** 2, 1.0, 0.0
+        if degrees % 2:
+            term = math.cos(angle)
+            for k in range(3, degrees + 1, 2):
+                total += term
+                term *= cosine * (k - 1) / k
+            return 2 / math.pi * (angle + math.sin(angle) * total)
+        for k in range(2, degrees + 1, 2):
+            total += term
+            term *= cosine * (k - 1) / k
+        return math.sin(angle) * total
+
+    low, high = 0.0, 1.0
+    while (1 + within(high)) / 2 < probability and high < 1e8:
+        high *= 2
+    while high - low > 1e-7 * max(1.0, high):
+        middle = (low + high) / 2
+        low, high = (middle, high) if (1 + within(middle)) / 2 < probability else (low, middle)
+    return high
+
+
+def peaks(flow: HiddenFlow, count: int) -> tuple[Peak, ...]:
+    """The strongest cells, at most one a token, the strongest first; see `higher_is_stronger`."""
+    turn = 1 if higher_is_stronger(flow) else -1
+    changes = effects(flow).tolist()
+    found = []
+    for position, scores in enumerate(flow.scores.tolist()):
+        known = [layer for layer, score in enumerate(scores) if not math.isnan(score)]
+        if known:
+            # By score: effects do not order cells where the run that was patched is at minus infinity.
+            layer = max(known, key=lambda layer: turn * scores[layer])
+            effect = changes[position][layer]
+            found.append(Peak(position, flow.input_tokens[position], layer, scores[layer], effect, share(flow, effect)))
+    return tuple(sorted(found, key=lambda peak: -turn * peak.score)[:count])
+
+
+def acts(flow: AnyFlow, effect: float) -> bool:
+    """Return whether an effect goes the way that is looked for: towards the clean run, or away from it."""
+    return effect > 0 if higher_is_stronger(flow) else effect < 0
+
+
+def peak_width(flow: HiddenFlow) -> float:
+    """Half of the 95 % interval of the effect at the peak; infinite where there is none."""
+    best = peaks(flow, 1)
+    if not best:
+        return math.inf
+    low, high = interval(flow, 0.95)
+    width = float(high[best[0].position, best[0].layer] - low[best[0].position, best[0].layer]) / 2
+    return width if math.isfinite(width) else math.inf
+
+
+COLUMNS: Sequence[str] = (
+    "position",
+    "token",
+    "role",
+    "layer",
+    "score",
+    "indirect_effect",
+    "effect",
+    "standard_error",
+    "interval_low",
+    "interval_high",
+    "share",
+    "metric",
+    "direction",
+    "control",
+)
+"""The columns of a map's table. The error and the interval are those of `effect`; see `Peak`."""
+
+
+def rows(flow: HiddenFlow) -> Iterable[tuple[Any, ...]]:
+    """One row for every cell, in the order of `COLUMNS`; NaN where it was not computed."""
+    low, high = interval(flow, 0.95)
+    values = (flow.scores, flow.indirect_effect, effects(flow), standard_error(flow), low, high)
+    columns = torch.stack(values, dim=-1).tolist()
+    measured = (flow.settings.metric, flow.settings.direction, control_of(flow.settings))
+    for position, (token, role) in enumerate(zip(flow.input_tokens, flow.roles, strict=True)):
+        for layer, cell in enumerate(columns[position]):
+            yield (position, token, role, layer, *cell, share(flow, cell[2]), *measured)

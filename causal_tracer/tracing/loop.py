@@ -1,0 +1,187 @@
+"""One trace from request to result: prompt, clean run, base run, sweep, HiddenFlow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from causal_tracer.errors import SettingsError
+from causal_tracer.experiment.set_up import CORRUPTED, PLACEBO, Experiment, TracingContext, base_of_samples, set_up
+from causal_tracer.model.torch_state import stepping_in_standard_torch_state
+from causal_tracer.prompts.decoding import token_text
+from causal_tracer.request.arguments import instance
+from causal_tracer.request.records import MapSpec, SamplesUntil, TraceRequest
+from causal_tracer.results.flow import HiddenFlow
+from causal_tracer.results.top_tokens import TopTokenWatch
+from causal_tracer.sweep.audited import Sweep, audited_sweep
+from causal_tracer.sweep.batch_size import default_batch_size
+from causal_tracer.sweep.engine import choose_engine
+from causal_tracer.sweep.plan import Cell, SweepPlan, map_plan, telling_order
+from causal_tracer.tracing.maps import Results
+
+
+@dataclass(frozen=True, eq=False)
+class MapsUpdate:
+    """Several maps on their way, as in `FlowUpdate`; by the names that they were asked for with."""
+
+    flows: Mapping[str, HiddenFlow]
+    done: int
+    total: int
+
+    def __repr__(self) -> str:
+        """How far the maps are, and each in a few lines."""
+        lines = [f"MapsUpdate: {self.done} of {self.total} restored runs"]
+        return "\n".join(lines + [f"{name}: {flow!r}" for name, flow in self.flows.items()])
+
+
+@dataclass(frozen=True, eq=False)
+class FlowUpdate:
+    """A map on its way: the cells known so far, NaN in the others.
+
+    Attributes:
+        flow: The map; complete in the last update.
+        done: Restored runs done.
+        total: Restored runs in all.
+    """
+
+    flow: HiddenFlow
+    done: int
+    total: int
+
+    def __repr__(self) -> str:
+        """How far the map is, and the map in a few lines."""
+        return f"FlowUpdate: {self.done} of {self.total} restored runs\n{self.flow!r}"
+
+
+@stepping_in_standard_torch_state
+def trace(
+    context: TracingContext, request: TraceRequest, cancelled: Callable[[], bool] = lambda: False
+) -> Iterator[FlowUpdate]:
+    """Trace one prompt for one kind, handing on the map each time cells become known; see `trace_maps`."""
+    for update in trace_maps(context, request, {"map": MapSpec(request.kind, request.window)}, cancelled):
+        yield FlowUpdate(update.flows["map"], update.done, update.total)
+
+
+@stepping_in_standard_torch_state
+def trace_maps(
+    context: TracingContext,
+    request: TraceRequest,
+    specs: Mapping[str, MapSpec],
+    cancelled: Callable[[], bool] = lambda: False,
+) -> Iterator[MapsUpdate]:
+    """Trace one prompt for several maps in one sweep, which share clean run, noise and corrupted run.
+
+    Args:
+        context: The model.
+        request: What is asked for; its own kind and window are not used.
+        specs: The maps, by name.
+        cancelled: Asked as the sweep goes; True stops it.
+
+    Yields:
+        One update before the first cell, and one each time cells have become known.
+
+    Raises:
+        SettingsError, PromptError, TokenizerError: The request does not fit the model.
+        NumericsError: A run gave NaN or infinite logits.
+        TraceCancelled: `cancelled` said so.
+    """
+    instance("request", request, TraceRequest)
+    instance("specs", specs, Mapping)  # type: ignore[type-abstract]
+    for name, spec in specs.items():
+        instance(f"specs[{name!r}]", spec, MapSpec)
+    layers = request.layer_range(context.traced.n_layers)
+    experiment = set_up(context, request)
+    owned = _cells(experiment, specs, layers)
+    batch_size = request.batch_size or default_batch_size(context.traced, len(experiment.sequence))
+    results = Results(experiment, specs, batch_size)
+    wanted = request.samples
+    if not isinstance(wanted, SamplesUntil):
+        yield from _samples(experiment, specs, owned, results, 0, wanted, cancelled)
+        return
+    before: MapsUpdate | None = None
+    for start in range(0, wanted.most, wanted.step):
+        stop = min(start + wanted.step, wanted.most)
+        for update in _samples(experiment, specs, owned, results, start, stop, cancelled):
+            done = update.done + (before.done if before else 0)
+            latest = MapsUpdate(update.flows, done, update.total + (before.total if before else 0))
+            yield latest
+        before = latest
+        if results.samples < stop or all(flow.peak_width() <= wanted.width for flow in latest.flows.values()):
+            return
+    results.note(f"After {wanted.most} samples the interval of a peak is still wider than ±{wanted.width:g}.")
+    yield MapsUpdate(results.flows(), before.done, before.total) if before else MapsUpdate(results.flows(), 0, 0)
+
+
+def _cells(experiment: Experiment, specs: Mapping[str, MapSpec], layers: range) -> list[tuple[int, Cell]]:
+    """All cells with the number of the map they belong to, the most telling tokens first."""
+    traced, prompt, request = experiment.context.traced, experiment.prompt, experiment.request
+    positions: tuple[int, ...] = tuple(range(len(prompt)))
+    if request.positions is not None:
+        positions = tuple(request.positions)
+        if not all(isinstance(p, int) and 0 <= p < len(prompt) for p in positions) or not positions:
+            raise SettingsError(
+                f"positions={request.positions} are not all tokens of the prompt, which has {len(prompt)}. Give "
+                f"numbers from 0 to {len(prompt) - 1}."
+            )
+    if request.subject_tokens_only:
+        positions = tuple(p for p in positions if p in range(*prompt.subject_range))
+    source = CORRUPTED if request.direction == "corrupt" else "clean"
+    owned = []
+    for plane, spec in enumerate(specs.values()):
+        if spec.placebo and request.direction == "corrupt":
+            raise SettingsError("A placebo is restored into the corrupted run. Leave out direction='corrupt'.")
+        plan = map_plan(
+            traced,
+            prompt,
+            spec.kind,
+            spec.window,
+            set(positions),
+            layers,
+            source=PLACEBO if spec.placebo else source,
+            severed=spec.severed,
+        )
+        owned += [(plane, cell) for cell in plan.cells]
+    order = telling_order(prompt)
+    return sorted(owned, key=lambda item: order(item[1].position))
+
+
+def _samples(
+    experiment: Experiment,
+    specs: Mapping[str, MapSpec],
+    owned: list[tuple[int, Cell]],
+    results: Results,
+    start: int,
+    stop: int,
+    cancelled: Callable[[], bool],
+) -> Iterator[MapsUpdate]:
+    """The maps as more samples come in: one sweep."""
+    traced, request = experiment.context.traced, experiment.request
+    watch: TopTokenWatch | None = None
+    embeddings = experiment.embeddings(start, stop)
+    if request.top_tokens:
+        tokenizer = experiment.context.tokenizer
+        watch = TopTokenWatch(request.top_tokens, len(embeddings), lambda token: token_text(tokenizer, token))
+    base, low_scores = base_of_samples(experiment, embeddings, specs.values(), results.batch_size, watch)
+    verdict = choose_engine(traced, request.engine, len(experiment.sequence))
+    plan = SweepPlan(tuple(cell for _, cell in owned), experiment.reads)
+    planes = torch.tensor([plane for plane, _ in owned], dtype=torch.long)
+    results.begin(verdict, low_scores, owned, watch)
+    left = torch.ones(len(plan.cells), base.samples, dtype=torch.bool)
+    yield MapsUpdate(results.flows(complete=not left.numel()), 0, left.numel())
+    chunks = audited_sweep(
+        Sweep(traced, experiment.clean, base, plan, experiment.metric, results.batch_size, planes, request.seed),
+        verdict,
+        cancelled,
+        audit=request.audit,
+        watch=watch,
+        halved=results.halved,
+        restarted=results.begin_again,
+        report=results.audited,
+    )
+    for chunk in chunks:
+        results.take(planes[chunk.cells], chunk)
+        left[chunk.cells, chunk.samples] = chunk.scores.isnan()
+        remaining = int(left.sum())
+        yield MapsUpdate(results.flows(complete=not remaining), left.numel() - remaining, left.numel())

@@ -1,0 +1,217 @@
+"""Scores as a sweep gives them, made into the maps that were asked for."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import version
+
+import torch
+from torch import Tensor
+
+from causal_tracer.corruption import described
+from causal_tracer.experiment.set_up import Experiment
+from causal_tracer.metrics.metric import own_description
+from causal_tracer.model.wrappers import model_notes
+from causal_tracer.prompts.decoding import decode_together, token_text
+from causal_tracer.request.data import request_data
+from causal_tracer.request.records import MapSpec
+from causal_tracer.results.audit import Audit
+from causal_tracer.results.flow import HiddenFlow, TraceSettings
+from causal_tracer.results.top_tokens import TopTokens, TopTokenWatch
+from causal_tracer.sweep.check import Verdict
+from causal_tracer.sweep.engine import halving_note
+from causal_tracer.sweep.plan import Cell, SweepChunk
+from causal_tracer.version import __version__
+
+
+class Results:
+    """The maps of a trace on their way.
+
+    Attributes:
+        samples: Samples begun so far.
+        batch_size: Rows that go through the model together from now on.
+    """
+
+    def __init__(self, experiment: Experiment, specs: Mapping[str, MapSpec], batch_size: int):
+        self.batch_size = batch_size
+        self.samples = 0
+        self._experiment = experiment
+        self._specs = dict(specs)
+        self._sizes = [batch_size]
+        self._notes = list(model_notes(experiment.context.traced.model))
+        self._dtype = experiment.context.traced.dtype_name
+        shape = (len(specs), 0, len(experiment.prompt), experiment.context.traced.n_layers)
+        self._scores = torch.empty(shape, dtype=torch.float32)
+        self._low_scores = torch.empty(0, dtype=torch.float32)
+        self._high_score = experiment.high_score
+        self._rows = self._columns = torch.empty(0, dtype=torch.long)
+        self._owned: list[tuple[int, Cell]] = []
+        self._watch: TopTokenWatch | None = None
+        self._audits: dict[int, Audit] = {}
+        # Copies: what a user does to a result must not reach the cached clean run.
+        activations = experiment.clean.activations
+        names = {
+            n for spec in specs.values() for layer in experiment.context.traced.site_names[spec.kind] for n in layer
+        }
+        tokens = len(experiment.prompt)
+        self._outputs = {name: activations[name][:tokens].to("cpu", torch.float32, copy=True) for name in names}
+
+    def begin(
+        self, verdict: Verdict, low_scores: Tensor, owned: list[tuple[int, Cell]], watch: TopTokenWatch | None
+    ) -> None:
+        """More samples begin, with these scores in their corrupted runs, of these cells by number of their map."""
+        self._verdict = verdict
+        self._first = self.samples
+        self.samples += len(low_scores)
+        self._low_scores = torch.cat([self._low_scores, low_scores])
+        planes, _, tokens, layers = self._scores.shape
+        more = torch.full((planes, len(low_scores), tokens, layers), torch.nan, dtype=torch.float32)
+        self._scores = torch.cat([self._scores, more], dim=1)
+        self._owned, self._watch = owned, watch
+        self._rows = torch.tensor([cell.position for _, cell in owned], dtype=torch.long)
+        self._columns = torch.tensor([cell.layer for _, cell in owned], dtype=torch.long)
+
+    def take(self, planes: Tensor, chunk: SweepChunk) -> None:
+        """Scores have become known: of cells of these maps."""
+        place = (planes, self._first + chunk.samples, self._rows[chunk.cells], self._columns[chunk.cells])
+        self._scores[place] = chunk.scores
+
+    def halved(self, batch_size: int) -> None:
+        """The memory of the device did not hold the batch, and the sweep goes on with a smaller one."""
+        self._sizes.append(batch_size)
+        self.batch_size = batch_size
+        self.begin_again()
+
+    def begin_again(self) -> None:
+        """Cells whose samples have come in part are computed again."""
+        if self._watch is not None:
+            self._watch.begin_again()
+
+    def audited(self, plane: int, audit: Audit) -> None:
+        """Keep a map's audit; of several, as samples are added, the one with the largest difference."""
+        before = self._audits.get(plane)
+        if before is None or (before.recomputed, before.largest_difference) < (
+            audit.recomputed,
+            audit.largest_difference,
+        ):
+            self._audits[plane] = audit
+
+    def note(self, text: str) -> None:
+        """Something that a reader of the maps has to know."""
+        self._notes.append(text)
+
+    def flows(self, complete: bool = True) -> dict[str, HiddenFlow]:
+        """The maps as they are now; they share no tensors, and only complete ones have a copy of the activations."""
+        return {name: self._flow(plane, spec, complete) for plane, (name, spec) in enumerate(self._specs.items())}
+
+    def _flow(self, plane: int, spec: MapSpec, complete: bool) -> HiddenFlow:
+        experiment = self._experiment
+        context, prompt, clean = experiment.context, experiment.prompt, experiment.clean
+        tokenizer, sample_scores = context.tokenizer, self._scores[plane].clone()
+        modules = [name for layer in context.traced.site_names[spec.kind] for name in layer] if complete else []
+        return HiddenFlow(
+            # NaN until all samples of a cell are there.
+            scores=sample_scores.mean(dim=0),
+            low_score=float(self._low_scores.mean()),
+            high_score=self._high_score,
+            input_ids=clean.input_ids[: len(prompt)].clone(),
+            input_tokens=list(prompt.tokens),
+            subject_range=prompt.subject_range,
+            answer=decode_together(tokenizer, experiment.answer_ids),
+            kind=spec.kind,
+            layer_outputs=OrderedDict((name, self._outputs[name].clone()) for name in modules),
+            answer_id=experiment.answer_ids[0],
+            prompt=prompt.text,
+            subject=prompt.subject,
+            subject_guessed=prompt.subject_guessed,
+            sample_scores=sample_scores,
+            low_sample_scores=self._low_scores.clone(),
+            settings=self._settings(plane, spec),
+            notes=tuple(self._all_notes(plane, spec)),
+            answer_ids=experiment.answer_ids,
+            top_tokens=self._top_tokens(plane),
+            audit=self._audits.get(plane),
+            request=request_data(experiment.request, spec),
+        )
+
+    def _settings(self, plane: int, spec: MapSpec) -> TraceSettings:
+        request, context = self._experiment.request, self._experiment.context
+        layers = request.layer_range(context.traced.n_layers)
+        metric, foil = request.metric, self._experiment.foil_id
+        own = None if isinstance(metric, str) else own_description(self._experiment.metric)
+        placebo = request.placebo if spec.placebo else None
+        gaussian = request.corruption == "gaussian"
+        return TraceSettings(
+            model=context.model_id,
+            revision=context.revision,
+            dtype=self._dtype,
+            noise=context.noise,
+            noise_rule=context.noise_rule,
+            samples=self.samples,
+            seed=request.seed,
+            window=spec.window,
+            batch_size=self.batch_size,
+            start_layer=layers.start,
+            end_layer=layers.stop,
+            subject_tokens_only=request.subject_tokens_only,
+            engine="full" if self._recomputed(plane) else self._verdict.name,
+            versions=dict(_versions()),
+            corruption="Gaussian noise" if gaussian else described(self._experiment.corruption),
+            metric=own.name if own is not None else str(metric),
+            direction=request.direction,
+            severed=spec.severed,
+            placebo=None if placebo is None else str(getattr(placebo.text, "text", placebo.text)),
+            read=request.read,
+            foil=None if foil is None else token_text(context.tokenizer, foil),
+            elsewhere=request.elsewhere,
+            metric_description=own,
+        )
+
+    def _all_notes(self, plane: int, spec: MapSpec) -> list[str]:
+        experiment, request = self._experiment, self._experiment.request
+        prompt, notes = experiment.prompt, list(experiment.notes)
+        if (count := prompt.subject_count) > 1:
+            notes.append(f"The subject occurs {count} times in the prompt; the {request.occurrence} one is traced.")
+        if missing := experiment.context.traced.missing_layers(spec.kind):
+            notes.append(f"Layers without {spec.kind}: {', '.join(map(str, missing))}.")
+        if request.engine == "auto" and self._verdict.tried:
+            notes.append(f"Computed by the slower sweep {self._verdict.name!r}. {' '.join(self._verdict.tried)}")
+        if self._recomputed(plane):
+            audit = self._audits[plane]
+            notes.append(
+                f"Computed again by the full sweep: the audit found a score of the sweep {self._verdict.name!r} to be "
+                f"off by {audit.largest_difference:.2g} ({audit.allowed:.2g} is allowed)."
+            )
+        if len(self._sizes) > 1:
+            notes.append(halving_note(self._sizes))
+        if experiment.foil_id is not None and experiment.foil_id == experiment.answer_ids[0]:
+            notes.append("The answer and the foil begin with the same token.")
+        return notes + self._notes
+
+    def _recomputed(self, plane: int) -> bool:
+        return plane in self._audits and self._audits[plane].recomputed
+
+    def _top_tokens(self, plane: int) -> TopTokens | None:
+        if self._watch is None:
+            return None
+        corrupted = self._watch.of_cell(-1) or ()
+        clean = self._watch.of_logits(self._experiment.clean.logits[0])
+        base = clean if self._experiment.request.direction == "corrupt" else corrupted
+        restored = {}
+        for number, (owner, cell) in enumerate(self._owned):
+            if owner != plane:
+                continue
+            found = self._watch.of_cell(number)
+            if found is None and not self._scores[plane, :, cell.position, cell.layer].isnan().any():
+                # Known, and not run: it changes nothing.
+                found = base
+            if found is not None:
+                restored[cell.position, cell.layer] = found
+        return TopTokens(clean, corrupted, restored)
+
+
+@cache
+def _versions() -> dict[str, str]:
+    return {"causal_tracer": __version__, "torch": torch.__version__, "transformers": version("transformers")}

@@ -1,0 +1,61 @@
+"""What the endpoints answer: maps, results, how far a run is, and errors."""
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import gradio as gr
+
+from causal_tracer.errors import CausalTracerError
+from causal_tracer.web.page.views import app_figure
+from causal_tracer.web.service.updates import RunUpdate
+
+Json = dict[str, Any]
+
+_logger = logging.getLogger(__name__)
+
+
+def map_and_result(update: RunUpdate) -> tuple[Json, Json]:
+    """A Plotly figure as JSON, and the result of its kind; both empty while the run waits."""
+    figure: Json = {}
+    if update.flow is not None:
+        figure = json.loads(app_figure(update.flow).to_json())
+    return figure, result(update, alone=True)
+
+
+def result(update: RunUpdate, *, alone: bool) -> Json:
+    """What /trace documents: the only result, or the results by kind; and how far the run is."""
+    if alone:
+        found = {} if update.flow is None else update.flow.to_dict()
+    else:
+        found = {kind: flow.to_dict() for kind, flow in update.flows.items()}
+    return {**found, "progress": _progress(update)}
+
+
+def _progress(update: RunUpdate) -> Json:
+    return {
+        "done": update.done,
+        "total": update.total,
+        "seconds": round(update.seconds, 3),
+        "cached": update.cached,
+        "waiting": update.waiting,
+        "position": update.position,
+    }
+
+
+@contextmanager
+def for_clients() -> Iterator[None]:
+    """Errors as they reach a client: with their message where they are the client's, without a word of code else."""
+    try:
+        yield
+    except CausalTracerError as error:
+        raise gr.Error(str(error), print_exception=False) from error
+    except gr.Error:
+        raise
+    except Exception as error:
+        _logger.exception("A request failed.")
+        raise gr.Error(
+            "Something went wrong in the app itself. The server's log has the details.", print_exception=False
+        ) from error

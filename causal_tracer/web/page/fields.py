@@ -1,0 +1,135 @@
+"""What stands in the page's fields, as the service takes it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from typing import Any
+
+from causal_tracer.errors import SettingsError
+from causal_tracer.model.layers import KINDS
+from causal_tracer.plots.heatmap import display_token
+from causal_tracer.tracer import DEFAULT_WINDOWS
+from causal_tracer.web.service.asking import TraceInput
+from causal_tracer.web.service.inspection import Inspection, subject_of_tokens
+
+
+@dataclass(frozen=True)
+class Picked:
+    """What was chosen by clicks and does not stand in a text field in full; it holds while the fields stay as they are.
+
+    Attributes:
+        prompt: The prompt in which it was chosen.
+        subject: The subject that was chosen.
+        occurrence: Which one is meant where that subject occurs more than once.
+        answer: The text of the answer that was chosen.
+        answer_id: Its token; None where no token was chosen.
+        answer_form: As in `TraceInput`; the page has no field for it, but a link may have it.
+    """
+
+    prompt: str = ""
+    subject: str = ""
+    occurrence: str = "last"
+    answer: str = ""
+    answer_id: int | None = None
+    answer_form: str = "auto"
+
+
+# How the answer's field names a token that has no text of its own.
+_NAMED_TOKEN = re.compile(r"token (\d+)")
+
+# In the order of the page's inputs.
+FIELD_NAMES: tuple[str, ...] = (
+    "model",
+    "prompt",
+    "subject",
+    "answer",
+    "samples",
+    "noise",
+    "corruption",
+    "seed",
+    "start_layer",
+    "end_layer",
+    "batch_size",
+    "subject_tokens_only",
+    "chat",
+    *(f"window_{kind}" for kind in KINDS),
+)
+
+_OPTIONAL_NUMBERS = {"noise": "The noise level", "end_layer": "The last layer", "batch_size": "The batch size"}
+
+
+def asked_for(kind: str, picked: Picked, *values: Any) -> TraceInput:
+    """The request that the fields make, in the order of `FIELD_NAMES`.
+
+    Raises:
+        SettingsError: Where a number is expected there is none.
+    """
+    given = dict(zip(FIELD_NAMES, values, strict=True))
+    windows = tuple(given.pop(f"window_{each}") for each in KINDS)
+    for name, title in _OPTIONAL_NUMBERS.items():
+        given[name] = optional_number(title, given[name])
+    text = given.pop("answer") or ""
+    same_prompt = picked.prompt == given["prompt"]
+    same_answer = same_prompt and picked.answer == text
+    by_id = same_answer and picked.answer_id is not None
+    named = _NAMED_TOKEN.fullmatch(text.strip())
+    return TraceInput(
+        **given,
+        kind=kind,
+        answer=picked.answer_id if by_id else int(named[1]) if named else text,
+        answer_form=picked.answer_form if same_answer else "auto",
+        occurrence=picked.occurrence if same_prompt and picked.subject == given["subject"] else "last",
+        window=None if kind == "all" else windows[KINDS.index(kind)],
+        windows=windows if kind == "all" else (),
+    )
+
+
+def field_values(asked: TraceInput, answer_text: str) -> tuple[Any, ...]:
+    """The other way round: what the fields show for a request, in the order of `FIELD_NAMES`."""
+    given = asked.windows or tuple(asked.window if kind == asked.kind else None for kind in KINDS)
+    # An empty number field would send 0.
+    windows = tuple(window or DEFAULT_WINDOWS[kind] for kind, window in zip(KINDS, given, strict=True))
+    shown = {
+        **{name: getattr(asked, name) for name in FIELD_NAMES if hasattr(asked, name)},
+        **{name: "" if getattr(asked, name) is None else f"{getattr(asked, name):g}" for name in _OPTIONAL_NUMBERS},
+        "answer": answer_text,
+        **{f"window_{kind}": window for kind, window in zip(KINDS, windows, strict=True)},
+    }
+    return tuple(shown[name] for name in FIELD_NAMES)
+
+
+def optional_number(title: str, text: Any) -> float | None:
+    """The number in a text field; empty is None.
+
+    Text fields, since Gradio's number field hands on 0 when it is empty, and 0 is a noise level too.
+
+    Raises:
+        SettingsError: It is no number.
+    """
+    shown = str(text or "").strip()
+    if not shown:
+        return None
+    try:
+        return float(shown)
+    except ValueError as error:
+        raise SettingsError(f"{title} {shown!r} is no number. Give one, or leave the field empty.") from error
+
+
+def subject_picked(inspection: Inspection, prompt: str, first: int, last: int, picked: Picked) -> Picked:
+    """The subject that two clicked tokens mark.
+
+    Raises:
+        SubjectError: It cannot be told from the same words elsewhere in the prompt.
+    """
+    subject, occurrence = subject_of_tokens(inspection, prompt, first, last)
+    return replace(picked, prompt=prompt, subject=subject, occurrence=occurrence)
+
+
+def answer_picked(inspection: Inspection, prompt: str, place: int, picked: Picked) -> Picked:
+    """The answer at a place of the list; the first one is the model's own, which needs no text."""
+    chosen = inspection.answers[place]
+    if place == 0:
+        return replace(picked, prompt=prompt, answer="", answer_id=None, answer_form="auto")
+    text = display_token(chosen.text)
+    return replace(picked, prompt=prompt, answer=text, answer_id=chosen.token_id, answer_form="auto")

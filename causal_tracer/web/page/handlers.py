@@ -1,0 +1,192 @@
+"""What happens when something is typed, clicked or pressed. All that runs a model does so through the service."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Generator
+from contextlib import aclosing, closing
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import gradio as gr
+
+from causal_tracer.errors import CausalTracerError
+from causal_tracer.web.page import explore
+from causal_tracer.web.page.chips import inspection_html
+from causal_tracer.web.page.field_notes import NOTED_FIELDS, field_notes, message_of, refusal
+from causal_tracer.web.page.fields import Picked, answer_picked, asked_for, field_values, subject_picked
+from causal_tracer.web.page.summary import message_html, model_words, progress_words, status_html
+from causal_tracer.web.page.views import Flows, TabView, maps_view
+from causal_tracer.web.service.asking import TraceInput
+from causal_tracer.web.service.limits import client_of
+from causal_tracer.web.service.links import input_of, page_url
+from causal_tracer.web.service.stored import STORED_PROMPT
+from causal_tracer.web.service.tracing import TraceService
+from causal_tracer.web.service.updates import Cancelled, RunUpdate, stepped, thinned
+
+# A browser redraws the whole map each time.
+REDRAW_SECONDS = 0.5
+COMPUTED = "computed just now"
+KEPT = "a kept result"
+
+
+@dataclass(frozen=True)
+class MapRun:
+    """Run of one tab, which ends where the page is closed or Stop is pressed.
+
+    A class, since Gradio hands on its request to methods with hints only.
+
+    Attributes:
+        service: The models.
+        tab: "hidden", "mlp", "attention", or "all".
+        maps: How many maps the tab has.
+    """
+
+    service: TraceService
+    tab: str
+    maps: int
+
+    async def run(
+        self, request: gr.Request, picked: Picked, write_top_tokens: bool, *values: Any
+    ) -> AsyncGenerator[tuple[Any, ...]]:
+        """Trace what the fields ask for, and show the maps as they fill in."""
+        async with aclosing(stepped(partial(self._views, request, picked, write_top_tokens, values))) as views:
+            async for view in views:
+                yield view.outputs(self.maps)
+
+    def _views(
+        self, request: gr.Request, picked: Picked, write_top_tokens: bool, values: tuple[Any, ...], left: Cancelled
+    ) -> Generator[TabView]:
+        yield TabView(status=status_html("Starting."), running=True)
+        try:
+            asked = asked_for(self.tab, picked, *values)
+            inspection = self.service.inspect(asked)
+            # What stands there now may be about an earlier run.
+            yield TabView(message=message_of(inspection))
+            if refused := refusal(inspection):
+                yield _failed(refused)
+                return
+            updates = self.service.trace(asked, client_of(request, self.service.settings), left)
+            begun = None
+            with closing(thinned(updates, REDRAW_SECONDS)) as shown:
+                for update in shown:
+                    begun = begun or (update if update.done else None)
+                    status = status_html(progress_words(update, begun))
+                    yield self._view(update, status, write_top_tokens, request)
+        except CausalTracerError as error:
+            yield replace(_failed(str(error)), message=message_html(str(error)))
+
+    def _view(self, update: RunUpdate, status: str, write_top_tokens: bool, request: gr.Request) -> TabView:
+        if not update.flows:
+            return TabView(status=status)
+        filling = update.done < update.total
+        return maps_view(
+            self.tab,
+            update.flows,
+            status=status,
+            origin="being computed" if filling else KEPT if update.cached else COMPUTED,
+            link=None if filling else result_link(self.service, update.flows, request),
+            filling=filling,
+            write_top_tokens=write_top_tokens and not filling,
+        )
+
+
+def _failed(words: str) -> TabView:
+    return TabView(status=status_html(f"Nothing was computed. {words}", state="ct-failed"), running=False)
+
+
+def result_link(service: TraceService, flows: Flows, request: gr.Request) -> str:
+    """Return the link that reproduces a result, or why there is none."""
+    # The address of the page, not of the request that Gradio makes behind it.
+    page = page_url(request.headers.get("referer") or f"http://{request.headers.get('host', '')}/")
+    try:
+        revision = next(iter(flows.values())).settings.revision
+        return service.link(input_of_all(flows), page, revision=revision)
+    except CausalTracerError as error:
+        return str(error)
+
+
+def input_of_all(flows: Flows) -> TraceInput:
+    """What was asked for to get these maps."""
+    inputs = [input_of(flow) for flow in flows.values()]
+    if len(inputs) == 1:
+        return inputs[0]
+    return replace(inputs[0], kind="all", window=None, windows=tuple(each.window for each in inputs))
+
+
+@dataclass(frozen=True)
+class PageEvents:
+    """Events that need to know what was clicked, or with which address the page was opened.
+
+    A class, since Gradio hands on events and requests to methods with hints only.
+    """
+
+    service: TraceService
+
+    def pick(self, event: gr.SelectData, picked: Picked, *values: Any) -> tuple[Any, ...]:
+        """A token or an answer was clicked: the new subject and answer, what was picked, and a message."""
+        try:
+            asked = asked_for("hidden", picked, *values)
+            inspection = self.service.inspect(asked)
+            if event.value == "answer":
+                now = answer_picked(inspection, asked.prompt, int(event.index), picked)
+                return gr.skip(), now.answer, now, gr.skip()
+            first, last = event.index
+            now = subject_picked(inspection, asked.prompt, int(first), int(last), picked)
+        except CausalTracerError as error:
+            return gr.skip(), gr.skip(), gr.skip(), message_html(str(error))
+        return now.subject, gr.skip(), now, gr.skip()
+
+    def open_file(self, request: gr.Request, path: str, history: explore.History) -> tuple[Any, ...]:
+        """A saved result was uploaded; see `explore.open_file`."""
+        return explore.open_file(path, history, lambda flows: result_link(self.service, flows, request))
+
+    def open_link(self, request: gr.Request) -> tuple[Any, ...]:
+        """What the page's address asks for: the fields' values, what was picked, the tab to open, and a message."""
+        parsed = self.service.open_link(dict(request.query_params))
+        if not parsed.given:
+            return (gr.skip(),) * (len(field_values(parsed.asked, "")) + 3)
+        asked = replace(parsed.asked, model=parsed.asked.model or self.service.models[0])
+        if not asked.prompt:
+            asked = replace(asked, prompt=STORED_PROMPT, subject="")
+        text = str(asked.answer or "")
+        token = int(asked.answer) if isinstance(asked.answer, int | float) else None
+        text = text if token is None else f"token {token}"
+        picked = Picked(asked.prompt, asked.subject or "", asked.occurrence, text, token, asked.answer_form)
+        return (*field_values(asked, text), picked, gr.Tabs(selected=asked.kind), message_html(warned=parsed.problems))
+
+
+def inspect_fields(service: TraceService, picked: Picked, *values: Any) -> tuple[str, ...]:
+    """Return chips and answers for what stands in the fields, the message below them, and the note below each."""
+    try:
+        inspection = service.inspect(asked_for("hidden", picked, *values))
+    except CausalTracerError as error:
+        return gr.skip(), message_html(str(error)), *(gr.skip() for _ in NOTED_FIELDS)
+    return inspection_html(inspection), message_of(inspection), *field_notes(inspection)
+
+
+def model_line(service: TraceService, model: str) -> tuple[str, str, gr.Timer]:
+    """Begin to load a model, and say how far it is, its automatic noise level, and whether to ask again."""
+    service.start_loading(model)
+    status = service.status(model)
+    line = status_html(model_words(status), state=f"ct-{status.state}")
+    noise = "" if status.noise is None else f"Automatic for this model: <b>{status.noise:.4g}</b>."
+    return line, f'<p class="ct-hint">{noise}</p>', gr.Timer(active=not status.settled)
+
+
+def chat_box(service: TraceService, model: str, chat: bool) -> gr.Checkbox:
+    """The box can be ticked where the model has a chat template, and unticked always."""
+    return gr.Checkbox(interactive=chat or service.status(model).chat)
+
+
+def named(tab: str) -> str:
+    """The tab that is shown now."""
+    return tab
+
+
+def python_lines(service: TraceService, tab: str, picked: Picked, *values: Any) -> str:
+    """The Python lines that do what the fields ask for."""
+    try:
+        return service.python_lines(asked_for(tab, picked, *values))
+    except CausalTracerError as error:
+        return f"# {error}"

@@ -1,0 +1,270 @@
+"""The upper part of the tool: model, prompt, subject, answer, chips, examples, and what stands under Advanced."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import gradio as gr
+
+from causal_tracer.model.layers import KINDS
+from causal_tracer.tracer import DEFAULT_WINDOWS
+from causal_tracer.web.page import handlers
+from causal_tracer.web.page.assets import static_text
+from causal_tracer.web.page.chips import inspection_html, stored_inspection
+from causal_tracer.web.page.explore import TAB_TITLES
+from causal_tracer.web.page.field_notes import field_notes
+from causal_tracer.web.page.fields import FIELD_NAMES, Picked
+from causal_tracer.web.page.summary import message_html, model_words, status_html
+from causal_tracer.web.page.texts import CORRUPTION_TITLES, EXAMPLES
+from causal_tracer.web.service.asking import CORRUPTION_CHOICES
+from causal_tracer.web.service.inspection import Inspection
+from causal_tracer.web.service.stored import STORED_PROMPT, stored_map
+from causal_tracer.web.service.tracing import TraceService
+
+LOADING_POLL_SECONDS = 1.0
+# A page that lies open for a day still has its results; one that is closed loses them after an hour.
+IDLE_SECONDS = 24 * 3600
+AT_ONCE: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """What all tabs share.
+
+    Attributes:
+        values: The fields, in the order of `FIELD_NAMES`.
+        picked: What was chosen by clicks.
+        notes: What is wrong with a field, below it, in the order of `NOTED_FIELDS`.
+        message: What is wrong or doubtful beyond that.
+        link_message: What was wrong with the link that opened the page.
+        line: How far the model is.
+    """
+
+    values: list[Any]
+    picked: gr.State
+    notes: list[gr.HTML]
+    message: gr.HTML
+    link_message: gr.HTML
+    line: gr.HTML
+
+    def field(self, name: str) -> Any:
+        """A field by its name."""
+        return self.values[FIELD_NAMES.index(name)]
+
+
+def input_fields(service: TraceService, demo: gr.Blocks) -> tuple[Inputs, Any]:
+    """Lay out the fields and wire them to the chips; return them with the event of a look at them."""
+    picked = gr.State(Picked())
+    first = first_inspection()
+    main, notes, line = _main_fields(service, first)
+    # Apart from what is said of the fields, which changes with them.
+    link_message = gr.HTML(message_html(), elem_id="ct-link-message")
+    message = gr.HTML(message_html(), elem_id="ct-message")
+    chips = gr.HTML(
+        inspection_html(first, enabled=False),
+        elem_id="ct-chips",
+        js_on_load=static_text("chips.js"),
+    )
+    gr.Examples(
+        # Their subjects are those that are guessed; a typed one does not stay for another fact.
+        [[example.prompt, "", ""] for example in EXAMPLES],
+        [main["prompt"], main["subject"], main["answer"]],
+        label="Facts that the embedded model knows",
+        elem_id="ct-examples",
+        example_labels=[example.label for example in EXAMPLES],
+        api_visibility="private",
+    )
+    advanced, noise_level = _advanced_fields()
+    fields = {**main, **advanced}
+    inputs = Inputs([fields[name] for name in FIELD_NAMES], picked, notes, message, link_message, line)
+    _wire_model(service, demo, inputs, noise_level)
+    return inputs, _wire_prompt(service, inputs, chips)
+
+
+def _main_fields(service: TraceService, first: Inspection) -> tuple[dict[str, Any], list[gr.HTML], gr.HTML]:
+    statuses = service.statuses()
+    with gr.Row(equal_height=False):
+        model = gr.Dropdown(
+            [(_model_label(status.title, status.size_words), status.model) for status in statuses],
+            value=statuses[0].model,
+            label="Model",
+            scale=2,
+            min_width=240,
+            elem_id="ct-model-choice",
+            interactive=len(statuses) > 1,
+            filterable=False,
+        )
+        line = gr.HTML(status_html(model_words(statuses[0])), elem_id="ct-model", scale=3, min_width=240)
+    boxes = {
+        "prompt": (5, 240, "The answer is what the model says next.", ""),
+        "subject": (3, 180, "A part of the prompt. Empty: guessed.", "guessed"),
+        "answer": (2, 160, "Empty: what the model says. A space at its start counts.", "the model's own"),
+    }
+    fields: dict[str, Any] = {"model": model}
+    notes = []
+    with gr.Row(equal_height=False):
+        for (name, (scale, width, info, placeholder)), note in zip(boxes.items(), field_notes(first), strict=True):
+            with gr.Column(scale=scale, min_width=width, elem_classes="ct-field"):
+                fields[name] = gr.Textbox(
+                    STORED_PROMPT if name == "prompt" else "",
+                    label=name.capitalize(),
+                    info=info,
+                    placeholder=placeholder,
+                    lines=1,
+                    max_lines=6 if name == "prompt" else 1,
+                    elem_id=f"ct-{name}",
+                )
+                notes.append(gr.HTML(note, elem_id=f"ct-{name}-note", elem_classes="ct-field-note"))
+    fields["chat"] = gr.Checkbox(
+        False,
+        label="Chat message",
+        info="The prompt is what the user says, the answer how the model's reply begins. For models with a chat "
+        "template.",
+        interactive=statuses[0].chat,
+        elem_id="ct-chat",
+    )
+    return fields, notes, line
+
+
+def first_inspection() -> Inspection:
+    """Return what the page shows of its prompt before it has asked: the stored map's, with the subject as guessed."""
+    return replace(stored_inspection(stored_map("hidden")), guessed=True)
+
+
+def _model_label(title: str, size: str) -> str:
+    return f"{title} · {size}" if size else title
+
+
+def _advanced_fields() -> tuple[dict[str, Any], gr.HTML]:
+    with gr.Accordion("Advanced", open=False, elem_id="ct-advanced"):
+        with gr.Row():
+            samples = gr.Number(
+                10,
+                label="Noise samples",
+                info="Each map is their mean.",
+                precision=0,
+                min_width=130,
+                elem_id="ct-samples",
+            )
+            noise = gr.Textbox(
+                "",
+                label="Noise level",
+                info="Empty: automatic. 0: none.",
+                placeholder="automatic",
+                max_lines=1,
+                min_width=130,
+                elem_id="ct-noise",
+            )
+            corruption = gr.Dropdown(
+                [(CORRUPTION_TITLES[name], name) for name in CORRUPTION_CHOICES],
+                value="gaussian",
+                label="Corruption",
+                info="The first four take the level.",
+                filterable=False,
+                min_width=220,
+                elem_id="ct-corruption",
+            )
+            seed = gr.Number(
+                1,
+                label="Seed of the noise",
+                info="Same seed, same noise.",
+                precision=0,
+                min_width=130,
+                elem_id="ct-seed",
+            )
+        noise_level = gr.HTML("", elem_id="ct-noise-level")
+        with gr.Row():
+            windows = {
+                f"window_{kind}": gr.Number(
+                    DEFAULT_WINDOWS[kind],
+                    label=f"Window: {TAB_TITLES[kind]}",
+                    info="Layers restored together.",
+                    precision=0,
+                    min_width=130,
+                    elem_id=f"ct-window-{kind}",
+                )
+                for kind in KINDS
+            }
+        with gr.Row():
+            start_layer = gr.Number(0, label="First layer", precision=0, min_width=130, elem_id="ct-start-layer")
+            end_layer = gr.Textbox(
+                "",
+                label="One past the last layer",
+                placeholder="all layers",
+                max_lines=1,
+                min_width=130,
+                elem_id="ct-end-layer",
+            )
+            batch_size = gr.Textbox(
+                "", label="Batch size", placeholder="the app's own", max_lines=1, min_width=130, elem_id="ct-batch-size"
+            )
+        subject_only = gr.Checkbox(False, label="Restore at the subject's tokens only", elem_id="ct-subject-only")
+    named = {
+        "samples": samples,
+        "noise": noise,
+        "corruption": corruption,
+        "seed": seed,
+        "start_layer": start_layer,
+        "end_layer": end_layer,
+        "batch_size": batch_size,
+        "subject_tokens_only": subject_only,
+    }
+    return {**named, **windows}, noise_level
+
+
+def _wire_model(service: TraceService, demo: gr.Blocks, inputs: Inputs, noise_level: gr.HTML) -> None:
+    timer = gr.Timer(LOADING_POLL_SECONDS)
+    model = inputs.field("model")
+    # `load` too, for a page that is opened long after it was built; and `change`, since links choose models as well.
+    # All in one event, so that no answer about an earlier model can come last.
+    gr.on(
+        [timer.tick, demo.load, model.change],
+        partial(handlers.model_line, service),
+        inputs=[model],
+        outputs=[inputs.line, noise_level, timer],
+        trigger_mode="always_last",
+        **AT_ONCE,
+    )
+    chat = inputs.field("chat")
+    gr.on(
+        [inputs.line.change, chat.change],
+        partial(handlers.chat_box, service),
+        inputs=[model, chat],
+        outputs=[chat],
+        trigger_mode="always_last",
+        **AT_ONCE,
+    )
+
+
+def _wire_prompt(service: TraceService, inputs: Inputs, chips: gr.HTML) -> Any:
+    """Let chips, messages and notes follow the fields; return the event of that look at the fields."""
+    prompt, subject, answer = (inputs.field(name) for name in ("prompt", "subject", "answer"))
+    picked = inputs.picked
+    subject.input(None, inputs=[subject], js=static_text("subject_typed.js"), api_visibility="private")
+    gr.on(
+        [prompt.change, subject.change],
+        None,
+        inputs=[prompt, subject, answer],
+        outputs=[subject, answer],
+        js=static_text("fields_changed.js"),
+        api_visibility="private",
+    )
+    inspected = gr.on(
+        # The model's line too: chips need its tokenizer, and come with it. All in one event, so that no answer to an
+        # earlier question can come last.
+        [field.change for field in (*inputs.values, picked, inputs.line)],
+        partial(handlers.inspect_fields, service),
+        inputs=[picked, *inputs.values],
+        outputs=[chips, inputs.message, *inputs.notes],
+        trigger_mode="always_last",
+        **AT_ONCE,
+    )
+    chips.select(
+        handlers.PageEvents(service).pick,
+        inputs=[picked, *inputs.values],
+        outputs=[subject, answer, picked, inputs.message],
+        **AT_ONCE,
+    )
+    return inspected

@@ -1,0 +1,181 @@
+"""The story that the page opens with: one stored result in four steps, as HTML that needs no computation.
+
+The same picture, token x layer, is shown four times: all activations clean, those after the noise corrupted, one of
+them restored, and the map that restoring each in turn gives. `static/story.js` moves it.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from causal_tracer.errors import SettingsError
+from causal_tracer.metrics.descriptions import METRIC_DESCRIPTIONS
+from causal_tracer.plots.heatmap import COLOR_SCALES
+from causal_tracer.results.flow import HiddenFlow
+from causal_tracer.results.words import control_of, display_token, map_title, metric_label, metric_of, token_axis_labels
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step: what it is called, what it says, and the probability that it ends with."""
+
+    name: str
+    words: str
+    probability: float
+    says: str
+
+
+def story_steps(flow: HiddenFlow) -> tuple[Step, ...]:
+    """The four steps of a result of hidden states, in the order in which they are told; words are safe HTML.
+
+    Raises:
+        SettingsError: The result has another metric than the probability, another direction, or a control: these words
+            would not be true of it.
+    """
+    plain = flow.settings.direction == "restore" and not control_of(flow.settings)
+    if metric_of(flow) != METRIC_DESCRIPTIONS["probability"] or not plain:
+        raise SettingsError(
+            f"The story is told of the answer's probability in restored runs, without controls, and this result is of "
+            f"{metric_label(flow)}: {map_title(flow)}. Give another result."
+        )
+    measured = html.escape(metric_label(flow))
+    answer = f"<b>{_shown(flow.answer)}</b>"
+    subject = f"“{html.escape(flow.subject)}”"
+    position, layer = told_cell(flow)
+    token = f"“{_shown(flow.input_tokens[position])}”"
+    restored = float(flow.scores[position, layer])
+    return (
+        Step(
+            "The clean run",
+            f"A language model reads the prompt and says {answer}. Where in the model does it know that from?",
+            flow.high_score,
+            measured,
+        ),
+        Step(
+            "The corrupted run",
+            f"Noise on the subject, {subject}, spoils what follows from it. The answer is lost{_says_now(flow)}.",
+            flow.low_score,
+            measured,
+        ),
+        Step(
+            "One restored run",
+            f"Noise again, but one activation is put back to its clean value: {token}, layer {layer}. "
+            "The answer comes back.",
+            restored,
+            measured,
+        ),
+        Step(
+            "The whole map",
+            "Each cell is one restored run. The stronger its colour, the more of the answer comes back: at the "
+            "subject's last token in early layers, and at the last token in late ones.",
+            flow.peaks(1)[0].score,
+            f"Strongest: {measured}",
+        ),
+    )
+
+
+def _says_now(flow: HiddenFlow) -> str:
+    """What the corrupted run says instead, as far as it is words."""
+    if flow.top_tokens is None:
+        return ""
+    words = [token for token in flow.top_tokens.corrupted if any(map(str.isalpha, token.text))][:2]
+    if not words:
+        return ""
+    told = " or ".join(f"<b>{_shown(token.text)}</b>" for token in words)
+    return f": it now says {told} or anything else, none above {flow.top_tokens.corrupted[0].probability:.2f}"
+
+
+def told_cell(flow: HiddenFlow) -> tuple[int, int]:
+    """The cell that the third step restores: the best layer of the subject's last token."""
+    position = flow.subject_range[1] - 1
+    return position, int(flow.scores[position].nan_to_num(0.0).argmax())
+
+
+def story_html(flow: HiddenFlow) -> str:
+    """The story of a result of hidden states."""
+    steps = story_steps(flow)
+    tabs = "".join(
+        f'<li><button type="button" data-go="{number}"{_current(number)}>{number} {step.name}</button></li>'
+        for number, step in enumerate(steps, start=1)
+    )
+    articles = "".join(_article(number, step) for number, step in enumerate(steps, start=1))
+    layers = int(flow.scores.shape[1])
+    return (
+        '<details class="ct-story" open data-step="1"><summary>Causal tracing in four steps</summary>'
+        f'<ol class="ct-steps">{tabs}</ol>'
+        f'<div class="ct-stage"><div class="ct-words" aria-live="polite">{articles}</div>'
+        f'<div class="ct-picture" role="img" aria-label="{html.escape(_picture_label(flow))}">'
+        f'<div class="ct-grid" style="--layers:{layers}">{"".join(_grid(flow))}</div></div></div>'
+        '<div class="ct-nav"><button type="button" data-move="-1" disabled>← Back</button>'
+        '<button type="button" data-move="1" class="ct-next">Next →</button>'
+        '<span class="ct-keys">or the arrow keys</span>'
+        '<button type="button" data-tool>Trace a prompt of your own ↓</button></div></details>'
+    )
+
+
+def _article(number: int, step: Step) -> str:
+    hidden = "" if number == 1 else " hidden"
+    return (
+        f'<article data-for="{number}"{hidden}><h2>{step.name}</h2><p>{step.words}</p>'
+        f'<p class="ct-says">{step.says} <strong>{_probability(step.probability)}</strong></p>'
+        f'<div class="ct-meter" aria-hidden="true"><i style="width:{max(step.probability, 0.004):.1%}"></i></div>'
+        "</article>"
+    )
+
+
+def _grid(flow: HiddenFlow) -> Iterator[str]:
+    """Rows of a label and a cell per layer, then the layer axis."""
+    layers = int(flow.scores.shape[1])
+    subject_start = flow.subject_range[0]
+    told = told_cell(flow)
+    span = max(flow.high_score - flow.low_score, 1e-6)
+    last = len(flow.input_tokens) - 1
+    best_last = int(flow.scores[last].nan_to_num(0.0).argmax())
+    for position, label in enumerate(token_axis_labels(flow)):
+        mark = " ct-subject" if label.endswith("*") else ""
+        yield f'<span class="ct-token{mark}" dir="auto">{html.escape(label)}</span>'
+        for layer in range(layers):
+            share = (float(flow.scores[position, layer]) - flow.low_score) / span
+            classes = "".join(
+                (
+                    " ct-noisy" if position >= subject_start else "",
+                    " ct-told" if (position, layer) == told else "",
+                    " ct-peak" if (position, layer) in (told, (last, best_last)) else "",
+                )
+            )
+            yield f'<i class="ct-cell{classes}" style="--c:{_color(share)}"></i>'
+    yield '<span class="ct-token ct-axis">layer</span>'
+    for layer in range(layers):
+        yield f'<span class="ct-axis">{layer if layer % 5 == 0 or layer == layers - 1 else ""}</span>'
+
+
+def _color(share: float) -> str:
+    if math.isnan(share):
+        return "transparent"
+    scale = COLOR_SCALES["hidden"]
+    return scale[min(len(scale) - 1, max(0, round(share * (len(scale) - 1))))]
+
+
+def _picture_label(flow: HiddenFlow) -> str:
+    position, layer = told_cell(flow)
+    tokens, layers = flow.scores.shape
+    return (
+        f"The prompt's {tokens} tokens down, the model's {layers} layers across. Restoring layer {layer} at "
+        f"{display_token(flow.input_tokens[position])} gives {metric_label(flow)} = "
+        f"{float(flow.scores[position, layer]):.2f}."
+    )
+
+
+def _shown(token: str) -> str:
+    return html.escape(display_token(token))
+
+
+def _probability(value: float) -> str:
+    return f"{value:.2f}" if value >= 0.01 else f"{value:.3f}"
+
+
+def _current(number: int) -> str:
+    return ' aria-current="step"' if number == 1 else ""

@@ -1,0 +1,171 @@
+"""A tab of maps: Run and Stop, the maps, what is read off them, and how they are shared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import gradio as gr
+import plotly.graph_objects as go
+
+from causal_tracer.model.layers import KINDS, LayerKind
+from causal_tracer.web.page import explore, handlers
+from causal_tracer.web.page.assets import static_text
+from causal_tracer.web.page.cells import table_html
+from causal_tracer.web.page.detail import NO_CELL
+from causal_tracer.web.page.inputs_layout import AT_ONCE, IDLE_SECONDS, Inputs
+from causal_tracer.web.page.stopping import RunButtons
+from causal_tracer.web.page.summary import details_html, doubts_html, status_html
+from causal_tracer.web.page.texts import NO_LINK_YET
+from causal_tracer.web.page.views import app_figures, map_id, numbers
+from causal_tracer.web.service.downloads import FORMATS
+from causal_tracer.web.service.tracing import TraceService
+
+MODEL_QUEUE = "model"
+
+# The browser's own way to save a file; it needs an address, which Gradio gives to the hidden file component.
+SAVE = """file => { if (!file) return; const a = document.createElement('a'); a.href = file.url;
+a.download = file.orig_name || file.path.split('/').pop(); document.body.append(a); a.click(); a.remove(); }"""
+
+
+@dataclass(frozen=True, eq=False)
+class Tab:
+    """The components of a tab of maps that change.
+
+    Attributes:
+        kinds: What its maps restore; more than one stand side by side.
+        outputs: In the order of `TabView.outputs`.
+        flows: The result, which the app keeps for the page.
+    """
+
+    name: str
+    kinds: tuple[LayerKind, ...]
+    outputs: list[Any]
+    flows: gr.State
+
+
+def map_tab(service: TraceService, name: str, inputs: Inputs, history: gr.State, shown: gr.State) -> Tab:
+    """Lay out and wire a tab: of one kind, or of all of them."""
+    kinds = KINDS if name == "all" else tuple(kind for kind in KINDS if kind == name)
+    stored = explore.stored_flows(name)
+    with gr.Tab(explore.TAB_TITLES[name], id=name) as page:
+        # Inside: Gradio counts what stands between tabs as tabs.
+        flows = gr.State(None, time_to_live=IDLE_SECONDS)
+        # Whether a result is shown: the browser keeps this, while the app may forget the result.
+        made = gr.Checkbox(False, visible=False)
+        with gr.Row(elem_classes="ct-run", equal_height=True):
+            run = gr.Button("Run", variant="primary", scale=0, min_width=120, elem_id=f"ct-run-{name}")
+            stop = gr.Button("Stop", interactive=False, scale=0, min_width=90, elem_id=f"ct-stop-{name}")
+            status = gr.HTML(
+                status_html("A stored map. Run computes one for the prompt above."),
+                scale=1,
+                min_width=200,
+                elem_id=f"ct-status-{name}",
+            )
+        above = gr.HTML(numbers(stored), elem_id=f"ct-numbers-{name}")
+        with gr.Row():
+            figures = [
+                _map(name, kind, figure, titled=len(kinds) > 1)
+                for kind, figure in zip(kinds, app_figures(stored), strict=True)
+            ]
+        doubts = gr.HTML(doubts_html(*stored.values()), elem_id=f"ct-doubts-{name}")
+        write = gr.Checkbox(
+            False,
+            label="Write into each cell what the model says there",
+            elem_id=f"ct-write-{name}",
+            visible=len(kinds) == 1,
+        )
+        cell = gr.HTML(NO_CELL, elem_id=f"ct-cell-{name}")
+        tables = [
+            gr.HTML(
+                table_html(stored[kind], map_id(name, kind)),
+                elem_id=f"ct-table-{name}-{kind}",
+                js_on_load=static_text("click_bridge.js") + static_text("table_stays.js"),
+            )
+            for kind in kinds
+        ]
+        details = gr.HTML(
+            details_html(next(iter(stored.values())), origin="a stored result"), elem_id=f"ct-details-{name}"
+        )
+        link = _sharing(name, kinds, [flows, made], inputs)
+    outputs = [inputs.message, status, above, doubts, cell, details, flows, made, link, *figures, *tables, run, stop]
+    tab = Tab(name, kinds, outputs, flows)
+    page.select(partial(handlers.named, name), outputs=[shown], **AT_ONCE)
+    for kind, table in zip(kinds, tables, strict=True):
+        table.select(explore.CellChoice(name, kind).show, inputs=[flows, made], outputs=[cell], **AT_ONCE)
+    if len(kinds) == 1:
+        redrawn = [*figures, inputs.message]
+        write.input(partial(explore.redraw, name), inputs=[flows, made, write], outputs=redrawn, **AT_ONCE)
+    _wire_run(service, tab, inputs, write, history, status, (run, stop))
+    return tab
+
+
+def _map(name: str, kind: LayerKind, figure: go.Figure, *, titled: bool) -> gr.Plot:
+    title = explore.TAB_TITLES[kind]
+    with gr.Column(min_width=300):
+        if titled:
+            gr.HTML(f"<h3>{title}</h3>")
+        return gr.Plot(
+            figure, label=f"Map: {title}", show_label=False, elem_id=map_id(name, kind), elem_classes="ct-map"
+        )
+
+
+def _wire_run(
+    service: TraceService,
+    tab: Tab,
+    inputs: Inputs,
+    write: gr.Checkbox,
+    history: gr.State,
+    status: gr.HTML,
+    pressed: tuple[gr.Button, gr.Button],
+) -> None:
+    run, stop = pressed
+    buttons = RunButtons(len(tab.kinds))
+    begun = run.click(buttons.begin, outputs=tab.outputs, **AT_ONCE)
+    running = begun.then(
+        handlers.MapRun(service, tab.name, len(tab.kinds)).run,
+        inputs=[inputs.picked, write, *inputs.values],
+        outputs=tab.outputs,
+        # The usual overlay would hide the map while it fills in.
+        show_progress="minimal",
+        show_progress_on=[status],
+        concurrency_id=MODEL_QUEUE,
+        concurrency_limit=service.settings.workers,
+        api_visibility="private",
+    )
+    running.success(explore.remembered, inputs=[history, tab.flows], outputs=[history], **AT_ONCE)
+    running.failure(buttons.ended, outputs=tab.outputs, **AT_ONCE)
+    stop.click(buttons.stop, outputs=tab.outputs, cancels=[running], **AT_ONCE)
+
+
+def _sharing(name: str, kinds: tuple[LayerKind, ...], result: list[Any], inputs: Inputs) -> gr.Textbox:
+    with gr.Accordion("Share and download", open=False, elem_id=f"ct-share-{name}"):
+        link = gr.Textbox(
+            NO_LINK_YET,
+            label="Link to this result",
+            info="It opens the page with the same prompt, model, settings and seed.",
+            interactive=False,
+            buttons=["copy"],
+            max_lines=6,
+            elem_id=f"ct-link-{name}",
+        )
+        kind = gr.Radio(
+            [(explore.TAB_TITLES[kind], kind) for kind in kinds],
+            value=kinds[0],
+            label="Which map",
+            visible=len(kinds) > 1,
+            elem_id=f"ct-which-{name}",
+        )
+        saved = gr.File(visible=False)
+        with gr.Row():
+            for format in FORMATS:
+                button = gr.Button(format.upper(), size="sm", min_width=70, elem_id=f"ct-{format}-{name}")
+                button.click(
+                    partial(explore.write_file, name, format),
+                    inputs=[kind, *result],
+                    outputs=[saved, inputs.message],
+                    show_progress="hidden",
+                    api_visibility="private",
+                ).success(None, inputs=[saved], js=SAVE, api_visibility="private")
+    return link

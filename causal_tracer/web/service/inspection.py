@@ -1,0 +1,249 @@
+"""A look at a prompt before it is traced: its tokens, its subject, the model's answers, and warnings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from causal_tracer.errors import CausalTracerError, PromptError, SettingsError, SubjectError
+from causal_tracer.experiment.answers import asked_answer
+from causal_tracer.experiment.set_up import TracingContext, prompt_for
+from causal_tracer.metrics.descriptions import METRIC_DESCRIPTIONS, MetricDescription
+from causal_tracer.model.runs import clean_run
+from causal_tracer.prompts.chat import ChatText, written
+from causal_tracer.prompts.decoding import decode_together, token_text
+from causal_tracer.prompts.encoding import encode_with_spans
+from causal_tracer.prompts.prompt import Prompt
+from causal_tracer.prompts.subject import Occurrence, guess_subject, occurrences
+from causal_tracer.request.records import Text, TraceRequest
+from causal_tracer.results.flow import HiddenFlow
+from causal_tracer.results.top_tokens import TokenProbability
+from causal_tracer.results.words import metric_label, metric_of
+from causal_tracer.web.service.settings import ServiceSettings, limit
+
+CANDIDATES = 5
+
+Field = Literal["prompt", "subject", "answer", "settings"]
+
+
+@dataclass(frozen=True)
+class TokenSpan:
+    """A token of the prompt.
+
+    Attributes:
+        text: Its label, as the map's axis has it.
+        start: Its first character in what was typed: the prompt, or the user's message.
+        end: One past its last; equal to `start` for tokens that stand for none of it.
+    """
+
+    text: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why a prompt cannot be traced as it is.
+
+    Attributes:
+        field: What to change.
+        words: What is wrong with it, and what to do.
+    """
+
+    field: Field
+    words: str
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What is known of a prompt before it is traced.
+
+    Attributes:
+        tokens: Its tokens; empty while the model loads.
+        subject: The subject, given or guessed; empty where there is none.
+        subject_range: Its first token and one past its last.
+        guessed: Whether it was guessed.
+        answers: The most probable answers, best first.
+        answer: The one that would be traced.
+        problems: What keeps it from being traced.
+        warnings: What makes a map of it hard to read.
+        noise: The automatic noise level.
+        loading: While the model loads: how far it is, in words.
+    """
+
+    tokens: tuple[TokenSpan, ...] = ()
+    subject: str = ""
+    subject_range: tuple[int, int] | None = None
+    guessed: bool = False
+    answers: tuple[TokenProbability, ...] = ()
+    answer: TokenProbability | None = None
+    problems: tuple[Problem, ...] = ()
+    warnings: tuple[str, ...] = ()
+    noise: float | None = None
+    loading: str = ""
+
+
+def inspect_prompt(context: TracingContext, request: TraceRequest, typed: str, settings: ServiceSettings) -> Inspection:
+    """Look at what is asked for, with one clean run at most; what somebody typed wrong is in `problems`.
+
+    Args:
+        context: The model.
+        request: What is asked for.
+        typed: The prompt, or the user's message.
+        settings: The app's limits.
+
+    Raises:
+        NumericsError: The clean run gave NaN or infinite logits.
+    """
+    text = request.text
+    found = Inspection(noise=context.noise)
+    subject_problem: Problem | None = None
+    try:
+        prompt = prompt_for(context, text, request.subject, request.occurrence)
+    except SubjectError as error:
+        subject_problem = Problem("subject", str(error))
+        # The prompt itself may well be looked at.
+        prompt_or_problem = _without_subject(context, text, typed)
+        if isinstance(prompt_or_problem, Problem):
+            return replace(found, problems=(prompt_or_problem,))
+        prompt = prompt_or_problem
+    except CausalTracerError as error:
+        return replace(found, problems=(Problem("prompt", str(error)),))
+    spans = _typed_spans(context, text, typed, prompt)
+    found = replace(
+        found,
+        tokens=tuple(TokenSpan(label, *span) for label, span in zip(prompt.tokens, spans, strict=True)),
+        problems=() if subject_problem is None else (subject_problem,),
+    )
+    if subject_problem is None:
+        found = replace(
+            found, subject=prompt.subject, subject_range=prompt.subject_range, guessed=prompt.subject_guessed
+        )
+    if len(prompt) > settings.max_prompt_tokens:
+        words = (
+            f"The prompt has {len(prompt)} tokens, and this app takes at most "
+            f"{limit('max_prompt_tokens', settings.max_prompt_tokens)}. Shorten it."
+        )
+        return replace(found, problems=(*found.problems, Problem("prompt", words)))
+    return _with_answers(context, request, prompt, found)
+
+
+def inspect_unloaded(text: str, subject: str | None, loading: str) -> Inspection:
+    """The same as far as it goes without the model: the subject."""
+    try:
+        guessed = guess_subject(text) if subject is None else subject
+    except SubjectError as error:
+        return Inspection(problems=(Problem("subject", str(error)),), loading=loading)
+    if not occurrences(text, guessed):
+        words = f"The subject {guessed!r} is not in the prompt. Give a part of it exactly as it stands there."
+        return Inspection(problems=(Problem("subject", words),), loading=loading)
+    return Inspection(subject=guessed, guessed=subject is None, loading=loading)
+
+
+def subject_of_tokens(inspection: Inspection, prompt: str, first: int, last: int) -> tuple[str, Occurrence]:
+    """The subject that a range of tokens is, and which of its occurrences.
+
+    Args:
+        inspection: Of the prompt.
+        prompt: The prompt.
+        first, last: The first and the last token of the subject.
+
+    Raises:
+        SubjectError: The tokens are no text, or a text that stands in the prompt more than twice and is neither the
+            first of them nor the last.
+    """
+    chosen = inspection.tokens[max(0, min(first, last)) : max(first, last) + 1]
+    covered = [token for token in chosen if token.end > token.start]
+    if not covered:
+        raise SubjectError("These tokens stand for no text. Choose others as the subject.")
+    start, end = covered[0].start, covered[-1].end
+    subject = prompt[start:end].strip()
+    if not subject:
+        raise SubjectError("These tokens are blanks only. Choose others as the subject.")
+    start = prompt.index(subject, start)
+    if start == prompt.rfind(subject):
+        return subject, "last"
+    if start == prompt.find(subject):
+        return subject, "first"
+    raise SubjectError(
+        f"{subject!r} stands in the prompt {prompt.count(subject)} times, and only the first or the last can be "
+        "traced. Choose more tokens, so that the subject is unique."
+    )
+
+
+def map_warnings(flow: HiddenFlow) -> tuple[str, ...]:
+    """Why a map should not be read, if it should not."""
+    metric, label = metric_of(flow), metric_label(flow)
+    found = list(_doubts(metric, label, flow.high_score))
+    worse = flow.total_effect if metric.higher_is_better else -flow.total_effect
+    if not worse > 0 or worse < metric.readable_effect:
+        corrupted = "the subject" if flow.settings.elsewhere is None else "these other tokens"
+        limit_ = f" (below {metric.readable_effect:g})" if metric.readable_effect else ""
+        found.append(
+            f"The total effect is too small to read a map from: {metric.written(flow.total_effect)}{limit_}. "
+            f"Corrupting {corrupted} hardly worsens {label}, so the map has nothing to show."
+        )
+    return tuple(found)
+
+
+def answer_warnings(probability: float) -> tuple[str, ...]:
+    """Why an answer of this probability makes a map hard to read, if it does."""
+    metric = METRIC_DESCRIPTIONS["probability"]
+    return _doubts(metric, metric.labelled("answer"), probability)
+
+
+def _doubts(metric: MetricDescription, label: str, clean: float) -> tuple[str, ...]:
+    """What the clean run says against its answer."""
+    limit_ = metric.doubtful_beyond
+    if limit_ is None or (clean >= limit_ if metric.higher_is_better else clean <= limit_):
+        return ()
+    side = "below" if metric.higher_is_better else "above"
+    return (
+        f"The model is unsure of this answer: {label} = {metric.written(clean)} in the clean run. A map of an answer "
+        f"that the model hardly gives ({side} {limit_:.4g}) says little about a fact.",
+    )
+
+
+def _typed_spans(context: TracingContext, text: Text, typed: str, prompt: Prompt) -> Sequence[tuple[int, int]]:
+    """Where each token stands in what was typed; what the chat template adds stands nowhere in it."""
+    spans = encode_with_spans(context.tokenizer, prompt.text, prompt.special_tokens)[1]
+    if not isinstance(text, ChatText):
+        return spans
+    start, end = written(context.tokenizer, text)[1][0]
+    # Templates trim messages; one that rewrites them leaves nothing to click on.
+    shift = typed.find(prompt.text[start:end])
+    if shift < 0:
+        return [(0, 0)] * len(spans)
+    clipped = [(min(max(first, start), end), min(max(last, start), end)) for first, last in spans]
+    return [(first - start + shift, last - start + shift) for first, last in clipped]
+
+
+def _without_subject(context: TracingContext, text: Text, typed: str) -> Prompt | Problem:
+    """The prompt with all of it as its subject, where the one asked for is not there."""
+    try:
+        return prompt_for(context, text, typed.strip() or None)
+    except CausalTracerError as error:
+        return Problem("prompt", str(error))
+
+
+def _with_answers(context: TracingContext, request: TraceRequest, prompt: Prompt, found: Inspection) -> Inspection:
+    reads = (len(prompt) - 1,)
+    logits = clean_run(context.traced, prompt.input_ids, reads).logits[0]
+    probabilities = logits.softmax(dim=-1)
+    best = probabilities.topk(min(CANDIDATES, len(probabilities)))
+
+    def candidate(token: int) -> TokenProbability:
+        return TokenProbability(token, token_text(context.tokenizer, token), float(probabilities[token]))
+
+    answers = tuple(candidate(int(token)) for token in best.indices)
+    try:
+        asked = asked_answer(context, request, prompt)
+    except (PromptError, SettingsError) as error:
+        problem = Problem("answer", str(error))
+        return replace(found, answers=answers, problems=(*found.problems, problem), warnings=prompt.notes)
+    answer = candidate(asked.ids[0])
+    if len(asked.ids) > 1:
+        answer = TokenProbability(asked.ids[0], decode_together(context.tokenizer, asked.ids), asked.probability)
+    warnings = (*prompt.notes, *asked.notes, *answer_warnings(answer.probability))
+    return replace(found, answers=answers, answer=answer, warnings=warnings)

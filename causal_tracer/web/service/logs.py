@@ -1,0 +1,79 @@
+"""What the app writes to its log: one JSON object a line, and no prompt unless the operator asks for it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from causal_tracer.errors import CausalTracerError, TraceCancelled
+from causal_tracer.web.service.asking import ASKED_KINDS, TraceInput
+from causal_tracer.web.service.settings import ServiceSettings
+
+REQUESTS = "causal_tracer.web.requests"
+
+_requests = logging.getLogger(REQUESTS)
+_LONGEST_MESSAGE = 2000
+
+
+class JsonFormatter(logging.Formatter):
+    """A record as one line of JSON, so that no text in it can pass for another line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        line: dict[str, Any] = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created)),
+            "level": record.levelname,
+            "logger": record.name,
+        }
+        fields = getattr(record, "fields", None)
+        if fields is not None:
+            line |= fields
+        else:
+            line["message"] = record.getMessage()[:_LONGEST_MESSAGE]
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=True, default=str)
+
+
+def configure(settings: ServiceSettings) -> None:
+    """Send the log to stderr: warnings of all kinds, and each request of the app."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    _requests.setLevel(logging.INFO)
+    if settings.log_prompts:
+        _requests.warning("", extra={"fields": {"event": "start", "note": "prompts stand in this log"}})
+
+
+@contextmanager
+def logged(event: str, asked: TraceInput, settings: ServiceSettings) -> Iterator[dict[str, object]]:
+    """Write a request down when it is over, whatever became of it: what kind of thing it was, not what was typed.
+
+    Gives the fields of its line, for more to be added.
+    """
+    line: dict[str, object] = {"event": event, "outcome": "done"}
+    begun = time.monotonic()
+    try:
+        yield line
+    except (GeneratorExit, TraceCancelled):
+        line["outcome"] = "stopped"
+        raise
+    except CausalTracerError as error:
+        # Its message may quote the prompt.
+        line |= {"outcome": "refused", "error": type(error).__name__}
+        raise
+    except BaseException as error:
+        line |= {"outcome": "failed", "error": type(error).__name__}
+        raise
+    finally:
+        line["total_seconds"] = round(time.monotonic() - begun, 3)
+        if asked.kind in ASKED_KINDS:
+            line["kind"] = asked.kind
+        if settings.log_prompts:
+            line["prompt"] = str(asked.prompt)[:_LONGEST_MESSAGE]
+        _requests.info("", extra={"fields": line})

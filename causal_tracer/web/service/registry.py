@@ -1,0 +1,274 @@
+"""The models of the app: loaded behind the page, one thread each, with a status that can be asked at any time."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from causal_tracer.errors import CausalTracerError, ModelLoadError
+from causal_tracer.experiment.set_up import TracingContext
+from causal_tracer.loading.embedded import find_embedded_model, is_embedded_name
+from causal_tracer.loading.models import load_model
+from causal_tracer.prompts.chat import has_chat_template
+from causal_tracer.request.records import MapSpec, TraceRequest
+from causal_tracer.sweep.engine import choose_engine, known_verdicts
+from causal_tracer.tracer import CausalTracer
+from causal_tracer.tracing.loop import MapsUpdate, trace_maps
+from causal_tracer.web.service.limits import Line
+from causal_tracer.web.service.model_files import (
+    public_name,
+    require_safetensors,
+    size_words,
+    split_source,
+    stored_identity,
+    stored_parameters,
+)
+from causal_tracer.web.service.verdict_files import adopt_stored_verdicts, store_verdicts
+
+ModelState = Literal["waiting", "loading", "ready", "failed"]
+
+Report = Callable[[str, float], None]
+"""Called with words for what is going on, and a fraction from 0 to 1."""
+
+TraceMaps = Callable[[TracingContext, TraceRequest, Mapping[str, MapSpec], Callable[[], bool]], Iterator[MapsUpdate]]
+"""As `trace_maps`; closed when nobody waits for it any more."""
+
+_logger = logging.getLogger(__name__)
+
+# A model that could not be loaded, for want of memory or of a connection, may be tried again after a while.
+_RETRY_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class ModelStatus:
+    """How far a model is.
+
+    Attributes:
+        model: The name to ask for it by.
+        title: What to show.
+        state: "waiting" until loading starts, then "loading", then "ready" or "failed".
+        stage: While it loads: what is going on.
+        fraction: While it loads: from 0 to 1, or None where nobody can tell.
+        error: Why it failed, and what to do.
+        license: Of the model, where it is known.
+        noise: The automatic noise level, once it is ready.
+        layers: Number of blocks, once it is ready.
+        parameters: Number of parameters, where it is known.
+        revision: Of its weights, once it is ready and where it has one.
+        chat: Whether its tokenizer has a chat template, once it is ready.
+    """
+
+    model: str
+    title: str
+    state: ModelState = "waiting"
+    stage: str = ""
+    fraction: float | None = None
+    error: str = ""
+    license: str | None = None
+    noise: float | None = None
+    layers: int | None = None
+    parameters: int | None = None
+    revision: str | None = None
+    chat: bool = False
+
+    @property
+    def loading_words(self) -> str:
+        """How far the loading is."""
+        share = "" if self.fraction is None else f", {self.fraction:.0%}"
+        return f"{self.title} ({self.stage}{share})"
+
+    @property
+    def size_words(self) -> str:
+        """The size as people write it; empty where it is not known."""
+        return size_words(self.parameters)
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing more will happen."""
+        return self.state in ("ready", "failed")
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """What tells a model's weights from all others.
+
+    Attributes:
+        text: The same for the same weights.
+        lasting: Whether that holds beyond this process.
+    """
+
+    text: str
+    lasting: bool
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedTracer:
+    """A tracer with what people should know of its model.
+
+    Attributes:
+        tracer: For looking at prompts and, by default, for tracing them.
+        title: What to show.
+        license: Of the model, where it is known.
+        run: What computes maps: `trace_maps`, or something that has it done elsewhere.
+    """
+
+    tracer: CausalTracer
+    title: str
+    license: str | None = None
+    run: TraceMaps = trace_maps
+
+
+Loader = Callable[[str, Report], LoadedTracer]
+"""From what `load_model` takes to a tracer."""
+
+
+def load_tracer(source: str, report: Report, *, device_map: str = "") -> LoadedTracer:
+    """Load a model and make a tracer of it: the loader of the real app.
+
+    Safetensors and GGUF files only, and never a model's code.
+    """
+    asked, revision = split_source(source)
+    require_safetensors(asked)
+    loaded = load_model(asked, revision=revision, device_map=device_map or None, progress=report)
+    report("finding its layers", 1.0)
+    name = loaded.public_name
+    tracer = CausalTracer(loaded.model, loaded.tokenizer, model_id=name, revision=loaded.revision)
+    adopt_stored_verdicts(name, loaded.revision)
+    report("comparing the fast sweep with the full one", 1.0)
+    choose_engine(tracer.context.traced, "auto", 1)
+    store_verdicts(name, loaded.revision, known_verdicts())
+    return LoadedTracer(tracer, loaded.title, loaded.license)
+
+
+def model_title(name: str) -> str:
+    """What to show for a model's name."""
+    return find_embedded_model(name).title if is_embedded_name(name) else name
+
+
+class ModelSlot:
+    """One model of the registry.
+
+    Attributes:
+        line: Of those who wait for their turn on the model, the one that runs included.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        load: Loader,
+        most_waiting: int = 32,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._source = source
+        self._load = load
+        self._clock = clock
+        self._guard = threading.Lock()
+        self._settled = threading.Event()
+        self._loaded: LoadedTracer | None = None
+        self._retry_at = 0.0
+        name = public_name(source)
+        self._status = ModelStatus(model=name, title=model_title(name), parameters=stored_parameters(source))
+        self._identity = stored_identity(source)
+        self._in_this_process = uuid.uuid4().hex
+        self.line = Line(most_waiting)
+
+    @property
+    def status(self) -> ModelStatus:
+        """How far the model is."""
+        with self._guard:
+            return self._status
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names by which the model may be asked for: its own, and the one that results have."""
+        name = self._status.model
+        return (name, find_embedded_model(name).name) if is_embedded_name(name) else (name,)
+
+    @property
+    def identity(self) -> ModelIdentity:
+        """What tells the model's weights from all others."""
+        if self._identity is not None:
+            return ModelIdentity(self._identity, lasting=True)
+        context = self._loaded.tracer.context if self._loaded is not None else None
+        if context is None or context.revision is None:
+            return ModelIdentity(self._in_this_process, lasting=False)
+        return ModelIdentity(f"hub {context.model_id} {context.revision}", lasting=True)
+
+    @property
+    def hub_revision(self) -> str | None:
+        """The revision to ask the hub for; None for models that come with pip or from a local folder or file."""
+        name, asked = split_source(self._source)
+        if is_embedded_name(name) or Path(name).expanduser().exists():
+            return None
+        return self.status.revision or asked
+
+    def start(self) -> None:
+        """Begin to load in a thread of its own; nothing happens where that has begun, or failed just now."""
+        with self._guard:
+            failed = self._status.state == "failed" and self._clock() >= self._retry_at
+            if self._status.state != "waiting" and not failed:
+                return
+            self._settled.clear()
+            self._status = replace(self._status, state="loading", stage="starting", error="")
+        threading.Thread(target=self._run, name=f"load {self._status.model}", daemon=True).start()
+
+    def wait(self, seconds: float) -> bool:
+        """Whether the model is ready or has failed, after at most so many seconds."""
+        return self._settled.wait(seconds)
+
+    def loaded(self) -> LoadedTracer:
+        """The model.
+
+        Raises:
+            ModelLoadError: It could not be loaded, or is not yet.
+        """
+        if self._loaded is None:
+            status = self.status
+            raise ModelLoadError(status.error or f"{status.title} is not loaded yet. Try again in a moment.")
+        return self._loaded
+
+    def _run(self) -> None:
+        try:
+            loaded = self._load(self._source, self._report)
+            tracer = loaded.tracer
+            parameters = sum(parameter.numel() for parameter in tracer.model.parameters())
+            self._loaded = loaded
+            self._set(
+                state="ready",
+                title=loaded.title,
+                license=loaded.license,
+                noise=tracer.noise,
+                layers=tracer.count_layers(),
+                parameters=parameters,
+                revision=tracer.context.revision,
+                chat=has_chat_template(tracer.context.tokenizer),
+            )
+        except CausalTracerError as error:
+            _logger.error("The model could not be loaded: %s", error)
+            self._failed(str(error))
+        except Exception as error:
+            _logger.exception("The model could not be loaded.")
+            self._failed(f"The model could not be loaded ({type(error).__name__}: {error}).")
+        finally:
+            self._settled.set()
+
+    def _failed(self, words: str) -> None:
+        # People are told the name of a folder or file, not where it is.
+        words = words.replace(str(Path(self._source).expanduser()), self._status.model)
+        self._retry_at = self._clock() + _RETRY_SECONDS
+        self._set(state="failed", error=words)
+
+    def _report(self, stage: str, fraction: float) -> None:
+        self._set(stage=stage, fraction=fraction if fraction < 1 else None)
+
+    def _set(self, **changes: object) -> None:
+        with self._guard:
+            # What only a model that loads has is left behind when it settles.
+            emptied: dict[str, object] = {"stage": "", "fraction": None} if "state" in changes else {}
+            self._status = replace(self._status, **{**emptied, **changes})  # type: ignore[arg-type]

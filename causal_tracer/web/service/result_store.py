@@ -1,0 +1,201 @@
+"""Finished results: kept in memory and in a folder, found again by everything that determines them.
+
+    store = ResultStore(folder, memory_bytes, disk_bytes)
+    key = result_key(identity, checked.request, spec, checked.noise)
+    flow = store.get(key)
+    store.put(key, flow)
+
+A file is written beside its place and moved there, so it is whole or not there; its first line is the SHA-256 of the
+rest, so what was damaged later is found out, removed and computed again. Several apps may share a folder. Nothing that
+goes wrong with the disk keeps a result from being shown.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import secrets
+import threading
+import time
+from collections import OrderedDict
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+from causal_tracer.errors import ResultFormatError
+from causal_tracer.request.records import MapSpec, TraceRequest
+from causal_tracer.results.flow import HiddenFlow
+from causal_tracer.version import __version__
+from causal_tracer.web.service.registry import ModelIdentity
+
+_logger = logging.getLogger(__name__)
+
+_SUFFIX = ".flow"
+_TEMPORARY = ".part"
+_LEFTOVER_SECONDS = 3600.0
+# A token with its probability, as Python holds it.
+_TOP_TOKEN_BYTES = 200
+
+
+@dataclass(frozen=True)
+class ResultKey:
+    """Where a result is kept.
+
+    Attributes:
+        digest: SHA-256 of everything that determines it, in hexadecimal.
+        lasting: Whether it may be found again by another process.
+    """
+
+    digest: str
+    lasting: bool
+
+
+def result_key(identity: ModelIdentity, request: TraceRequest, spec: MapSpec, noise: float | None) -> ResultKey:
+    """The key of one map: the model's weights, the request, the map's kind and window, and the versions at work."""
+    asked = {item.name: getattr(request, item.name) for item in fields(request) if item.name not in ("kind", "window")}
+    everything = {"model": identity.text, "noise": noise, "asked": asked, "map": asdict(spec), "runtime": _runtime()}
+    # A conversation is no plain value.
+    text = json.dumps(everything, sort_keys=True, ensure_ascii=True, default=asdict)
+    return ResultKey(hashlib.sha256(text.encode("ascii")).hexdigest(), identity.lasting)
+
+
+@cache
+def _runtime() -> tuple[str, ...]:
+    """What else moves the last digits of a result."""
+    accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    return (__version__, torch.__version__, version("transformers"), accelerator)
+
+
+class ResultStore:
+    """Finished results in memory and on disk, the least recently used going first; safe to share between threads.
+
+    Args:
+        folder: Where they are kept on disk; None keeps them in memory only.
+        memory_bytes: The most memory that they take.
+        disk_bytes: The most disk space.
+    """
+
+    def __init__(self, folder: Path | None, memory_bytes: int, disk_bytes: int) -> None:
+        self._folder = folder
+        self._memory_bytes = memory_bytes
+        self._disk_bytes = disk_bytes
+        self._held: OrderedDict[str, tuple[HiddenFlow, int]] = OrderedDict()
+        self._size = 0
+        self._guard = threading.Lock()
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held, in bytes."""
+        with self._guard:
+            return self._size
+
+    def get(self, key: ResultKey) -> HiddenFlow | None:
+        """The result of this key; None where there is none, or none that can be read."""
+        with self._guard:
+            if key.digest in self._held:
+                self._held.move_to_end(key.digest)
+                return self._held[key.digest][0]
+        flow = self._read(self._folder, key) if self._folder is not None and key.lasting else None
+        if flow is not None:
+            self._hold(key, flow)
+        return flow
+
+    def put(self, key: ResultKey, flow: HiddenFlow) -> None:
+        """Keep a finished result, without the activations that no page shows."""
+        flow = replace(flow, layer_outputs=OrderedDict())
+        self._hold(key, flow)
+        if self._folder is not None and key.lasting:
+            self._write(self._folder, key, flow)
+
+    def _hold(self, key: ResultKey, flow: HiddenFlow) -> None:
+        size = memory_of(flow)
+        if size > self._memory_bytes:
+            return
+        with self._guard:
+            if key.digest in self._held:
+                self._size -= self._held.pop(key.digest)[1]
+            self._held[key.digest] = (flow, size)
+            self._size += size
+            while self._size > self._memory_bytes:
+                self._size -= self._held.popitem(last=False)[1][1]
+
+    def _read(self, folder: Path, key: ResultKey) -> HiddenFlow | None:
+        path = folder / f"{key.digest}{_SUFFIX}"
+        try:
+            checksum, _, body = path.read_bytes().partition(b"\n")
+            if hashlib.sha256(body).hexdigest().encode() != checksum:
+                raise ResultFormatError("its checksum is wrong")
+            flow = HiddenFlow.from_dict(json.loads(body))
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            _logger.warning("A stored result could not be read (%s).", error.strerror)
+            return None
+        except ValueError as error:
+            _logger.warning("A stored result is damaged (%s): it is computed again.", type(error).__name__)
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+            return None
+        with suppress(OSError):
+            # Read just now: it goes last when room is made.
+            os.utime(path)
+        return flow
+
+    def _write(self, folder: Path, key: ResultKey, flow: HiddenFlow) -> None:
+        body = json.dumps(flow.to_dict(), ensure_ascii=True, allow_nan=False).encode("ascii")
+        target = folder / f"{key.digest}{_SUFFIX}"
+        part = folder / f"{key.digest}.{os.getpid()}.{secrets.token_hex(4)}{_TEMPORARY}"
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with part.open("wb") as file:
+                file.write(hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(target)
+            self._make_room(folder)
+        except OSError as error:
+            _logger.warning("A result could not be stored on disk (%s): it is kept in memory.", error.strerror)
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
+
+    def _make_room(self, folder: Path) -> None:
+        """Remove what was read longest ago, and what a killed process left half written."""
+        try:
+            with FileLock(folder / "lock", timeout=0):
+                found, now = [], time.time()
+                for entry in os.scandir(folder):
+                    with suppress(FileNotFoundError):
+                        status = entry.stat()
+                        if entry.name.endswith(_SUFFIX):
+                            found.append((status.st_mtime, status.st_size, entry.path))
+                        elif entry.name.endswith(_TEMPORARY) and now - status.st_mtime > _LEFTOVER_SECONDS:
+                            Path(entry.path).unlink(missing_ok=True)
+                size = sum(bytes_ for _, bytes_, _ in found)
+                for _, bytes_, path in sorted(found):
+                    if size <= self._disk_bytes:
+                        break
+                    Path(path).unlink(missing_ok=True)
+                    size -= bytes_
+        except Timeout:
+            # Another app is at it.
+            return
+
+
+def memory_of(flow: HiddenFlow) -> int:
+    """About how much memory a result takes, in bytes."""
+    tensors = sum(
+        value.numel() * value.element_size()
+        for item in fields(flow)
+        if isinstance(value := getattr(flow, item.name), Tensor)
+    )
+    tops = flow.top_tokens
+    tokens = 0 if tops is None else sum(map(len, (tops.clean, tops.corrupted, *tops.restored.values())))
+    return tensors + _TOP_TOKEN_BYTES * tokens + 4 * len(flow.prompt) + 2048

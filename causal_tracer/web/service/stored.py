@@ -1,0 +1,40 @@
+"""The example that the page opens with: its maps are stored, so that it needs no model."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.resources import as_file, files
+
+from causal_tracer.model.layers import LayerKind, require_kind
+from causal_tracer.request.records import TraceRequest
+from causal_tracer.results.flow import HiddenFlow
+from causal_tracer.tracer import DEFAULT_WINDOWS
+from causal_tracer.web.service.asking import TOP_TOKENS
+
+STORED_PROMPT = "The Space Needle is located in the city of"
+STORED_SUBJECT = "The Space Needle"
+
+
+def stored_request(kind: LayerKind) -> TraceRequest:
+    """What was asked for to get the stored map of a kind; the noise level was the automatic one."""
+    return TraceRequest(
+        text=STORED_PROMPT,
+        subject=STORED_SUBJECT,
+        kind=kind,
+        samples=10,
+        window=DEFAULT_WINDOWS[kind],
+        seed=1,
+        top_tokens=TOP_TOKENS,
+    )
+
+
+def stored_name(kind: LayerKind) -> str:
+    """The file name of a stored map."""
+    return f"space_needle_{require_kind(kind)}.json"
+
+
+@cache
+def stored_map(kind: LayerKind) -> HiddenFlow:
+    """The stored map of a kind, made by `examples/make_stored_maps.py`."""
+    with as_file(files("causal_tracer.web") / "stored" / stored_name(kind)) as path:
+        return HiddenFlow.load(path)

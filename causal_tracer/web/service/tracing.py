@@ -1,0 +1,278 @@
+"""What the web app does, without Gradio: models, and traces that hand on a map as it fills in.
+
+    service = TraceService(ServiceSettings.from_environment())
+    service.start_loading()
+    for update in service.trace(TraceInput("The Space Needle is located in the city of")):
+        ...
+
+Finished results are kept in a `ResultStore`; one that is there is returned at once, without the model. One trace runs
+on a model at a time, the others wait in its line. Whoever leaves the iteration early frees the model.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+from causal_tracer.errors import BusyError, CausalTracerError, PromptError, SettingsError, SubjectError
+from causal_tracer.experiment.set_up import TracingContext, prompt_for
+from causal_tracer.model.layers import LayerKind
+from causal_tracer.request.records import MapSpec
+from causal_tracer.results.flow import HiddenFlow
+from causal_tracer.tracing.loop import MapsUpdate
+from causal_tracer.web.service import links
+from causal_tracer.web.service.asking import CheckedInput, TraceInput, check_input, shown
+from causal_tracer.web.service.inspection import Inspection, Problem, inspect_prompt, inspect_unloaded
+from causal_tracer.web.service.limits import ClientShares, check_work
+from causal_tracer.web.service.links import ParsedLink
+from causal_tracer.web.service.logs import logged
+from causal_tracer.web.service.memory import hand_back_freed_memory, memory_errors_in_words
+from causal_tracer.web.service.python_lines import python_lines
+from causal_tracer.web.service.registry import Loader, ModelSlot, ModelStatus, load_tracer
+from causal_tracer.web.service.result_store import ResultKey, ResultStore, result_key
+from causal_tracer.web.service.settings import ServiceSettings, limit
+from causal_tracer.web.service.updates import Cancelled, RunUpdate
+
+_POLL_SECONDS = 0.25
+
+
+class TraceService:
+    """The models of the app and the traces on them; safe to share between threads.
+
+    Args:
+        settings: Models and limits.
+        load: What loads a model; None takes the real loader.
+    """
+
+    def __init__(self, settings: ServiceSettings | None = None, load: Loader | None = None) -> None:
+        self.settings = settings or ServiceSettings()
+        loader = load or partial(load_tracer, device_map=self.settings.device_map)
+        slots = [ModelSlot(source, loader, self.settings.max_queue) for source in self.settings.models]
+        self._slots = {slot.status.model: slot for slot in slots}
+        self._shares = ClientShares(self.settings)
+        folder = self.settings.results_folder
+        self._results = ResultStore(
+            Path(folder).expanduser() if folder else None, self.settings.result_bytes, self.settings.result_disk_bytes
+        )
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models that may be asked for, the default first."""
+        return tuple(self._slots)
+
+    def start_loading(self, model: str = "") -> None:
+        """Begin to load a model in the background, where that has not begun already."""
+        self._slot(model).start()
+
+    def status(self, model: str = "") -> ModelStatus:
+        """How far a model is."""
+        return self._slot(model).status
+
+    def statuses(self) -> tuple[ModelStatus, ...]:
+        """How far each model is, the default first."""
+        return tuple(slot.status for slot in self._slots.values())
+
+    def health(self) -> dict[str, Any]:
+        """Whether the app can serve, for monitors: "ok" unless no model could be loaded."""
+        models = {name: slot.status.state for name, slot in self._slots.items()}
+        return {
+            "status": "failed" if all(state == "failed" for state in models.values()) else "ok",
+            "models": models,
+            "waiting": sum(max(0, len(slot.line) - 1) for slot in self._slots.values()),
+            "running": sum(min(1, len(slot.line)) for slot in self._slots.values()),
+            "result_bytes": self._results.nbytes,
+        }
+
+    def trace(self, asked: TraceInput, client: str = "", cancelled: Cancelled = lambda: False) -> Generator[RunUpdate]:
+        """Trace one prompt, waiting for the model and for its turn where it has to.
+
+        Args:
+            asked: What to trace.
+            client: Who asks (`limits.client_of`), for the limits of each client; the empty one has none.
+            cancelled: True stops the run between two blocks of the model; to leave the iteration stops it too, but
+                only when the next update is there.
+
+        Yields:
+            Updates that say what is waited for, then the maps as they fill in; or the finished maps at once, where
+            they are known already.
+
+        Raises:
+            SettingsError: A value is out of range, or over one of the app's limits.
+            PromptError, SubjectError, TokenizerError: The prompt or its subject cannot be traced.
+            ModelLoadError: The model could not be loaded.
+            BusyError: The line is full, the client's share is used up, or the run took too long or too much memory.
+            NumericsError: A run gave NaN or infinite logits.
+            TraceCancelled: `cancelled` said so.
+        """
+        with logged("trace", asked, self.settings) as outcome:
+            slot = self._slot(asked.model)
+            outcome["model"] = slot.status.model
+            checked = check_input(asked, self.settings)
+            known = self._known(slot, checked)
+            if len(known) < len(checked.specs):
+                with self._shares.request(client):
+                    yield from self._compute(slot, checked, client, outcome, cancelled)
+                return
+            outcome["outcome"] = "cached"
+            yield _finished(known)
+
+    def inspect(self, asked: TraceInput, client: str = "") -> Inspection:
+        """Look at a prompt before it is traced: tokens, subject, answers; what is wrong with it is in `problems`."""
+        try:
+            slot = self._slot(asked.model)
+            request = check_input(asked, self.settings).request
+            self._shares.charge(client, 1)
+            slot.start()
+            if not slot.wait(0):
+                return inspect_unloaded(asked.prompt, request.subject, slot.status.loading_words)
+            return inspect_prompt(slot.loaded().tracer.context, request, asked.prompt, self.settings)
+        except SubjectError as error:
+            return Inspection(problems=(Problem("subject", str(error)),))
+        except PromptError as error:
+            return Inspection(problems=(Problem("prompt", str(error)),))
+        except CausalTracerError as error:
+            return Inspection(problems=(Problem("settings", str(error)),))
+
+    def link(self, asked: TraceInput, page: str, *, revision: str | None = None) -> str:
+        """Return the link that reproduces what was asked for, with the model and its revision.
+
+        Args:
+            asked: What was asked for, valid.
+            page: The page's address (`links.page_url`).
+            revision: The revision that a result was made with; None takes that of the app's model.
+        """
+        status = self.status(asked.model)
+        return links.share_link(replace(asked, model=status.model), page, revision=revision or status.revision)
+
+    def open_link(self, query: Mapping[str, Any]) -> ParsedLink:
+        """What a link asks of this app; what it cannot have is reported and left out."""
+        parsed = links.parse_link(query)
+        problems = list(parsed.problems)
+        if parsed.asked.model and not any(parsed.asked.model in slot.names for slot in self._slots.values()):
+            problems.append(
+                f"model={shown(parsed.asked.model)} in the link is none of this app's models: {self.models[0]} is "
+                "taken."
+            )
+            parsed = replace(parsed, asked=replace(parsed.asked, model=""))
+        elif parsed.revision:
+            here = self.status(parsed.asked.model).revision
+            if here is not None and here != parsed.revision:
+                problems.append(
+                    f"The link was made with revision {parsed.revision} of the model, and this app has {here}: numbers "
+                    "may differ."
+                )
+        return replace(parsed, problems=tuple(problems))
+
+    def python_lines(self, asked: TraceInput) -> str:
+        """The lines of Python that reproduce a run.
+
+        Raises:
+            SettingsError, PromptError: As in `trace`.
+        """
+        slot = self._slot(asked.model)
+        return python_lines(check_input(asked, self.settings), slot.status.model, slot.hub_revision)
+
+    def _slot(self, model: str) -> ModelSlot:
+        name = (model or self.models[0]) if isinstance(model, str) else None
+        # Results call an embedded model by its full name, whatever it was asked for by.
+        slot = next((slot for slot in self._slots.values() if name is not None and name in slot.names), None)
+        if slot is None:
+            raise SettingsError(
+                f"model={shown(model)} is none of this app's models. Choose one of {', '.join(self.models)}."
+            )
+        return slot
+
+    def _keys(self, slot: ModelSlot, checked: CheckedInput) -> dict[LayerKind, ResultKey]:
+        model, request, noise = slot.identity, checked.request, checked.noise
+        return {kind: result_key(model, request, spec, noise) for kind, spec in checked.specs.items()}
+
+    def _known(self, slot: ModelSlot, checked: CheckedInput) -> dict[LayerKind, HiddenFlow]:
+        found = {kind: self._results.get(key) for kind, key in self._keys(slot, checked).items()}
+        return {kind: flow for kind, flow in found.items() if flow is not None}
+
+    def _compute(
+        self, slot: ModelSlot, checked: CheckedInput, client: str, outcome: dict[str, object], cancelled: Cancelled
+    ) -> Generator[RunUpdate]:
+        """Trace what is not known yet, in turn."""
+        slot.start()
+        while not slot.wait(_POLL_SECONDS):
+            yield RunUpdate(waiting=slot.status.loading_words)
+        context = with_noise(slot.loaded().tracer.context, checked.noise)
+        parameters = slot.status.parameters or 0
+        self._shares.charge(client, self._check_work(context, checked, parameters))
+        ticket = slot.line.join()
+        try:
+            while ahead := slot.line.wait(ticket, _POLL_SECONDS):
+                yield RunUpdate(waiting=_waiting_words(ahead), position=ahead)
+            # Whoever was before may have asked for the same.
+            known = self._known(slot, checked)
+            missing = {kind: spec for kind, spec in checked.specs.items() if kind not in known}
+            if not missing:
+                outcome["outcome"] = "cached"
+                yield _finished(known)
+                return
+            run = partial(slot.loaded().run, context, checked.request, cast(Mapping[str, MapSpec], missing), cancelled)
+            yield from self._traced(slot, checked, run, known, outcome)
+        finally:
+            slot.line.leave(ticket)
+            hand_back_freed_memory()
+
+    def _traced(
+        self,
+        slot: ModelSlot,
+        checked: CheckedInput,
+        run: Callable[[], Iterator[MapsUpdate]],
+        known: Mapping[LayerKind, HiddenFlow],
+        outcome: dict[str, object],
+    ) -> Generator[RunUpdate]:
+        begun = time.monotonic()
+        keys = self._keys(slot, checked)
+        most = self.settings.max_seconds
+        with memory_errors_in_words(), closing(cast(Generator[MapsUpdate], run())) as updates:
+            for update in updates:
+                seconds = time.monotonic() - begun
+                new = cast(Mapping[LayerKind, HiddenFlow], update.flows)
+                if update.done >= update.total:
+                    for kind, flow in new.items():
+                        self._results.put(keys[kind], flow)
+                elif seconds > most:
+                    raise BusyError(
+                        f"The run was stopped after {limit('max_seconds', most)} seconds, with {update.done} of "
+                        f"{update.total} restored runs done. Ask for fewer samples or layers, or a shorter prompt."
+                    )
+                flows = {kind: known[kind] if kind in known else new[kind] for kind in checked.specs}
+                outcome |= {"runs": update.done, "seconds": round(seconds, 3)}
+                yield RunUpdate(flows, update.done, update.total, seconds)
+
+    def _check_work(self, context: TracingContext, checked: CheckedInput, parameters: int) -> int:
+        """The work asked for, within the limits that depend on the prompt's tokens and the model."""
+        request, settings = checked.request, self.settings
+        prompt = prompt_for(context, request.text, request.subject, request.occurrence)
+        if len(prompt) > settings.max_prompt_tokens:
+            raise PromptError(
+                f"The prompt has {len(prompt)} tokens, and this app takes at most "
+                f"{limit('max_prompt_tokens', settings.max_prompt_tokens)}. Shorten it."
+            )
+        start, end = prompt.subject_range
+        positions = end - start if request.subject_tokens_only else len(prompt)
+        cells = positions * len(request.layer_range(context.traced.n_layers)) * len(checked.specs)
+        return check_work(cells, request.samples if isinstance(request.samples, int) else 0, parameters, settings)
+
+
+def with_noise(context: TracingContext, noise: float | None) -> TracingContext:
+    """The same model with another noise level; None leaves the tracer's own."""
+    return context if noise is None else replace(context, noise=noise, noise_rule="given")
+
+
+def _waiting_words(ahead: int) -> str:
+    return "another run on this model" if ahead == 1 else f"{ahead} runs before this one on this model"
+
+
+def _finished(flows: Mapping[LayerKind, HiddenFlow]) -> RunUpdate:
+    runs = sum(int((~flow.sample_scores.isnan()).sum()) for flow in flows.values())
+    return RunUpdate(flows, runs, runs, cached=True)

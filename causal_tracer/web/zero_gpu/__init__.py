@@ -1,0 +1,1 @@
+"""Tracing on ZeroGPU."""

@@ -1,0 +1,319 @@
+"""The command line: what it prints and writes, where, and with which exit status."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from causal_tracer import CausalTracer, HiddenFlow, MapSpec, TraceRequest, __version__
+from causal_tracer.cli import main as cli
+from causal_tracer.cli import progress as cli_progress
+from causal_tracer.errors import ModelLoadError, NumericsError, SettingsError, SubjectError, TraceCancelled
+from causal_tracer.results.analysis import COLUMNS
+from tests.support.chat_templates import PLAIN
+from tests.support.tiny_models import PROMPT, SUBJECT, tiny_model, tiny_tokenizer
+
+ASKED = ["trace", PROMPT, "--subject", SUBJECT, "--samples", "2"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny chat model on disk."""
+    path = tmp_path_factory.mktemp("models") / "tiny-gpt2"
+    tiny_model("gpt2").save_pretrained(path)
+    tokenizer = tiny_tokenizer(bos=True)
+    tokenizer.save_pretrained(path)
+    (path / "chat_template.jinja").write_text(PLAIN, encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def run(folder: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Runs a command line on the tiny model; gives exit status, standard output and standard error."""
+
+    def running(*words: Any) -> tuple[int, str, str]:
+        capsys.readouterr()
+        named = [*map(str, words), *(["--model", str(folder)] if words[0] == "trace" else [])]
+        status = cli.main(named)
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return running
+
+
+def expected(folder: Path, **changes: Any) -> dict[str, HiddenFlow]:
+    specs = changes.pop("specs", {"hidden": MapSpec("hidden", 1)})
+    request = TraceRequest(PROMPT, SUBJECT, **{"samples": 2, **changes})
+    return CausalTracer.from_pretrained(str(folder)).trace_maps(request, specs)
+
+
+# Results --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_trace_prints_the_answer_the_map_and_its_peaks(run: Any, folder: Path) -> None:
+    status, out, _ = run(*ASKED)
+    assert status == 0
+    flow = expected(folder)["hidden"]
+    peak = flow.peaks(1)[0]
+    assert f"Restoring hidden states: P({flow.answer}), tiny-gpt2" in out
+    assert f"clean {flow.high_score:.4g}, corrupted {flow.low_score:.4g}" in out
+    assert "Gaussian noise, 2 samples, 1 layer restored together" in out
+    assert f"layer  {peak.layer} at {peak.token!r} ({flow.roles[peak.position]})" in out
+    lines = out.splitlines()
+    first, last = (next(i for i, line in enumerate(lines) if word in line) for word in ("Space*", "layer 0"))
+    assert 0 < last - first < len(flow.input_tokens)
+    assert str(folder.parent) not in out
+
+
+def test_json_on_request_on_standard_output_is_the_result_and_nothing_else(run: Any, folder: Path) -> None:
+    status, out, _ = run(*ASKED, "--json", "-")
+    assert status == 0
+    (line,) = out.splitlines()
+    flow = HiddenFlow.from_dict(json.loads(line))
+    assert torch.equal(flow.sample_scores, expected(folder)["hidden"].sample_scores)
+
+
+def test_files_are_written_one_line_or_row_for_each_map_and_cell(run: Any, folder: Path, tmp_path: Path) -> None:
+    places = {name: tmp_path / "new" / f"maps.{name}" for name in ("jsonl", "csv", "html")}
+    status, out, _ = run(
+        *ASKED, "-k", "mlp", "-k", "attention", "--window", 2,
+        "--json", places["jsonl"], "--csv", places["csv"], "--html", places["html"], "--quiet",
+    )  # fmt: skip
+    assert (status, out) == (0, "")
+    flows = expected(folder, specs={kind: MapSpec(kind, 2) for kind in ("mlp", "attention")})  # type: ignore[arg-type]
+    loaded = [HiddenFlow.from_dict(json.loads(line)) for line in places["jsonl"].read_text("utf-8").splitlines()]
+    assert [flow.kind for flow in loaded] == ["mlp", "attention"]
+    assert all(torch.equal(flow.scores, flows[flow.kind].scores) for flow in loaded)
+    with places["csv"].open(encoding="utf-8", newline="") as file:
+        table = list(csv.DictReader(file))
+    assert list(table[0]) == ["map", *COLUMNS]
+    tokens, layers = flows["mlp"].scores.shape
+    assert len(table) == 2 * tokens * layers
+    for row in table:
+        cell = flows[row["map"]].scores[int(row["position"]), int(row["layer"])]
+        assert float(row["score"]) == pytest.approx(float(cell), abs=1e-7)
+    page = places["html"].read_text("utf-8")
+    assert page.count("Plotly.newPlot(") == 2
+    assert page.count("<script src=") == 0
+    assert "cdn.plot.ly" not in page.split("Plotly.newPlot(")[1]
+
+
+def test_cells_that_were_not_computed_are_empty_in_the_table(run: Any) -> None:
+    status, out, _ = run(*ASKED, "--csv", "-", "--start-layer", 1, "--end-layer", 2, "--subject-tokens-only")
+    assert status == 0
+    table = list(csv.DictReader(out.splitlines()))
+    assert {row["layer"] for row in table if row["score"]} == {"1"}
+    assert {row["role"] for row in table if row["score"]} == {"first subject", "last subject"}
+
+
+def test_a_picture_of_each_map_gets_its_name(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import causal_tracer.plots.heatmap
+
+    written: list[str] = []
+    monkeypatch.setattr(
+        causal_tracer.plots.heatmap, "save_figure", lambda figure, path: written.append(Path(path).name)
+    )
+    assert run(*ASKED, "-q", "--image", tmp_path / "map.png")[0] == 0
+    assert run(*ASKED, "-q", "-k", "mlp", "-k", "hidden", "--image", tmp_path / "map.svg")[0] == 0
+    assert written == ["map.png", "map-mlp.svg", "map-hidden.svg"]
+
+
+def test_options_reach_the_trace(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[TraceRequest, dict[str, MapSpec], float]] = []
+    trace_maps = CausalTracer.trace_maps
+
+    def noted(self: CausalTracer, request: TraceRequest, specs: Any, **options: Any) -> Any:
+        seen.append((request, dict(specs), self.noise))
+        return trace_maps(self, request, specs, **options)
+
+    monkeypatch.setattr(CausalTracer, "trace_maps", noted)
+    status, _, err = run(
+        "trace", PROMPT, "-s", SUBJECT, "--samples", 3, "--seed", 9, "--noise", 0.5, "--corruption", "uniform",
+        "--metric", "logit difference", "--answer", "the city", "--foil", "Jobs", "--batch-size", 5, "--top-tokens", 2,
+        "--engine", "full", "--occurrence", "first", "--severed", "mlp", "--placebo", "the city of France is",
+        "--placebo-subject", "France", "-k", "attention", "-q", "--start-layer", 1, "--end-layer", 3,
+    )  # fmt: skip
+    assert (status, err) == (0, "")
+    request, specs, noise = seen[0]
+    assert noise == 0.5
+    assert (request.samples, request.seed, request.batch_size, request.top_tokens) == (3, 9, 5, 2)
+    assert (request.corruption, request.metric, request.answer, request.foil) == (
+        "uniform",
+        "logit difference",
+        "the city",
+        "Jobs",
+    )
+    assert (request.engine, request.occurrence, request.start_layer, request.end_layer) == ("full", "first", 1, 3)
+    assert request.placebo is not None
+    assert request.placebo.subject == "France"
+    assert specs == {
+        "attention": MapSpec("attention", 10),
+        "hidden-severed-mlp": MapSpec("hidden", 1, severed="mlp"),
+        "attention-placebo": MapSpec("attention", 10, placebo=True),
+    }
+    assert run(*ASKED, "-q", "--counterfactual", "Steve Jobs", "--direction", "corrupt")[0] == 0
+    assert seen[1][0].corruption.subjects == ("Steve Jobs",)  # type: ignore[union-attr]
+    assert seen[1][0].direction == "corrupt"
+
+
+def test_noise_is_a_number_or_times_sigma(run: Any, folder: Path) -> None:
+    status, out, _ = run(*ASKED, "--noise", "2 sigma", "--json", "-")
+    assert status == 0
+    found = HiddenFlow.from_dict(json.loads(out)).settings.noise
+    assert found == pytest.approx(CausalTracer.from_pretrained(str(folder)).noise * 2 / 3)
+    status, _, err = run(*ASKED, "--noise", "much")
+    assert (status, "'much'" in err) == (2, True)
+
+
+def test_a_conversation_is_traced_where_the_assistant_goes_on(run: Any) -> None:
+    status, out, _ = run(
+        "trace", PROMPT, "-s", SUBJECT, "--samples", 2, "--chat", "--system", "In France",
+        "--assistant-prefix", "It is", "--json", "-",
+    )  # fmt: skip
+    assert status == 0
+    flow = HiddenFlow.from_dict(json.loads(out))
+    assert flow.prompt == f"<bos>[system]\nIn France[end]\n[user]\n{PROMPT}[end]\n[assistant]\nIt is"
+    assert "".join(flow.input_tokens[slice(*flow.subject_range)]).strip() == SUBJECT
+    status, _, err = run(*ASKED, "--assistant-prefix", "It is")
+    assert (status, "--chat" in err) == (2, True)
+
+
+# Exit status ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--no-such-option"], "no-such-option"),
+        (["--samples", "0"], "--samples"),
+        (["--engine", "fast"], "fast"),
+        (["-k", "foo"], "'foo'"),
+        (["--metric", "foo"], "'foo'"),
+        (["--corruption", "foo"], "'foo'"),
+        (["--end-layer", "99"], "end_layer=99"),
+        (["--json", "-", "--csv", "-"], "--json and --csv"),
+        (["--html", "map.png"], "does not end in .html"),
+        (["--image", "map.gif"], ".svg"),
+        (["--json", "."], "is a folder"),
+        (["--thinking"], "--chat"),
+        (["--chat", "--thinking"], "no such switch"),
+    ],
+)
+def test_what_the_user_can_mend_is_status_2(run: Any, words: list[str], said: str) -> None:
+    status, out, err = run(*ASKED, *words)
+    assert (status, out) == (2, "")
+    assert said in err
+    assert "Traceback" not in err
+
+
+def test_a_subject_that_is_not_there_is_status_2_and_one_line(run: Any) -> None:
+    status, out, err = run("trace", PROMPT, "--subject", "Eiffel Tower", "-q")
+    assert (status, out) == (2, "")
+    assert err.startswith("error: The subject 'Eiffel Tower'")
+    assert len(err.splitlines()) == 1
+
+
+def test_a_model_that_is_not_there_is_status_1(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["trace", PROMPT, "--model", "no such model"]) == 1
+    assert "'no such model'" in capsys.readouterr().err
+
+
+def test_a_file_that_cannot_be_written_is_status_1(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    status, _, err = run(*ASKED, "-q", "--json", tmp_path / "file" / "map.json")
+    assert (status, err.startswith("error: A result could not be written")) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (SettingsError("no"), 2),
+        (SubjectError("no"), 2),
+        (ModelLoadError("no"), 1),
+        (NumericsError("no"), 1),
+        (TraceCancelled("no"), 130),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_each_error_has_its_status(
+    run: Any, monkeypatch: pytest.MonkeyPatch, error: BaseException, status: int
+) -> None:
+    def fail(*_args: Any, **_options: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(CausalTracer, "trace_maps", fail)
+    found, out, err = run(*ASKED, "-q")
+    assert (found, out) == (status, "")
+    assert err == ("Interrupted.\n" if status == 130 else "error: no\n")
+
+
+def test_a_fault_of_ours_is_not_dressed_up(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_args: Any, **_options: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(CausalTracer, "trace_maps", fail)
+    with pytest.raises(ZeroDivisionError):
+        run(*ASKED)
+
+
+# Help and progress ----------------------------------------------------------------------------------------------------
+
+
+def test_help_names_every_command_and_version_is_the_packages(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = run("--help")
+    assert status == 0
+    assert all(f" {name} " in out for name in ("trace", "app", "study"))
+    assert run("--version") == (0, f"{__version__}\n", "")
+    assert run("-h")[1] == out
+    assert "--subject" in run("trace", "--help")[1]
+    assert run("study", "--help")[0] == 0
+
+
+def test_the_apps_options_are_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    from causal_tracer.web import launch
+
+    given: list[list[str]] = []
+    monkeypatch.setattr(launch, "main", lambda words: given.append(words) or 1)
+    assert cli.main(["app", "--port", "7999", "--model", "embedded", "--help"]) == 1
+    assert given == [["--port", "7999", "--model", "embedded", "--help"]]
+
+
+def test_an_app_without_gradio_is_status_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert cli.main(["app"]) == 1
+    assert "pip install 'gradio>=6.31,<7'" in capsys.readouterr().err
+
+
+def test_progress_goes_to_a_log_where_there_is_no_terminal(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([100.0, 105.0, 112.0, 113.0])
+    monkeypatch.setattr(cli_progress.time, "monotonic", lambda: next(clock))
+    with caplog.at_level(logging.INFO), cli_progress.progress_reporter("runs") as report:
+        for done in (0, 5, 12, 20):
+            report(done, 20)
+    assert [record.message for record in caplog.records] == [
+        "0 of 20 runs are done.",
+        "12 of 20 runs are done.",
+        "20 of 20 runs are done.",
+    ]
+    caplog.clear()
+    with caplog.at_level(logging.INFO), cli_progress.progress_reporter("runs", quiet=True) as report:
+        report(1, 1)
+    assert not caplog.records
+
+
+def test_progress_is_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with cli_progress.progress_reporter("runs") as report:
+        report(0, 4)
+        report(4, 4)
+    assert "runs:   0%" in capsys.readouterr().err

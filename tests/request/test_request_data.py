@@ -1,0 +1,168 @@
+"""Requests as JSON types: stored whole, read again, and honest about what cannot be stored."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+import torch
+
+from causal_tracer import HiddenFlow, HiddenFlowQuery, MapSpec, TraceRequest
+from causal_tracer.corruption import CounterfactualSubjects, GaussianNoise, MeanEmbedding, StudentTNoise, ZeroEmbedding
+from causal_tracer.errors import ResultFormatError, SettingsError
+from causal_tracer.metrics.metric import METRICS
+from causal_tracer.prompts.chat import ChatText
+from causal_tracer.prompts.prompt import make_prompt
+from causal_tracer.request.data import read_request, request_data
+from causal_tracer.request.records import SamplesUntil
+from tests.support.tiny_models import OTHER_PROMPT, OTHER_SUBJECT, PROMPT, SUBJECT, tiny_tokenizer, tiny_tracer
+
+CHAT = ChatText.from_user("Where is it?", system="Be brief.", thinking=False, assistant_prefix="It is in")
+
+
+class OwnCorruption:
+    """A user's."""
+
+    description = "every embedding turned over"
+
+    def __call__(self, subject: Any, samples: int) -> Any:
+        return subject.embedded.flip(0)[None]
+
+
+def own_metric(target: Any) -> Any:
+    return METRICS["logit"](target)
+
+
+def stored(request: TraceRequest, spec: MapSpec) -> dict[str, Any]:
+    """The request as it stands in a file."""
+    data: dict[str, Any] = json.loads(json.dumps(request_data(request, spec), allow_nan=False))
+    return data
+
+
+@pytest.mark.parametrize(
+    ("changes", "spec"),
+    [
+        ({}, MapSpec()),
+        ({"subject": SUBJECT, "occurrence": "first", "answer": " Seattle", "foil": " Rome"}, MapSpec("mlp", 10)),
+        ({"answer_id": 0, "metric": "logit difference", "foil": "x", "direction": "corrupt"}, MapSpec("attention", 3)),
+        ({"text": CHAT, "samples": SamplesUntil(0.1, 5, 20), "seed": 7}, MapSpec()),
+        ({"text": make_prompt(tiny_tokenizer(), PROMPT, SUBJECT)}, MapSpec("hidden", severed="mlp")),
+        ({"placebo": HiddenFlowQuery(OTHER_PROMPT, OTHER_SUBJECT)}, MapSpec("mlp", placebo=True)),
+        ({"placebo": HiddenFlowQuery(CHAT)}, MapSpec("mlp", placebo=True)),
+        ({"positions": (1, 2), "read": 5, "elsewhere": 7, "top_tokens": 3, "batch_size": 4}, MapSpec()),
+        ({"corruption": "uniform", "start_layer": 1, "end_layer": 2, "subject_tokens_only": True}, MapSpec()),
+        ({"corruption": GaussianNoise(0.1 + 0.2, 3, replace=True)}, MapSpec()),
+        ({"corruption": StudentTNoise(3)}, MapSpec()),
+        ({"corruption": ZeroEmbedding()}, MapSpec()),
+        ({"corruption": MeanEmbedding()}, MapSpec()),
+        ({"corruption": CounterfactualSubjects(("Eiffel Tower",))}, MapSpec()),
+    ],
+    ids=str,
+)
+def test_a_request_is_read_as_it_was(changes: dict[str, Any], spec: MapSpec) -> None:
+    request = replace(TraceRequest(PROMPT), **changes, kind=spec.kind, window=spec.window)
+    assert read_request(stored(request, spec)) == (request, spec)
+    assert stored(request, spec) == request_data(request, spec)
+
+
+def test_every_field_is_stored() -> None:
+    data = stored(TraceRequest(PROMPT), MapSpec())
+    assert data["trace"].keys() == {"class", *(item.name for item in fields(TraceRequest))}
+    assert data["map"].keys() == {"class", *(item.name for item in fields(MapSpec))}
+
+
+def test_kind_and_window_are_those_of_the_map() -> None:
+    request, _ = read_request(stored(TraceRequest(PROMPT, kind="mlp", window=3), MapSpec("attention", 2)))
+    assert (request.kind, request.window) == ("attention", 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"corruption": OwnCorruption()}, "every embedding turned over"),
+        ({"metric": own_metric}, "own_metric"),
+    ],
+    ids=["corruption", "metric"],
+)
+def test_what_cannot_be_stored_is_named_and_not_read(changes: dict[str, Any], name: str) -> None:
+    data = stored(replace(TraceRequest(PROMPT), **changes), MapSpec())
+    with pytest.raises(SettingsError, match=f"{name}.*only its name is stored"):
+        read_request(data)
+
+
+def test_a_class_of_the_user_s_with_a_known_name_is_the_user_s() -> None:
+    namesake = dataclasses.make_dataclass("MeanEmbedding", [], bases=(OwnCorruption,), frozen=True)()
+    with pytest.raises(SettingsError, match="only its name is stored"):
+        read_request(stored(TraceRequest(PROMPT, corruption=namesake), MapSpec()))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"text": 3},
+        {"text": None},
+        {"text": {"class": "ChatText", "messages": []}},
+        {"text": {"class": "Unknown"}},
+        {"subject": 5},
+        {"answer": ["a"]},
+        {"foil": 1.5},
+        {"samples": "many"},
+        {"samples": 0},
+        {"kind": "neurons"},
+        {"occurrence": "middle"},
+        {"subject_tokens_only": "yes"},
+        {"placebo": "text"},
+        {"a_field_of_a_newer_version": 1},
+    ],
+    ids=str,
+)
+def test_a_damaged_or_newer_request_is_refused_when_read(changes: dict[str, Any]) -> None:
+    data = stored(TraceRequest(PROMPT), MapSpec())
+    with pytest.raises(SettingsError):
+        read_request({**data, "trace": {**data["trace"], **changes}})
+
+
+@pytest.mark.parametrize("name", ["trace", "map"])
+@pytest.mark.parametrize("part", [None, 3, [], {}, {"class": "ChatText"}], ids=str)
+def test_a_request_with_a_part_missing_is_refused_when_read(name: str, part: Any) -> None:
+    with pytest.raises(SettingsError, match="cannot be read"):
+        read_request({**stored(TraceRequest(PROMPT), MapSpec()), name: part})
+
+
+class TestInResults:
+    def test_each_map_stores_its_own_and_gives_itself_again(self) -> None:
+        tracer = tiny_tracer("gpt2")
+        request = TraceRequest(PROMPT, SUBJECT, samples=2, placebo=HiddenFlowQuery(OTHER_PROMPT, OTHER_SUBJECT))
+        specs = {"a": MapSpec("mlp", 2), "b": MapSpec("hidden", severed="attention"), "c": MapSpec(placebo=True)}
+        for name, flow in tracer.trace_maps(request, specs).items():
+            assert flow.request is not None
+            again, spec = read_request(flow.request)
+            assert spec == specs[name]
+            traced = tracer.trace_maps(again, {"again": spec})["again"]
+            # Alone, the rows stand in other batches.
+            torch.testing.assert_close(traced.sample_scores, flow.sample_scores, atol=1e-6, rtol=0)
+            assert (traced.request, traced.settings) == (flow.request, flow.settings)
+
+    def test_it_is_saved_with_the_result(self, tmp_path: Any) -> None:
+        flow = tiny_tracer("gpt2").trace(TraceRequest(PROMPT, SUBJECT, samples=2, metric=own_metric))
+        flow.save(tmp_path / "flow.json")
+        found = HiddenFlow.load(tmp_path / "flow.json")
+        assert found.request == flow.request
+        assert found.to_dict() == flow.to_dict()
+
+    def test_a_result_without_one_opens(self) -> None:
+        flow = tiny_tracer("gpt2").calculate_hidden_flow(PROMPT, SUBJECT, samples=1)
+        data = flow.to_dict()
+        assert data.pop("request") is not None
+        older = HiddenFlow.from_dict(data)
+        assert older.request is None
+        assert older.to_dict() == {**data, "request": None}
+
+    @pytest.mark.parametrize("damaged", [3, "text", [1]], ids=str)
+    def test_one_that_is_no_record_is_refused(self, damaged: Any) -> None:
+        data = tiny_tracer("gpt2").calculate_hidden_flow(PROMPT, SUBJECT, samples=1).to_dict()
+        with pytest.raises(ResultFormatError, match="damaged"):
+            HiddenFlow.from_dict({**data, "request": damaged})

@@ -1,0 +1,15 @@
+"""What any right search for the modules of a model finds."""
+
+from __future__ import annotations
+
+from causal_tracer.model.layers import KINDS, TracedModel
+from tests.support.tiny_models import (
+    FAMILIES,
+)
+
+
+def check_names_are_the_pinned_ones(traced: TracedModel, name: str) -> None:
+    family = FAMILIES[name]
+    assert traced.embedding_name == family.embedding
+    for kind in KINDS:
+        assert traced.site_names[kind] == tuple((module,) for module in family.site_names(kind)), kind

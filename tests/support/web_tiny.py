@@ -1,0 +1,73 @@
+"""A service of the web app on a tiny model, and what its tests ask of it."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Coroutine, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from causal_tracer import CausalTracer, HiddenFlow
+from causal_tracer.web.service.asking import TraceInput
+from causal_tracer.web.service.registry import LoadedTracer, Report
+from causal_tracer.web.service.settings import ServiceSettings
+from causal_tracer.web.service.tracing import TraceService
+from causal_tracer.web.service.updates import RunUpdate
+from tests.support.chat_templates import PLAIN, with_template
+from tests.support.tiny_models import PROMPT, SUBJECT, build_tiny_model, tiny_tokenizer
+
+NOISE = 0.5
+ASKED = TraceInput(PROMPT, SUBJECT, samples=3, window=1)
+
+
+def awaited(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """What a coroutine gives, from a thread of its own: a browser that is open has a loop running in the tests'."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, coroutine).result()
+
+
+def load_tiny(_source: str, report: Report) -> LoadedTracer:
+    """The loader of a tiny model whose weights are known by a revision."""
+    report("making it", 0.5)
+    tracer = CausalTracer(build_tiny_model("gpt2"), tiny_tokenizer(), noise=NOISE, model_id="tiny", revision="r1")
+    return LoadedTracer(tracer, "Tiny <GPT-2>", "MIT")
+
+
+def load_tiny_chat(_source: str, _report: Report, template: str = PLAIN) -> LoadedTracer:
+    """The same with a chat template."""
+    tokenizer = with_template(template)
+    tracer = CausalTracer(build_tiny_model("gpt2"), tokenizer, noise=NOISE, model_id="tiny", revision="r1")
+    return LoadedTracer(tracer, "Tiny chat", "MIT")
+
+
+def tiny_service(load: Any = load_tiny, **settings: Any) -> TraceService:
+    """A service of a tiny model; results are kept in memory unless a folder is given."""
+    return TraceService(ServiceSettings(**{"models": ("tiny",), **settings}), load=load)
+
+
+def last(updates: Iterable[RunUpdate]) -> RunUpdate:
+    """The last update, once all have come."""
+    *_, update = updates
+    return update
+
+
+def flow_of(service: TraceService, asked: TraceInput) -> HiddenFlow:
+    """The finished map of what is asked for."""
+    flow = last(service.trace(asked)).flow
+    assert flow is not None
+    return flow
+
+
+@functools.cache
+def tiny_flow() -> HiddenFlow:
+    """A finished map, with cells worth reading."""
+    return flow_of(tiny_service(), ASKED)
+
+
+def save_tiny(folder: Path) -> Path:
+    """The tiny model as `save_pretrained` writes it, to be loaded by the app's own loader."""
+    build_tiny_model("gpt2").save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder

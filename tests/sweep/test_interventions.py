@@ -1,0 +1,254 @@
+"""All that goes through the sweep's one door: severed paths, placebos, directions, heads, reads, long answers.
+
+Here the resumed sweep is held against the full one; `test_science_oracles.py` holds both against hooks by hand.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from causal_tracer import CausalTracer, HiddenFlow, HiddenFlowQuery, MapSpec, SamplesUntil, TraceRequest
+from causal_tracer.corruption import CORRUPTIONS
+from causal_tracer.errors import PromptError, SettingsError
+from causal_tracer.metrics.metric import METRICS
+from causal_tracer.sweep.plan import BASE, Cell, Intervention, reach
+from tests.support.tiny_models import ARCHITECTURES, OTHER_PROMPT, OTHER_SUBJECT, PROMPT, SUBJECT, tiny_tracer
+
+TOLERANCE = 1e-5
+REQUEST = TraceRequest(PROMPT, SUBJECT, samples=2, placebo=HiddenFlowQuery(OTHER_PROMPT, OTHER_SUBJECT))
+MAPS = {
+    "hidden": MapSpec("hidden"),
+    "hidden, severed mlp": MapSpec("hidden", severed="mlp"),
+    "hidden, severed attention": MapSpec("hidden", severed="attention"),
+    "mlp, placebo": MapSpec("mlp", 2, placebo=True),
+    "attention, severed mlp": MapSpec("attention", 3, severed="mlp"),
+}
+
+
+def close(found: Tensor, expected: Tensor, tolerance: float = TOLERANCE) -> None:
+    torch.testing.assert_close(found, expected, rtol=0, atol=tolerance, equal_nan=True)
+
+
+def same_in_both_sweeps(
+    tracer: CausalTracer, request: TraceRequest, specs: dict[str, MapSpec]
+) -> dict[str, HiddenFlow]:
+    fast = tracer.trace_maps(request, specs)
+    full = tracer.trace_maps(replace(request, engine="full"), specs)
+    for name, flow in fast.items():
+        scale = max(1.0, float(full[name].sample_scores.nan_to_num().abs().max()))
+        close(flow.sample_scores / scale, full[name].sample_scores / scale)
+        assert not flow.scores.isnan().all()
+    return fast
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_severed_and_placebo_maps_are_the_same_in_both_sweeps(name: str) -> None:
+    tracer = tiny_tracer(name)
+    specs = {key: spec for key, spec in MAPS.items() if not tracer.context.traced.missing_layers(spec.kind)}
+    flows = same_in_both_sweeps(tracer, REQUEST, specs)
+    plain = flows["hidden"].indirect_effect
+    for key in ("hidden, severed mlp", "hidden, severed attention"):
+        assert float((flows[key].indirect_effect - plain).abs().max()) > 1e-4, "severing changes nothing"
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_corrupted_activations_in_the_clean_run_are_the_same_in_both_sweeps(name: str) -> None:
+    tracer = tiny_tracer(name)
+    request = replace(REQUEST, direction="corrupt")
+    flow = same_in_both_sweeps(tracer, request, {"map": MapSpec("hidden"), "mlp": MapSpec("mlp", 2)})["map"]
+    close(flow.scores[-1, -1], torch.tensor(flow.low_score))
+    close(flow.scores[0], torch.full_like(flow.scores[0], flow.high_score))
+    close(flow.scores[:-1, -1], torch.full_like(flow.scores[:-1, -1], flow.high_score))
+    restored = tracer.trace_maps(REQUEST, {"map": MapSpec("hidden")})["map"]
+    assert (flow.low_score, flow.high_score) == pytest.approx((restored.low_score, restored.high_score), abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_heads_are_the_same_in_both_sweeps_and_add_nothing_where_they_are_not_restored(name: str) -> None:
+    tracer = tiny_tracer(name)
+    heads = tracer.context.traced.head_sites
+    fast = tracer.calculate_head_flow(REQUEST)
+    close(fast.sample_scores, tracer.calculate_head_flow(replace(REQUEST, engine="full")).sample_scores)
+    assert float(fast.indirect_effect.nan_to_num().abs().max()) > 1e-5
+    for layer in range(tracer.count_layers()):
+        assert fast.scores[:, layer].isnan().all() == (layer not in heads)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma3_text", "falcon"])
+def test_all_heads_of_a_layer_together_are_its_attention(name: str) -> None:
+    """A linear projection of all heads' clean values at a token gives the clean output there."""
+    from causal_tracer.experiment.base_run import Watched
+    from causal_tracer.experiment.set_up import base_of_samples, set_up
+    from causal_tracer.sweep.full import full_sweep
+    from causal_tracer.sweep.plan import CLEAN_HEADS, SweepPlan
+    from causal_tracer.tracing.heads import clean_heads
+
+    tracer = tiny_tracer(name)
+    experiment = set_up(tracer.context, REQUEST)
+    traced = tracer.context.traced
+    base, _ = base_of_samples(experiment, experiment.embeddings(0, 2), (), 8, None)
+    base = replace(base, sources={CLEAN_HEADS: clean_heads(experiment)})
+    layer = max(traced.head_sites)
+    heads = range(traced.head_sites[layer][1])
+    cells = (
+        Cell(0, 0, tuple(Intervention((layer,), "head", (5,), CLEAN_HEADS, head) for head in heads)),
+        Cell(1, 0, (Intervention((layer,), "attention", (5,)),)),
+    )
+    seen: list[Watched] = []
+    list(full_sweep(traced, experiment.clean, base, SweepPlan(cells), experiment.metric, 8, watch=seen.append))
+    by_cell = torch.cat([watched.logits for watched in seen])
+    close(by_cell[:2], by_cell[2:], 1e-4)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_answers_of_several_tokens_are_the_same_in_both_sweeps_and_equal_teacher_forcing(name: str) -> None:
+    tracer = tiny_tracer(name)
+    answer = " located downtown city"
+    flow = same_in_both_sweeps(tracer, replace(REQUEST, answer=answer, metric="log-probability"), {"m": MapSpec()})["m"]
+    assert len(flow.answer_ids) > 1
+    assert flow.scores.shape[0] == len(flow.input_tokens) == len(flow.input_ids)
+    prompt_ids = flow.input_ids.tolist()
+    ids = torch.tensor([prompt_ids + list(flow.answer_ids)])
+    with torch.no_grad():
+        logs = tracer.model(ids).logits[0].float().log_softmax(dim=-1)
+    joint = sum(float(logs[len(prompt_ids) - 1 + i, token]) for i, token in enumerate(flow.answer_ids))
+    assert flow.high_score == pytest.approx(joint, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("read", [7, 8])
+def test_an_earlier_read_position_is_the_same_in_both_sweeps_and_sees_no_later_token(name: str, read: int) -> None:
+    tracer = tiny_tracer(name)
+    flow = same_in_both_sweeps(tracer, replace(REQUEST, read=read), {"m": MapSpec(), "a": MapSpec("attention", 2)})["m"]
+    assert read < len(flow.input_tokens) - 1
+    after = flow.scores[read + 1 :]
+    close(after, torch.full_like(after, flow.low_score))
+    close(flow.scores[read, -1], torch.tensor(flow.high_score))
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_every_metric_is_the_same_in_both_sweeps_and_spans_from_corrupted_to_clean(metric: str) -> None:
+    tracer = tiny_tracer("gemma3_text")
+    # Not the top answer, whose rank may be 1 in all runs.
+    request = replace(REQUEST, metric=metric, answer_id=7, foil=" city", samples=4)
+    flow = same_in_both_sweeps(tracer, request, {"m": MapSpec()})["m"]
+    assert flow.settings.metric == metric
+    assert abs(flow.total_effect) > 1e-4
+    close(flow.scores[-1, -1], torch.tensor(flow.high_score), 1e-4)
+    close(flow.scores[0], torch.full_like(flow.scores[0], flow.low_score), 1e-4)
+
+
+@pytest.mark.parametrize("corruption", CORRUPTIONS)
+def test_every_corruption_is_the_same_in_both_sweeps(corruption: str) -> None:
+    tracer = tiny_tracer("gemma3_text")
+    flow = same_in_both_sweeps(tracer, replace(REQUEST, corruption=corruption), {"m": MapSpec()})["m"]
+    assert flow.sample_scores.shape[0] == (1 if corruption in ("zero", "mean") else 2)
+    assert flow.settings.samples == flow.sample_scores.shape[0]
+    assert abs(flow.total_effect) > 1e-4
+
+
+def test_chosen_positions_have_the_rows_of_the_whole_map_and_the_others_are_not_computed() -> None:
+    tracer = tiny_tracer("llama")
+    whole = tracer.trace_maps(REQUEST, {"m": MapSpec("mlp", 2)})["m"]
+    part = tracer.trace_maps(replace(REQUEST, positions=(5, 8)), {"m": MapSpec("mlp", 2)})["m"]
+    close(part.scores[[5, 8]], whole.scores[[5, 8]])
+    others = [token for token in range(len(whole.input_tokens)) if token not in (5, 8)]
+    assert part.scores[others].isnan().all()
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_top_tokens_are_those_of_the_mean_distribution(batch_size: int) -> None:
+    tracer = tiny_tracer("llama")
+    request = replace(REQUEST, top_tokens=3, samples=3, batch_size=batch_size)
+    flow = tracer.trace_maps(request, {"m": MapSpec()})["m"]
+    assert flow.top_tokens is not None
+    assert flow.top_tokens.clean[0].token_id == flow.answer_id
+    assert flow.top_tokens.clean[0].probability == pytest.approx(flow.high_score, abs=1e-6)
+    for position in range(len(flow.input_tokens)):
+        for layer in range(tracer.count_layers()):
+            top = flow.top_tokens.cells(position, layer)
+            assert len(top) == 3
+            assert [t.probability for t in top] == sorted((t.probability for t in top), reverse=True)
+            of_answer = [t.probability for t in top if t.token_id == flow.answer_id]
+            for probability in of_answer:
+                assert probability == pytest.approx(float(flow.scores[position, layer]), abs=1e-5)
+    assert flow.top_tokens.cells(0, 0) == flow.top_tokens.corrupted
+    last = flow.top_tokens.cells(len(flow.input_tokens) - 1, tracer.count_layers() - 1)
+    assert [t.token_id for t in last] == [t.token_id for t in flow.top_tokens.clean]
+    assert HiddenFlow.from_dict(flow.to_dict()).top_tokens.to_dict() == flow.top_tokens.to_dict()  # type: ignore[union-attr]
+
+
+def test_samples_are_taken_until_the_peak_is_sure_and_begin_like_a_fixed_number() -> None:
+    tracer = tiny_tracer("gpt2")
+    sure = tracer.trace_maps(replace(REQUEST, samples=SamplesUntil(1e-9, step=2, most=6)), {"m": MapSpec()})["m"]
+    assert sure.settings.samples == 6
+    assert "still wider" in " ".join(sure.notes)
+    fixed = tracer.trace_maps(replace(REQUEST, samples=6), {"m": MapSpec()})["m"]
+    close(sure.sample_scores, fixed.sample_scores)
+    early = tracer.trace_maps(replace(REQUEST, samples=SamplesUntil(10.0, step=2, most=6)), {"m": MapSpec()})["m"]
+    assert early.settings.samples == 2
+    assert not early.notes
+
+
+def test_a_corruption_elsewhere_leaves_the_subject_alone() -> None:
+    tracer = tiny_tracer("gpt2")
+    subject = tracer.trace_maps(REQUEST, {"m": MapSpec()})["m"]
+    start, end = subject.subject_range
+    other = tracer.trace_maps(replace(REQUEST, elsewhere=end), {"m": MapSpec()})["m"]
+    assert other.subject_range == subject.subject_range
+    close(other.scores[start:end], torch.full_like(other.scores[start:end], other.low_score))
+    assert other.low_score != pytest.approx(subject.low_score, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "says"),
+    [
+        ({"elsewhere": 4}, SettingsError, "outside the subject"),
+        ({"read": 99}, SettingsError, "read=99"),
+        ({"read": 0}, SettingsError, "before the corrupted"),
+        ({"answer": " "}, PromptError, "answer is empty"),
+        ({"answer": " a", "answer_id": 3}, SettingsError, "both"),
+        ({"metric": "loss"}, SettingsError, "probability"),
+        ({"metric": "logit difference"}, SettingsError, "foil"),
+        ({"corruption": "rain"}, SettingsError, "gaussian"),
+        ({"positions": (99,)}, SettingsError, "positions"),
+        ({"positions": ()}, SettingsError, "positions"),
+        ({"direction": "up"}, SettingsError, "restore"),
+        ({"top_tokens": -1}, SettingsError, "top_tokens"),
+        ({"samples": SamplesUntil(0.1), "top_tokens": 3}, SettingsError, "fixed number"),
+    ],
+)
+def test_requests_that_cannot_be_met_are_refused_with_words(
+    change: dict[str, Any], error: type[Exception], says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        tiny_tracer("gpt2").trace_maps(replace(REQUEST, **change), {"m": MapSpec()})
+
+
+@pytest.mark.parametrize(
+    "spec", [{"severed": "hidden"}, {"kind": "mlp", "severed": "mlp"}, {"window": 0}, {"kind": "x"}]
+)
+def test_maps_that_make_no_sense_are_refused(spec: dict[str, Any]) -> None:
+    with pytest.raises(SettingsError):
+        MapSpec(**spec)
+
+
+def test_a_placebo_map_needs_a_placebo() -> None:
+    tracer = tiny_tracer("gpt2")
+    for request in (replace(REQUEST, placebo=None), replace(REQUEST, placebo=HiddenFlowQuery(PROMPT, SUBJECT))):
+        with pytest.raises(SettingsError, match="placebo"):
+            tracer.trace_maps(request, {"m": MapSpec(placebo=True)})
+
+
+def test_what_is_held_at_the_base_runs_values_changes_nothing_by_itself() -> None:
+    held = Intervention((0, 1, 2), "mlp", (5,), BASE)
+    assert reach(Cell(5, 0, (held,)), 3, (9,), 3) is None
+    restored = Intervention((1,), "hidden", (5,))
+    found = reach(Cell(5, 0, (restored, held)), 3, (9,), 3)
+    assert found is not None
+    assert (found.first_token, found.join) == (5, 2)

@@ -1,0 +1,182 @@
+"""A model whose facts were put there by hand: maps find where, severing cuts it, controls stay dark.
+
+`examples/glass_box.py` says what the model does. Its steps are a chain: each is needed, and each is enough.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+
+import pytest
+import torch
+from torch import Tensor
+
+from causal_tracer import CausalTracer, HiddenFlow, HiddenFlowQuery, MapSpec, TraceRequest
+from causal_tracer.corruption import CounterfactualSubjects
+from causal_tracer.errors import SettingsError
+from examples.glass_box import (
+    FACTS,
+    FIRST_SUBJECT,
+    GATHERING,
+    LAST,
+    LAST_SUBJECT,
+    LOOKUP,
+    MOVING,
+    N_LAYERS,
+    PROMPT,
+    READYING,
+    SUBJECT,
+    TEMPLATE,
+    glass_box_tracer,
+)
+from tests.support.hand_hooks import last_probabilities
+
+Cells = set[tuple[int, int]]
+
+# What block it is that takes part, and what it leaves behind at the token until the next one takes that up.
+AT_SUBJECT = range(GATHERING[0], MOVING[0])
+AT_LAST = range(MOVING[0], N_LAYERS)
+HIDDEN: Cells = {(LAST_SUBJECT, layer) for layer in AT_SUBJECT} | {(LAST, layer) for layer in AT_LAST}
+MLP: Cells = {(LAST_SUBJECT, LOOKUP)}
+ATTENTION: Cells = {(LAST_SUBJECT, GATHERING[0]), (LAST_SUBJECT, READYING[0]), (LAST, MOVING[0])}
+
+OTHER = HiddenFlowQuery(TEMPLATE.format("Eiffel Tower"), "Eiffel Tower")
+SPECS: Mapping[str, MapSpec] = {
+    "hidden": MapSpec("hidden"),
+    "mlp": MapSpec("mlp"),
+    "attention": MapSpec("attention"),
+    "hidden, MLP severed": MapSpec("hidden", severed="mlp"),
+    "hidden, attention severed": MapSpec("hidden", severed="attention"),
+    "hidden placebo": MapSpec("hidden", placebo=True),
+    "mlp placebo": MapSpec("mlp", placebo=True),
+    "attention placebo": MapSpec("attention", placebo=True),
+}
+
+
+@functools.cache
+def tracer() -> CausalTracer:
+    return glass_box_tracer()
+
+
+@functools.cache
+def maps(subject: str = SUBJECT) -> dict[str, HiddenFlow]:
+    placebo = HiddenFlowQuery(PROMPT, SUBJECT) if subject != SUBJECT else OTHER
+    request = TraceRequest(TEMPLATE.format(subject), subject, samples=20, placebo=placebo)
+    return tracer().trace_maps(request, SPECS)
+
+
+def lit(effects: Tensor, total: float) -> Cells:
+    """The cells of a map that hold the fact; every other one must be dark."""
+    shares = effects / total
+    cells = {(int(position), int(layer)) for position, layer in (shares > 0.5).nonzero()}
+    dark = torch.ones_like(shares, dtype=torch.bool)
+    for cell in cells:
+        dark[cell] = False
+    assert float(shares[dark].abs().max()) < 0.02
+    return cells
+
+
+def test_the_prompt_is_the_one_that_the_positions_count() -> None:
+    flow = maps()["hidden"]
+    assert flow.input_tokens[FIRST_SUBJECT : LAST_SUBJECT + 1] == SUBJECT.split()
+    assert flow.subject_range == (FIRST_SUBJECT, LAST_SUBJECT + 1)
+    assert len(flow.input_tokens) == LAST + 1
+
+
+@pytest.mark.parametrize("subject", FACTS)
+def test_the_model_knows_its_facts_and_noise_hides_them(subject: str) -> None:
+    flow = maps(subject)["hidden"]
+    assert flow.answer == FACTS[subject]
+    ids = flow.input_ids.tolist()
+    assert float(last_probabilities(tracer().model, ids, {})[flow.answer_id]) == pytest.approx(flow.high_score)
+    assert flow.high_score > 0.95
+    assert flow.total_effect > 0.4
+
+
+@pytest.mark.parametrize("subject", FACTS)
+@pytest.mark.parametrize(("kind", "truth"), [("hidden", HIDDEN), ("mlp", MLP), ("attention", ATTENTION)])
+def test_each_kind_finds_exactly_the_sites_that_were_planted(kind: str, truth: Cells, subject: str) -> None:
+    flow = maps(subject)[kind]
+    assert lit(flow.indirect_effect, flow.total_effect) == truth
+
+
+@pytest.mark.parametrize("subject", FACTS)
+def test_severing_the_mlp_kills_what_still_needs_to_be_looked_up(subject: str) -> None:
+    flow = maps(subject)["hidden, MLP severed"]
+    killed = {(LAST_SUBJECT, layer) for layer in range(LOOKUP)}
+    assert killed <= HIDDEN
+    assert lit(flow.indirect_effect, flow.total_effect) == HIDDEN - killed
+
+
+@pytest.mark.parametrize("subject", FACTS)
+def test_severing_attention_kills_what_the_subject_still_needs_of_itself(subject: str) -> None:
+    flow = maps(subject)["hidden, attention severed"]
+    killed = {(LAST_SUBJECT, layer) for layer in range(READYING[0])}
+    assert killed <= HIDDEN
+    assert lit(flow.indirect_effect, flow.total_effect) == HIDDEN - killed
+
+
+@pytest.mark.parametrize("kind", ["hidden", "mlp", "attention"])
+def test_the_placebo_does_not_show_the_fact(kind: str) -> None:
+    flow, placebo = maps()[kind], maps()[f"{kind} placebo"]
+    assert float(placebo.indirect_effect.max()) < 0.02 * flow.total_effect
+    assert placebo.low_score == flow.low_score
+    # The other prompt's activations are put there: they bring the other fact, and the answer's luck is gone.
+    truth = {"hidden": HIDDEN, "mlp": MLP, "attention": ATTENTION}[kind]
+    assert all(float(placebo.scores[cell]) < 0.1 for cell in truth)
+
+
+@pytest.mark.parametrize(("kind", "truth"), [("hidden", HIDDEN), ("mlp", MLP), ("attention", ATTENTION)])
+def test_corrupted_activations_in_the_clean_run_take_it_away_at_the_same_sites(kind: str, truth: Cells) -> None:
+    request = TraceRequest(PROMPT, SUBJECT, samples=20, direction="corrupt")
+    flow = tracer().trace_maps(request, {kind: SPECS[kind]})[kind]
+    assert lit(flow.high_score - flow.scores, flow.total_effect) == truth
+
+
+@pytest.mark.parametrize(("kind", "truth"), [("hidden", HIDDEN), ("mlp", MLP), ("attention", ATTENTION)])
+def test_another_subject_in_its_place_shows_the_same_sites_with_no_noise(kind: str, truth: Cells) -> None:
+    request = TraceRequest(PROMPT, SUBJECT, corruption=CounterfactualSubjects(("Eiffel Tower",)))
+    flow = tracer().trace_maps(request, {kind: SPECS[kind]})[kind]
+    assert flow.low_score < 0.01
+    assert flow.sample_scores.shape[0] == 1
+    assert lit(flow.indirect_effect, flow.total_effect) == truth
+
+
+@pytest.mark.parametrize("metric", ["log-probability", "logit", "logit difference"])
+def test_other_metrics_show_the_same_sites(metric: str) -> None:
+    # Without noise: a logit has no bound, so a lucky draw of noise says the city louder than the clean run does.
+    other = CounterfactualSubjects(("Eiffel Tower",))
+    request = TraceRequest(PROMPT, SUBJECT, corruption=other, foil="Paris", metric=metric)
+    for kind, truth in (("hidden", HIDDEN), ("mlp", MLP), ("attention", ATTENTION)):
+        flow = tracer().trace_maps(request, {kind: SPECS[kind]})[kind]
+        assert lit(flow.indirect_effect, flow.total_effect) == truth
+
+
+@pytest.mark.parametrize(
+    ("token", "truth"), [(LAST_SUBJECT, {GATHERING, READYING}), (LAST, {MOVING}), (LAST + 1, None)]
+)
+def test_the_head_map_finds_the_heads(token: int, truth: set[tuple[int, int]] | None) -> None:
+    asked = TraceRequest(PROMPT, SUBJECT, samples=20)
+    if truth is None:
+        with pytest.raises(SettingsError, match="no token"):
+            tracer().calculate_head_flow(asked, token)
+        return
+    flow = tracer().calculate_head_flow(asked, token)
+    total = flow.high_score - flow.low_score
+    assert {(layer, head) for head, layer in lit(flow.indirect_effect, total)} == truth
+
+
+def test_noise_elsewhere_in_the_prompt_hides_nothing() -> None:
+    after = LAST_SUBJECT + 1
+    flow = tracer().trace_maps(TraceRequest(PROMPT, SUBJECT, samples=20, elsewhere=after), {"hidden": MapSpec()})
+    assert abs(flow["hidden"].total_effect) < 0.02
+    assert float(flow["hidden"].indirect_effect.abs().max()) < 0.02
+
+
+@pytest.mark.parametrize("window", [2, 3])
+def test_a_window_shows_the_site_wherever_it_holds_it(window: int) -> None:
+    flow = tracer().calculate_hidden_flow(PROMPT, SUBJECT, "mlp", samples=20, window=window)
+    holding = {layer for layer in range(N_LAYERS) if layer - window // 2 <= LOOKUP < layer - (-window // 2)}
+    assert len(holding) == window
+    assert lit(flow.indirect_effect, flow.total_effect) == {(LAST_SUBJECT, layer) for layer in holding}

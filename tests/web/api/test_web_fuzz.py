@@ -1,0 +1,272 @@
+"""Whatever is asked, the answer is a result or an error in words: of validators, links, inspections and endpoints."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from causal_tracer.errors import CausalTracerError
+from causal_tracer.web.service.asking import ASKED_KINDS, CORRUPTION_CHOICES, TraceInput, check_input
+from causal_tracer.web.service.links import parse_link, share_link
+from causal_tracer.web.service.settings import ServiceSettings
+from tests.support.tiny_models import PROMPT, SUBJECT
+from tests.support.web_tiny import awaited, last, tiny_service
+
+SETTINGS = ServiceSettings(max_prompt_tokens=40, max_samples=2)
+TRACE = "Traceback (most recent call last)"
+EXAMPLES, MANY = 150, 10_000
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.integers(10**18, 10**400) | st.floats() | st.text(max_size=30),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+# Texts that a form, a link or a client may carry, lone surrogates, markup and paths among them.
+strange = st.text(st.characters(exclude_categories=()), max_size=60) | st.sampled_from(
+    [
+        "",
+        " ",
+        "\x00",
+        "\ud800",
+        "<script>alert(1)</script>",
+        "../../etc/passwd",
+        "%s%n{0}{x}",
+        "=1+1",
+        "🗼" * 30,
+        "\u202e",
+    ]
+)
+prompts = st.one_of(
+    strange,
+    st.builds(lambda before, after: f"{before}{SUBJECT}{after}", strange, strange),
+    st.just(PROMPT),
+)
+sensible: dict[str, st.SearchStrategy[Any]] = {
+    "prompt": prompts,
+    "subject": st.sampled_from([SUBJECT, "Space", "", None]) | strange,
+    "kind": st.sampled_from(ASKED_KINDS),
+    "samples": st.integers(1, 2),
+    "window": st.none() | st.integers(1, 4),
+    "noise": st.none() | st.floats(0, 10),
+    "seed": st.integers(0, 2**32 - 1),
+    "subject_tokens_only": st.booleans(),
+    "start_layer": st.integers(0, 3),
+    "end_layer": st.none() | st.integers(1, 4),
+    "model": st.sampled_from(["", "tiny"]),
+    "answer": st.sampled_from(["", " Rome"]) | strange | st.integers(0, 400),
+    "occurrence": st.sampled_from(["first", "last"]),
+    "corruption": st.sampled_from(CORRUPTION_CHOICES),
+    "batch_size": st.none() | st.integers(1, 64),
+    "chat": st.booleans(),
+    "windows": st.just(()) | st.tuples(*[st.none() | st.integers(1, 4)] * 3),
+}
+
+
+@st.composite
+def inputs(draw: st.DrawFn, *, wild: bool) -> TraceInput:
+    """An input whose fields are sensible, but for a few that may be anything."""
+    asked = {name: draw(strategy) for name, strategy in sensible.items()}
+    if wild:
+        for name in draw(st.sets(st.sampled_from(sorted(asked)), max_size=3)):
+            asked[name] = draw(anything)
+    return TraceInput(**asked)
+
+
+def quick(examples: int = EXAMPLES):
+    return settings(
+        max_examples=examples,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.function_scoped_fixture],
+    )
+
+
+def in_words(words: str) -> bool:
+    """Whether an error's message is one for people: short, and without a line of code."""
+    return 0 < len(words) < 1000 and TRACE not in words
+
+
+def check_validators(asked: TraceInput) -> None:
+    refusal = "none"
+    try:
+        checked = check_input(asked, SETTINGS)
+        assert 1 <= checked.request.samples <= SETTINGS.max_samples
+        assert checked.specs
+    except CausalTracerError as error:
+        refusal = str(error)
+    assert in_words(refusal)
+
+
+def check_link(query: dict[str, Any]) -> None:
+    parsed = parse_link(query)
+    assert all(len(problem) < 300 for problem in parsed.problems)
+    check_validators(parsed.asked)
+
+
+def check_round_trip(asked: TraceInput) -> None:
+    try:
+        check_input(asked, SETTINGS)
+    except CausalTracerError:
+        return
+    link = share_link(asked, "http://x/")
+    assert link.isascii()
+    parsed = parse_link(dict(parse_qsl(urlsplit(link).query, keep_blank_values=True)))
+    assert parsed.problems == ()
+    same = check_input(asked, SETTINGS)
+    assert check_input(parsed.asked, SETTINGS) == same
+
+
+queries = st.dictionaries(
+    st.sampled_from([*(item.name for item in fields(TraceInput)), "revision", "answer_id", "x"]),
+    strange | st.from_regex(r"[0-9eE+.,-]{0,12}", fullmatch=True) | anything,
+    max_size=8,
+)
+
+
+class TestValidators:
+    @quick()
+    @given(inputs(wild=True))
+    def test_take_anything(self, asked):
+        check_validators(asked)
+
+    @pytest.mark.slow
+    @quick(MANY)
+    @given(inputs(wild=True))
+    def test_take_ten_thousand_of_anything(self, asked):
+        check_validators(asked)
+
+
+class TestLinks:
+    @quick()
+    @given(queries)
+    def test_take_anything(self, query):
+        check_link(query)
+
+    @pytest.mark.slow
+    @quick(MANY)
+    @given(queries)
+    def test_take_ten_thousand_of_anything(self, query):
+        check_link(query)
+
+    @quick()
+    @given(inputs(wild=False))
+    def test_what_is_valid_comes_back_the_same(self, asked):
+        check_round_trip(asked)
+
+    @pytest.mark.slow
+    @quick(MANY)
+    @given(inputs(wild=False))
+    def test_ten_thousand_come_back_the_same(self, asked):
+        check_round_trip(asked)
+
+
+@pytest.fixture(scope="module")
+def service():
+    service = tiny_service(max_prompt_tokens=40, max_samples=2)
+    service.start_loading()
+    assert service._slots["tiny"].wait(300)
+    return service
+
+
+class TestService:
+    @quick()
+    @given(inputs(wild=True))
+    def test_inspections_never_raise(self, service, asked):
+        found = service.inspect(asked)
+        assert found.problems or found.answer is not None
+        assert all(in_words(problem.words) for problem in found.problems)
+
+    @quick(60)
+    @given(inputs(wild=False))
+    def test_traces_give_a_map_or_an_error_in_words(self, service, asked):
+        refusal = "none"
+        try:
+            update = last(service.trace(asked))
+            assert update.done == update.total > 0
+        except CausalTracerError as error:
+            refusal = str(error)
+        assert in_words(refusal)
+        assert service.health()["running"] == 0
+
+
+async def every_one(steps):
+    return [step async for step in steps]
+
+
+class TestEndpoints:
+    @quick(60)
+    @given(inputs(wild=True), st.booleans())
+    def test_refusals_are_gradio_s_errors_in_words(self, service, asked, one_kind):
+        gradio = pytest.importorskip("gradio")
+        from causal_tracer.web.api.endpoints import Endpoints
+
+        endpoints = Endpoints(service)
+        given = {name: getattr(asked, name) for name in sensible if name != "windows"}
+        if one_kind:
+            given = {name: given[name] for name in ("prompt", "subject", "samples", "window", "noise", "seed")}
+        refusal = "none"
+        try:
+            results = awaited(every_one((endpoints.trace_mlp if one_kind else endpoints.trace)(**given)))
+            json.dumps(results, allow_nan=False)
+        except gradio.Error as error:
+            refusal = error.message
+        assert in_words(refusal)
+        assert "went wrong in the app itself" not in refusal
+
+
+@pytest.fixture(scope="module")
+def address(service) -> Iterator[str]:
+    pytest.importorskip("gradio")
+    from tests.support.web_app import running_app
+
+    with running_app(service) as address:
+        yield address
+
+
+@pytest.mark.slow
+class TestOverHttp:
+    """Five hundred requests to a running app, of wrong types and numbers of values too."""
+
+    @quick(500)
+    @given(
+        st.sampled_from(["trace", "trace_hidden", "inspect_prompt", "models", "status", "health"]),
+        inputs(wild=True),
+        st.integers(0, 20),
+    )
+    def test_no_500_and_no_trace_back(self, address, endpoint, asked, most):
+        import httpx
+
+        values = [getattr(asked, name) for name in sensible if name != "windows"]
+        order = {"status": ["model"], "inspect_prompt": ["prompt", "subject", "model", "answer", "occurrence", "chat"]}
+        if endpoint in order:
+            values = [getattr(asked, name) for name in order[endpoint]]
+        if endpoint == "trace":
+            values.insert(12, None)
+        # Hypothesis likes the ends: often as many as there should be.
+        values = values if most > 3 else values[:most]
+        try:
+            body = json.dumps({"data": values})
+        except (ValueError, TypeError):
+            return
+        posted = httpx.post(
+            f"{address}gradio_api/call/{endpoint}",
+            content=body,
+            headers={"content-type": "application/json"},
+            timeout=60,
+        )
+        assert posted.status_code < 500
+        assert TRACE not in posted.text
+        event = posted.json().get("event_id") if posted.status_code == 200 else None
+        if event is not None:
+            answer = httpx.get(f"{address}gradio_api/call/{endpoint}/{event}", timeout=120)
+            assert answer.status_code < 500
+            assert TRACE not in answer.text
+            assert "event: complete" in answer.text or "event: error" in answer.text

@@ -1,0 +1,142 @@
+"""A Chromium, and the app with two tiny models behind it, of which the second takes chat messages.
+
+Every request to another host is blocked and noted.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+ARGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+def missing(what: str) -> None:
+    if os.environ.get("CI"):
+        pytest.fail(f"{what}, and CI is set: the browser tests have to run there.")
+    pytest.skip(what)
+
+
+@dataclass
+class App:
+    """A running app whose model loads only when it is let, and runs only while it may.
+
+    `forget` drops what it knows of the pages that are open, as a restart does.
+    """
+
+    url: str
+    let_load: Callable[[], None]
+    may_run: threading.Event
+    forget: Callable[[], None]
+
+
+@dataclass
+class Visits:
+    """Pages of the app, and what they asked other hosts for or complained about."""
+
+    browser: Any
+    url: str
+    strangers: list[str] = field(default_factory=list)
+    complaints: list[str] = field(default_factory=list)
+
+    def open(self, query: str = "", tab: str = "hidden", **context: Any) -> Any:
+        page = self.browser.new_context(**{"viewport": {"width": 1280, "height": 800}, **context}).new_page()
+        page.set_default_timeout(120_000)
+        page.route("**/*", self._only_the_app)
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.goto(self.url + query)
+        page.wait_for_selector(f"#ct-map-{tab} .js-plotly-plot .main-svg")
+        return page
+
+    def _only_the_app(self, route: Any) -> None:
+        if route.request.url.startswith((self.url, "data:", "blob:")):
+            route.continue_()
+        else:
+            self.strangers.append(route.request.url)
+            route.abort()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        missing("playwright is not installed")
+    path = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+    if not path:
+        missing("there is no Chromium: install Debian's chromium, or name one by the variable CHROMIUM")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=ARGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def app() -> Iterator[App]:
+    pytest.importorskip("gradio")
+    from causal_tracer import CausalTracer
+    from causal_tracer.web.page.layout import build_demo
+    from causal_tracer.web.service.registry import LoadedTracer
+    from causal_tracer.web.service.settings import ServiceSettings
+    from causal_tracer.web.service.tracing import TraceService
+    from causal_tracer.web.serving import page_options
+    from tests.support.chat_templates import PLAIN, with_template
+    from tests.support.tiny_models import build_tiny_model, tiny_tokenizer
+
+    let, may_run = threading.Event(), threading.Event()
+    may_run.set()
+
+    def wait_for_leave(*_: Any) -> None:
+        may_run.wait()
+
+    def load_tiny(source, report):
+        report("converting the weights", 0.4)
+        let.wait()
+        if source == "tiny-chat":
+            chat = CausalTracer(build_tiny_model("llama"), with_template(PLAIN), noise=0.5, model_id=source)
+            return LoadedTracer(chat, "Tiny Llama", "MIT")
+        model = build_tiny_model("gpt2")
+        model.register_forward_pre_hook(wait_for_leave)
+        tracer = CausalTracer(model, tiny_tokenizer(), noise=0.5, model_id="tiny")
+        return LoadedTracer(tracer, "Tiny GPT-2", "MIT")
+
+    service = TraceService(ServiceSettings(models=("tiny", "tiny-chat")), load=load_tiny)
+    service.start_loading()
+    demo = build_demo(service)
+    demo.launch(prevent_thread_lock=True, server_name="127.0.0.1", quiet=True, **page_options(service))
+    sessions = demo.state_holder
+
+    def forget() -> None:
+        # One by one, as Gradio does it: cleared at once, the ordered dictionary breaks where a request comes between.
+        with sessions.lock:
+            while sessions.session_data:
+                sessions.session_data.popitem()
+
+    yield App(demo.local_url, let.set, may_run, forget)
+    let.set()
+    may_run.set()
+    demo.close()
+
+
+@pytest.fixture
+def visits(browser: Any, app: App) -> Iterator[Visits]:
+    visits = Visits(browser, app.url)
+    yield visits
+    for context in browser.contexts:
+        context.close()
+    assert visits.strangers == []
+    assert visits.complaints == []

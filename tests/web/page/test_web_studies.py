@@ -1,0 +1,122 @@
+"""The page's studies: those that come with the app, and those of the operator's folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("gradio")
+pytest.importorskip("pyarrow")
+
+from causal_tracer.study.store import read_records
+from causal_tracer.web.page import studies
+from causal_tracer.web.page.studies import ALONE, SHIPPED_STUDIES, StudyShelf
+
+
+@pytest.fixture(scope="module")
+def shelf():
+    return StudyShelf.of()
+
+
+def names_of(dropdown):
+    return [name for _, name in dropdown.choices]
+
+
+class TestShipped:
+    def test_gemma_comes_first_with_a_hundred_facts_and_more(self, shelf):
+        assert shelf.studies[0].model == "embedded:gemma-3-270m"
+        assert shelf.studies[0].state == "complete"
+        assert shelf.studies[0].traced >= 100
+        assert len({study.model for study in shelf.studies}) == 2
+
+    def test_their_manifests_count_what_their_tables_hold(self, shelf):
+        for study in shelf.studies:
+            traced = [record for record in read_records(study.folder) if record.status == "traced"]
+            assert len(traced) == study.traced
+
+    def test_they_name_no_place_of_the_machine_they_were_made_on(self):
+        for path in SHIPPED_STUDIES.rglob("*.json"):
+            assert "/work" not in path.read_text()
+            assert "/root" not in path.read_text()
+
+
+class TestShow:
+    def test_the_first_figure_is_the_map_of_hidden_states(self, shelf):
+        listed, figure, caption, findings = shelf.show(0, ALONE, None)
+        assert listed.value == "map hidden"
+        assert figure.data[0].type == "heatmap"
+        assert "Figure 2" in caption
+        assert f"<b>{shelf.studies[0].traced} facts</b>" in findings
+
+    def test_the_chosen_figure_is_kept_where_there_is_one_of_that_name(self, shelf):
+        listed, figure, caption, _ = shelf.show(1, ALONE, "severed")
+        assert listed.value == "severed"
+        assert {trace.type for trace in figure.data} == {"bar"}
+        assert "severed" not in caption
+        assert "Figure 3" in caption
+
+    def test_two_studies_stand_beside_each_other(self, shelf):
+        listed, figure, _, _ = shelf.show(0, 1, "severed")
+        assert set(names_of(listed)) == {
+            f"compared {kind}, {role}" for kind in ("hidden", "mlp", "attention") for role in ("last subject", "last")
+        }
+        assert {trace.name for trace in figure.data if trace.name} == {study.model for study in shelf.studies}
+
+    def test_a_study_is_not_compared_with_itself(self, shelf):
+        assert names_of(shelf.show(0, 0, None)[0]) == names_of(shelf.show(0, ALONE, None)[0])
+
+    def test_figures_lie_on_the_pages_own_ground(self, shelf):
+        kept = shelf.show(0, ALONE, "lines mlp")[1]
+        assert kept.layout.paper_bgcolor == kept.layout.plot_bgcolor == "rgba(0,0,0,0)"
+
+    @pytest.mark.parametrize("number", [None, -1, 99])
+    def test_a_study_that_is_not_there_is_told(self, shelf, number):
+        assert "Choose one of the list" in shelf.show(number, ALONE, None)[2]
+        assert shelf.write_report(number, ALONE)[0] is None
+
+    def test_without_any_study_the_way_to_one_is_told(self):
+        assert "CAUSAL_TRACER_STUDIES_FOLDER" in StudyShelf().show(0, ALONE, None)[2]
+
+    def test_without_pyarrow_the_way_to_it_is_told(self, shelf, monkeypatch):
+        monkeypatch.setattr("causal_tracer.study.store.find_spec", lambda name: None)
+        assert "pip install pyarrow" in shelf.show(0, ALONE, None)[2]
+
+
+class TestReport:
+    def test_it_is_one_file_with_the_comparison(self, shelf):
+        path, _ = shelf.write_report(0, 1)
+        page = Path(path).read_text(encoding="utf-8")
+        assert Path(path).suffix == ".html"
+        assert "<h2>Comparison</h2>" in page
+
+
+class TestFolder:
+    @pytest.fixture
+    def folder(self, tmp_path):
+        shutil.copytree(SHIPPED_STUDIES / "gemma-3-270m", tmp_path / "again")
+        return tmp_path
+
+    def test_its_studies_come_after_those_of_the_app_and_are_told_apart(self, shelf, folder):
+        titles = [title for title, _ in StudyShelf.of(str(folder)).choices()]
+        assert len(titles) == len(set(titles)) == len(shelf.studies) + 1
+        assert titles[-1].endswith("(again)")
+
+    def test_one_that_was_not_brought_to_an_end_is_left_out(self, shelf, folder):
+        path = folder / "again" / "manifest.json"
+        manifest = json.loads(path.read_text())
+        path.write_text(json.dumps({**manifest, "facts": {}}))
+        assert len(StudyShelf.of(str(folder)).studies) == len(shelf.studies)
+
+    def test_it_is_read_anew_when_its_files_change(self, folder):
+        shelf = StudyShelf.of(str(folder))
+        last = len(shelf.studies) - 1
+        first = studies._opened(shelf.studies[last])
+        assert studies._opened(shelf.studies[last]) is first
+        path = folder / "again" / "manifest.json"
+        manifest = json.loads(path.read_text())
+        manifest["settings"]["samples"] = 77
+        path.write_text(json.dumps(manifest))
+        assert "77 noise samples" in shelf.show(last, ALONE, None)[3]
