@@ -26,14 +26,13 @@ from torch import Tensor, nn
 from causal_tracer import CausalTracer, MapSpec, TraceRequest
 from causal_tracer.experiment.base_run import corrupting
 from causal_tracer.experiment.set_up import TracingContext, set_up
+from causal_tracer.model.batch_size import default_batch_size
 from causal_tracer.model.engine_mode import engine_mode
 from causal_tracer.model.hooks import Edit, editing_outputs
-from causal_tracer.model.layers import LayerKind
 from causal_tracer.model.runs import finite_logits
 from causal_tracer.request.records import SamplesUntil
+from causal_tracer.request.sites import LayerKind, window_layers
 from causal_tracer.study.facts import alternating_relations, load_facts
-from causal_tracer.sweep.batch_size import default_batch_size
-from causal_tracer.sweep.plan import window_layers
 
 METRICS = ("probability", "log-probability", "logit")
 

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from causal_tracer import CausalTracer, TraceRequest
-from causal_tracer.model.layers import LayerKind
+from causal_tracer.request.sites import LayerKind
 
 PROMPT, SUBJECT = "The Space Needle is located in the city of", "The Space Needle"
 GUARDS = {

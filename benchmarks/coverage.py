@@ -39,13 +39,16 @@ import torch
 
 from benchmarks import coverage_table, tiny_configs
 from benchmarks.by_hand import HandTracer
-from causal_tracer.corruption import GaussianNoise, automatic_noise_level, subject_embeddings
+from causal_tracer.corruption import GaussianNoise
 from causal_tracer.errors import ModelStructureError
 from causal_tracer.experiment.base_run import BaseRun, corrupted_run
+from causal_tracer.experiment.embeddings import subject_embeddings
+from causal_tracer.experiment.noise_levels import automatic_noise_level
 from causal_tracer.metrics.metric import AnswerProbability
-from causal_tracer.model.layers import KINDS, LayerKind, TracedModel, trace_model
+from causal_tracer.model.layers import TracedModel, trace_model
 from causal_tracer.model.runs import CleanRun, clean_run
 from causal_tracer.prompts.prompt import Prompt
+from causal_tracer.request.sites import KINDS, LayerKind
 from causal_tracer.sweep.check import Verdict
 from causal_tracer.sweep.engine import choose_engine, sweep
 from causal_tracer.sweep.full import full_sweep

@@ -1,19 +1,35 @@
 """Causal tracing for decoder-only Hugging Face language models: where does a model keep this fact?"""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from causal_tracer.errors import CausalTracerError
-from causal_tracer.loading.models import LoadedModel, load_model
-from causal_tracer.model.layers import GPT2_LAYER_CONFIG, LLAMA_LAYER_CONFIG, LayerConfig, LayerKind, LayerMatcher
-from causal_tracer.prompts.subject import guess_subject
-from causal_tracer.request.records import HiddenFlowQuery, MapSpec, SamplesUntil, TraceRequest
-from causal_tracer.results.flow import HiddenFlow, TraceSettings
-from causal_tracer.tracer import CausalTracer
-from causal_tracer.tracing.loop import FlowUpdate
 from causal_tracer.version import __version__
 
 if TYPE_CHECKING:
+    from causal_tracer.loading.models import LoadedModel, load_model
+    from causal_tracer.model.layers import GPT2_LAYER_CONFIG, LLAMA_LAYER_CONFIG, LayerConfig, LayerMatcher
     from causal_tracer.plots.heatmap import plot_hidden_flow_heatmap, save_figure
+    from causal_tracer.prompts.subject import guess_subject
+    from causal_tracer.request.records import HiddenFlowQuery, MapSpec, SamplesUntil, TraceRequest
+    from causal_tracer.request.sites import LayerKind
+    from causal_tracer.results.flow import HiddenFlow, TraceSettings
+    from causal_tracer.tracer import CausalTracer
+    from causal_tracer.tracing.loop import FlowUpdate
+
+# Imported when first asked for: a saved result opens without the engine, and tracing needs no Plotly.
+_HOMES = {
+    "loading.models": ("LoadedModel", "load_model"),
+    "model.layers": ("GPT2_LAYER_CONFIG", "LLAMA_LAYER_CONFIG", "LayerConfig", "LayerMatcher"),
+    "plots.heatmap": ("plot_hidden_flow_heatmap", "save_figure"),
+    "prompts.subject": ("guess_subject",),
+    "request.records": ("HiddenFlowQuery", "MapSpec", "SamplesUntil", "TraceRequest"),
+    "request.sites": ("LayerKind",),
+    "results.flow": ("HiddenFlow", "TraceSettings"),
+    "tracer": ("CausalTracer",),
+    "tracing.loop": ("FlowUpdate",),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "GPT2_LAYER_CONFIG",
@@ -45,9 +61,7 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    """Plotting is loaded when it is first asked for, so that tracing needs no Plotly."""
-    if name in ("plot_hidden_flow_heatmap", "save_figure"):
-        from causal_tracer.plots import heatmap as plots
-
-        return getattr(plots, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    """Import a public name's module when the name is first asked for."""
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"causal_tracer.{_HOME_OF[name]}"), name)

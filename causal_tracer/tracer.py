@@ -9,18 +9,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from causal_tracer.corruption import NoiseRule, noise_level
+from causal_tracer.arguments import function, instance, optional, several, shown, text
+from causal_tracer.corruption import NoiseRule
 from causal_tracer.errors import SettingsError
-from causal_tracer.experiment.calibration import MULTIPLIERS, NoiseCalibration, calibrate_noise
+from causal_tracer.experiment.calibration import MULTIPLIERS, calibrate_noise
+from causal_tracer.experiment.noise_levels import noise_level
 from causal_tracer.experiment.set_up import TracingContext
 from causal_tracer.loading.models import load_model, public_model_name
-from causal_tracer.model.layers import KINDS, LayerConfig, LayerKind, require_kind, trace_model
+from causal_tracer.model.layers import LayerConfig, trace_model
 from causal_tracer.model.pickling import require_picklable
 from causal_tracer.prompts.subject import Occurrence
-from causal_tracer.request.arguments import function, instance, optional, several, shown, text
-from causal_tracer.request.records import HiddenFlowQuery, MapSpec, TraceRequest
+from causal_tracer.request.records import EngineChoice, HiddenFlowQuery, MapSpec, TraceRequest
+from causal_tracer.request.sites import KINDS, LayerKind, require_kind
 from causal_tracer.results.flow import HiddenFlow
-from causal_tracer.sweep.engine import EngineChoice
+from causal_tracer.results.noise_calibration import NoiseCalibration
 from causal_tracer.tracing.batched import can_share_passes, trace_together
 from causal_tracer.tracing.heads import HeadFlow, trace_heads
 from causal_tracer.tracing.loop import FlowUpdate, trace, trace_maps

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from causal_tracer import CausalTracer
-from causal_tracer.model.layers import KINDS
+from causal_tracer.request.sites import KINDS
 from causal_tracer.web.service import stored
 
 

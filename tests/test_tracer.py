@@ -11,7 +11,7 @@ import torch
 
 from causal_tracer import CausalTracer, HiddenFlow, HiddenFlowQuery, TraceRequest
 from causal_tracer.errors import CausalTracerError, PromptError, SettingsError, SubjectError, TraceCancelled
-from causal_tracer.model.layers import KINDS, LayerKind
+from causal_tracer.request.sites import KINDS, LayerKind
 from tests.support.hand_hooks import clean_by_hand, map_by_hand
 from tests.support.tiny_models import (
     ARCHITECTURES,

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from causal_tracer.corruption.levels import NoiseRule
+    from causal_tracer.corruption import NoiseRule
     from causal_tracer.experiment.set_up import TracingContext
-    from causal_tracer.model.layers import LayerKind
+    from causal_tracer.request.sites import LayerKind
     from causal_tracer.study.facts import Fact
     from causal_tracer.study.runner import StudyOutcome
     from causal_tracer.study.settings import StudySettings
@@ -131,7 +131,7 @@ def study(
 
 
 def _kinds(kinds: list[str] | None, window: int | None) -> tuple[tuple[LayerKind, ...], tuple[int, ...]]:
-    from causal_tracer.model.layers import KINDS, require_kind
+    from causal_tracer.request.sites import KINDS, require_kind
     from causal_tracer.tracer import DEFAULT_WINDOWS
 
     chosen = tuple(require_kind(kind) for kind in kinds or KINDS)
@@ -149,7 +149,7 @@ def _number_or_text(noise: str | None) -> float | str | None:
 
 def noise_rule(settings: StudySettings, facts: Sequence[Fact]) -> NoiseRule:
     """The rule that a tracer takes: a study's own, with its facts' subjects where they are asked for."""
-    from causal_tracer.corruption.levels import SubjectsNoise
+    from causal_tracer.corruption import SubjectsNoise
 
     return SubjectsNoise(tuple(fact.subject for fact in facts)) if settings.noise == "subjects" else settings.noise
 

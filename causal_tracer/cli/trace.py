@@ -12,9 +12,9 @@ from causal_tracer.cli.output import Outputs
 from causal_tracer.cli.progress import progress_reporter
 from causal_tracer.corruption import Corruption, CounterfactualSubjects, NoiseRule
 from causal_tracer.errors import SettingsError
-from causal_tracer.model.layers import LayerKind, require_kind
 from causal_tracer.prompts.chat import ChatText
 from causal_tracer.request.records import Direction, HiddenFlowQuery, MapSpec, Text, TraceRequest
+from causal_tracer.request.sites import LayerKind, require_kind
 from causal_tracer.tracer import DEFAULT_WINDOWS, CausalTracer
 
 _MODEL, _EXPERIMENT, _CHAT, _OUTPUT = "Model", "Experiment", "Conversation", "Output"

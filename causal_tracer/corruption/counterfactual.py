@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from causal_tracer.corruption.base import SubjectEmbeddings, corrupting, embedded_tokens
-from causal_tracer.errors import ModelStructureError, SettingsError, SubjectError
-from causal_tracer.model.runs import read_logits
+from causal_tracer.corruption.base import SubjectEmbeddings
+from causal_tracer.errors import SettingsError, SubjectError
 from causal_tracer.prompts.encoding import check_text, encode
 from causal_tracer.prompts.prompt import Prompt
 
@@ -41,32 +40,13 @@ class CounterfactualSubjects:
 
         Raises:
             SubjectError: Another subject has another number of tokens, or changes tokens outside the subject.
+            ModelStructureError: The model feeds token ids to more than its embedding.
         """
         start, end = subject.prompt.subject_range
         found = [counterfactual_ids(subject.tokenizer, subject.prompt, other) for other in self.subjects]
-        embeddings = torch.stack([embedded_tokens(subject.traced, ids[start:end]) for ids in found])
-        _check_only_embeddings_know_tokens(subject, found[0], embeddings[:1])
+        embeddings = torch.stack([subject.model.embed(ids[start:end]) for ids in found])
+        subject.model.require_same_prediction(subject.prompt, found[0], embeddings[:1])
         return embeddings
-
-
-def _check_only_embeddings_know_tokens(subject: SubjectEmbeddings, ids: tuple[int, ...], embeddings: Tensor) -> None:
-    """Run another subject's prompt as it is and by its embeddings alone: both have to say the same.
-
-    Raises:
-        ModelStructureError: They do not: the model feeds token ids to more than its embedding.
-    """
-    prompt, traced = subject.prompt, subject.traced
-    edits = {traced.embedding: corrupting(embeddings, prompt, torch.zeros(1, dtype=torch.long))}
-    by_embedding = read_logits(traced, torch.tensor([prompt.input_ids]), edits, "corrupted").log_softmax(dim=-1)
-    as_it_is = read_logits(traced, torch.tensor([ids]), {}, "counterfactual").log_softmax(dim=-1)
-    best = as_it_is.topk(8).indices
-    difference = float((by_embedding.gather(-1, best) - as_it_is.gather(-1, best)).abs().max())
-    if difference > (0.5 if traced.dtype in (torch.bfloat16, torch.float16) else 1e-3):
-        raise ModelStructureError(
-            f"{type(traced.model).__name__} feeds token ids to more than its embedding: with another subject's "
-            f"embeddings it says something else than for that prompt (by {difference:.2g} in log-probability). "
-            "Counterfactual subjects cannot be traced on it; use noise."
-        )
 
 
 def counterfactual_ids(tokenizer: Any, prompt: Prompt, other: str) -> tuple[int, ...]:

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from causal_tracer.corruption.base import SubjectEmbeddings
-from causal_tracer.corruption.levels import embedding_moments
 from causal_tracer.errors import SettingsError
 
 _HIGHEST_SEED = 2**32
@@ -163,7 +162,7 @@ class StudentTNoise:
 
 def _with_covariance(subject: SubjectEmbeddings, noise: np.ndarray) -> Tensor:
     """Standard noise [samples, tokens, width] with the covariance of the embedding's output."""
-    values, vectors = torch.linalg.eigh(embedding_moments(subject.traced)[1])
+    values, vectors = torch.linalg.eigh(subject.model.moments()[1])
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T
     drawn: Tensor = torch.from_numpy(noise) @ root
     return drawn.float()

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from causal_tracer.corruption.base import SubjectEmbeddings
-from causal_tracer.corruption.levels import embedding_moments
 
 
 @dataclass(frozen=True)
@@ -36,5 +35,5 @@ class MeanEmbedding:
 
     def __call__(self, subject: SubjectEmbeddings, samples: int) -> Tensor:
         """See `Corruption`: one sample."""
-        mean = embedding_moments(subject.traced)[0].float()
+        mean = subject.model.moments()[0].float()
         return mean.expand_as(subject.embedded)[None].clone()

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from causal_tracer.corruption import Corruption, corrupted_embeddings, corrupting, subject_embeddings
+from causal_tracer.corruption import Corruption
+from causal_tracer.experiment.embeddings import corrupted_embeddings, corrupting, subject_embeddings
 from causal_tracer.metrics.metric import Metric
 from causal_tracer.metrics.values import metric_values
 from causal_tracer.model.layers import TracedModel

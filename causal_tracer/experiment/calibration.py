@@ -2,77 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
-from torch import Tensor
 
-from causal_tracer.corruption import GaussianNoise, embedding_scale
+from causal_tracer.arguments import MOST_SAMPLES, real_number, several, whole_number
+from causal_tracer.corruption import GaussianNoise
 from causal_tracer.errors import SettingsError
 from causal_tracer.experiment.base_run import base_run
+from causal_tracer.experiment.noise_levels import embedding_scale
 from causal_tracer.experiment.set_up import TracingContext, set_up
+from causal_tracer.model.batch_size import default_batch_size
 from causal_tracer.model.torch_state import in_standard_torch_state
-from causal_tracer.request.arguments import MOST_SAMPLES, real_number, several, whole_number
 from causal_tracer.request.records import HiddenFlowQuery, TraceRequest
-from causal_tracer.sweep.batch_size import default_batch_size
+from causal_tracer.results.noise_calibration import NoiseCalibration
 
 MULTIPLIERS = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0, 10.0)
-_SHARE = 0.1
-
-
-@dataclass(frozen=True, eq=False)
-class NoiseCalibration:
-    """The answer's probability against the noise.
-
-    Attributes:
-        sigma: One standard deviation of the embedding's output over the vocabulary.
-        multipliers: Noise levels, in sigmas, ascending.
-        clean: P of the answer in the clean run of each fact [facts].
-        corrupted: P* of the answer, mean over samples [facts, multipliers].
-        samples: Noise samples of each fact.
-    """
-
-    sigma: float
-    multipliers: tuple[float, ...]
-    clean: Tensor
-    corrupted: Tensor
-    samples: int
-
-    @property
-    def mean_clean(self) -> float:
-        """Mean of P over facts."""
-        return float(self.clean.mean())
-
-    @property
-    def mean_corrupted(self) -> Tensor:
-        """Mean of P* over facts [multipliers]."""
-        return self.corrupted.mean(dim=0)
-
-    @property
-    def standard_error(self) -> Tensor:
-        """Standard error of the mean of P* over facts [multipliers]; NaN with a single fact."""
-        facts = len(self.corrupted)
-        return (
-            self.corrupted.std(dim=0, correction=1) / math.sqrt(facts) if facts > 1 else self.mean_corrupted * math.nan
-        )
-
-    @property
-    def recommended_multiplier(self) -> float:
-        """The least noise that takes away 90 % of what the strongest noise effect among these takes away.
-
-        More would not destroy more of the fact, and takes the model further from what it was trained on.
-        """
-        corrupted = self.mean_corrupted
-        lowest = float(corrupted.min())
-        enough = corrupted <= lowest + _SHARE * (self.mean_clean - lowest)
-        return self.multipliers[int(enough.nonzero()[0])]
-
-    @property
-    def recommended_level(self) -> float:
-        """The recommended noise, as `CausalTracer(noise=...)` takes it."""
-        return self.recommended_multiplier * self.sigma
 
 
 @in_standard_torch_state

@@ -9,30 +9,23 @@ from typing import Any
 
 from torch import Tensor
 
-from causal_tracer.corruption import (
-    Corruption,
-    SubjectEmbeddings,
-    corrupted_embeddings,
-    corruption_named,
-    subject_embeddings,
-)
+from causal_tracer.arguments import function, shown
+from causal_tracer.corruption import Corruption, SubjectEmbeddings, corruption_named
 from causal_tracer.errors import CausalTracerError, SettingsError
 from causal_tracer.experiment.answers import asked_answer
 from causal_tracer.experiment.base_run import BaseRun, Watch, base_run
+from causal_tracer.experiment.embeddings import corrupted_embeddings, subject_embeddings
+from causal_tracer.experiment.sources import BASE, CORRUPTED, PLACEBO
 from causal_tracer.metrics.metric import Metric, Target, metric_named
 from causal_tracer.metrics.values import metric_values
 from causal_tracer.model.causal_lm import require_weights
 from causal_tracer.model.layers import TracedModel
 from causal_tracer.model.runs import Activations, CleanRun, clean_run
-from causal_tracer.prompts.alignment import placebo_source
+from causal_tracer.prompts.alignment import aligned_positions
 from causal_tracer.prompts.chat import ChatText, chat_prompt
 from causal_tracer.prompts.prompt import Prompt, make_prompt
 from causal_tracer.prompts.subject import Occurrence
-from causal_tracer.request.arguments import function, shown
 from causal_tracer.request.records import MapSpec, Text, TraceRequest
-from causal_tracer.sweep.plan import BASE
-
-CORRUPTED, PLACEBO = "corrupted", "placebo"
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,6 +199,7 @@ def base_of_samples(
 
 
 def _placebo(experiment: Experiment) -> Activations:
+    """The other prompt's clean activations at the tokens that stand for this one's [1, tokens, ...], by module name."""
     query = experiment.request.placebo
     if query is None:
         raise SettingsError("A placebo map restores to another prompt's activations, and none is given (placebo=...).")
@@ -213,4 +207,5 @@ def _placebo(experiment: Experiment) -> Activations:
     if other.input_ids == experiment.prompt.input_ids:
         raise SettingsError("The placebo's prompt is the prompt itself. Give another one.")
     clean = clean_run(experiment.context.traced, other.input_ids, (len(other) - 1,))
-    return placebo_source(experiment.sequence, other, clean)
+    places = aligned_positions(experiment.sequence, other)
+    return {name: values[places.to(values.device)][None] for name, values in clean.activations.items()}

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from causal_tracer.arguments import flag, optional, shown, text
 from causal_tracer.errors import ModelLoadError, SettingsError
 from causal_tracer.loading.embedded import (
     EmbeddedModel,
@@ -20,7 +21,6 @@ from causal_tracer.loading.gguf_conversion import Progress
 from causal_tracer.loading.gguf_files import converted_gguf, local_gguf
 from causal_tracer.loading.hub import check_hub_id, explanation, hub_gguf, split_hub_name
 from causal_tracer.model.torch_state import in_standard_torch_state
-from causal_tracer.request.arguments import flag, optional, shown, text
 
 _DTYPES: dict[str, torch.dtype | str] = {
     "float32": torch.float32,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from causal_tracer.arguments import shown
 from causal_tracer.errors import CausalTracerError, NumericsError, SettingsError
 from causal_tracer.metrics.metric import Metric
-from causal_tracer.request.arguments import shown
 
 
 def metric_values(metric: Metric, logits: Tensor) -> Tensor:

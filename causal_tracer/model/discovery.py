@@ -25,8 +25,9 @@ from torch import Tensor, nn
 from causal_tracer.errors import ModelStructureError
 from causal_tracer.model.contributions import find_contributions
 from causal_tracer.model.hooks import add_output_hook, all_tensors
-from causal_tracer.model.layers import LayerKind, SiteNames
+from causal_tracer.model.layers import SiteNames
 from causal_tracer.model.probing import Call, probe_ids, record_calls, run_probe
+from causal_tracer.request.sites import LayerKind
 
 
 def discover_sites(model: Any) -> tuple[str, SiteNames]:

@@ -6,22 +6,18 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import nn
 
-from causal_tracer.errors import ModelStructureError, SettingsError
+from causal_tracer.arguments import function, instance, text
+from causal_tracer.errors import ModelStructureError
 from causal_tracer.model.engine_mode import model_lock
 from causal_tracer.model.probing import device_of, logits_to_keep_trims, tokens_meet_again
 from causal_tracer.model.quantization import weight_bits
 from causal_tracer.model.torch_state import in_standard_torch_state
-from causal_tracer.request.arguments import function, instance, shown, text
-
-LayerKind = Literal["hidden", "mlp", "attention"]
-"""Which activations: a block's output, or what its MLP or attention adds to the residual stream."""
-
-KINDS: tuple[LayerKind, ...] = get_args(LayerKind)
+from causal_tracer.request.sites import LayerKind
 
 LayerMatcher = str | Callable[[nn.Module, int], str]
 """A template such as "transformer.h.{num}.mlp", or a function from (model, layer number) to a module's name."""
@@ -297,15 +293,3 @@ class _ListedNames:
 
     def __call__(self, _model: nn.Module, layer: int) -> str:
         return self.names[layer][0] if layer < len(self.names) and self.names[layer] else ""
-
-
-def require_kind(kind: str) -> LayerKind:
-    """The kind, checked.
-
-    Raises:
-        SettingsError: It is none of "hidden", "mlp", "attention".
-    """
-    for known in KINDS:
-        if isinstance(kind, str) and kind == known:
-            return known
-    raise SettingsError(f"kind={shown(kind)} is not known. The kinds are {', '.join(map(repr, KINDS))}.")

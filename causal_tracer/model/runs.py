@@ -25,8 +25,9 @@ from causal_tracer.model.hooks import (
     replace_stream_argument,
     stream_argument,
 )
-from causal_tracer.model.layers import KINDS, TracedModel
+from causal_tracer.model.layers import TracedModel
 from causal_tracer.model.probing import takes_argument
+from causal_tracer.request.sites import KINDS
 
 Activations = Mapping[str, Tensor]
 """By module name: what it gave in a run, [1 or samples, tokens, ...]."""

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from causal_tracer.errors import ModelStructureError
 from causal_tracer.model.hooks import add_input_hook, editing_outputs, stream_argument
-from causal_tracer.model.layers import KINDS, SiteNames
+from causal_tracer.model.layers import SiteNames
 from causal_tracer.model.probing import probe_ids, run_probe
+from causal_tracer.request.sites import KINDS
 
 
 def verify_sites(model: nn.Module, embedding_name: str, site_names: SiteNames) -> tuple[int, int, bool]:

@@ -13,11 +13,11 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from causal_tracer.arguments import file_path, instance, real_number
 from causal_tracer.errors import ExportError
-from causal_tracer.model.layers import LayerKind
 from causal_tracer.plots.options import check_plot_options
 from causal_tracer.plots.scale import ColorLimits, color_limits, colored
-from causal_tracer.request.arguments import file_path, instance, real_number
+from causal_tracer.request.sites import LayerKind
 from causal_tracer.results.analysis import effects
 from causal_tracer.results.flow import HiddenFlow
 from causal_tracer.results.words import display_token as display_token

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from causal_tracer.arguments import flag, instance, optional, real_number, several, shown, text, whole_number
 from causal_tracer.errors import SettingsError
 from causal_tracer.plots.scale import ColorLimits
-from causal_tracer.request.arguments import flag, instance, optional, real_number, several, shown, text, whole_number
 from causal_tracer.results.flow import HiddenFlow
 
 

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 import plotly.graph_objects as go
 
 from causal_tracer.errors import SettingsError
-from causal_tracer.experiment.calibration import NoiseCalibration
 from causal_tracer.metrics.descriptions import METRIC_DESCRIPTIONS
 from causal_tracer.plots.heatmap import COLOR_SCALES, color_bar_title, escape_markup, hover_text
 from causal_tracer.plots.scale import colored
 from causal_tracer.results.analysis import effects
 from causal_tracer.results.flow import HiddenFlow
+from causal_tracer.results.noise_calibration import NoiseCalibration
 from causal_tracer.results.words import (
     display_token,
     effect_label,

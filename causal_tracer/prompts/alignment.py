@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from causal_tracer.model.runs import Activations, CleanRun
 from causal_tracer.prompts.prompt import Prompt
 
 
@@ -31,9 +30,3 @@ def aligned_positions(prompt: Prompt, other: Prompt) -> Tensor:
             place = max(min(other_end, len(other) - 1), len(other) - (len(prompt) - token))
         places.append(place)
     return torch.tensor(places)
-
-
-def placebo_source(prompt: Prompt, other: Prompt, clean: CleanRun) -> Activations:
-    """The other prompt's clean activations at the tokens that stand for this one's [1, tokens, ...], by module name."""
-    places = aligned_positions(prompt, other)
-    return {name: values[places.to(values.device)][None] for name, values in clean.activations.items()}

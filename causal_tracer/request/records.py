@@ -6,16 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from causal_tracer.corruption import CORRUPTIONS, Corruption
-from causal_tracer.errors import SettingsError
-from causal_tracer.metrics.metric import METRICS, Metric, Target
-from causal_tracer.model.layers import LayerKind, require_kind
-from causal_tracer.prompts.answer_forms import AnswerForm
-from causal_tracer.prompts.chat import ChatText
-from causal_tracer.prompts.encoding import check_text
-from causal_tracer.prompts.prompt import Prompt
-from causal_tracer.prompts.subject import Occurrence
-from causal_tracer.request.arguments import (
+from causal_tracer.arguments import (
     MOST_SAMPLES,
     check_plain_fields,
     choice,
@@ -24,13 +15,24 @@ from causal_tracer.request.arguments import (
     several,
     whole_number,
 )
-from causal_tracer.sweep.engine import EngineChoice
+from causal_tracer.corruption import CORRUPTIONS, Corruption
+from causal_tracer.errors import SettingsError
+from causal_tracer.metrics.metric import METRICS, Metric, Target
+from causal_tracer.prompts.answer_forms import AnswerForm
+from causal_tracer.prompts.chat import ChatText
+from causal_tracer.prompts.encoding import check_text
+from causal_tracer.prompts.prompt import Prompt
+from causal_tracer.prompts.subject import Occurrence
+from causal_tracer.request.sites import LayerKind, require_kind
 
 Text = str | ChatText | Prompt
 """What the model goes on from: a text, a conversation, or a prompt that is ready."""
 
 MOST_ROWS = 2**31
 """Rows that go through the model together at most."""
+
+EngineChoice = Literal["auto", "full"]
+"""The fastest sweep shown to be right on the model, or the full one in any case."""
 
 Direction = Literal["restore", "corrupt"]
 """Put clean activations into the corrupted run, or corrupted ones into the clean run."""

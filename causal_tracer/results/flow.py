@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from causal_tracer.arguments import file_path, real_number, whole_number
 from causal_tracer.errors import ExportError, ResultFormatError, SettingsError
 from causal_tracer.metrics.descriptions import MetricDescription
-from causal_tracer.model.layers import KINDS, LayerKind
-from causal_tracer.request.arguments import file_path, real_number, whole_number
+from causal_tracer.request.sites import KINDS, LayerKind
 from causal_tracer.results import analysis as reading
 from causal_tracer.results.analysis import Peak as Peak
 from causal_tracer.results.analysis import Role

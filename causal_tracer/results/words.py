@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from causal_tracer.errors import SettingsError
 from causal_tracer.metrics.descriptions import METRIC_DESCRIPTIONS, MetricDescription
-from causal_tracer.model.layers import KINDS
+from causal_tracer.request.sites import KINDS
 
 if TYPE_CHECKING:
     from causal_tracer.results.flow import HiddenFlow, TraceSettings

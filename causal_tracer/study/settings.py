@@ -9,8 +9,8 @@ from typing import Any, Literal, get_args
 
 from causal_tracer.errors import SettingsError, StudyError
 from causal_tracer.metrics.metric import METRICS
-from causal_tracer.model.layers import KINDS, LayerKind
 from causal_tracer.request.records import MapSpec
+from causal_tracer.request.sites import KINDS, LayerKind
 from causal_tracer.study.records import MapSettings
 from causal_tracer.tracer import DEFAULT_WINDOWS
 

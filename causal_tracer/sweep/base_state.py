@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from causal_tracer.corruption import corrupting
 from causal_tracer.experiment.base_run import BaseRun
+from causal_tracer.experiment.embeddings import corrupting
 from causal_tracer.model.hooks import (
     Edit,
     first_tensor,

@@ -15,13 +15,14 @@ import torch
 from causal_tracer.corruption import NOISE_MULTIPLIER, GaussianNoise
 from causal_tracer.experiment.base_run import corrupted_run
 from causal_tracer.metrics.metric import LogProbability
+from causal_tracer.model.batch_size import default_batch_size
 from causal_tracer.model.engine_mode import engine_mode
-from causal_tracer.model.layers import KINDS, TracedModel
+from causal_tracer.model.layers import TracedModel
 from causal_tracer.model.quantization import quantizes_activations
 from causal_tracer.model.runs import clean_run, run_model
 from causal_tracer.prompts.prompt import Prompt
+from causal_tracer.request.sites import KINDS
 from causal_tracer.sweep.base_state import takes_positions
-from causal_tracer.sweep.batch_size import default_batch_size
 from causal_tracer.sweep.caches import CannotResume, keeps_keys_and_values_only, snapshot
 from causal_tracer.sweep.full import full_sweep
 from causal_tracer.sweep.plan import Cell, Intervention, SweepChunk, SweepPlan

@@ -13,7 +13,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import transformers
@@ -22,8 +22,10 @@ from causal_tracer.experiment.base_run import BaseRun, Watch, renumbered
 from causal_tracer.metrics.metric import Metric
 from causal_tracer.model.fingerprint import fingerprint
 from causal_tracer.model.fork_safety import usable_in_forks
-from causal_tracer.model.layers import KINDS, TracedModel
+from causal_tracer.model.layers import TracedModel
 from causal_tracer.model.runs import CleanRun
+from causal_tracer.request.records import EngineChoice
+from causal_tracer.request.sites import KINDS
 from causal_tracer.sweep.check import CHECK_TOKENS, Verdict, check_ways, has_plain_cache
 from causal_tracer.sweep.full import full_sweep
 from causal_tracer.sweep.plan import SweepChunk, SweepPlan
@@ -31,9 +33,6 @@ from causal_tracer.sweep.resumed import WAYS, Way, resumed_sweep
 from causal_tracer.version import __version__
 
 logger = logging.getLogger(__name__)
-
-EngineChoice = Literal["auto", "full"]
-"""The fastest sweep shown to be right on the model, or the full one in any case."""
 
 # Lengths up to here are checked one by one where the cache is not plain, longer ones in steps of as many.
 _SINGLE_LENGTHS = 16

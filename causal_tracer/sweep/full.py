@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from causal_tracer.corruption import corrupting
 from causal_tracer.errors import TraceCancelled
 from causal_tracer.experiment.base_run import BaseRun, Watch, Watched
+from causal_tracer.experiment.embeddings import corrupting
 from causal_tracer.metrics.metric import Metric
 from causal_tracer.metrics.values import metric_values
 from causal_tracer.model.layers import TracedModel

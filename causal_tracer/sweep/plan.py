@@ -10,21 +10,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from causal_tracer.experiment.sources import BASE, CLEAN_HEADS, SAME_PROMPT
 from causal_tracer.model.hooks import Edit
-from causal_tracer.model.layers import LayerKind, TracedModel
+from causal_tracer.model.layers import TracedModel
 from causal_tracer.prompts.prompt import Prompt
+from causal_tracer.request.sites import LayerKind, window_layers
 
 Site = LayerKind | Literal["head"]
 """Which activation of a block; a head is its part of what the attention's output projection takes."""
-
-BASE = "base"
-"""The source that is the base run itself: what holds activations at the values that they have without restoration."""
-
-CLEAN_HEADS = "clean heads"
-"""The source that holds what the output projections of attentions took in the clean run."""
-
-# Runs of the same prompt: all of them are equal before the first corrupted token.
-_SAME_PROMPT = ("clean", CLEAN_HEADS, BASE, "corrupted")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +106,7 @@ def reach(
     tokens: list[int] = []
     joins: list[int] = []
     for intervention in cell.interventions:
-        differs_from = first_corrupted if intervention.source in _SAME_PROMPT else 0
+        differs_from = first_corrupted if intervention.source in SAME_PROMPT else 0
         touched = [token for token in intervention.tokens if differs_from <= token <= max(reads)]
         if not touched or not intervention.layers or intervention.source == BASE:
             continue
@@ -217,11 +210,6 @@ def putting_back(
         return changed
 
     return put_back
-
-
-def window_layers(layer: int, window: int, n_layers: int) -> tuple[int, ...]:
-    """The layers restored together: l - floor(w/2) ... l + ceil(w/2) - 1, cut at the ends, as ROME's code does."""
-    return tuple(range(max(0, layer - window // 2), min(n_layers, layer - (-window // 2))))
 
 
 def map_plan(

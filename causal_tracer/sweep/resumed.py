@@ -25,9 +25,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from causal_tracer.corruption import corrupting
 from causal_tracer.errors import TraceCancelled
 from causal_tracer.experiment.base_run import BaseRun, Watch, Watched
+from causal_tracer.experiment.embeddings import corrupting
 from causal_tracer.metrics.metric import Metric
 from causal_tracer.metrics.values import metric_values
 from causal_tracer.model.hooks import (

@@ -13,16 +13,17 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from causal_tracer.corruption import corrupting, embedded_tokens
 from causal_tracer.experiment.base_run import BaseRun, Watched, base_run
+from causal_tracer.experiment.embeddings import corrupting
+from causal_tracer.experiment.noise_levels import embedded_tokens
 from causal_tracer.experiment.set_up import Experiment, TracingContext, set_up
 from causal_tracer.metrics.values import metric_values
+from causal_tracer.model.batch_size import default_batch_size
 from causal_tracer.model.runs import read_logits
 from causal_tracer.model.torch_state import in_standard_torch_state
 from causal_tracer.request.records import MapSpec, SamplesUntil, TraceRequest
 from causal_tracer.results.flow import HiddenFlow
 from causal_tracer.sweep.audited import Sweep, audit_scores
-from causal_tracer.sweep.batch_size import default_batch_size
 from causal_tracer.sweep.engine import choose_engine, sweep
 from causal_tracer.sweep.full import full_sweep
 from causal_tracer.sweep.plan import Cell, SweepChunk, SweepPlan, map_plan

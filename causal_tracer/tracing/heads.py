@@ -9,20 +9,21 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from causal_tracer.arguments import instance, whole_number
 from causal_tracer.errors import SettingsError
 from causal_tracer.experiment.set_up import Experiment, TracingContext, base_of_samples, set_up
+from causal_tracer.experiment.sources import CLEAN_HEADS
+from causal_tracer.model.batch_size import default_batch_size
 from causal_tracer.model.runs import Activations, Recorder, read_logits
 from causal_tracer.model.torch_state import in_standard_torch_state
-from causal_tracer.request.arguments import instance, whole_number
 from causal_tracer.request.records import MapSpec, SamplesUntil, TraceRequest
 from causal_tracer.results.analysis import standard_error
 from causal_tracer.results.audit import Audit
 from causal_tracer.results.flow import TraceSettings
 from causal_tracer.results.short_forms import head_flow_figure, head_flow_lines
 from causal_tracer.sweep.audited import Sweep, audited_sweep
-from causal_tracer.sweep.batch_size import default_batch_size
 from causal_tracer.sweep.engine import choose_engine
-from causal_tracer.sweep.plan import CLEAN_HEADS, head_plan
+from causal_tracer.sweep.plan import head_plan
 from causal_tracer.tracing.maps import Results
 
 

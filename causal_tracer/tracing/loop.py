@@ -7,18 +7,19 @@ from dataclasses import dataclass
 
 import torch
 
+from causal_tracer.arguments import instance
 from causal_tracer.errors import SettingsError
-from causal_tracer.experiment.set_up import CORRUPTED, PLACEBO, Experiment, TracingContext, base_of_samples, set_up
+from causal_tracer.experiment.set_up import Experiment, TracingContext, base_of_samples, set_up
+from causal_tracer.experiment.sources import CORRUPTED, PLACEBO
+from causal_tracer.model.batch_size import default_batch_size
 from causal_tracer.model.torch_state import stepping_in_standard_torch_state
 from causal_tracer.prompts.decoding import token_text
-from causal_tracer.request.arguments import instance
 from causal_tracer.request.records import MapSpec, SamplesUntil, TraceRequest
 from causal_tracer.results.flow import HiddenFlow
-from causal_tracer.results.top_tokens import TopTokenWatch
 from causal_tracer.sweep.audited import Sweep, audited_sweep
-from causal_tracer.sweep.batch_size import default_batch_size
 from causal_tracer.sweep.engine import choose_engine
 from causal_tracer.sweep.plan import Cell, SweepPlan, map_plan, telling_order
+from causal_tracer.sweep.top_token_watch import TopTokenWatch
 from causal_tracer.tracing.maps import Results
 
 

@@ -19,10 +19,11 @@ from causal_tracer.request.data import request_data
 from causal_tracer.request.records import MapSpec
 from causal_tracer.results.audit import Audit
 from causal_tracer.results.flow import HiddenFlow, TraceSettings
-from causal_tracer.results.top_tokens import TopTokens, TopTokenWatch
+from causal_tracer.results.top_tokens import TopTokens
 from causal_tracer.sweep.check import Verdict
 from causal_tracer.sweep.engine import halving_note
 from causal_tracer.sweep.plan import Cell, SweepChunk
+from causal_tracer.sweep.top_token_watch import TopTokenWatch
 from causal_tracer.version import __version__
 
 

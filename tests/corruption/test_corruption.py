@@ -13,15 +13,10 @@ import transformers
 from torch import Tensor
 
 from causal_tracer import CausalTracer
-from causal_tracer.corruption import (
-    GaussianNoise,
-    SubjectsNoise,
-    automatic_noise_level,
-    corrupting,
-    embedding_scale,
-    noise_level,
-)
+from causal_tracer.corruption import GaussianNoise, SubjectsNoise
 from causal_tracer.errors import NumericsError, SettingsError
+from causal_tracer.experiment.embeddings import corrupting
+from causal_tracer.experiment.noise_levels import automatic_noise_level, embedding_scale, noise_level
 from causal_tracer.prompts.prompt import make_prompt
 from tests.support.tiny_models import (
     ARCHITECTURES,

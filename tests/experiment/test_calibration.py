@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from causal_tracer import HiddenFlowQuery, TraceRequest
-from causal_tracer.corruption import GaussianNoise, embedding_scale
+from causal_tracer.corruption import GaussianNoise
 from causal_tracer.errors import SettingsError
-from causal_tracer.experiment.calibration import NoiseCalibration
+from causal_tracer.experiment.noise_levels import embedding_scale
+from causal_tracer.results.noise_calibration import NoiseCalibration
 from tests.support.tiny_models import OTHER_PROMPT, OTHER_SUBJECT, PROMPT, SUBJECT, tiny_tracer
 
 FACTS = [HiddenFlowQuery(PROMPT, SUBJECT), HiddenFlowQuery(OTHER_PROMPT, OTHER_SUBJECT)]

@@ -14,8 +14,8 @@ import transformers
 
 from benchmarks import tiny_configs
 from benchmarks.coverage import Base, Report, examine
-from causal_tracer.corruption import automatic_noise_level
 from causal_tracer.errors import ModelStructureError
+from causal_tracer.experiment.noise_levels import automatic_noise_level
 from causal_tracer.model.contributions import additive_contributions
 from causal_tracer.model.layers import TracedModel, trace_model
 from causal_tracer.model.probing import Call

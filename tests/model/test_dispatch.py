@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.weight_loads import CountedWeights, offload_counted
 from causal_tracer import CausalTracer
-from causal_tracer.model.layers import KINDS
+from causal_tracer.request.sites import KINDS
 from causal_tracer.sweep.engine import choose_engine
 from tests.support.tiny_models import FAMILIES, PROMPT, SUBJECT, build_tiny_model, tiny_tokenizer, tiny_tracer
 

@@ -13,7 +13,8 @@ from torch import nn
 
 from causal_tracer import GPT2_LAYER_CONFIG, LLAMA_LAYER_CONFIG, CausalTracer, LayerConfig
 from causal_tracer.errors import CausalTracerError, ModelStructureError
-from causal_tracer.model.layers import KINDS, trace_model
+from causal_tracer.model.layers import trace_model
+from causal_tracer.request.sites import KINDS
 from tests.support.structure_checks import check_names_are_the_pinned_ones
 from tests.support.tiny_models import (
     ARCHITECTURES,

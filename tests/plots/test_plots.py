@@ -14,9 +14,9 @@ import torch
 
 from causal_tracer import HiddenFlow, MapSpec, TraceRequest, plot_hidden_flow_heatmap, save_figure
 from causal_tracer.errors import ExportError
-from causal_tracer.model.layers import KINDS, LayerKind
 from causal_tracer.plots.difference import DIFFERENCE_SCALE, plot_difference_heatmap
 from causal_tracer.plots.heatmap import COLOR_SCALES, display_token, shared_limits
+from causal_tracer.request.sites import KINDS, LayerKind
 from causal_tracer.results.comparison import compare_flows
 from tests.support.flows import some_flow
 from tests.support.tiny_models import PROMPT, SUBJECT, tiny_tracer

@@ -225,7 +225,7 @@ class TestCommand:
 
     def test_noise_is_a_level_a_multiple_or_that_of_the_subjects(self, invoke, tmp_path):
         from causal_tracer.cli.study import noise_rule
-        from causal_tracer.corruption.levels import SubjectsNoise
+        from causal_tracer.corruption import SubjectsNoise
 
         assert invoke("--limit", "1", "--noise", "0.5", "--no-report") == 0
         assert json.loads((tmp_path / "out" / "manifest.json").read_text())["settings"]["noise"] == 0.5

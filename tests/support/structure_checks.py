@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from causal_tracer.model.layers import KINDS, TracedModel
+from causal_tracer.model.layers import TracedModel
+from causal_tracer.request.sites import KINDS
 from tests.support.tiny_models import (
     FAMILIES,
 )

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from causal_tracer.model.layers import KINDS, LayerKind
+from causal_tracer.request.sites import KINDS, LayerKind
 from causal_tracer.sweep.plan import Cell, Intervention
 from tests.support.hand_hooks import map_by_hand
 from tests.support.sweeps import SAMPLES, TOLERANCE, Engine, base_runs, sweep_cells, sweep_map

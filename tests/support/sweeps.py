@@ -12,9 +12,10 @@ from torch import Tensor
 from causal_tracer.corruption import GaussianNoise
 from causal_tracer.experiment.base_run import BaseRun, corrupted_run
 from causal_tracer.metrics.metric import AnswerProbability, Metric
-from causal_tracer.model.layers import LayerKind, TracedModel
+from causal_tracer.model.layers import TracedModel
 from causal_tracer.model.runs import CleanRun, clean_run
 from causal_tracer.prompts.prompt import Prompt, make_prompt
+from causal_tracer.request.sites import LayerKind
 from causal_tracer.sweep.plan import Cell, SweepChunk, SweepPlan, map_plan
 from tests.support.tiny_models import (
     PROMPT,

@@ -15,8 +15,9 @@ from torch import Tensor
 from causal_tracer import CausalTracer, HiddenFlow, HiddenFlowQuery, MapSpec, SamplesUntil, TraceRequest
 from causal_tracer.corruption import CORRUPTIONS
 from causal_tracer.errors import PromptError, SettingsError
+from causal_tracer.experiment.sources import BASE
 from causal_tracer.metrics.metric import METRICS
-from causal_tracer.sweep.plan import BASE, Cell, Intervention, reach
+from causal_tracer.sweep.plan import Cell, Intervention, reach
 from tests.support.tiny_models import ARCHITECTURES, OTHER_PROMPT, OTHER_SUBJECT, PROMPT, SUBJECT, tiny_tracer
 
 TOLERANCE = 1e-5
@@ -84,8 +85,9 @@ def test_all_heads_of_a_layer_together_are_its_attention(name: str) -> None:
     """A linear projection of all heads' clean values at a token gives the clean output there."""
     from causal_tracer.experiment.base_run import Watched
     from causal_tracer.experiment.set_up import base_of_samples, set_up
+    from causal_tracer.experiment.sources import CLEAN_HEADS
     from causal_tracer.sweep.full import full_sweep
-    from causal_tracer.sweep.plan import CLEAN_HEADS, SweepPlan
+    from causal_tracer.sweep.plan import SweepPlan
     from causal_tracer.tracing.heads import clean_heads
 
     tracer = tiny_tracer(name)

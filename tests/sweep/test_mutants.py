@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from causal_tracer.corruption import subject_embeddings
 from causal_tracer.experiment.base_run import BaseRun
+from causal_tracer.experiment.embeddings import subject_embeddings
 from causal_tracer.metrics.metric import AnswerProbability, Metric
 from causal_tracer.model.layers import TracedModel
 from causal_tracer.model.runs import CleanRun

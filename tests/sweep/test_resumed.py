@@ -15,11 +15,11 @@ from torch import Tensor
 
 from causal_tracer import CausalTracer, TraceRequest
 from causal_tracer.errors import TraceCancelled
+from causal_tracer.model.batch_size import default_batch_size
 from causal_tracer.model.fingerprint import fingerprint
-from causal_tracer.model.layers import KINDS
+from causal_tracer.request.sites import KINDS
 from causal_tracer.sweep import engine, resumed
 from causal_tracer.sweep.base_state import CacheSnapshot, CannotResume
-from causal_tracer.sweep.batch_size import default_batch_size
 from causal_tracer.sweep.check import Verdict, check_ways, has_plain_cache
 from causal_tracer.sweep.engine import choose_engine
 from causal_tracer.sweep.full import full_sweep

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from causal_tracer.errors import NumericsError, TraceCancelled
 from causal_tracer.experiment.base_run import BaseRun
+from causal_tracer.request.sites import window_layers
 from causal_tracer.sweep.full import full_sweep
-from causal_tracer.sweep.plan import Cell, Intervention, SweepChunk, map_plan, window_layers
+from causal_tracer.sweep.plan import Cell, Intervention, SweepChunk, map_plan
 from tests.support.hand_hooks import hand_window, map_by_hand
 from tests.support.sweep_checks import (
     CHECKS,

@@ -18,14 +18,9 @@ import torch
 from torch import Tensor
 
 from causal_tracer import CausalTracer, HiddenFlow, HiddenFlowQuery, MapSpec, TraceRequest
-from causal_tracer.corruption import (
-    CounterfactualSubjects,
-    GaussianNoise,
-    MultivariateNoise,
-    StudentTNoise,
-    subject_embeddings,
-    subjects_scale,
-)
+from causal_tracer.corruption import CounterfactualSubjects, GaussianNoise, MultivariateNoise, StudentTNoise
+from causal_tracer.experiment.embeddings import subject_embeddings
+from causal_tracer.experiment.noise_levels import subjects_scale
 from causal_tracer.experiment.set_up import prompt_for
 from tests.support.hand_hooks import hand_window, hooked, rome_noise
 from tests.support.tiny_models import FAMILIES, PROMPT, SUBJECT, Family, tiny_tracer

@@ -13,8 +13,8 @@ import gradio as gr
 import plotly.graph_objects as go
 
 from causal_tracer.errors import CausalTracerError, ResultLostError
-from causal_tracer.model.layers import KINDS, LayerKind
 from causal_tracer.plots.difference import plot_difference_heatmap
+from causal_tracer.request.sites import KINDS, LayerKind
 from causal_tracer.results.comparison import FlowDifference, compare_flows
 from causal_tracer.results.flow import HiddenFlow
 from causal_tracer.results.words import display_token, effect_label, map_title, metric_of

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from causal_tracer.errors import SettingsError
-from causal_tracer.model.layers import KINDS
 from causal_tracer.plots.heatmap import display_token
+from causal_tracer.request.sites import KINDS
 from causal_tracer.tracer import DEFAULT_WINDOWS
 from causal_tracer.web.service.asking import TraceInput
 from causal_tracer.web.service.inspection import Inspection, subject_of_tokens

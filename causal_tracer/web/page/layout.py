@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from causal_tracer.model.layers import KINDS
+from causal_tracer.request.sites import KINDS
 from causal_tracer.web.api.endpoints import add_endpoints
 from causal_tracer.web.page import explore, handlers
 from causal_tracer.web.page.assets import static_text

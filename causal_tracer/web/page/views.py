@@ -10,9 +10,9 @@ from typing import Any
 import gradio as gr
 import plotly.graph_objects as go
 
-from causal_tracer.model.layers import LayerKind
 from causal_tracer.plots.heatmap import COLOR_SCALES, plot_hidden_flow_heatmap, shared_limits
 from causal_tracer.plots.scale import ColorLimits, color_stops
+from causal_tracer.request.sites import LayerKind
 from causal_tracer.results.flow import HiddenFlow
 from causal_tracer.results.words import metric_label, metric_of, patched_word
 from causal_tracer.web.page.cells import table_html

@@ -10,11 +10,11 @@ from typing import Any, Literal, cast, get_args
 
 from causal_tracer.corruption import CORRUPTIONS
 from causal_tracer.errors import PromptError, SettingsError
-from causal_tracer.model.layers import KINDS, LayerKind
 from causal_tracer.prompts.answer_forms import AnswerForm
 from causal_tracer.prompts.chat import ChatText
 from causal_tracer.prompts.subject import Occurrence
 from causal_tracer.request.records import MapSpec, TraceRequest
+from causal_tracer.request.sites import KINDS, LayerKind
 from causal_tracer.tracer import DEFAULT_WINDOWS
 from causal_tracer.web.service.settings import ServiceSettings, limit
 

@@ -16,11 +16,11 @@ from urllib.parse import urlencode, urlsplit, urlunsplit
 
 from causal_tracer.corruption import AUTOMATIC_NOISE_RULE, CORRUPTIONS
 from causal_tracer.errors import SettingsError
-from causal_tracer.model.layers import KINDS
 from causal_tracer.prompts.answer_forms import AnswerForm
 from causal_tracer.prompts.chat import ChatText
 from causal_tracer.request.data import read_request
 from causal_tracer.request.records import MapSpec, Text, TraceRequest
+from causal_tracer.request.sites import KINDS
 from causal_tracer.results.flow import HiddenFlow
 from causal_tracer.web.service.asking import ASKED_KINDS, CORRUPTION_CHOICES, TraceInput, shown
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import cache
 from importlib.resources import as_file, files
 
-from causal_tracer.model.layers import LayerKind, require_kind
 from causal_tracer.request.records import TraceRequest
+from causal_tracer.request.sites import LayerKind, require_kind
 from causal_tracer.results.flow import HiddenFlow
 from causal_tracer.tracer import DEFAULT_WINDOWS
 from causal_tracer.web.service.asking import TOP_TOKENS

@@ -21,8 +21,8 @@ from typing import Any, cast
 
 from causal_tracer.errors import BusyError, CausalTracerError, PromptError, SettingsError, SubjectError
 from causal_tracer.experiment.set_up import TracingContext, prompt_for
-from causal_tracer.model.layers import LayerKind
 from causal_tracer.request.records import MapSpec
+from causal_tracer.request.sites import LayerKind
 from causal_tracer.results.flow import HiddenFlow
 from causal_tracer.tracing.loop import MapsUpdate
 from causal_tracer.web.service import links

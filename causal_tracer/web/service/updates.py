@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 
 from anyio import to_thread
 
-from causal_tracer.model.layers import LayerKind
+from causal_tracer.request.sites import LayerKind
 from causal_tracer.results.flow import HiddenFlow
 
 Cancelled = Callable[[], bool]

@@ -21,7 +21,7 @@ import torch
 
 from causal_tracer import CausalTracer, HiddenFlow
 from causal_tracer.errors import SettingsError
-from causal_tracer.model.layers import KINDS
+from causal_tracer.request.sites import KINDS
 from causal_tracer.tracer import DEFAULT_WINDOWS
 from causal_tracer.tracing.loop import trace_maps
 from causal_tracer.web.service.asking import CORRUPTION_CHOICES, TraceInput

@@ -9,7 +9,7 @@ import re
 import pytest
 
 from causal_tracer import HiddenFlow
-from causal_tracer.model.layers import KINDS
+from causal_tracer.request.sites import KINDS
 from tests.support.tiny_models import OTHER_PROMPT, OTHER_SUBJECT, PROMPT, SUBJECT
 from tests.web.browser.steps import (
     choose,

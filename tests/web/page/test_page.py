@@ -17,8 +17,8 @@ import gradio as gr
 from gradio import http_server
 
 from causal_tracer.errors import SettingsError, SubjectError
-from causal_tracer.model.layers import KINDS
 from causal_tracer.prompts.prompt import guess_subject
+from causal_tracer.request.sites import KINDS
 from causal_tracer.results.comparison import compare_flows
 from causal_tracer.results.top_tokens import TokenProbability
 from causal_tracer.web.page import explore, views

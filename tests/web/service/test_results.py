@@ -17,8 +17,8 @@ import pytest
 import torch
 
 from causal_tracer.errors import ModelLoadError
-from causal_tracer.model.layers import KINDS
 from causal_tracer.request.records import MapSpec
+from causal_tracer.request.sites import KINDS
 from causal_tracer.web.page.cell_details import cell_details
 from causal_tracer.web.service import result_store
 from causal_tracer.web.service.asking import CORRUPTION_CHOICES, check_input

@@ -22,7 +22,7 @@ from causal_tracer.errors import (
     SubjectError,
     TraceCancelled,
 )
-from causal_tracer.model.layers import KINDS
+from causal_tracer.request.sites import KINDS
 from causal_tracer.tracer import DEFAULT_WINDOWS
 from causal_tracer.web.page import summary
 from causal_tracer.web.service.asking import TraceInput

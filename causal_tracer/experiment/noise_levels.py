@@ -5,46 +5,31 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from causal_tracer.corruption.base import embedded_tokens
+from causal_tracer.corruption.noise_rules import NOISE_MULTIPLIER, NoiseRule, SubjectsNoise
 from causal_tracer.errors import NumericsError, SettingsError, SubjectError
 from causal_tracer.model.engine_mode import engine_mode
 from causal_tracer.model.layers import TracedModel
 from causal_tracer.model.torch_state import in_standard_torch_state
 from causal_tracer.prompts.encoding import check_text, encode
 
-NOISE_MULTIPLIER = 3.0
-"""Automatic noise in standard deviations of the embedding's output, as in ROME (arXiv 2202.05262, section 2.1)."""
-
-AUTOMATIC_NOISE_RULE = f"{NOISE_MULTIPLIER:g} sd of the embedding output"
-"""How results name the rule of automatic noise."""
-
 _MULTIPLE = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(?:σ|s|sd|sigmas?)\s*")
 
 
-@dataclass(frozen=True)
-class SubjectsNoise:
-    """Noise as a multiple of the standard deviation of given subjects' embeddings: ROME's "s3" rule.
-
-    Attributes:
-        subjects: The subjects of some facts.
-        multiplier: Times their standard deviation.
-    """
-
-    subjects: tuple[str, ...]
-    multiplier: float = NOISE_MULTIPLIER
-
-
-NoiseRule = float | str | SubjectsNoise | None
-"""A level; "2 sigma" or the like, of the embedding's output over the vocabulary; of subjects; None is 3 sigma."""
-
 _moments: WeakKeyDictionary[nn.Module, tuple[Tensor, Tensor]] = WeakKeyDictionary()
+
+
+def embedded_tokens(traced: TracedModel, token_ids: Sequence[int]) -> Tensor:
+    """What the embedding module gives for tokens [tokens, width], float32 on the CPU."""
+    ids = torch.tensor([list(token_ids)], device=traced.input_device)
+    with engine_mode(traced.model):
+        embedded: Tensor = traced.embedding(ids)
+    return embedded[0].float().cpu()
 
 
 def _vocabulary(traced: TracedModel, chunk: int = 8192) -> Iterator[Tensor]:

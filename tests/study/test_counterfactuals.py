@@ -7,8 +7,8 @@ import pytest
 from causal_tracer import TraceRequest
 from causal_tracer.corruption import CounterfactualSubjects
 from causal_tracer.errors import SettingsError
-from causal_tracer.experiment.counterfactuals import equal_length_subjects
 from causal_tracer.prompts.prompt import make_prompt
+from causal_tracer.study.counterfactuals import equal_length_subjects
 from causal_tracer.study.facts import load_facts
 from tests.support.tiny_models import PROMPT, SUBJECT, tiny_tokenizer, tiny_tracer
 

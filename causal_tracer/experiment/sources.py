@@ -1,0 +1,21 @@
+"""The runs that activations can be taken from, by name."""
+
+from __future__ import annotations
+
+CLEAN = "clean"
+"""The prompt's clean run."""
+
+CORRUPTED = "corrupted"
+"""The prompt's corrupted run."""
+
+PLACEBO = "placebo"
+"""The clean run of another prompt."""
+
+BASE = "base"
+"""The source that is the base run itself: what holds activations at the values that they have without restoration."""
+
+CLEAN_HEADS = "clean heads"
+"""The source that holds what the output projections of attentions took in the clean run."""
+
+SAME_PROMPT = (CLEAN, CLEAN_HEADS, BASE, CORRUPTED)
+"""Runs of the same prompt: all of them are equal before the first corrupted token."""

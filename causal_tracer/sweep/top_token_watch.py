@@ -1,0 +1,61 @@
+"""Keeping the most probable next tokens of restored runs as their logits come."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from causal_tracer.experiment.base_run import Watched
+from causal_tracer.metrics.metric import largest_and_log_total
+from causal_tracer.results.top_tokens import TokenProbability, Tokens
+
+
+class TopTokenWatch:
+    """Takes the logits of a sweep's rows and keeps each cell's most probable tokens, averaged over samples.
+
+    Rows of one cell come after each other, so at most one cell's distribution is unfinished at a time.
+    """
+
+    def __init__(self, count: int, samples: int, text: Callable[[int], str]):
+        self._count = count
+        self._samples = samples
+        self._text = text
+        self._open: dict[int, tuple[Tensor, int]] = {}
+        self._found: dict[int, Tokens] = {}
+
+    def __call__(self, watched: Watched) -> None:
+        """See `base_run.Watch`; looks at the first position read."""
+        logits = watched.logits[:, 0]
+        largest, log_total = largest_and_log_total(logits)
+        numbers, counts = torch.unique_consecutive(watched.cells, return_counts=True)
+        start = 0
+        for number, rows in zip(numbers.tolist(), counts.tolist(), strict=True):
+            part = slice(start, start + rows)
+            start += rows
+            total, seen = (logits[part] - largest[part, None] - log_total[part, None]).exp().sum(dim=0), rows
+            if number in self._open:
+                before, already = self._open.pop(number)
+                total, seen = total + before, seen + already
+            if seen < self._samples:
+                self._open[number] = (total, seen)
+            else:
+                self._found[number] = self._top(total / seen)
+
+    def begin_again(self) -> None:
+        """Forget the cell whose samples have come in part: all of them will come again."""
+        self._open.clear()
+
+    def of_cell(self, number: int) -> Tokens | None:
+        """Those of a cell of the plan, once all its samples have come; -1 is the base run."""
+        return self._found.get(number)
+
+    def of_logits(self, logits: Tensor) -> Tokens:
+        """Those of a single run's logits [vocabulary]."""
+        return self._top(logits.softmax(dim=-1))
+
+    def _top(self, probabilities: Tensor) -> Tokens:
+        best = probabilities.topk(min(self._count, len(probabilities)))
+        pairs: Sequence[tuple[int, float]] = list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+        return tuple(TokenProbability(token, self._text(token), value) for token, value in pairs)
