@@ -25,8 +25,8 @@ from causal_tracer.sweep.full import full_sweep
 from causal_tracer.sweep.plan import Cell, SweepChunk, SweepPlan, reach
 
 # Share of a sweep's work that its audit may add, as far as whole rows allow.
-_SHARE = 0.02
-_MOST_CELLS = 8
+_SHARE = 0.015
+_MOST_CELLS = 6
 
 
 @dataclass(frozen=True, eq=False)

@@ -62,7 +62,7 @@ def test_the_audited_cells_follow_from_the_seed_and_cover_tokens_and_layers(trac
     audit = tracer.trace(many).audit
     assert audit == tracer.trace(many).audit
     assert audit is not None
-    assert len({token for token, _ in audit.cells}) == len(audit.cells) == 8
+    assert len({token for token, _ in audit.cells}) == len(audit.cells) == 6
     assert {layer for _, layer in audit.cells} == {0, 1, 2}
     other = tracer.trace(replace(many, seed=2)).audit
     assert other is not None
