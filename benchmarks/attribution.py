@@ -57,14 +57,18 @@ class Estimate:
 
 
 def estimated_maps(
-    context: TracingContext, request: TraceRequest, windows: Mapping[LayerKind, int]
+    context: TracingContext,
+    request: TraceRequest,
+    windows: Mapping[LayerKind, int],
+    batch_size: int | None = None,
 ) -> dict[LayerKind, Estimate]:
     """Estimate the maps of some kinds from one clean run, and one corrupted run with its gradient.
 
     Args:
         context: The model, as `CausalTracer.context`.
-        request: The prompt, as for `trace`; its own kind and window are not used.
+        request: The prompt, as for `trace`.
         windows: The kinds to estimate, "mlp" or "attention", with the window of each.
+        batch_size: Rows that go through the model together; None takes what the model and the machine allow.
 
     Raises:
         SettingsError, PromptError, TokenizerError: The request does not fit the model.
@@ -75,7 +79,7 @@ def estimated_maps(
     samples = request.samples.step if isinstance(request.samples, SamplesUntil) else request.samples
     embeddings = experiment.embeddings(0, samples)
     names = sorted({name for kind in windows for layer in traced.site_names[kind] for name in layer})
-    rows = request.batch_size or default_batch_size(traced, len(experiment.sequence))
+    rows = batch_size or default_batch_size(traced, len(experiment.sequence))
     products = {name: torch.zeros(len(experiment.sequence)) for name in names}
     scores = []
     for batch in torch.split(torch.arange(len(embeddings)), rows):

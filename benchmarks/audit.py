@@ -76,15 +76,15 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     tracer = CausalTracer.from_pretrained(given.model)
-    tracer.trace(TraceRequest(PROMPT, SUBJECT, samples=1))
+    tracer.trace(PROMPT, SUBJECT, samples=1)
     for kind, window, samples in CASES:
-        request = TraceRequest(PROMPT, SUBJECT, kind=kind, window=window, samples=samples)
+        request = TraceRequest(PROMPT, SUBJECT, samples=samples)
         shares: dict[str, list[float]] = defaultdict(list)
         for _ in range(given.rounds):
             spent: dict[str, float] = defaultdict(float)
             started = time.perf_counter()
             with timed(spent):
-                flow = tracer.trace(request)
+                flow = tracer.trace(request, kind=kind, window=window)
             whole = time.perf_counter() - started
             shares["map"].append(whole)
             for name in GUARDS:

@@ -23,7 +23,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
 
 from benchmarks.worker import peak_mib  # noqa: E402
-from causal_tracer import CausalTracer  # noqa: E402
+from causal_tracer import CausalTracer, MapSpec, RunOptions, TraceRequest  # noqa: E402
+from causal_tracer.request.sites import KINDS  # noqa: E402
 
 SENTENCE, SUBJECT = "The Space Needle is located in the city of", "The Space Needle"
 BEFORE = (
@@ -64,7 +65,9 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     tracer = CausalTracer.from_pretrained(arguments.model, dtype="float32", noise=1.0)
     prompts = {tokens: prompt_with_context(tracer, tokens) for tokens in arguments.context}
-    options = {"samples": arguments.samples, "batch_size": arguments.batch_size}
+    options = RunOptions(batch_size=arguments.batch_size)
+    chosen = {kind: MapSpec(kind) for kind in arguments.kinds}
+    every = {kind: MapSpec(kind) for kind in KINDS}
     seconds: dict[int, list[float]] = {tokens: [] for tokens in prompts}
     peaks: dict[int, list[float]] = {tokens: [] for tokens in prompts}
     all_peaks: dict[int, list[float]] = {tokens: [] for tokens in prompts}
@@ -76,7 +79,7 @@ def main() -> None:
         for tokens, text in prompts.items():
             resident = peak_mib(reset=True)
             begun = time.process_time()
-            flows = tracer.calculate_hidden_flow_of_kinds(text, SUBJECT, arguments.kinds, **options)
+            flows = tracer.trace_maps(TraceRequest(text, SUBJECT, samples=arguments.samples), chosen, options)
             seconds[tokens].append(time.process_time() - begun)
             peaks[tokens].append(peak_mib() - resident)
             settings = next(iter(flows.values())).settings
@@ -84,7 +87,7 @@ def main() -> None:
             print(f"round {number}, {tokens}: {seconds[tokens][-1]:.2f} s", file=sys.stderr)
             if number == 0:
                 resident = peak_mib(reset=True)
-                tracer.calculate_hidden_flow_of_kinds(text, SUBJECT, **options)
+                tracer.trace_maps(TraceRequest(text, SUBJECT, samples=arguments.samples), every, options)
                 all_peaks[tokens].append(peak_mib() - resident)
     print(
         f"{arguments.model}, {', '.join(arguments.kinds)}, {arguments.samples} samples, {arguments.threads} thread(s), "

@@ -65,7 +65,10 @@ def measure(dtype: str, device: str, layers: int, width: int, rounds: int) -> di
                 for kind, window in WINDOWS.items()
             }
         else:
-            flows = tracer.calculate_hidden_flow_of_kinds(prompt, subject, windows=WINDOWS, samples=SAMPLES)
+            flows = tracer.trace_maps(
+                causal_tracer.TraceRequest(prompt, subject, samples=SAMPLES),
+                {kind: causal_tracer.MapSpec(kind, window) for kind, window in WINDOWS.items()},
+            )
         if on_gpu:
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - begun)

@@ -15,6 +15,7 @@ import gc
 import math
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -38,9 +39,10 @@ def maps_of(tracer: CausalTracer, way: str, samples: int, answer_id: int | None)
     """The maps, computed in the way asked for whatever the check of the model says."""
     prompt = make_prompt(tracer.tokenizer, PROMPT, SUBJECT)
     positions = (*range(*prompt.subject_range), len(prompt) - 1)
-    request = TraceRequest(PROMPT, SUBJECT, samples=samples, answer_id=answer_id, positions=positions)
+    request = TraceRequest(PROMPT, SUBJECT, samples=samples, answer_id=answer_id)
+    maps = {name: replace(spec, positions=positions) for name, spec in MAPS.items()}
     with mock.patch("causal_tracer.tracing.loop.choose_engine", return_value=VERDICTS[way]):
-        return tracer.trace_maps(request, MAPS)
+        return tracer.trace_maps(request, maps)
 
 
 def difference(found: HiddenFlow, expected: HiddenFlow) -> float:

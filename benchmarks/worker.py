@@ -50,7 +50,10 @@ def trace(tracer: CausalTracer, request: dict) -> dict:
             for kind, window in windows.items()
         }
     else:
-        flows = tracer.calculate_hidden_flow_of_kinds(prompt, subject, list(windows), windows, samples=samples)
+        flows = tracer.trace_maps(
+            causal_tracer.TraceRequest(prompt, subject, samples=samples),
+            {kind: causal_tracer.MapSpec(kind, window) for kind, window in windows.items()},
+        )
     seconds = time.perf_counter() - begun
     return {
         "seconds": seconds,

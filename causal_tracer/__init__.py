@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     from causal_tracer.model.layers import GPT2_LAYER_CONFIG, LLAMA_LAYER_CONFIG, LayerConfig, LayerMatcher
     from causal_tracer.plots.heatmap import plot_hidden_flow_heatmap, save_figure
     from causal_tracer.prompts.subject import guess_subject
-    from causal_tracer.request.records import HiddenFlowQuery, MapSpec, SamplesUntil, TraceRequest
+    from causal_tracer.request.records import HiddenFlowQuery, MapSpec, RunOptions, SamplesUntil, TraceRequest
     from causal_tracer.request.sites import LayerKind
     from causal_tracer.results.flow import HiddenFlow, TraceSettings
     from causal_tracer.tracer import CausalTracer
-    from causal_tracer.tracing.loop import FlowUpdate
+    from causal_tracer.tracing.loop import MapsUpdate
 
 # Imported when first asked for: a saved result opens without the engine, and tracing needs no Plotly.
 _HOMES = {
@@ -23,11 +23,11 @@ _HOMES = {
     "model.layers": ("GPT2_LAYER_CONFIG", "LLAMA_LAYER_CONFIG", "LayerConfig", "LayerMatcher"),
     "plots.heatmap": ("plot_hidden_flow_heatmap", "save_figure"),
     "prompts.subject": ("guess_subject",),
-    "request.records": ("HiddenFlowQuery", "MapSpec", "SamplesUntil", "TraceRequest"),
+    "request.records": ("HiddenFlowQuery", "MapSpec", "RunOptions", "SamplesUntil", "TraceRequest"),
     "request.sites": ("LayerKind",),
     "results.flow": ("HiddenFlow", "TraceSettings"),
     "tracer": ("CausalTracer",),
-    "tracing.loop": ("FlowUpdate",),
+    "tracing.loop": ("MapsUpdate",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -36,7 +36,6 @@ __all__ = [
     "LLAMA_LAYER_CONFIG",
     "CausalTracer",
     "CausalTracerError",
-    "FlowUpdate",
     "HiddenFlow",
     "HiddenFlowQuery",
     "LayerConfig",
@@ -44,6 +43,8 @@ __all__ = [
     "LayerMatcher",
     "LoadedModel",
     "MapSpec",
+    "MapsUpdate",
+    "RunOptions",
     "SamplesUntil",
     "TraceRequest",
     "TraceSettings",

@@ -6,7 +6,6 @@ import math
 import operator
 import reprlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,10 +16,19 @@ T = TypeVar("T")
 
 MOST_SAMPLES = 100_000
 
+_LONGEST_QUOTE = 200
 _repr = reprlib.Repr()
 _repr.maxstring = _repr.maxother = 160
-shown: Callable[[Any], str] = _repr.repr
-"""A value as messages quote it: its repr, cut to a readable length."""
+
+
+def shown(value: Any) -> str:
+    """Return a value as messages quote it: its repr, cut to a readable length."""
+    try:
+        text = _repr.repr(value)
+    except ValueError:
+        # Python writes no number of more than some thousand digits.
+        return f"<{type(value).__name__} too long to write>"
+    return text if len(text) <= _LONGEST_QUOTE else f"{text[:_LONGEST_QUOTE]}…"
 
 
 def whole_number(name: str, value: Any, least: int | None = None, most: int | None = None) -> int:
@@ -33,6 +41,8 @@ def whole_number(name: str, value: Any, least: int | None = None, most: int | No
         number = operator.index(value)
     except TypeError as error:
         raise SettingsError(f"{name} must be an integer (given: {shown(value)}).") from error
+    if isinstance(value, bool):
+        raise SettingsError(f"{name} must be an integer (given: {value}).")
     if least is not None and number < least:
         raise SettingsError(f"{name}={shown(number)} is too small. Give {least} or more.")
     if most is not None and number > most:
@@ -144,24 +154,3 @@ def optional(check: Callable[[str, Any], T]) -> Callable[[str, Any], T | None]:
 
 def _unless_none(check: Callable[[str, Any], T], name: str, value: Any) -> T | None:
     return None if value is None else check(name, value)
-
-
-_CHECKS: dict[Any, Callable[[str, Any], Any]] = {
-    "int": whole_number,
-    "float": real_number,
-    "bool": flag,
-    "str": text,
-    "int | None": optional(whole_number),
-    "str | None": optional(text),
-}
-
-
-def check_plain_fields(record: Any) -> None:
-    """Check the fields of a dataclass that are numbers, texts and flags, by their annotations.
-
-    Raises:
-        SettingsError: A value is of another type.
-    """
-    for item in fields(record):
-        if item.type in _CHECKS:
-            object.__setattr__(record, item.name, _CHECKS[item.type](item.name, getattr(record, item.name)))

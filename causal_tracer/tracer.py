@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from causal_tracer.arguments import function, instance, optional, several, shown, text
+from causal_tracer.compat import Cancelled, Progress, VersionOneCalls, as_queries
 from causal_tracer.corruption import NoiseRule
 from causal_tracer.errors import SettingsError
 from causal_tracer.experiment.calibration import MULTIPLIERS, calibrate_noise
@@ -18,23 +19,16 @@ from causal_tracer.experiment.set_up import TracingContext
 from causal_tracer.loading.models import load_model, public_model_name
 from causal_tracer.model.layers import LayerConfig, trace_model
 from causal_tracer.model.pickling import require_picklable
-from causal_tracer.prompts.subject import Occurrence
-from causal_tracer.request.records import EngineChoice, HiddenFlowQuery, MapSpec, TraceRequest
-from causal_tracer.request.sites import KINDS, LayerKind, require_kind
+from causal_tracer.request.records import HiddenFlowQuery, MapSpec, RunOptions, Text, TraceRequest, trace_records
+from causal_tracer.request.sites import LayerKind, require_kind
 from causal_tracer.results.flow import HiddenFlow
 from causal_tracer.results.noise_calibration import NoiseCalibration
 from causal_tracer.tracing.batched import can_share_passes, trace_together
 from causal_tracer.tracing.heads import HeadFlow, trace_heads
-from causal_tracer.tracing.loop import FlowUpdate, trace, trace_maps
-
-Progress = Callable[[int, int], None]
-"""Called with (restored runs done, restored runs in all)."""
-
-DEFAULT_WINDOWS: Mapping[LayerKind, int] = {"hidden": 1, "mlp": 10, "attention": 10}
-"""The windows of the ROME paper (arXiv 2202.05262, Figure 1): single hidden states, ten MLP or attention layers."""
+from causal_tracer.tracing.loop import MapsUpdate, trace_maps
 
 
-class CausalTracer:
+class CausalTracer(VersionOneCalls):
     """Traces where a decoder-only causal LM keeps a fact (Meng et al. 2022, arXiv 2202.05262, section 2).
 
     Attributes:
@@ -148,47 +142,27 @@ class CausalTracer:
         """The module names of one kind, layer by layer."""
         return [name for layer in self._traced.site_names[require_kind(layer_kind)] for name in layer]
 
-    def calculate_hidden_flow(
+    def trace(
         self,
-        prompt: str,
+        prompt: Text | TraceRequest,
         subject: str | None = None,
-        kind: LayerKind = "hidden",
-        answer_id_override: int | None = None,
-        samples: int = 10,
-        window: int = 1,
-        patch_seed: int = 1,
-        batch_size: int | None = None,
-        start_layer: int = 0,
-        end_layer: int | None = None,
-        patch_subject_tokens_only: bool = False,
         *,
-        subject_occurrence: Occurrence = "last",
-        engine: EngineChoice = "auto",
-        audit: bool = True,
+        spec: MapSpec | None = None,
+        options: RunOptions | None = None,
         progress: Progress | None = None,
-        cancelled: Callable[[], bool] | None = None,
+        cancelled: Cancelled | None = None,
+        **settings: Any,
     ) -> HiddenFlow:
-        """Trace one prompt.
+        """Trace one map of one prompt.
 
         Args:
-            prompt: The text that the model goes on from.
+            prompt: The text that the model goes on from, a conversation, or a whole request.
             subject: The part of it to corrupt; None has it guessed, and the result says so.
-            kind: Restore "hidden" states (a block's output), "mlp" or "attention" outputs.
-            answer_id_override: The token whose probability is read; None takes the model's own answer.
-            samples: Noise samples; all cells see the same draws.
-            window: Number of consecutive layers restored together, centred on the cell's layer.
-            patch_seed: Seed of the noise.
-            batch_size: Rows that go through the model together; None takes what the model, the prompt's length
-                and the machine's total memory allow.
-            start_layer: First layer to compute.
-            end_layer: One past the last layer to compute; None computes up to the last block.
-            patch_subject_tokens_only: Restore at the subject's tokens only.
-            subject_occurrence: Which one is meant where the subject occurs more than once: "first" or "last".
-            engine: "auto" takes the fastest sweep that has been shown to be right on this model; "full" runs the whole
-                model again for every cell, slowly, and is what all others are checked against.
-            audit: Compute a few cells again by the full sweep, and the whole map where they differ.
-            progress: Called with (runs done, runs in all) as it goes.
+            spec: The map, where it is not given by `settings`.
+            options: How it is computed, where that is not given by `settings`.
+            progress: Called with (restored runs done, restored runs in all) as it goes.
             cancelled: Asked between batches; True stops the trace.
+            settings: Any field of `TraceRequest`, `MapSpec` and `RunOptions`, such as kind="mlp" or samples=20.
 
         Returns:
             The map. Cells that were not computed are NaN.
@@ -198,158 +172,89 @@ class CausalTracer:
             NumericsError: A run gave NaN or infinite logits.
             TraceCancelled: `cancelled` said so.
         """
-        request = TraceRequest(
-            text=prompt,
-            subject=subject,
-            kind=kind,
-            answer_id=answer_id_override,
-            samples=samples,
-            window=window,
-            seed=patch_seed,
-            batch_size=batch_size,
-            start_layer=start_layer,
-            end_layer=end_layer,
-            subject_tokens_only=patch_subject_tokens_only,
-            occurrence=subject_occurrence,
-            engine=engine,
-            audit=audit,
-        )
-        return self._trace_all([request], progress, cancelled)[0]
-
-    def calculate_hidden_flows(
-        self,
-        queries: Sequence[str | HiddenFlowQuery],
-        samples: int = 10,
-        window: int = 1,
-        kind: LayerKind = "hidden",
-        patch_seed: int = 1,
-        batch_size: int | None = None,
-        start_layer: int = 0,
-        end_layer: int | None = None,
-        patch_subject_tokens_only: bool = False,
-        *,
-        engine: EngineChoice = "auto",
-        audit: bool = True,
-        progress: Progress | None = None,
-        cancelled: Callable[[], bool] | None = None,
-    ) -> list[HiddenFlow]:
-        """Trace several prompts, of any lengths; each result equals that of the prompt alone.
-
-        The arguments are those of `calculate_hidden_flow`, in the order that causal-tracer 1.1.0 has here.
-        """
-        asked = _queries("queries", queries)
-        requests = [
-            TraceRequest(
-                text=query.text,
-                subject=query.subject,
-                kind=kind,
-                answer_id=query.override_answer_id,
-                samples=samples,
-                window=window,
-                seed=patch_seed,
-                batch_size=batch_size,
-                start_layer=start_layer,
-                end_layer=end_layer,
-                subject_tokens_only=patch_subject_tokens_only,
-                engine=engine,
-                audit=audit,
-            )
-            for query in asked
-        ]
-        return self._trace_all(requests, progress, cancelled)
-
-    def calculate_hidden_flow_of_kinds(
-        self,
-        prompt: str,
-        subject: str | None = None,
-        kinds: Sequence[LayerKind] = KINDS,
-        windows: Mapping[LayerKind, int] | None = None,
-        *,
-        answer_id_override: int | None = None,
-        samples: int = 10,
-        patch_seed: int = 1,
-        batch_size: int | None = None,
-        start_layer: int = 0,
-        end_layer: int | None = None,
-        patch_subject_tokens_only: bool = False,
-        subject_occurrence: Occurrence = "last",
-        engine: EngineChoice = "auto",
-        audit: bool = True,
-        progress: Progress | None = None,
-        cancelled: Callable[[], bool] | None = None,
-    ) -> dict[LayerKind, HiddenFlow]:
-        """Trace one prompt for several kinds, with the same noise.
-
-        Args:
-            prompt: As in `calculate_hidden_flow`, like all arguments not named here.
-            subject: The part of the prompt to corrupt.
-            kinds: The kinds to trace.
-            windows: The window of each kind; where not given, the paper's: 1 for hidden, 10 for MLP and attention.
-
-        Returns:
-            A map for each kind.
-        """
-        base = TraceRequest(
-            text=prompt,
-            subject=subject,
-            answer_id=answer_id_override,
-            samples=samples,
-            seed=patch_seed,
-            batch_size=batch_size,
-            start_layer=start_layer,
-            end_layer=end_layer,
-            subject_tokens_only=patch_subject_tokens_only,
-            occurrence=subject_occurrence,
-            engine=engine,
-            audit=audit,
-        )
-        asked: Mapping[Any, int] = {} if windows is None else instance("windows", windows, Mapping)  # type: ignore[type-abstract]
-        given = {require_kind(kind): window for kind, window in asked.items()}
-        chosen = {kind: {**DEFAULT_WINDOWS, **given}[kind] for kind in map(require_kind, several("kinds", kinds))}
-        specs: dict[str, MapSpec] = {kind: MapSpec(kind, window) for kind, window in chosen.items()}
-        flows = self.trace_maps(base, specs, progress=progress, cancelled=cancelled)
-        return {kind: flows[kind] for kind in chosen}
+        if subject is not None:
+            settings["subject"] = subject
+        request, spec, options = trace_records(prompt, settings, (spec, options))
+        return self.trace_maps(request, {"map": spec}, options, progress=progress, cancelled=cancelled)["map"]
 
     def trace_maps(
         self,
         request: TraceRequest,
         specs: Mapping[str, MapSpec],
+        options: RunOptions | None = None,
         *,
         progress: Progress | None = None,
-        cancelled: Callable[[], bool] | None = None,
+        cancelled: Cancelled | None = None,
     ) -> dict[str, HiddenFlow]:
-        """Trace one prompt for several maps in one sweep: kinds and windows, severed ones, placebos.
+        """Trace several maps of one prompt in one sweep: kinds and windows, severed ones, placebos.
 
         Args:
-            request: The prompt, and what all maps share; its own kind and window are not used.
+            request: The prompt, and what all maps share.
             specs: The maps, by names of your choice.
-            progress: Called with (runs done, runs in all) as it goes.
-            cancelled: Asked as it goes; True stops the trace.
+            options: How they are computed; None takes the defaults.
+            progress: As in `trace`, like `cancelled`.
+            cancelled: True stops the trace.
 
         Returns:
             A map for each name; all see the same noise, so that their cells can be paired sample by sample.
         """
-        _check_callbacks(progress, cancelled)
         flows: Mapping[str, HiddenFlow] = {}
-        for update in trace_maps(self._context, request, specs, cancelled or (lambda: False)):
+        for update in self.stream(request, specs, options, cancelled=cancelled, progress=progress):
             flows = update.flows
-            if progress is not None:
-                progress(update.done, update.total)
         return dict(flows)
 
-    def trace(
+    def stream(
         self,
         request: TraceRequest,
+        specs: Mapping[str, MapSpec],
+        options: RunOptions | None = None,
         *,
         progress: Progress | None = None,
-        cancelled: Callable[[], bool] | None = None,
-    ) -> HiddenFlow:
-        """Trace one prompt as a `TraceRequest` says: any corruption, metric, direction, answer or read position.
+        cancelled: Cancelled | None = None,
+    ) -> Iterator[MapsUpdate]:
+        """Trace maps of one prompt and hand them on as they fill in, the most telling tokens first; see `trace_maps`.
 
-        Raises:
-            SettingsError, PromptError, TokenizerError, NumericsError, TraceCancelled: As in `calculate_hidden_flow`.
+        Leaving the iteration early stops the work; nothing is left behind on the model.
         """
-        return self._trace_all([request], progress, cancelled)[0]
+        _check_callbacks(progress, cancelled)
+        instance("request", request, TraceRequest)
+        return _reported(trace_maps(self._context, request, specs, options, cancelled or _never), progress)
+
+    def trace_many(
+        self,
+        requests: Sequence[TraceRequest],
+        spec: MapSpec | None = None,
+        options: RunOptions | None = None,
+        *,
+        progress: Progress | None = None,
+        cancelled: Cancelled | None = None,
+    ) -> list[HiddenFlow]:
+        """Trace one map of several prompts, of any lengths; each result equals that of the prompt alone.
+
+        Args:
+            requests: The prompts.
+            spec: The map; None takes hidden states.
+            options: As in `trace_maps`.
+            progress: As in `trace`, like `cancelled`.
+            cancelled: True stops the trace.
+        """
+        _check_callbacks(progress, cancelled)
+        requests = [instance("Each of requests", request, TraceRequest) for request in several("requests", requests)]
+        spec = MapSpec() if spec is None else instance("spec", spec, MapSpec)
+        options = RunOptions() if options is None else instance("options", options, RunOptions)
+        shared = self.device.type == "cuda" and len(requests) > 1
+        if shared and all(can_share_passes(request, spec) for request in requests):
+            return trace_together(self._context, requests, spec, options, progress or _unseen, cancelled or _never)
+        flows: list[HiddenFlow] = []
+        before = 0
+        for number, request in enumerate(requests):
+            for update in trace_maps(self._context, request, {"map": spec}, options, cancelled or _never):
+                if progress is not None:
+                    # Prompts still to come are counted at the size of this one.
+                    progress(before + update.done, before + update.total * (len(requests) - number))
+            before += update.total
+            flows.append(update.flows["map"])
+        return flows
 
     def calibrate_noise(
         self,
@@ -373,15 +278,15 @@ class CausalTracer:
             SettingsError: No facts, or multipliers that are not positive.
         """
         _check_callbacks(progress)
-        asked = _queries("facts", facts)
-        return calibrate_noise(
-            self._context, asked, multipliers, samples, seed, progress or (lambda _done, _total: None)
-        )
+        asked = as_queries("facts", facts)
+        return calibrate_noise(self._context, asked, multipliers, samples, seed, progress or _unseen)
 
     def calculate_head_flow(
         self,
         request: TraceRequest,
         token: int | None = None,
+        spec: MapSpec | None = None,
+        options: RunOptions | None = None,
         *,
         progress: Progress | None = None,
         cancelled: Callable[[], bool] | None = None,
@@ -389,8 +294,10 @@ class CausalTracer:
         """Trace single attention heads at one token: head x layer.
 
         Args:
-            request: The prompt, and how; its window holds, its kind is not used.
+            request: The prompt, and how.
             token: The position at which heads are restored; None means the last token.
+            spec: The layers and the window.
+            options: As in `trace_maps`.
             progress: Called with (runs done, runs in all) as it goes.
             cancelled: Asked as it goes; True stops the trace.
 
@@ -399,41 +306,15 @@ class CausalTracer:
             SettingsError, PromptError, TokenizerError, NumericsError, TraceCancelled: As in `calculate_hidden_flow`.
         """
         _check_callbacks(progress, cancelled)
-        return trace_heads(self._context, request, token, progress or (lambda _done, _total: None), cancelled)
-
-    def stream(self, request: TraceRequest, cancelled: Callable[[], bool] | None = None) -> Iterator[FlowUpdate]:
-        """Trace one prompt and hand on the map as it fills in, the most telling tokens first.
-
-        Leaving the iteration early stops the work; nothing is left behind on the model.
-        """
-        _check_callbacks(cancelled=cancelled)
-        instance("request", request, TraceRequest)
-        return trace(self._context, request, cancelled or (lambda: False))
-
-    def _trace_all(
-        self, requests: Sequence[TraceRequest], progress: Progress | None, cancelled: Callable[[], bool] | None
-    ) -> list[HiddenFlow]:
-        _check_callbacks(progress, cancelled)
-        for request in requests:
-            instance("request", request, TraceRequest)
-        shared = self.device.type == "cuda" and len(requests) > 1 and all(map(can_share_passes, requests))
-        if shared:
-            return trace_together(
-                self._context, requests, progress or (lambda _done, _total: None), cancelled or (lambda: False)
-            )
-        flows = []
-        before, expected = 0, 0
-        for number, request in enumerate(requests):
-            update = None
-            for update in self.stream(request, cancelled):
-                if progress is not None:
-                    # Prompts still to come are counted at the size of this one.
-                    expected = before + update.total * (len(requests) - number)
-                    progress(before + update.done, expected)
-            if update is not None:
-                before += update.total
-                flows.append(update.flow)
-        return flows
+        return trace_heads(
+            self._context,
+            request,
+            MapSpec() if spec is None else instance("spec", spec, MapSpec),
+            RunOptions() if options is None else instance("options", options, RunOptions),
+            token,
+            progress or _unseen,
+            cancelled,
+        )
 
 
 def _check_callbacks(progress: Progress | None = None, cancelled: Callable[[], bool] | None = None) -> None:
@@ -441,8 +322,16 @@ def _check_callbacks(progress: Progress | None = None, cancelled: Callable[[], b
         optional(function)(name, callback)
 
 
-def _queries(name: str, given: Sequence[str | HiddenFlowQuery]) -> list[HiddenFlowQuery]:
-    return [
-        HiddenFlowQuery(item) if isinstance(item, str) else instance(f"Each of {name}", item, HiddenFlowQuery)
-        for item in several(name, given)
-    ]
+def _reported(updates: Iterator[MapsUpdate], progress: Progress | None) -> Iterator[MapsUpdate]:
+    for update in updates:
+        if progress is not None:
+            progress(update.done, update.total)
+        yield update
+
+
+def _never() -> bool:
+    return False
+
+
+def _unseen(_done: int, _total: int) -> None:
+    pass

@@ -72,7 +72,7 @@ def page() -> str:
 
 def _entry(module_name: str, name: str, value: Any) -> Iterator[str]:
     if inspect.isclass(value) or inspect.isfunction(value):
-        yield f"### {name}\n\n```python\n{_signature(name, value)}\n```\n\n{_text(inspect.getdoc(value))}"
+        yield f"### {name}\n\n```python\n{_signature(name, value)}\n```\n\n{_text(_said(value))}"
         if inspect.isclass(value) and not issubclass(value, BaseException):
             yield from _members(name, value)
     else:
@@ -81,13 +81,19 @@ def _entry(module_name: str, name: str, value: Any) -> Iterator[str]:
         yield f"### {name}\n\n{_text(said)}"
 
 
+def _said(value: Any) -> str:
+    """A docstring; of a record with what is said under each of its fields."""
+    fields = getattr(value, "__pydantic_fields__", {})
+    lines = [f"    {name}: {' '.join(str(field.description).split())}" for name, field in fields.items()]
+    return "\n".join([inspect.getdoc(value) or "", *(["", "Attributes:", *lines] if lines else [])])
+
+
 def _described_elsewhere(name: str) -> str:
     """The docstring of a constant in the modules that the package's names come from."""
-    for folder in ("causal_tracer", "causal_tracer/corruption"):
-        for path in sorted((PAGE.parent.parent / folder).glob("*.py")):
-            module_name = ".".join(path.relative_to(PAGE.parent.parent).with_suffix("").parts).removesuffix(".__init__")
-            if f"\n{name}" in path.read_text(encoding="utf-8") and name in (said := constants(module_name)):
-                return said[name]
+    for path in sorted((PAGE.parent.parent / "causal_tracer").rglob("*.py")):
+        module_name = ".".join(path.relative_to(PAGE.parent.parent).with_suffix("").parts).removesuffix(".__init__")
+        if f"\n{name}" in path.read_text(encoding="utf-8") and name in (said := constants(module_name)):
+            return said[name]
     return ""
 
 

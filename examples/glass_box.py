@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from causal_tracer import GPT2_LAYER_CONFIG, CausalTracer
+from causal_tracer import GPT2_LAYER_CONFIG, CausalTracer, MapSpec, TraceRequest
 
 FACTS = {
     "Space Needle": "Seattle",
@@ -139,9 +139,8 @@ def _look_up(model: GPT2LMHeadModel) -> None:
 
 def main() -> None:
     """Trace the model and print where restoring brings the answer back."""
-    flows = glass_box_tracer().calculate_hidden_flow_of_kinds(
-        PROMPT, SUBJECT, windows={"mlp": 1, "attention": 1}, samples=20
-    )
+    maps = {"hidden": MapSpec(), "mlp": MapSpec("mlp", 1), "attention": MapSpec("attention", 1)}
+    flows = glass_box_tracer().trace_maps(TraceRequest(PROMPT, SUBJECT, samples=20), maps)
     for kind, flow in flows.items():
         print(f"{kind}: P({flow.answer}) = {flow.high_score:.2f} clean, {flow.low_score:.2f} corrupted")
         for token, row in zip(flow.input_tokens, flow.scores.tolist(), strict=True):

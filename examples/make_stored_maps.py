@@ -8,6 +8,7 @@ It takes a minute or two for each kind on two cores. A slow test recomputes some
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 
 from causal_tracer import CausalTracer
@@ -20,13 +21,13 @@ def main(folder: Path) -> None:
     tracer = CausalTracer.from_pretrained("embedded")
     folder.mkdir(parents=True, exist_ok=True)
     for kind in KINDS:
-        flow = None
-        for update in tracer.stream(stored.stored_request(kind)):
-            flow = update.flow
-            print(f"\r{kind}: {update.done} of {update.total}", end="", flush=True)
-        if flow is not None:
-            flow.save(folder / stored.stored_name(kind))
-            print(f"\r{kind}: total effect {flow.total_effect:.4f}, noise {flow.settings.noise:.4f}")
+        flow = tracer.trace(stored.STORED_REQUEST, kind=kind, progress=partial(_report, kind))
+        flow.save(folder / stored.stored_name(kind))
+        print(f"\r{kind}: total effect {flow.total_effect:.4f}, noise {flow.settings.noise:.4f}")
+
+
+def _report(kind: str, done: int, total: int) -> None:
+    print(f"\r{kind}: {done} of {total}", end="", flush=True)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from causal_tracer import (
     HiddenFlowQuery,
     LayerConfig,
     MapSpec,
+    RunOptions,
     SamplesUntil,
     TraceRequest,
     guess_subject,
@@ -106,8 +107,8 @@ subjects = st.sampled_from([None, SUBJECT, "Space"])
 queries = st.builds(HiddenFlowQuery, texts, subjects)
 counts = st.integers(1, 3)
 SENSIBLE: dict[str, st.SearchStrategy[Any]] = {
-    "text": texts,
     "prompt": texts,
+    "text": texts,
     "subject": subjects,
     "kind": KINDS,
     "layer_kind": KINDS,
@@ -126,7 +127,6 @@ SENSIBLE: dict[str, st.SearchStrategy[Any]] = {
     "subject_tokens_only": st.booleans(),
     "patch_subject_tokens_only": st.booleans(),
     "occurrence": st.sampled_from(["first", "last"]),
-    "subject_occurrence": st.sampled_from(["first", "last"]),
     "engine": st.sampled_from(["auto", "full"]),
     "answer": st.none() | st.sampled_from([" Paris", "Seattle"]),
     "foil": st.none() | st.just(" Rome"),
@@ -257,7 +257,7 @@ def tracer() -> CausalTracer:
 
 @cache
 def flow() -> HiddenFlow:
-    return tracer().trace(TraceRequest(PROMPT, SUBJECT, samples=2, top_tokens=2))
+    return tracer().trace(PROMPT, SUBJECT, samples=2, top_tokens=2)
 
 
 @cache
@@ -299,6 +299,14 @@ def one_map(given_: dict[str, Any]) -> None:
         found = outcome(lambda: tracer().trace_maps(request, {"map": spec}))
         if found is not None:
             check_flow(found["map"])
+
+
+def run_options(given_: dict[str, Any]) -> None:
+    options = outcome(lambda: RunOptions(**given_))
+    if options is not None:
+        found = outcome(lambda: tracer().trace(PROMPT, SUBJECT, options=options, samples=1))
+        if found is not None:
+            check_flow(found)
 
 
 def until(given_: dict[str, Any]) -> None:
@@ -365,6 +373,7 @@ def guess(given_: dict[str, Any]) -> None:
 CALLED: dict[str, tuple[Callable[..., Any], Callable[[dict[str, Any]], Any]]] = {
     "TraceRequest": (TraceRequest, trace),
     "MapSpec": (MapSpec, one_map),
+    "RunOptions": (RunOptions, run_options),
     "SamplesUntil": (SamplesUntil, until),
     "HiddenFlowQuery": (HiddenFlowQuery, query),
     "LayerConfig": (LayerConfig, config),
@@ -375,10 +384,10 @@ CALLED: dict[str, tuple[Callable[..., Any], Callable[[dict[str, Any]], Any]]] = 
         for name in (
             "calculate_hidden_flow",
             "calculate_hidden_flows",
-            "calculate_hidden_flow_of_kinds",
             "trace",
             "trace_maps",
             "stream",
+            "trace_many",
             "calibrate_noise",
             "calculate_head_flow",
             "get_layer_names_of_kind",
@@ -457,7 +466,7 @@ def test_a_saved_result_whose_parts_are_changed_is_read_or_refused() -> None:
 
 def test_every_public_name_is_called_here_or_is_plain_data() -> None:
     plain_data = {"GPT2_LAYER_CONFIG", "LLAMA_LAYER_CONFIG", "LayerKind", "LayerMatcher", "__version__"}
-    records_of_results = {"FlowUpdate", "LoadedModel", "TraceSettings", "CausalTracerError"}
+    records_of_results = {"MapsUpdate", "LoadedModel", "TraceSettings", "CausalTracerError"}
     called = {*CALLED, "HiddenFlow", "save_figure"}
     assert set(causal_tracer.__all__) <= called | plain_data | records_of_results
     methods = {name for name, value in vars(CausalTracer).items() if callable(value) and not name.startswith("_")}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -19,8 +21,7 @@ def _run(code: str) -> str:
 def test_importing_the_package_imports_no_optional_or_drawing_library() -> None:
     code = "import causal_tracer, sys; print(*sorted({name.split('.')[0] for name in sys.modules}))"
     imported = set(_run(code).split())
-    assert "torch" in imported
-    assert not imported & {"gradio", "plotly", "kaleido", "pandas", "gguf", "matplotlib", "tqdm_notebook"}
+    assert not imported & {"gradio", "plotly", "kaleido", "pandas", "gguf", "matplotlib", "transformers"}
 
 
 def test_importing_the_package_makes_no_model_class() -> None:
@@ -29,6 +30,22 @@ def test_importing_the_package_makes_no_model_class() -> None:
         "print(*[name for name in sys.modules if name.startswith('transformers.models.') and 'modeling_' in name])"
     )
     assert [name for name in _run(code).split() if not name.startswith("transformers.models.auto.")] == []
+
+
+def test_opening_a_saved_result_imports_no_engine_and_no_transformers() -> None:
+    stored = Path(causal_tracer.__file__).parent / "web" / "stored" / "space_needle_hidden.json"
+    code = f"from causal_tracer import HiddenFlow; HiddenFlow.load({str(stored)!r}); import sys; print(*sys.modules)"
+    imported = _run(code).split()
+    assert "transformers" not in imported
+    parts = {name.split(".")[1] for name in imported if name.startswith("causal_tracer.")}
+    assert not parts & {"model", "loading", "experiment", "sweep", "tracing", "tracer", "plots", "web", "cli", "study"}
+
+
+def test_no_test_module_imports_another() -> None:
+    tests = Path(__file__).parent
+    for path in tests.rglob("*.py"):
+        names = re.findall(r"^\s*(?:from|import) (tests[\w.]*)", path.read_text(encoding="utf-8"), re.MULTILINE)
+        assert not [name for name in names if ".test_" in name or name == "tests"], path
 
 
 def test_public_names_resolve() -> None:

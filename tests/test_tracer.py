@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from causal_tracer import CausalTracer, HiddenFlow, HiddenFlowQuery, TraceRequest
+from causal_tracer import CausalTracer, HiddenFlow, HiddenFlowQuery, MapSpec, RunOptions, TraceRequest
 from causal_tracer.errors import CausalTracerError, PromptError, SettingsError, SubjectError, TraceCancelled
 from causal_tracer.request.sites import KINDS, LayerKind
 from tests.support.hand_hooks import clean_by_hand, map_by_hand
@@ -197,8 +197,9 @@ def test_an_empty_list_gives_an_empty_list() -> None:
 @pytest.mark.parametrize("engine", ["auto", "full"])
 def test_kinds_in_one_call_equal_single_calls(name: str, engine: Any) -> None:
     tracer = tiny_tracer(name)
-    windows: dict[LayerKind, int] = {"hidden": 2, "mlp": 3}
-    together = tracer.calculate_hidden_flow_of_kinds(PROMPT, SUBJECT, windows=windows, samples=3, engine=engine)
+    windows: dict[LayerKind, dict[str, int]] = {"hidden": {"window": 2}, "mlp": {"window": 3}, "attention": {}}
+    specs: dict[str, MapSpec] = {kind: MapSpec(kind, **window) for kind, window in windows.items()}
+    together = tracer.trace_maps(TraceRequest(PROMPT, SUBJECT, samples=3), specs, RunOptions(engine=engine))
     assert list(together) == list(KINDS)
     for kind, window in (("hidden", 2), ("mlp", 3), ("attention", 10)):
         alone = tracer.calculate_hidden_flow(PROMPT, SUBJECT, kind, samples=3, window=window, engine=engine)  # type: ignore[arg-type]
@@ -206,15 +207,6 @@ def test_kinds_in_one_call_equal_single_calls(name: str, engine: Any) -> None:
         assert together[kind].kind == kind  # type: ignore[index]
         assert together[kind].settings.window == window  # type: ignore[index]
         assert list(together[kind].layer_outputs) == tracer.get_layer_names_of_kind(kind)  # type: ignore[index,arg-type]
-
-
-def test_only_the_kinds_asked_for_are_traced() -> None:
-    flows = tiny_tracer("gpt2").calculate_hidden_flow_of_kinds(PROMPT, SUBJECT, ["mlp"], samples=1)
-    assert list(flows) == ["mlp"]
-    with pytest.raises(SettingsError, match="'foo'"):
-        tiny_tracer("gpt2").calculate_hidden_flow_of_kinds(PROMPT, SUBJECT, ["foo"], samples=1)  # type: ignore[list-item]
-    with pytest.raises(SettingsError, match="'foo'"):
-        tiny_tracer("gpt2").calculate_hidden_flow_of_kinds(PROMPT, SUBJECT, windows={"foo": 1}, samples=1)  # type: ignore[dict-item]
 
 
 @pytest.mark.parametrize("engine", ["auto", "full"])
@@ -433,7 +425,7 @@ def test_a_local_path_stays_out_of_results(tmp_path: Any) -> None:
         ({"kind": "foo"}, "'foo'"),
         ({"kind": None}, "None"),
         ({"kind": "Hidden"}, "'Hidden'"),
-        ({"patch_seed": -1}, "patch_seed=-1"),
+        ({"patch_seed": -1}, "seed=-1"),
         ({"patch_seed": None}, "seed=None"),
         ({"patch_seed": 0.5}, "seed=0.5"),
         ({"start_layer": 3}, "start_layer=3"),
@@ -446,7 +438,7 @@ def test_a_local_path_stays_out_of_results(tmp_path: Any) -> None:
         ({"answer_id_override": -1}, "-1"),
         ({"answer_id_override": VOCAB_SIZE}, str(VOCAB_SIZE)),
         ({"answer_id_override": 1.5}, "answer_id=1.5"),
-        ({"subject_occurrence": "second"}, "'second'"),
+        ({"occurrence": "second"}, "'second'"),
         ({"engine": "quick"}, "'quick'"),
     ],
     ids=str,
@@ -542,8 +534,11 @@ def test_progress_over_several_prompts_rises_and_ends_at_its_total() -> None:
 
 def test_progress_over_kinds_rises_and_ends_at_its_total() -> None:
     seen: list[tuple[int, int]] = []
-    tiny_tracer("gpt2").calculate_hidden_flow_of_kinds(
-        PROMPT, SUBJECT, samples=2, batch_size=16, progress=lambda *pair: seen.append(pair)
+    tiny_tracer("gpt2").trace_maps(
+        TraceRequest(PROMPT, SUBJECT, samples=2),
+        {kind: MapSpec(kind) for kind in KINDS},
+        RunOptions(batch_size=16),
+        progress=lambda *pair: seen.append(pair),
     )
     done = [d for d, _ in seen]
     assert done == sorted(done)
@@ -554,18 +549,19 @@ def test_progress_over_kinds_rises_and_ends_at_its_total() -> None:
 @pytest.mark.parametrize("engine", ["auto", "full"])
 def test_a_stream_fills_in_the_map_and_ends_with_the_whole_of_it(engine: Any) -> None:
     tracer = tiny_tracer("gpt2")
-    request = TraceRequest(PROMPT, SUBJECT, "mlp", samples=3, window=2, batch_size=8, engine=engine)
-    updates = list(tracer.stream(request))
+    request, options = TraceRequest(PROMPT, SUBJECT, samples=3), RunOptions(batch_size=8, engine=engine)
+    updates = list(tracer.stream(request, {"map": MapSpec("mlp", 2)}, options))
+    flows = [update.flows["map"] for update in updates]
     expected = tracer.calculate_hidden_flow(PROMPT, SUBJECT, "mlp", samples=3, window=2, batch_size=8, engine=engine)
     assert updates[0].done == 0
-    assert updates[0].flow.scores.isnan().all()
-    known = [int((~update.flow.sample_scores.isnan()).sum()) for update in updates]
+    assert flows[0].scores.isnan().all()
+    known = [int((~flow.sample_scores.isnan()).sum()) for flow in flows]
     assert known == [update.done for update in updates]
     assert known == sorted(known)
-    assert torch.equal(updates[-1].flow.sample_scores, expected.sample_scores)
-    for update in updates:
-        cells = ~update.flow.scores.isnan()
-        assert torch.equal(update.flow.scores[cells], expected.scores[cells]), "a mean over some samples was shown"
+    assert torch.equal(flows[-1].sample_scores, expected.sample_scores)
+    for flow in flows:
+        cells = ~flow.scores.isnan()
+        assert torch.equal(flow.scores[cells], expected.scores[cells]), "a mean over some samples was shown"
 
 
 @pytest.mark.parametrize("engine", ["auto", "full"])
@@ -573,7 +569,8 @@ def test_a_stream_fills_in_the_map_and_ends_with_the_whole_of_it(engine: Any) ->
 def test_a_stream_left_early_leaves_the_model_bit_identical(name: str, engine: Any) -> None:
     tracer = tiny_tracer(name)
     before = fingerprint(tracer.model)
-    updates = tracer.stream(TraceRequest(PROMPT, SUBJECT, samples=3, batch_size=5, engine=engine))
+    options = RunOptions(batch_size=5, engine=engine)
+    updates = tracer.stream(TraceRequest(PROMPT, SUBJECT, samples=3), {"map": MapSpec()}, options)
     next(updates)
     next(updates)
     assert_unchanged(tracer.model, before)

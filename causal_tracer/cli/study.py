@@ -131,8 +131,7 @@ def study(
 
 
 def _kinds(kinds: list[str] | None, window: int | None) -> tuple[tuple[LayerKind, ...], tuple[int, ...]]:
-    from causal_tracer.request.sites import KINDS, require_kind
-    from causal_tracer.tracer import DEFAULT_WINDOWS
+    from causal_tracer.request.sites import DEFAULT_WINDOWS, KINDS, require_kind
 
     chosen = tuple(require_kind(kind) for kind in kinds or KINDS)
     return chosen, tuple(

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from pydantic.fields import FieldInfo
 
 from causal_tracer.cli.output import Outputs
 from causal_tracer.cli.progress import progress_reporter
-from causal_tracer.corruption import Corruption, CounterfactualSubjects, NoiseRule
+from causal_tracer.corruption import CounterfactualSubjects
 from causal_tracer.errors import SettingsError
 from causal_tracer.prompts.chat import ChatText
-from causal_tracer.request.records import Direction, HiddenFlowQuery, MapSpec, Text, TraceRequest
-from causal_tracer.request.sites import LayerKind, require_kind
-from causal_tracer.tracer import DEFAULT_WINDOWS, CausalTracer
+from causal_tracer.request.record import Check, record_fields
+from causal_tracer.request.records import HiddenFlowQuery, MapSpec, RunOptions, Text, TraceRequest, trace_records
+from causal_tracer.request.sites import DEFAULT_WINDOWS, LayerKind, require_kind
+from causal_tracer.tracer import CausalTracer
 
 _MODEL, _EXPERIMENT, _CHAT, _OUTPUT = "Model", "Experiment", "Conversation", "Output"
 
 
 def trace(
     prompt: Annotated[str, typer.Argument(help="The text that the model goes on from.", show_default=False)],
-    subject: Annotated[
-        str | None, typer.Option("--subject", "-s", help="The part of the prompt to corrupt; guessed if not given.")
-    ] = None,
     kind: Annotated[
         list[str] | None,
         typer.Option(
@@ -51,43 +53,6 @@ def trace(
     device_map: Annotated[
         str | None, typer.Option(help='"auto" spreads the model over all devices.', rich_help_panel=_MODEL)
     ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Rows that go through the model together.", rich_help_panel=_MODEL)
-    ] = None,
-    engine: Annotated[
-        Literal["auto", "full"], typer.Option(help='"full" runs the whole model for each cell.', rich_help_panel=_MODEL)
-    ] = "auto",
-    audit: Annotated[
-        bool, typer.Option(help="Compute a few cells again by the full sweep.", rich_help_panel=_MODEL)
-    ] = True,
-    samples: Annotated[int, typer.Option(min=1, help="Noise samples.", rich_help_panel=_EXPERIMENT)] = 10,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.", rich_help_panel=_EXPERIMENT)] = 1,
-    window: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Layers restored together.",
-            show_default="the paper's: hidden 1, mlp and attention 10",
-            rich_help_panel=_EXPERIMENT,
-        ),
-    ] = None,
-    noise: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LEVEL|'K sigma'",
-            help="Noise level: a number, or times the embeddings' deviation.",
-            show_default="3 sigma",
-            rich_help_panel=_EXPERIMENT,
-        ),
-    ] = None,
-    corruption: Annotated[
-        str,
-        typer.Option(
-            help="What is done to the subject: gaussian, uniform, either with ' replacing'; multivariate, student-t, "
-            "zero, mean.",
-            rich_help_panel=_EXPERIMENT,
-        ),
-    ] = "gaussian",
     counterfactual: Annotated[
         list[str] | None,
         typer.Option(
@@ -95,33 +60,6 @@ def trace(
             rich_help_panel=_EXPERIMENT,
         ),
     ] = None,
-    metric: Annotated[
-        str,
-        typer.Option(
-            help="What is read: probability, log-probability, logit, 'logit difference', rank, 'KL from clean'.",
-            rich_help_panel=_EXPERIMENT,
-        ),
-    ] = "probability",
-    answer: Annotated[
-        str | None,
-        typer.Option(
-            help="The answer that is read.", show_default="the model's own next token", rich_help_panel=_EXPERIMENT
-        ),
-    ] = None,
-    foil: Annotated[
-        str | None, typer.Option(help="What 'logit difference' sets the answer against.", rich_help_panel=_EXPERIMENT)
-    ] = None,
-    answer_form: Annotated[
-        Literal["auto", "exact"],
-        typer.Option(
-            help='"exact" reads answer and foil right after the prompt as they are written; "auto" also tries a space '
-            "before the answer and reads the more probable.",
-            rich_help_panel=_EXPERIMENT,
-        ),
-    ] = "auto",
-    direction: Annotated[
-        Direction, typer.Option(help='"corrupt" puts corrupted into the clean run.', rich_help_panel=_EXPERIMENT)
-    ] = "restore",
     severed: Annotated[
         Literal["mlp", "attention"] | None,
         typer.Option(help="Add a map of hidden states with these outputs held.", rich_help_panel=_EXPERIMENT),
@@ -133,20 +71,6 @@ def trace(
     placebo_subject: Annotated[
         str | None, typer.Option(help="The subject of that prompt; guessed if not given.", rich_help_panel=_EXPERIMENT)
     ] = None,
-    occurrence: Annotated[
-        Literal["first", "last"],
-        typer.Option(help="Which one, where the subject is there more than once.", rich_help_panel=_EXPERIMENT),
-    ] = "last",
-    start_layer: Annotated[int, typer.Option(min=0, help="First layer.", rich_help_panel=_EXPERIMENT)] = 0,
-    end_layer: Annotated[
-        int | None, typer.Option(min=1, help="One past the last layer.", rich_help_panel=_EXPERIMENT)
-    ] = None,
-    subject_tokens_only: Annotated[
-        bool, typer.Option("--subject-tokens-only", help="Restore at these only.", rich_help_panel=_EXPERIMENT)
-    ] = False,
-    top_tokens: Annotated[
-        int, typer.Option(min=0, help="Keep this many next tokens for each cell.", rich_help_panel=_EXPERIMENT)
-    ] = 0,
     chat: Annotated[
         bool, typer.Option("--chat", help="The prompt is a user's message to a chat model.", rich_help_panel=_CHAT)
     ] = False,
@@ -181,6 +105,7 @@ def trace(
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="Show no progress and no map.", rich_help_panel=_OUTPUT)
     ] = False,
+    **settings: Any,
 ) -> None:
     """Trace one prompt: where does restoring an activation bring the answer back?
 
@@ -188,66 +113,90 @@ def trace(
     """
     outputs = Outputs(json_to, csv_to, html_to, image_to, quiet)
     kinds = [require_kind(name) for name in dict.fromkeys(kind or ["hidden"])]
-    specs = _maps(kinds, window, severed, placebo is not None)
     text: Text = prompt
     if chat:
         text = ChatText.from_user(prompt, system=system, thinking=thinking, assistant_prefix=assistant_prefix)
     elif system is not None or thinking is not None or assistant_prefix:
         raise SettingsError("--system, --thinking and --assistant-prefix belong to conversations: add --chat.")
-    request = TraceRequest(
-        text,
-        subject,
-        samples=samples,
-        seed=seed,
-        batch_size=batch_size,
-        start_layer=start_layer,
-        end_layer=end_layer,
-        subject_tokens_only=subject_tokens_only,
-        occurrence=occurrence,
-        engine=engine,
-        audit=audit,
-        answer=answer,
-        foil=foil,
-        answer_form=answer_form,
-        corruption=_corruption(corruption, counterfactual),
-        metric=metric,
-        direction=direction,
-        top_tokens=top_tokens,
-        placebo=None if placebo is None else HiddenFlowQuery(placebo, placebo_subject),
-    )
+    given = {name: value for name, value in settings.items() if value is not None}
+    if counterfactual:
+        given["corruption"] = CounterfactualSubjects(tuple(counterfactual))
+    request, spec, options = trace_records(text, given)
+    if placebo is not None:
+        request = replace(request, placebo=HiddenFlowQuery(placebo, placebo_subject))
     places: dict[str, Any] = {"revision": revision, "dtype": dtype, "device": device, "device_map": device_map}
-    tracer = _load(model, noise, places, quiet)
+    tracer = _load(model, places, quiet)
+    specs = _maps(kinds, spec, given.get("window"), severed, placebo is not None)
     with progress_reporter("restored runs", quiet=quiet) as report:
-        flows = tracer.trace_maps(request, specs, progress=report)
+        flows = tracer.trace_maps(request, specs, options, progress=report)
     outputs.write(flows)
 
 
 def _maps(
-    kinds: list[LayerKind], window: int | None, severed: Literal["mlp", "attention"] | None, placebo: bool
+    kinds: list[LayerKind],
+    spec: MapSpec,
+    window: int | None,
+    severed: Literal["mlp", "attention"] | None,
+    placebo: bool,
 ) -> dict[str, MapSpec]:
-    def wide(kind: LayerKind) -> int:
-        return DEFAULT_WINDOWS[kind] if window is None else window
+    def of(kind: LayerKind) -> MapSpec:
+        return replace(spec, kind=kind, window=DEFAULT_WINDOWS[kind] if window is None else window)
 
-    specs: dict[str, MapSpec] = {kind: MapSpec(kind, wide(kind)) for kind in kinds}
+    specs: dict[str, MapSpec] = {kind: of(kind) for kind in kinds}
     if severed is not None:
-        specs[f"hidden-severed-{severed}"] = MapSpec("hidden", wide("hidden"), severed=severed)
+        specs[f"hidden-severed-{severed}"] = replace(of("hidden"), severed=severed)
     if placebo:
-        specs |= {f"{kind}-placebo": MapSpec(kind, wide(kind), placebo=True) for kind in kinds}
+        specs |= {f"{kind}-placebo": replace(of(kind), source="placebo") for kind in kinds}
     return specs
 
 
-def _corruption(name: str, counterfactual: list[str] | None) -> str | Corruption:
-    return CounterfactualSubjects(tuple(counterfactual)) if counterfactual else name
-
-
-def _load(model: str, noise: str | None, places: dict[str, Any], quiet: bool) -> CausalTracer:
+def _load(model: str, places: dict[str, Any], quiet: bool) -> CausalTracer:
     from transformers.utils import logging as transformers_logging
 
     shown = not quiet and sys.stderr.isatty()
     if not shown:
         transformers_logging.disable_progress_bar()
-    try:
-        level: NoiseRule = None if noise is None else float(noise)
-    except ValueError:
-        level = noise
-    return CausalTracer.from_pretrained(model, noise=level, progress=shown, **places)
+    return CausalTracer.from_pretrained(model, progress=shown, **places)
+
+
+# Fields that have an option of another form, or none: they need more than one value.
+_NO_OPTION = ("prompt", "kind", "severed", "source", "placebo", "positions", "answer_id", "read", "elsewhere")
+_PANELS = {TraceRequest: _EXPERIMENT, MapSpec: _EXPERIMENT, RunOptions: _MODEL}
+_SHORT = {"subject": ("-s",)}
+_OPTION_TYPES = {"corruption": str, "metric": str, "noise": str | None, "samples": int, "window": int | None}
+
+
+def _options() -> Iterator[inspect.Parameter]:
+    """The options that the records' fields are, with their types, bounds and help."""
+    for record, panel in _PANELS.items():
+        for name, field in record_fields(record).items():
+            if name in _NO_OPTION:
+                continue
+            flag = f"--{name.replace('_', '-')}"
+            default = None if name == "window" else field.default
+            words = " ".join(str(field.description).split())
+            option = typer.Option(
+                *((f"{flag}/--no-{flag[2:]}",) if default is True else (flag, *_SHORT.get(name, ()))),
+                help=words,
+                **_bounds(field),
+                show_default=default not in (None, "", False),
+                rich_help_panel=panel,
+            )
+            annotation: Any = Annotated[(_OPTION_TYPES.get(name, field.annotation), option)]
+            yield inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _bounds(field: FieldInfo) -> dict[str, Any]:
+    schema = next((mark.schema for mark in field.metadata if isinstance(mark, Check)), {})
+    return {short: schema[name] for short, name in (("min", "minimum"), ("max", "maximum")) if name in schema}
+
+
+def _with_options(command: Any) -> None:
+    """Put the records' fields into the command's signature, which is where Typer takes options from."""
+    own = [each for each in inspect.signature(command, eval_str=True).parameters.values() if each.name != "settings"]
+    parameters = [*own, *_options()]
+    command.__signature__ = inspect.Signature([each.replace(kind=each.KEYWORD_ONLY) for each in parameters])
+    command.__annotations__ = {each.name: each.annotation for each in parameters}
+
+
+_with_options(trace)

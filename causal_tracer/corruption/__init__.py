@@ -2,7 +2,7 @@
 
 from causal_tracer.corruption.base import Corruption, SubjectEmbeddings, TokenEmbedding, described
 from causal_tracer.corruption.counterfactual import CounterfactualSubjects
-from causal_tracer.corruption.named import CORRUPTIONS, corruption_named
+from causal_tracer.corruption.named import CORRUPTION_RECORDS, CORRUPTIONS, NamedCorruption, corruption_named
 from causal_tracer.corruption.noise import GaussianNoise, MultivariateNoise, StudentTNoise, UniformNoise
 from causal_tracer.corruption.noise_rules import AUTOMATIC_NOISE_RULE, NOISE_MULTIPLIER, NoiseRule, SubjectsNoise
 from causal_tracer.corruption.replacing import MeanEmbedding, ZeroEmbedding
@@ -10,12 +10,14 @@ from causal_tracer.corruption.replacing import MeanEmbedding, ZeroEmbedding
 __all__ = [
     "AUTOMATIC_NOISE_RULE",
     "CORRUPTIONS",
+    "CORRUPTION_RECORDS",
     "NOISE_MULTIPLIER",
     "Corruption",
     "CounterfactualSubjects",
     "GaussianNoise",
     "MeanEmbedding",
     "MultivariateNoise",
+    "NamedCorruption",
     "NoiseRule",
     "StudentTNoise",
     "SubjectEmbeddings",

@@ -3,27 +3,61 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from causal_tracer.corruption.base import Corruption
+from causal_tracer.corruption.counterfactual import CounterfactualSubjects
 from causal_tracer.corruption.noise import GaussianNoise, MultivariateNoise, StudentTNoise, UniformNoise
 from causal_tracer.corruption.replacing import MeanEmbedding, ZeroEmbedding
 from causal_tracer.errors import SettingsError
 
-CORRUPTIONS: Mapping[str, Callable[[float, int], Corruption]] = {
-    "gaussian": GaussianNoise,
-    "gaussian replacing": lambda level, seed: GaussianNoise(level, seed, replace=True),
-    "uniform": UniformNoise,
-    "uniform replacing": lambda level, seed: UniformNoise(level, seed, replace=True),
-    "multivariate": lambda _level, seed: MultivariateNoise(seed),
-    "student-t": lambda _level, seed: StudentTNoise(seed),
-    "zero": lambda _level, _seed: ZeroEmbedding(),
-    "mean": lambda _level, _seed: MeanEmbedding(),
+
+@dataclass(frozen=True)
+class NamedCorruption:
+    """A corruption that can be asked for by name.
+
+    Attributes:
+        label: What lists call it.
+        make: Makes it for a noise level and a seed.
+        takes_level: Whether it depends on the noise level.
+        is_random: Whether it depends on the seed, and so can have any number of samples.
+    """
+
+    label: str
+    make: Callable[[float, int], Corruption]
+    takes_level: bool = True
+    is_random: bool = True
+
+
+CORRUPTIONS: Mapping[str, NamedCorruption] = {
+    "gaussian": NamedCorruption("Gaussian noise, added", GaussianNoise),
+    "gaussian replacing": NamedCorruption(
+        "Gaussian noise instead", lambda level, seed: GaussianNoise(level, seed, replace=True)
+    ),
+    "uniform": NamedCorruption("Uniform noise, added", UniformNoise),
+    "uniform replacing": NamedCorruption(
+        "Uniform noise instead", lambda level, seed: UniformNoise(level, seed, replace=True)
+    ),
+    "multivariate": NamedCorruption(
+        "Gaussian, embeddings' covariance", lambda _level, seed: MultivariateNoise(seed), takes_level=False
+    ),
+    "student-t": NamedCorruption(
+        "Student-t, embeddings' covariance", lambda _level, seed: StudentTNoise(seed), takes_level=False
+    ),
+    "zero": NamedCorruption("Zero embeddings", lambda *_: ZeroEmbedding(), takes_level=False, is_random=False),
+    "mean": NamedCorruption("Mean embedding", lambda *_: MeanEmbedding(), takes_level=False, is_random=False),
 }
-"""From (noise level, seed) to a corruption; those with a scale of their own take no level."""
+"""By name, in the order of lists."""
+
+CORRUPTION_RECORDS: tuple[type, ...] = (
+    *{type(named.make(1.0, 0)): None for named in CORRUPTIONS.values()},
+    CounterfactualSubjects,
+)
+"""The classes of corruptions that a stored request can hold."""
 
 
 def corruption_named(name: str, level: float, seed: int) -> Corruption:
-    """The corruption of this name.
+    """Return the corruption of this name.
 
     Raises:
         SettingsError: There is none, or the level or seed is out of range.
@@ -32,4 +66,4 @@ def corruption_named(name: str, level: float, seed: int) -> Corruption:
         raise SettingsError(
             f"corruption={name!r} is not known. The corruptions are {', '.join(map(repr, CORRUPTIONS))}."
         )
-    return CORRUPTIONS[name](level, seed)
+    return CORRUPTIONS[name].make(level, seed)

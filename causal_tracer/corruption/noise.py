@@ -22,7 +22,7 @@ def _check_level(level: float) -> None:
 
 def _check_seed(seed: int) -> None:
     if not 0 <= seed < _HIGHEST_SEED:
-        raise SettingsError(f"patch_seed={seed} is not a seed. Give a whole number from 0 to 2**32 - 1.")
+        raise SettingsError(f"seed={seed} is not a seed. Give a whole number from 0 to 2**32 - 1.")
 
 
 def _on(subject: SubjectEmbeddings, noise: Tensor, *, replace: bool) -> Tensor:

@@ -15,6 +15,7 @@ from causal_tracer.errors import CausalTracerError, SettingsError
 from causal_tracer.experiment.answers import asked_answer
 from causal_tracer.experiment.base_run import BaseRun, Watch, base_run
 from causal_tracer.experiment.embeddings import corrupted_embeddings, subject_embeddings
+from causal_tracer.experiment.noise_levels import noise_level
 from causal_tracer.experiment.sources import BASE, CORRUPTED, PLACEBO
 from causal_tracer.metrics.metric import Metric, Target, metric_named
 from causal_tracer.metrics.values import metric_values
@@ -66,6 +67,9 @@ class Experiment:
         clean: The clean run of the sequence.
         metric: What is read.
         corruption: What is done to the subject.
+        noise: The noise level, for corruptions that take one.
+        noise_rule: Where that number came from.
+        foil_id: The first token of the foil, where there is one.
         notes: What a reader of the result has to know of prompt and answer.
     """
 
@@ -79,6 +83,8 @@ class Experiment:
     clean: CleanRun
     metric: Metric
     corruption: Corruption
+    noise: float
+    noise_rule: str
     notes: tuple[str, ...] = ()
 
     @property
@@ -105,7 +111,7 @@ def set_up(context: TracingContext, request: TraceRequest) -> Experiment:
         NumericsError: The clean run gave NaN or infinite logits.
     """
     require_weights(context.traced.model)
-    prompt = prompt_for(context, request.text, request.subject, request.occurrence)
+    prompt = prompt_for(context, request.prompt, request.subject, request.occurrence)
     corrupted = _corrupted_range(request, prompt)
     answer = asked_answer(context, request, prompt)
     if min(answer.reads) < corrupted[0]:
@@ -115,9 +121,12 @@ def set_up(context: TracingContext, request: TraceRequest) -> Experiment:
         )
     target = Target(answer.ids, answer.clean.logits, answer.foil_id)
     metric = metric_named(request.metric, target) if isinstance(request.metric, str) else _own(request.metric, target)
-    corruption = request.corruption
+    corruption: Any = request.corruption
+    noise, noise_rule = context.noise, context.noise_rule
+    if request.noise is not None:
+        noise, noise_rule = noise_level(context.traced, context.tokenizer, request.noise)
     if isinstance(corruption, str):
-        corruption = corruption_named(corruption, context.noise, request.seed)
+        corruption = corruption_named(corruption, noise, request.seed)
     return Experiment(
         context=context,
         request=request,
@@ -129,6 +138,8 @@ def set_up(context: TracingContext, request: TraceRequest) -> Experiment:
         clean=answer.clean,
         metric=metric,
         corruption=corruption,
+        noise=noise,
+        noise_rule=noise_rule,
         notes=prompt.notes + answer.notes,
     )
 
@@ -193,7 +204,7 @@ def base_of_samples(
         base = run(clean, (), None)[0]
         held = {name: values[None] for name, values in experiment.clean.activations.items()}
         sources = {CORRUPTED: recorded, BASE: held}
-    if any(spec.placebo for spec in specs):
+    if any(spec.source == "placebo" for spec in specs):
         sources[PLACEBO] = _placebo(experiment)
     return replace(base, sources=sources), low_scores
 

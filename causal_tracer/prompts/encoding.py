@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import reprlib
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from causal_tracer.arguments import shown
 from causal_tracer.errors import PromptError, TokenizerError
 
 Span = tuple[int, int]
 """The characters [start, end) of a text."""
 
 # Messages quote prompts, which may be long: the ends are enough.
-_shortened = reprlib.Repr()
-_shortened.maxstring = _shortened.maxother = 160
-quoted = _shortened.repr
+quoted = shown
 
 
 @dataclass(frozen=True)

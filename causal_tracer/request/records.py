@@ -1,21 +1,21 @@
-"""What a user asks for: checked as far as it can be without the model."""
+"""What a user asks for, as plain data: checked as far as it can be without the model.
+
+TraceRequest    what is asked: prompt, subject, answer, corruption, samples, metric, direction, controls
+MapSpec         one map of it: kind, window, layers, tokens
+RunOptions      what cannot change a number beyond rounding
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from typing import Annotated, Any, Literal
 
-from causal_tracer.arguments import (
-    MOST_SAMPLES,
-    check_plain_fields,
-    choice,
-    function,
-    instance,
-    several,
-    whole_number,
-)
-from causal_tracer.corruption import CORRUPTIONS, Corruption
+from pydantic import Field
+
+from causal_tracer import arguments
+from causal_tracer.arguments import MOST_SAMPLES, flag, instance, optional, real_number, several, shown, text
+from causal_tracer.corruption import CORRUPTIONS, Corruption, NoiseRule, SubjectsNoise
 from causal_tracer.errors import SettingsError
 from causal_tracer.metrics.metric import METRICS, Metric, Target
 from causal_tracer.prompts.answer_forms import AnswerForm
@@ -23,7 +23,9 @@ from causal_tracer.prompts.chat import ChatText
 from causal_tracer.prompts.encoding import check_text
 from causal_tracer.prompts.prompt import Prompt
 from causal_tracer.prompts.subject import Occurrence
-from causal_tracer.request.sites import LayerKind, require_kind
+from causal_tracer.request.objects import NameOrObject
+from causal_tracer.request.record import Check, maybe, one_of, record, whole
+from causal_tracer.request.sites import DEFAULT_WINDOWS, LayerKind, require_kind
 
 Text = str | ChatText | Prompt
 """What the model goes on from: a text, a conversation, or a prompt that is ready."""
@@ -34,42 +36,80 @@ MOST_ROWS = 2**31
 EngineChoice = Literal["auto", "full"]
 """The fastest sweep shown to be right on the model, or the full one in any case."""
 
+Source = Literal["clean", "placebo"]
+"""The prompt itself, or the other prompt of a request."""
+
 Direction = Literal["restore", "corrupt"]
 """Put clean activations into the corrupted run, or corrupted ones into the clean run."""
 
+_FLAG, _WORD, _WHOLE = Check(flag), Check(optional(text)), Check(optional(arguments.whole_number))
+# Beyond it, sums of squares leave float32.
+_HIGHEST_NOISE = 1e15
+_ANSWER = Check(optional(check_text))
 
-@dataclass(frozen=True)
+
+def _readable(name: str, value: Any) -> Any:
+    return value if isinstance(value, (ChatText | Prompt, dict)) else check_text(name, value)
+
+
+def _sample_count(name: str, value: Any) -> Any:
+    if isinstance(value, SamplesUntil | dict):
+        return value
+    return arguments.whole_number(name, value, 1, MOST_SAMPLES)
+
+
+_SAMPLES = Check(_sample_count, {"minimum": 1, "maximum": MOST_SAMPLES})
+
+
+def _noise_rule(name: str, value: Any) -> Any:
+    if value is None or isinstance(value, str | SubjectsNoise | dict):
+        return value
+    level = real_number(name, value)
+    if not 0 <= level <= _HIGHEST_NOISE:
+        raise SettingsError(f"noise={shown(value)} is not a noise level. Give 0 or a positive number.")
+    return level
+
+
+def _kind(_name: str, value: Any) -> LayerKind:
+    return require_kind(value)
+
+
+def _tokens(name: str, value: Any) -> tuple[int, ...] | None:
+    return None if value is None else tuple(arguments.whole_number(name, token) for token in several(name, value))
+
+
+def _query(name: str, value: Any) -> Any:
+    return value if value is None or isinstance(value, dict) else instance(name, value, HiddenFlowQuery)
+
+
+@record
 class HiddenFlowQuery:
-    """One prompt of several to trace.
+    """One prompt of several to trace."""
 
-    Attributes:
-        text: The prompt.
-        subject: A part of the prompt; None has it guessed.
-        override_answer_id: The token whose probability is read; None takes the model's own answer.
-    """
+    text: Annotated[Text, Check(_readable)]
+    """The prompt."""
 
-    text: Text
     subject: str | None = None
+    """A part of the prompt; None has it guessed."""
+
     override_answer_id: int | None = None
+    """The token whose probability is read; None takes the model's own answer."""
 
 
-@dataclass(frozen=True)
+@record
 class SamplesUntil:
-    """As many noise samples as the most telling cell needs.
+    """As many noise samples as the most telling cell needs."""
 
-    Attributes:
-        width: Half of the 95 % interval of the peak's indirect effect is to be at most this.
-        step: Samples taken at a time.
-        most: Samples after which to stop in any case; the result then says so.
-    """
+    width: Annotated[float, Check(real_number)]
+    """Half of the 95 % interval of the peak's indirect effect is to be at most this."""
 
-    width: float
-    step: int = 10
-    most: int = 100
+    step: Annotated[int, whole()] = 10
+    """Samples taken at a time."""
+
+    most: Annotated[int, whole(most=MOST_SAMPLES)] = 100
+    """Samples after which to stop in any case; the result then says so."""
 
     def __post_init__(self) -> None:
-        check_plain_fields(self)
-        whole_number("most", self.most, most=MOST_SAMPLES)
         if not self.width > 0 or self.step < 2 or self.most < self.step:
             raise SettingsError(
                 f"{self} names no number of samples. Give a width above 0, a step of 2 or more and a `most` no "
@@ -77,127 +117,118 @@ class SamplesUntil:
             )
 
 
-@dataclass(frozen=True)
-class MapSpec:
-    """One map of several in one sweep.
+@record
+class TraceRequest:
+    """One prompt to trace: what is corrupted, what is read, and the controls."""
 
-    Attributes:
-        kind: Which activations to restore.
-        window: Number of consecutive layers restored together.
-        severed: Hold the outputs of this kind at the restored token at the corrupted run's values, in all layers and
-            in the same noise sample (ROME, Figure 3).
-        placebo: Restore to another prompt's clean activations (`TraceRequest.placebo`) instead of this one's.
-    """
+    prompt: Annotated[Text, Check(_readable)]
+    """The text that the model goes on from."""
 
-    kind: LayerKind = "hidden"
-    window: int = 1
-    severed: LayerKind | None = None
-    placebo: bool = False
+    subject: Annotated[str | None, _WORD] = None
+    """The part of the prompt to corrupt; guessed if not given."""
+
+    answer: Annotated[str | None, _ANSWER] = None
+    """The answer that is read, as text; of several tokens, all are read, each after those before it."""
+
+    answer_id: Annotated[int | None, _WHOLE] = None
+    """The answer that is read, as a token id. Without an answer, the clean run's most probable token is read."""
+
+    answer_form: Annotated[AnswerForm, one_of(AnswerForm)] = "auto"
+    """"exact" reads answer and foil right after the prompt as they are written; "auto" also tries a space before the
+    answer and reads the more probable."""
+
+    occurrence: Annotated[Occurrence, one_of(Occurrence)] = "last"
+    """Which occurrence of the subject is meant: "first" or "last"."""
+
+    corruption: Annotated[str | Corruption, NameOrObject(tuple(CORRUPTIONS))] = Field(
+        default="gaussian", title="Corruption"
+    )
+    """What is done to the subject: gaussian, uniform, either with " replacing"; multivariate, student-t, zero, mean;
+    or a corruption of `causal_tracer.corruption`."""
+
+    noise: Annotated[NoiseRule, Check(_noise_rule)] = Field(default=None, title="Noise level")
+    """Noise level: a number, or times the embeddings' deviation as in "2 sigma"; if not given, the tracer's."""
+
+    samples: Annotated[int | SamplesUntil, _SAMPLES] = Field(default=10, title="Noise samples")
+    """Noise samples, or how sure the peak has to be. Corruptions without chance have as many as they have."""
+
+    seed: Annotated[int, whole(0, 2**32 - 1)] = Field(default=1, title="Seed of the noise")
+    """Seed of the noise."""
+
+    metric: Annotated[str | Callable[[Target], Metric], NameOrObject(tuple(METRICS))] = Field(
+        default="probability", title="Metric"
+    )
+    """What is read: probability, log-probability, logit, "logit difference", rank, "KL from clean"; or a function from
+    a `Target` to a metric."""
+
+    foil: Annotated[str | None, _ANSWER] = None
+    """The text that "logit difference" sets the answer against."""
+
+    direction: Annotated[Direction, one_of(Direction)] = "restore"
+    """"restore" puts clean activations into the corrupted run, "corrupt" corrupted ones into the clean run."""
+
+    read: Annotated[int | None, _WHOLE] = None
+    """The position whose next token is read; if not given, the last."""
+
+    elsewhere: Annotated[int | None, _WHOLE] = None
+    """A control: corrupt as many tokens outside the subject instead; the first of them."""
+
+    placebo: Annotated[HiddenFlowQuery | None, Check(_query)] = None
+    """Another prompt, for maps that restore to its activations."""
+
+    top_tokens: Annotated[int, whole(least=0)] = 0
+    """Keep this many most probable next tokens of every cell."""
 
     def __post_init__(self) -> None:
-        require_kind(self.kind)
-        check_plain_fields(self)
-        whole_number("window", self.window, least=1)
-        if self.severed is not None and (require_kind(self.severed) == "hidden" or self.severed == self.kind):
+        if isinstance(self.samples, SamplesUntil) and self.top_tokens:
+            raise SettingsError("Top tokens are kept for a fixed number of samples. Give one.")
+        if self.answer is not None and self.answer_id is not None:
+            raise SettingsError(f"answer={self.answer!r} and answer_id={self.answer_id} are both given. Give one.")
+
+
+def _default_window(fields: dict[str, Any]) -> int:
+    return DEFAULT_WINDOWS[fields["kind"]]
+
+
+@record
+class MapSpec:
+    """One map of a request."""
+
+    kind: Annotated[LayerKind, Check(_kind)] = "hidden"
+    """What to restore: "hidden" states (a block's output), "mlp" or "attention" outputs."""
+
+    window: Annotated[int, whole(least=1)] = Field(default_factory=_default_window, title="Window")
+    """Consecutive layers restored together; if not given, the paper's: 1 for hidden, 10 for mlp and attention."""
+
+    start_layer: Annotated[int, whole()] = Field(default=0, title="First layer")
+    """First layer to compute."""
+
+    end_layer: Annotated[int | None, _WHOLE] = Field(default=None, title="One past the last layer")
+    """One past the last layer to compute; if not given, up to the last block."""
+
+    subject_tokens_only: Annotated[bool, _FLAG] = Field(default=False, title="Restore at the subject's tokens only")
+    """Restore at the subject's tokens only."""
+
+    positions: Annotated[tuple[int, ...] | None, Check(_tokens)] = None
+    """Restore at these tokens only; if not given, at all."""
+
+    severed: Annotated[LayerKind | None, Check(optional(_kind))] = None
+    """Hold the outputs of this kind at the restored token at the corrupted run's values, in all layers and in the same
+    noise sample (ROME, Figure 3)."""
+
+    source: Annotated[Source, one_of(Source)] = "clean"
+    """Where restored activations come from: the prompt's own run, or "placebo", the clean run of another prompt
+    (`TraceRequest.placebo`)."""
+
+    def __post_init__(self) -> None:
+        if self.severed is not None and self.severed in ("hidden", self.kind):
             raise SettingsError(
                 f"kind={self.kind!r} cannot be severed from {self.severed!r}. Sever a map from 'mlp' or 'attention', "
                 "and not from what it restores."
             )
 
-
-@dataclass(frozen=True)
-class TraceRequest:
-    """One prompt to trace, and how.
-
-    Attributes:
-        text: What the model goes on from.
-        subject: A part of the prompt, or None to have it guessed.
-        kind: Which activations to restore.
-        answer_id: The token whose probability is read; None takes `answer`, or the clean run's most probable one.
-        samples: Noise samples, or how sure the peak has to be. Corruptions without chance have as many as they have.
-        window: Number of consecutive layers restored together.
-        seed: Seed of the noise.
-        batch_size: Rows that go through the model together; None takes what the model and the machine allow.
-        start_layer: First layer to compute.
-        end_layer: One past the last layer to compute; None computes up to the last block.
-        subject_tokens_only: Restore at the subject's tokens only.
-        occurrence: Which occurrence of the subject is meant.
-        engine: "auto" takes the fastest sweep shown to be right on the model, "full" the full one.
-        answer: The answer as text; of several tokens, all of them are read, each after those before it.
-        foil: The text that the answer is set against, for the metric "logit difference".
-        answer_form: "exact" reads answer and foil right after the prompt as they are written; "auto" also tries the
-            answer with a space before it and reads the more probable of the two (`result.notes` says which).
-        corruption: What is done to the subject: a name in `corruption.CORRUPTIONS`, or a corruption.
-        metric: What is read: a name in `metrics.METRICS`, or a function from a `Target` to a metric.
-        direction: Restore clean activations into the corrupted run, or put corrupted ones into the clean run.
-        positions: Restore at these tokens only; None means all.
-        read: The position whose next token is read; None means the last.
-        top_tokens: Keep this many most probable next tokens of every cell.
-        placebo: Another prompt, for maps that restore to its activations.
-        elsewhere: Corrupt tokens outside the subject instead, as many: a control. The first of them.
-        audit: Compute a few cells of each map again by the full sweep, and the whole map where they differ.
-    """
-
-    text: Text
-    subject: str | None = None
-    kind: LayerKind = "hidden"
-    answer_id: int | None = None
-    samples: int | SamplesUntil = 10
-    window: int = 1
-    seed: int = 1
-    batch_size: int | None = None
-    start_layer: int = 0
-    end_layer: int | None = None
-    subject_tokens_only: bool = False
-    occurrence: Occurrence = "last"
-    engine: EngineChoice = "auto"
-    answer: str | None = None
-    foil: str | None = None
-    corruption: str | Corruption = "gaussian"
-    metric: str | Callable[[Target], Metric] = "probability"
-    direction: Direction = "restore"
-    positions: tuple[int, ...] | None = None
-    read: int | None = None
-    top_tokens: int = 0
-    placebo: HiddenFlowQuery | None = None
-    elsewhere: int | None = None
-    audit: bool = True
-    answer_form: AnswerForm = "auto"
-
-    def __post_init__(self) -> None:
-        require_kind(self.kind)
-        check_plain_fields(self)
-        for name, allowed in (
-            ("engine", EngineChoice),
-            ("direction", Direction),
-            ("occurrence", Occurrence),
-            ("answer_form", AnswerForm),
-        ):
-            choice(name, getattr(self, name), get_args(allowed))
-        for name, known in (("metric", METRICS), ("corruption", CORRUPTIONS)):
-            value = getattr(self, name)
-            choice(name, value, known) if isinstance(value, str) else function(name, value)
-        if not isinstance(self.samples, SamplesUntil):
-            object.__setattr__(self, "samples", whole_number("samples", self.samples, 1, MOST_SAMPLES))
-        elif self.top_tokens:
-            raise SettingsError("Top tokens are kept for a fixed number of samples. Give one.")
-        whole_number("window", self.window, least=1)
-        whole_number("top_tokens", self.top_tokens, least=0)
-        if self.batch_size is not None:
-            whole_number("batch_size", self.batch_size, 1, MOST_ROWS)
-        if self.positions is not None:
-            positions = tuple(whole_number("positions", value) for value in several("positions", self.positions))
-            object.__setattr__(self, "positions", positions)
-        if self.placebo is not None:
-            instance("placebo", self.placebo, HiddenFlowQuery)
-        for name in ("answer", "foil"):
-            if getattr(self, name) is not None:
-                check_text(name, getattr(self, name))
-        if self.answer is not None and self.answer_id is not None:
-            raise SettingsError(f"answer={self.answer!r} and answer_id={self.answer_id} are both given. Give one.")
-
     def layer_range(self, n_layers: int) -> range:
-        """The layers to compute.
+        """Return the layers to compute.
 
         Raises:
             SettingsError: The range is empty or reaches outside the model.
@@ -209,3 +240,59 @@ class TraceRequest:
                 f"{n_layers}. Choose 0 <= start_layer < end_layer <= {n_layers}."
             )
         return range(self.start_layer, end)
+
+
+@record
+class RunOptions:
+    """What cannot change a number beyond rounding."""
+
+    batch_size: Annotated[int | None, maybe(whole(1, MOST_ROWS))] = Field(default=None, title="Batch size")
+    """Rows that go through the model together; if not given, what the model and the machine allow."""
+
+    engine: Annotated[EngineChoice, one_of(EngineChoice)] = "auto"
+    """"auto" takes the fastest sweep shown to be right on the model, "full" runs the whole model for each cell."""
+
+    audit: Annotated[bool, _FLAG] = True
+    """Compute a few cells of each map again by the full sweep, and the whole map where they differ."""
+
+
+@record
+class StoredRequest:
+    """What a result stores of how it was asked for: enough to trace it again."""
+
+    request: TraceRequest
+    """The prompt, and what is measured."""
+
+    map: MapSpec
+    """The map."""
+
+    options: RunOptions
+    """How it was run."""
+
+
+def trace_records(
+    prompt: Any, settings: Mapping[str, Any], made: Sequence[MapSpec | RunOptions | None] = ()
+) -> tuple[TraceRequest, MapSpec, RunOptions]:
+    """Return the records that keyword arguments make; each argument is a field of one of them.
+
+    Args:
+        prompt: The prompt, or a request that is made already.
+        settings: The arguments by name.
+        made: A map and options that are made already; None or left out makes them of `settings`.
+
+    Raises:
+        SettingsError: An argument is a field of none of the records that are still to be made, or has a value that it
+            cannot have.
+    """
+    done: dict[type[Any], Any] = {type(each): each for each in (prompt, *made) if isinstance(each, _KINDS)}
+    homes = {item.name: kind for kind in _KINDS if kind not in done for item in fields(kind) if item.name != "prompt"}
+    if unknown := [name for name in settings if name not in homes]:
+        raise SettingsError(f"{unknown[0]} is no setting here. The settings are {', '.join(homes)}.")
+    for kind in _KINDS:
+        given = {name: value for name, value in settings.items() if homes[name] is kind}
+        if kind not in done:
+            done[kind] = kind(prompt, **given) if kind is TraceRequest else kind(**given)
+    return done[TraceRequest], done[MapSpec], done[RunOptions]
+
+
+_KINDS: tuple[type[Any], ...] = (TraceRequest, MapSpec, RunOptions)

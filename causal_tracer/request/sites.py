@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal, get_args
 
 from causal_tracer.arguments import shown
@@ -11,6 +12,10 @@ LayerKind = Literal["hidden", "mlp", "attention"]
 """Which activations: a block's output, or what its MLP or attention adds to the residual stream."""
 
 KINDS: tuple[LayerKind, ...] = get_args(LayerKind)
+
+
+DEFAULT_WINDOWS: Mapping[LayerKind, int] = {"hidden": 1, "mlp": 10, "attention": 10}
+"""The windows of the ROME paper (arXiv 2202.05262, Figure 1): single hidden states, ten MLP or attention layers."""
 
 
 def window_layers(layer: int, window: int, n_layers: int) -> tuple[int, ...]:

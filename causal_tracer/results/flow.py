@@ -27,6 +27,8 @@ from causal_tracer.results.top_tokens import TopTokens
 if TYPE_CHECKING:
     import pandas
 
+    from causal_tracer.request.records import StoredRequest
+
 _FORMAT = "causal_tracer.HiddenFlow"
 _FORMAT_VERSION = 1
 
@@ -114,8 +116,7 @@ class HiddenFlow:
         top_tokens: The most probable next tokens of each cell, where they were asked for.
         audit: Cells that the full sweep computed again, and how far they were off. None where the full sweep computed
             the whole map, where no audit was asked for, and in results of older versions.
-        request: What was asked for, as JSON types (`request_data.read_request` reads it); None in results that were
-            saved before requests were stored.
+        request: What was asked for, as JSON types (see `asked`); None in results that do not store it.
 
     All tensors are float32 (ids int64) on the CPU. The first nine fields are those of causal-tracer 1.1.0.
     """
@@ -227,6 +228,19 @@ class HiddenFlow:
                 value = list(value)
             data[item.name] = value
         return data
+
+    def asked(self) -> StoredRequest:
+        """Return what was asked for: `tracer.trace(asked.request, spec=asked.map)` traces it again.
+
+        Raises:
+            SettingsError: The result does not store it, or it has an object of the user's own.
+        """
+        from causal_tracer.request.record import from_data
+        from causal_tracer.request.records import StoredRequest
+
+        if self.request is None:
+            raise SettingsError("This result does not store how it was made. Trace the prompt again.")
+        return from_data(StoredRequest, self.request)
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the result as JSON, into a folder that is made if needed; `HiddenFlow.load` gives identical numbers.

@@ -10,9 +10,8 @@ from typing import Any, Literal, get_args
 from causal_tracer.errors import SettingsError, StudyError
 from causal_tracer.metrics.metric import METRICS
 from causal_tracer.request.records import MapSpec
-from causal_tracer.request.sites import KINDS, LayerKind
+from causal_tracer.request.sites import DEFAULT_WINDOWS, KINDS, LayerKind
 from causal_tracer.study.records import MapSettings
-from causal_tracer.tracer import DEFAULT_WINDOWS
 
 SeedRule = Literal["per fact", "one"]
 
@@ -140,7 +139,12 @@ class StudySettings:
 def map_spec(asked: MapSettings) -> MapSpec:
     """A map of a study as the engine takes it."""
     kinds: dict[str | None, LayerKind] = {kind: kind for kind in KINDS}
-    return MapSpec(kinds[asked.kind], asked.window, kinds.get(asked.severed), asked.placebo)
+    return MapSpec(
+        kinds[asked.kind],
+        asked.window,
+        severed=kinds.get(asked.severed),
+        source="placebo" if asked.placebo else "clean",
+    )
 
 
 def derived_seed(seed: int, *names: str) -> int:

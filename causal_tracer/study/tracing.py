@@ -14,7 +14,7 @@ from causal_tracer.errors import CausalTracerError, TraceCancelled
 from causal_tracer.experiment.set_up import TracingContext, prompt_for
 from causal_tracer.prompts.decoding import token_text
 from causal_tracer.prompts.prompt import Prompt
-from causal_tracer.request.records import HiddenFlowQuery, TraceRequest
+from causal_tracer.request.records import HiddenFlowQuery, MapSpec, RunOptions, TraceRequest
 from causal_tracer.results.flow import HiddenFlow
 from causal_tracer.study.facts import Fact, recall
 from causal_tracer.study.records import AuditedCell, FactRecord, MapResult, MapSettings
@@ -92,23 +92,22 @@ def _traced(
     begun = time.perf_counter()
     prompt = prompt_for(context, fact.prompt, fact.subject)
     request = TraceRequest(
-        text=prompt,
+        prompt,
         answer_id=answer_id,
         samples=settings.samples,
         seed=settings.seed_of(fact.fact_id),
-        batch_size=settings.batch_size,
         metric=settings.metric,
         placebo=None if placebo is None else HiddenFlowQuery(placebo.prompt, placebo.subject),
     )
     maps = [asked for asked in settings.maps() if placebo is not None or not asked.placebo]
-    flows: dict[str, HiddenFlow] = {}
-    for everywhere in (True, False):
-        group = [asked for asked in maps if asked.everywhere == everywhere]
-        if group:
-            where = None if everywhere else control_positions(prompt)
-            flows.update(_flows(context, replace(request, positions=where), group, cancelled))
+    options = RunOptions(batch_size=settings.batch_size)
+    specs = {
+        asked.name: replace(map_spec(asked), positions=None if asked.everywhere else control_positions(prompt))
+        for asked in maps
+    }
+    flows = _flows(context, request, specs, options, cancelled)
     first = flows[maps[0].name]
-    audit = _audit(context, settings, fact, request, maps, flows, cancelled)
+    audit = _audit(context, settings, fact, request, maps, flows, options, cancelled)
     return FactRecord(
         fact=fact,
         status="traced",
@@ -126,10 +125,14 @@ def _traced(
 
 
 def _flows(
-    context: TracingContext, request: TraceRequest, maps: Sequence[MapSettings], cancelled: Callable[[], bool]
+    context: TracingContext,
+    request: TraceRequest,
+    specs: Mapping[str, MapSpec],
+    options: RunOptions,
+    cancelled: Callable[[], bool],
 ) -> Mapping[str, HiddenFlow]:
     flows: Mapping[str, HiddenFlow] = {}
-    for update in trace_maps(context, request, {asked.name: map_spec(asked) for asked in maps}, cancelled):
+    for update in trace_maps(context, request, specs, options, cancelled):
         flows = update.flows
     return flows
 
@@ -141,6 +144,7 @@ def _audit(
     request: TraceRequest,
     maps: Sequence[MapSettings],
     flows: Mapping[str, HiddenFlow],
+    options: RunOptions,
     cancelled: Callable[[], bool],
 ) -> tuple[AuditedCell, ...]:
     """Some cells once more, by the full sweep; which ones follows from the seed and the fact."""
@@ -153,8 +157,11 @@ def _audit(
                     chosen[position, layer].append(asked)
     audited = []
     for (position, layer), group in sorted(chosen.items()):
-        once_more = replace(request, engine="full", positions=(position,), start_layer=layer, end_layer=layer + 1)
-        for name, flow in _flows(context, once_more, group, cancelled).items():
+        specs = {
+            asked.name: replace(map_spec(asked), positions=(position,), start_layer=layer, end_layer=layer + 1)
+            for asked in group
+        }
+        for name, flow in _flows(context, request, specs, replace(options, engine="full"), cancelled).items():
             score, full_score = float(flows[name].scores[position, layer]), float(flow.scores[position, layer])
             audited.append(AuditedCell(name, flow.kind, position, layer, score, full_score))
     return tuple(audited)

@@ -7,7 +7,7 @@ Token ids are those of the first prompt; whether the model looks at them beside 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -21,7 +21,7 @@ from causal_tracer.metrics.values import metric_values
 from causal_tracer.model.batch_size import default_batch_size
 from causal_tracer.model.runs import read_logits
 from causal_tracer.model.torch_state import in_standard_torch_state
-from causal_tracer.request.records import MapSpec, SamplesUntil, TraceRequest
+from causal_tracer.request.records import MapSpec, RunOptions, SamplesUntil, TraceRequest
 from causal_tracer.results.flow import HiddenFlow
 from causal_tracer.sweep.audited import Sweep, audit_scores
 from causal_tracer.sweep.engine import choose_engine, sweep
@@ -33,10 +33,10 @@ _ROUNDING = {torch.float32: 1e-3, torch.float64: 1e-3}
 _HALF_ROUNDING = 0.5
 
 
-def can_share_passes(request: TraceRequest) -> bool:
+def can_share_passes(request: TraceRequest, spec: MapSpec) -> bool:
     """Whether a request is of the plain kind that can share passes with others."""
-    plain = request.direction == "restore" and request.placebo is None and request.elsewhere is None
-    whole = request.positions is None and not request.subject_tokens_only and request.read is None
+    plain = request.direction == "restore" and request.elsewhere is None and spec.source == "clean"
+    whole = spec.positions is None and not spec.subject_tokens_only and request.read is None and spec.severed is None
     short = request.answer is None and not request.top_tokens and not isinstance(request.samples, SamplesUntil)
     return plain and whole and short
 
@@ -45,10 +45,12 @@ def can_share_passes(request: TraceRequest) -> bool:
 def trace_together(
     context: TracingContext,
     requests: Sequence[TraceRequest],
+    spec: MapSpec,
+    options: RunOptions,
     progress: Callable[[int, int], None],
     cancelled: Callable[[], bool],
 ) -> list[HiddenFlow]:
-    """Trace prompts that ask for the same kind, window, layers and samples; those of equal length share passes.
+    """Trace one map of several prompts that ask for as many samples; those of equal length share passes.
 
     Raises:
         SettingsError, PromptError, TokenizerError, NumericsError, TraceCancelled: As in a trace of one of them.
@@ -56,19 +58,19 @@ def trace_together(
     experiments = [set_up(context, request) for request in requests]
     by_length: dict[tuple[int, int], list[int]] = {}
     for number, experiment in enumerate(experiments):
-        batch_size = requests[number].batch_size or default_batch_size(context.traced, len(experiment.sequence))
+        batch_size = options.batch_size or default_batch_size(context.traced, len(experiment.sequence))
         by_length.setdefault((len(experiment.sequence), batch_size), []).append(number)
     flows: dict[int, HiddenFlow] = {}
-    total = sum(len(_cells(experiment)) * _samples(experiment) for experiment in experiments)
+    total = sum(len(_cells(experiment, spec)) * _samples(experiment) for experiment in experiments)
     done = 0
     for (_, batch_size), numbers in by_length.items():
         # Prompts whose subjects begin at one place compute nothing in vain.
         numbers.sort(key=lambda number: experiments[number].sequence.subject_range[0])
-        each = len(_cells(experiments[numbers[0]])) * _samples(experiments[numbers[0]])
+        each = len(_cells(experiments[numbers[0]], spec)) * _samples(experiments[numbers[0]])
         size = max(1, -(-batch_size * len(experiments[numbers[0]].sequence) // each))
         for start in range(0, len(numbers), size):
             group = numbers[start : start + size]
-            shared = _Group([experiments[number] for number in group], batch_size)
+            shared = _Group([experiments[number] for number in group], spec, options, batch_size)
             for more in shared.run(cancelled):
                 done += more
                 progress(done, total)
@@ -84,22 +86,20 @@ def _asked(request: TraceRequest) -> int:
     return request.samples if isinstance(request.samples, int) else request.samples.step
 
 
-def _cells(experiment: Experiment) -> tuple[Cell, ...]:
-    request, traced, prompt = experiment.request, experiment.context.traced, experiment.prompt
-    layers = request.layer_range(traced.n_layers)
-    return map_plan(traced, prompt, request.kind, request.window, range(len(prompt)), layers).cells
+def _cells(experiment: Experiment, spec: MapSpec) -> tuple[Cell, ...]:
+    traced, prompt = experiment.context.traced, experiment.prompt
+    layers = spec.layer_range(traced.n_layers)
+    return map_plan(traced, prompt, spec.kind, spec.window, range(len(prompt)), layers).cells
 
 
 class _Group:
     """Prompts of one length, traced together."""
 
-    def __init__(self, experiments: Sequence[Experiment], batch_size: int):
+    def __init__(self, experiments: Sequence[Experiment], spec: MapSpec, options: RunOptions, batch_size: int):
+        self._spec, self._options = spec, options
         self._experiments = experiments
         self._batch_size = batch_size
-        self._specs: list[Mapping[str, MapSpec]] = [
-            {"map": MapSpec(experiment.request.kind, experiment.request.window)} for experiment in experiments
-        ]
-        self._results = [Results(e, specs, batch_size) for e, specs in zip(experiments, self._specs, strict=True)]
+        self._results = [Results(experiment, {"map": spec}, options, batch_size) for experiment in experiments]
         self._clean = [self._all_embeddings(experiment, None) for experiment in experiments]
 
     def flows(self) -> list[HiddenFlow]:
@@ -117,7 +117,7 @@ class _Group:
     def _sweep(
         self, experiments: Sequence[Experiment], results: Sequence[Results], cancelled: Callable[[], bool]
     ) -> Iterator[int]:
-        traced, request = experiments[0].context.traced, experiments[0].request
+        traced = experiments[0].context.traced
         sequence = replace(experiments[0].sequence, subject_range=(0, len(experiments[0].sequence)))
         corrupted = [e.embeddings(0, _asked(e.request)) for e in experiments]
         samples = len(corrupted[0])
@@ -140,8 +140,8 @@ class _Group:
         names = experiments[0].clean.activations
         clean = {name: torch.stack([e.clean.activations[name] for e in experiments]) for name in names}
         base = BaseRun(base.prompt, base.embeddings, scores, {"clean": clean})
-        verdict = choose_engine(traced, request.engine, len(sequence))
-        cells = _cells(experiments[0])
+        verdict = choose_engine(traced, self._options.engine, len(sequence))
+        cells = _cells(experiments[0], self._spec)
         owned = [(0, cell) for cell in cells]
         for number, result in enumerate(results):
             result.begin(verdict, scores[number * samples : (number + 1) * samples], owned, None)
@@ -196,12 +196,11 @@ class _Group:
         cancelled: Callable[[], bool],
     ) -> None:
         """Audit one prompt's map, and compute it again where it fails."""
-        request = experiment.request
-        if not request.audit:
+        if not self._options.audit:
             return
         traced, clean, metric = experiment.context.traced, experiment.clean, experiment.metric
         plan, maps = SweepPlan(cells, experiment.reads), torch.zeros(len(cells), dtype=torch.long)
-        work = Sweep(traced, clean, base, plan, metric, self._batch_size, maps, request.seed)
+        work = Sweep(traced, clean, base, plan, metric, self._batch_size, maps, experiment.request.seed)
         audit = audit_scores(work, scores, 0, cancelled)
         result.audited(0, audit)
         if audit.recomputed:

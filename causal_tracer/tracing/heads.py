@@ -16,7 +16,7 @@ from causal_tracer.experiment.sources import CLEAN_HEADS
 from causal_tracer.model.batch_size import default_batch_size
 from causal_tracer.model.runs import Activations, Recorder, read_logits
 from causal_tracer.model.torch_state import in_standard_torch_state
-from causal_tracer.request.records import MapSpec, SamplesUntil, TraceRequest
+from causal_tracer.request.records import MapSpec, RunOptions, SamplesUntil, TraceRequest
 from causal_tracer.results.analysis import standard_error
 from causal_tracer.results.audit import Audit
 from causal_tracer.results.flow import TraceSettings
@@ -89,13 +89,15 @@ class HeadFlow:
 def trace_heads(
     context: TracingContext,
     request: TraceRequest,
+    spec: MapSpec,
+    options: RunOptions,
     token: int | None,
     progress: Callable[[int, int], None],
     cancelled: Callable[[], bool] | None = None,
 ) -> HeadFlow:
     """Trace single attention heads at one token; see `CausalTracer.calculate_head_flow`."""
     instance("request", request, TraceRequest)
-    traced, layers = context.traced, request.layer_range(context.traced.n_layers)
+    traced, layers = context.traced, spec.layer_range(context.traced.n_layers)
     if isinstance(request.samples, SamplesUntil) or request.direction != "restore":
         raise SettingsError("Heads are restored, with a fixed number of samples: leave out direction and SamplesUntil.")
     sites = traced.head_sites
@@ -104,12 +106,12 @@ def trace_heads(
     position = len(prompt) - 1 if token is None else whole_number("token", token)
     if not 0 <= position < len(prompt):
         raise SettingsError(f"token={token} is no token of the prompt. Give 0 to {len(prompt) - 1}.")
-    batch_size = request.batch_size or default_batch_size(traced, len(experiment.sequence))
-    results = Results(experiment, {"heads": MapSpec("attention", request.window)}, batch_size)
+    batch_size = options.batch_size or default_batch_size(traced, len(experiment.sequence))
+    results = Results(experiment, {"heads": replace(spec, kind="attention")}, options, batch_size)
     base, low_scores = base_of_samples(experiment, experiment.embeddings(0, request.samples), (), batch_size, None)
     base = replace(base, sources={**base.sources, CLEAN_HEADS: clean_heads(experiment)})
-    plan = head_plan(traced, position, layers, request.window, experiment.reads)
-    verdict = choose_engine(traced, request.engine, len(experiment.sequence))
+    plan = head_plan(traced, position, layers, spec.window, experiment.reads)
+    verdict = choose_engine(traced, options.engine, len(experiment.sequence))
     results.begin(verdict, low_scores, [], None)
     heads = max(count for _, count in sites.values())
     sample_scores = torch.full((base.samples, heads, traced.n_layers), torch.nan, dtype=torch.float32)
@@ -121,7 +123,7 @@ def trace_heads(
         Sweep(traced, experiment.clean, base, plan, experiment.metric, batch_size, maps, request.seed),
         verdict,
         cancelled or (lambda: False),
-        audit=request.audit,
+        audit=options.audit,
         halved=results.halved,
         report=results.audited,
     ):

@@ -14,7 +14,8 @@ from causal_tracer.experiment.sources import CORRUPTED, PLACEBO
 from causal_tracer.model.batch_size import default_batch_size
 from causal_tracer.model.torch_state import stepping_in_standard_torch_state
 from causal_tracer.prompts.decoding import token_text
-from causal_tracer.request.records import MapSpec, SamplesUntil, TraceRequest
+from causal_tracer.prompts.prompt import Prompt
+from causal_tracer.request.records import MapSpec, RunOptions, SamplesUntil, TraceRequest
 from causal_tracer.results.flow import HiddenFlow
 from causal_tracer.sweep.audited import Sweep, audited_sweep
 from causal_tracer.sweep.engine import choose_engine
@@ -25,7 +26,13 @@ from causal_tracer.tracing.maps import Results
 
 @dataclass(frozen=True, eq=False)
 class MapsUpdate:
-    """Several maps on their way, as in `FlowUpdate`; by the names that they were asked for with."""
+    """Maps on their way, by the names that they were asked for with: the cells known so far, NaN in the others.
+
+    Attributes:
+        flows: The maps; complete in the last update.
+        done: Restored runs done.
+        total: Restored runs in all.
+    """
 
     flows: Mapping[str, HiddenFlow]
     done: int
@@ -37,47 +44,21 @@ class MapsUpdate:
         return "\n".join(lines + [f"{name}: {flow!r}" for name, flow in self.flows.items()])
 
 
-@dataclass(frozen=True, eq=False)
-class FlowUpdate:
-    """A map on its way: the cells known so far, NaN in the others.
-
-    Attributes:
-        flow: The map; complete in the last update.
-        done: Restored runs done.
-        total: Restored runs in all.
-    """
-
-    flow: HiddenFlow
-    done: int
-    total: int
-
-    def __repr__(self) -> str:
-        """How far the map is, and the map in a few lines."""
-        return f"FlowUpdate: {self.done} of {self.total} restored runs\n{self.flow!r}"
-
-
-@stepping_in_standard_torch_state
-def trace(
-    context: TracingContext, request: TraceRequest, cancelled: Callable[[], bool] = lambda: False
-) -> Iterator[FlowUpdate]:
-    """Trace one prompt for one kind, handing on the map each time cells become known; see `trace_maps`."""
-    for update in trace_maps(context, request, {"map": MapSpec(request.kind, request.window)}, cancelled):
-        yield FlowUpdate(update.flows["map"], update.done, update.total)
-
-
 @stepping_in_standard_torch_state
 def trace_maps(
     context: TracingContext,
     request: TraceRequest,
     specs: Mapping[str, MapSpec],
+    options: RunOptions | None = None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Iterator[MapsUpdate]:
     """Trace one prompt for several maps in one sweep, which share clean run, noise and corrupted run.
 
     Args:
         context: The model.
-        request: What is asked for; its own kind and window are not used.
+        request: What is asked for.
         specs: The maps, by name.
+        options: How the maps are computed; None takes the defaults.
         cancelled: Asked as the sweep goes; True stops it.
 
     Yields:
@@ -92,11 +73,13 @@ def trace_maps(
     instance("specs", specs, Mapping)  # type: ignore[type-abstract]
     for name, spec in specs.items():
         instance(f"specs[{name!r}]", spec, MapSpec)
-    layers = request.layer_range(context.traced.n_layers)
+    options = RunOptions() if options is None else instance("options", options, RunOptions)
+    for spec in specs.values():
+        spec.layer_range(context.traced.n_layers)
     experiment = set_up(context, request)
-    owned = _cells(experiment, specs, layers)
-    batch_size = request.batch_size or default_batch_size(context.traced, len(experiment.sequence))
-    results = Results(experiment, specs, batch_size)
+    owned = _cells(experiment, specs)
+    batch_size = options.batch_size or default_batch_size(context.traced, len(experiment.sequence))
+    results = Results(experiment, specs, options, batch_size)
     wanted = request.samples
     if not isinstance(wanted, SamplesUntil):
         yield from _samples(experiment, specs, owned, results, 0, wanted, cancelled)
@@ -115,37 +98,39 @@ def trace_maps(
     yield MapsUpdate(results.flows(), before.done, before.total) if before else MapsUpdate(results.flows(), 0, 0)
 
 
-def _cells(experiment: Experiment, specs: Mapping[str, MapSpec], layers: range) -> list[tuple[int, Cell]]:
+def _cells(experiment: Experiment, specs: Mapping[str, MapSpec]) -> list[tuple[int, Cell]]:
     """All cells with the number of the map they belong to, the most telling tokens first."""
     traced, prompt, request = experiment.context.traced, experiment.prompt, experiment.request
-    positions: tuple[int, ...] = tuple(range(len(prompt)))
-    if request.positions is not None:
-        positions = tuple(request.positions)
-        if not all(isinstance(p, int) and 0 <= p < len(prompt) for p in positions) or not positions:
-            raise SettingsError(
-                f"positions={request.positions} are not all tokens of the prompt, which has {len(prompt)}. Give "
-                f"numbers from 0 to {len(prompt) - 1}."
-            )
-    if request.subject_tokens_only:
-        positions = tuple(p for p in positions if p in range(*prompt.subject_range))
     source = CORRUPTED if request.direction == "corrupt" else "clean"
     owned = []
     for plane, spec in enumerate(specs.values()):
-        if spec.placebo and request.direction == "corrupt":
+        if spec.source == "placebo" and request.direction == "corrupt":
             raise SettingsError("A placebo is restored into the corrupted run. Leave out direction='corrupt'.")
         plan = map_plan(
             traced,
             prompt,
             spec.kind,
             spec.window,
-            set(positions),
-            layers,
-            source=PLACEBO if spec.placebo else source,
+            set(_positions(spec, prompt)),
+            spec.layer_range(traced.n_layers),
+            source=PLACEBO if spec.source == "placebo" else source,
             severed=spec.severed,
         )
         owned += [(plane, cell) for cell in plan.cells]
     order = telling_order(prompt)
     return sorted(owned, key=lambda item: order(item[1].position))
+
+
+def _positions(spec: MapSpec, prompt: Prompt) -> tuple[int, ...]:
+    """The tokens that a map has cells for."""
+    positions = tuple(range(len(prompt))) if spec.positions is None else spec.positions
+    if not positions or not all(0 <= position < len(prompt) for position in positions):
+        raise SettingsError(
+            f"positions={spec.positions} are not all tokens of the prompt, which has {len(prompt)}. Give numbers from "
+            f"0 to {len(prompt) - 1}."
+        )
+    subject = range(*prompt.subject_range)
+    return tuple(position for position in positions if position in subject or not spec.subject_tokens_only)
 
 
 def _samples(
@@ -165,7 +150,7 @@ def _samples(
         tokenizer = experiment.context.tokenizer
         watch = TopTokenWatch(request.top_tokens, len(embeddings), lambda token: token_text(tokenizer, token))
     base, low_scores = base_of_samples(experiment, embeddings, specs.values(), results.batch_size, watch)
-    verdict = choose_engine(traced, request.engine, len(experiment.sequence))
+    verdict = choose_engine(traced, results.options.engine, len(experiment.sequence))
     plan = SweepPlan(tuple(cell for _, cell in owned), experiment.reads)
     planes = torch.tensor([plane for plane, _ in owned], dtype=torch.long)
     results.begin(verdict, low_scores, owned, watch)
@@ -175,7 +160,7 @@ def _samples(
         Sweep(traced, experiment.clean, base, plan, experiment.metric, results.batch_size, planes, request.seed),
         verdict,
         cancelled,
-        audit=request.audit,
+        audit=results.options.audit,
         watch=watch,
         halved=results.halved,
         restarted=results.begin_again,

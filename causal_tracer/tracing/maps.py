@@ -15,8 +15,8 @@ from causal_tracer.experiment.set_up import Experiment
 from causal_tracer.metrics.metric import own_description
 from causal_tracer.model.wrappers import model_notes
 from causal_tracer.prompts.decoding import decode_together, token_text
-from causal_tracer.request.data import request_data
-from causal_tracer.request.records import MapSpec
+from causal_tracer.request.record import to_data
+from causal_tracer.request.records import MapSpec, RunOptions, StoredRequest
 from causal_tracer.results.audit import Audit
 from causal_tracer.results.flow import HiddenFlow, TraceSettings
 from causal_tracer.results.top_tokens import TopTokens
@@ -31,11 +31,13 @@ class Results:
     """The maps of a trace on their way.
 
     Attributes:
+        options: How the maps are computed.
         samples: Samples begun so far.
         batch_size: Rows that go through the model together from now on.
     """
 
-    def __init__(self, experiment: Experiment, specs: Mapping[str, MapSpec], batch_size: int):
+    def __init__(self, experiment: Experiment, specs: Mapping[str, MapSpec], options: RunOptions, batch_size: int):
+        self.options = options
         self.batch_size = batch_size
         self.samples = 0
         self._experiment = experiment
@@ -134,29 +136,29 @@ class Results:
             answer_ids=experiment.answer_ids,
             top_tokens=self._top_tokens(plane),
             audit=self._audits.get(plane),
-            request=request_data(experiment.request, spec),
+            request=to_data(StoredRequest(experiment.request, spec, self.options)),
         )
 
     def _settings(self, plane: int, spec: MapSpec) -> TraceSettings:
         request, context = self._experiment.request, self._experiment.context
-        layers = request.layer_range(context.traced.n_layers)
+        layers = spec.layer_range(context.traced.n_layers)
         metric, foil = request.metric, self._experiment.foil_id
         own = None if isinstance(metric, str) else own_description(self._experiment.metric)
-        placebo = request.placebo if spec.placebo else None
+        placebo = request.placebo if spec.source == "placebo" else None
         gaussian = request.corruption == "gaussian"
         return TraceSettings(
             model=context.model_id,
             revision=context.revision,
             dtype=self._dtype,
-            noise=context.noise,
-            noise_rule=context.noise_rule,
+            noise=self._experiment.noise,
+            noise_rule=self._experiment.noise_rule,
             samples=self.samples,
             seed=request.seed,
             window=spec.window,
             batch_size=self.batch_size,
             start_layer=layers.start,
             end_layer=layers.stop,
-            subject_tokens_only=request.subject_tokens_only,
+            subject_tokens_only=spec.subject_tokens_only,
             engine="full" if self._recomputed(plane) else self._verdict.name,
             versions=dict(_versions()),
             corruption="Gaussian noise" if gaussian else described(self._experiment.corruption),
@@ -177,7 +179,7 @@ class Results:
             notes.append(f"The subject occurs {count} times in the prompt; the {request.occurrence} one is traced.")
         if missing := experiment.context.traced.missing_layers(spec.kind):
             notes.append(f"Layers without {spec.kind}: {', '.join(map(str, missing))}.")
-        if request.engine == "auto" and self._verdict.tried:
+        if self.options.engine == "auto" and self._verdict.tried:
             notes.append(f"Computed by the slower sweep {self._verdict.name!r}. {' '.join(self._verdict.tried)}")
         if self._recomputed(plane):
             audit = self._audits[plane]

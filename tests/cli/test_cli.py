@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from causal_tracer import CausalTracer, HiddenFlow, MapSpec, TraceRequest, __version__
+from causal_tracer import CausalTracer, HiddenFlow, MapSpec, RunOptions, TraceRequest, __version__
 from causal_tracer.cli import main as cli
 from causal_tracer.cli import progress as cli_progress
 from causal_tracer.errors import ModelLoadError, NumericsError, SettingsError, SubjectError, TraceCancelled
@@ -127,12 +127,12 @@ def test_a_picture_of_each_map_gets_its_name(run: Any, tmp_path: Path, monkeypat
 
 
 def test_options_reach_the_trace(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[tuple[TraceRequest, dict[str, MapSpec], float]] = []
+    seen: list[tuple[TraceRequest, dict[str, MapSpec], RunOptions]] = []
     trace_maps = CausalTracer.trace_maps
 
-    def noted(self: CausalTracer, request: TraceRequest, specs: Any, **options: Any) -> Any:
-        seen.append((request, dict(specs), self.noise))
-        return trace_maps(self, request, specs, **options)
+    def noted(self: CausalTracer, request: TraceRequest, specs: Any, options: Any, **rest: Any) -> Any:
+        seen.append((request, dict(specs), options))
+        return trace_maps(self, request, specs, options, **rest)
 
     monkeypatch.setattr(CausalTracer, "trace_maps", noted)
     status, _, err = run(
@@ -142,22 +142,22 @@ def test_options_reach_the_trace(run: Any, monkeypatch: pytest.MonkeyPatch) -> N
         "--placebo-subject", "France", "-k", "attention", "-q", "--start-layer", 1, "--end-layer", 3,
     )  # fmt: skip
     assert (status, err) == (0, "")
-    request, specs, noise = seen[0]
-    assert noise == 0.5
-    assert (request.samples, request.seed, request.batch_size, request.top_tokens) == (3, 9, 5, 2)
+    request, specs, options = seen[0]
+    assert (request.samples, request.seed, request.noise, request.top_tokens) == (3, 9, "0.5", 2)
+    assert options == RunOptions(batch_size=5, engine="full")
     assert (request.corruption, request.metric, request.answer, request.foil) == (
         "uniform",
         "logit difference",
         "the city",
         "Jobs",
     )
-    assert (request.engine, request.occurrence, request.start_layer, request.end_layer) == ("full", "first", 1, 3)
+    assert request.occurrence == "first"
     assert request.placebo is not None
     assert request.placebo.subject == "France"
     assert specs == {
-        "attention": MapSpec("attention", 10),
-        "hidden-severed-mlp": MapSpec("hidden", 1, severed="mlp"),
-        "attention-placebo": MapSpec("attention", 10, placebo=True),
+        "attention": MapSpec("attention", 10, 1, 3),
+        "hidden-severed-mlp": MapSpec("hidden", 1, 1, 3, severed="mlp"),
+        "attention-placebo": MapSpec("attention", 10, 1, 3, source="placebo"),
     }
     assert run(*ASKED, "-q", "--counterfactual", "Steve Jobs", "--direction", "corrupt")[0] == 0
     assert seen[1][0].corruption.subjects == ("Steve Jobs",)  # type: ignore[union-attr]

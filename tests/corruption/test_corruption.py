@@ -69,9 +69,9 @@ def test_a_level_that_is_no_number_is_refused(level: Any) -> None:
 
 @pytest.mark.parametrize("seed", [-1, 2**32])
 def test_seeds_that_numpy_does_not_take_are_refused_by_value(seed: int) -> None:
-    with pytest.raises(SettingsError, match=f"patch_seed={seed}"):
+    with pytest.raises(SettingsError, match=f"seed={seed}"):
         GaussianNoise(1.0, seed)
-    with pytest.raises(SettingsError, match=f"patch_seed={seed}"):
+    with pytest.raises(SettingsError, match=f"seed={seed}"):
         tiny_tracer("gpt2").calculate_hidden_flow(PROMPT, SUBJECT, patch_seed=seed, samples=1)
 
 

@@ -146,10 +146,8 @@ def test_characters_that_the_tokenizer_does_not_know_are_refused() -> None:
 @pytest.mark.parametrize("answer", ["", " ", "\n", 7, ["Paris"], b"Paris", "Par\ud800is", "\udfff"])
 @pytest.mark.parametrize("field", ["answer", "foil"])
 def test_what_is_no_text_is_refused_as_an_answer_and_as_a_foil(field: str, answer: Any) -> None:
-    # The request refuses other types, what reads it refuses texts that cannot be encoded.
-    refusal = PromptError if isinstance(answer, str) else SettingsError
-    with pytest.raises(refusal, match=field):
-        tracer("byte-level").trace(TraceRequest("Paris is in", "Paris", samples=1, **{field: answer}))
+    with pytest.raises(PromptError, match=field):
+        tracer("byte-level").trace("Paris is in", "Paris", samples=1, **{field: answer})
 
 
 def test_forms_that_are_not_known_are_refused() -> None:
@@ -276,13 +274,13 @@ def test_a_trace_reads_the_form_that_the_model_finds_more_probable(kind: str, sp
     for answer in ("Paris", "巴黎", "日本", "42"):
         forms = {form: by_hand(of, text, form) for form in (answer, f" {answer}")}
         (joint, ids), written = max((found, form) for form, found in forms.items())
-        flow = of.trace(TraceRequest(text, "Rome", answer=answer, samples=1))
+        flow = of.trace(text, "Rome", answer=answer, samples=1)
         assert flow.answer_ids == ids
         assert flow.high_score == pytest.approx(torch.tensor(joint).exp().item(), rel=1e-4)
         if written == answer:
             assert any("without a space" in note and repr(answer) in note for note in flow.notes)
         for form in forms:
-            exact = of.trace(TraceRequest(text, "Rome", answer=form, answer_form="exact", samples=1))
+            exact = of.trace(text, "Rome", answer=form, answer_form="exact", samples=1)
             assert exact.answer_ids == forms[form][1]
             assert not exact.notes or "space" not in " ".join(exact.notes)
         if spaced and answer == "Paris":
@@ -310,19 +308,19 @@ def test_an_answer_to_an_earlier_position_is_read_there(kind: str) -> None:
     of = tracer(kind, 20.0)
     text, before = "Rome is in Paris of", "Rome is in Paris"
     read = len(of.tokenizer(before)["input_ids"]) - 1
-    flow = of.trace(TraceRequest(text, "Rome", answer="Rome", read=read, samples=1))
+    flow = of.trace(text, "Rome", answer="Rome", read=read, samples=1)
     joint, ids = by_hand(of, before, " Rome")
     assert flow.answer_ids == ids
     assert flow.high_score == pytest.approx(torch.tensor(joint).exp().item(), rel=1e-4)
     with pytest.raises(SettingsError, match="tokens, which are read after the whole prompt"):
-        of.trace(TraceRequest(text, "Rome", answer="42", answer_form="exact", read=read, samples=1))
+        of.trace(text, "Rome", answer="42", answer_form="exact", read=read, samples=1)
 
 
 def test_an_answer_beyond_the_context_is_refused() -> None:
     of = tracer("byte-level")
     text = "Rome" + " is" * 60
     with pytest.raises(PromptError, match="takes at most 64"):
-        of.trace(TraceRequest(text, "Rome", answer="ปารีส", samples=1))
+        of.trace(text, "Rome", answer="ปารีส", samples=1)
 
 
 @KIND
@@ -350,9 +348,9 @@ def test_a_study_knows_facts_by_the_form_that_the_model_finds_more_probable(kind
         assert not refused
         for found in answers:
             fact = found.fact
-            flow = of.trace(TraceRequest(fact.prompt, fact.subject, answer=fact.attribute, samples=1))
+            flow = of.trace(fact.prompt, fact.subject, answer=fact.attribute, samples=1)
             assert found.answer_ids == flow.answer_ids
-            own = of.trace(TraceRequest(fact.prompt, fact.subject, samples=1))
+            own = of.trace(fact.prompt, fact.subject, samples=1)
             assert found.known == (own.answer_id == flow.answer_ids[0])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from causal_tracer import HiddenFlowQuery, TraceRequest
+from causal_tracer import HiddenFlowQuery
 from causal_tracer.corruption import GaussianNoise
 from causal_tracer.errors import SettingsError
 from causal_tracer.experiment.noise_levels import embedding_scale
@@ -23,7 +23,7 @@ def test_each_point_is_the_low_score_of_a_trace_with_that_noise() -> None:
     for row, fact in enumerate(FACTS):
         for column, multiplier in enumerate((0.5, 2.0)):
             noise = GaussianNoise(multiplier * sigma, 1)
-            flow = tracer.trace(TraceRequest(fact.text, fact.subject, samples=3, corruption=noise, positions=(0,)))
+            flow = tracer.trace(fact.text, fact.subject, samples=3, corruption=noise, positions=(0,))
             assert float(calibration.corrupted[row, column]) == pytest.approx(flow.low_score, abs=1e-6)
             assert float(calibration.clean[row]) == pytest.approx(flow.high_score, abs=1e-6)
 

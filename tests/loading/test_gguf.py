@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from causal_tracer import CausalTracer, CausalTracerError, TraceRequest, load_model
+from causal_tracer import CausalTracer, CausalTracerError, load_model
 from causal_tracer.errors import ModelLoadError, SettingsError
 from causal_tracer.loading import converted, gguf_conversion, hub
 from causal_tracer.loading.embedded import _source_files, embedded_model_folder, find_embedded_model
@@ -278,7 +278,7 @@ def test_the_gguf_package_is_named_where_it_is_missing(
 def test_results_name_the_file_and_its_quantisation(written: SimpleNamespace, tmp_path: Path) -> None:
     for given in (written.path, str(written.path), written.path.parent):
         tracer = CausalTracer.from_pretrained(given, device="cpu", progress=False)
-        flow = tracer.trace(TraceRequest("the in of the in", "of", samples=1))
+        flow = tracer.trace("the in of the in", "of", samples=1)
         assert flow.settings.dtype == "float32 from GGUF F32"
         assert flow.settings.model == Path(given).name
         assert len(flow.settings.revision or "") == 12

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from causal_tracer import HiddenFlow, TraceRequest
+from causal_tracer import HiddenFlow
 from causal_tracer.errors import NumericsError, SettingsError
 from causal_tracer.metrics.metric import METRICS, Target
 from causal_tracer.metrics.values import metric_values
@@ -20,7 +20,7 @@ LOGITS = torch.randn(3, 1, 7, generator=torch.Generator().manual_seed(0))
 
 
 def trace(**options: Any) -> HiddenFlow:
-    return tiny_tracer("llama").trace(TraceRequest(PROMPT, SUBJECT, samples=2, **options))
+    return tiny_tracer("llama").trace(PROMPT, SUBJECT, samples=2, **options)
 
 
 def always(value: Any) -> Callable[[Target], Callable[[Tensor], Any]]:

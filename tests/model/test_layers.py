@@ -11,7 +11,7 @@ import torch
 import transformers
 from torch import nn
 
-from causal_tracer import GPT2_LAYER_CONFIG, LLAMA_LAYER_CONFIG, CausalTracer, LayerConfig
+from causal_tracer import GPT2_LAYER_CONFIG, LLAMA_LAYER_CONFIG, CausalTracer, LayerConfig, MapSpec
 from causal_tracer.errors import CausalTracerError, ModelStructureError
 from causal_tracer.model.layers import trace_model
 from causal_tracer.request.sites import KINDS
@@ -344,14 +344,14 @@ def test_outputs_are_bit_identical_after_tracing(name: str) -> None:
     model = build_tiny_model(name)
     before = fingerprint(model)
     tracer = CausalTracer(model, tiny_tokenizer())
-    tracer.calculate_hidden_flow_of_kinds(PROMPT, SUBJECT, samples=2)
+    tracer.trace_maps(_request(), {kind: MapSpec(kind) for kind in KINDS})
     assert_unchanged(model, before)
 
 
 def test_gradients_stay_on_for_the_caller() -> None:
     model = build_tiny_model("gpt2")
     tracer = CausalTracer(model, tiny_tokenizer())
-    updates = tracer.stream(_request())
+    updates = tracer.stream(_request(), {"map": MapSpec()})
     next(updates)
     assert torch.is_grad_enabled()
     model(torch.tensor([[1, 2, 3]])).logits.sum().backward()
@@ -362,7 +362,7 @@ def test_gradients_stay_on_for_the_caller() -> None:
 def _request() -> Any:
     from causal_tracer import TraceRequest
 
-    return TraceRequest(PROMPT, SUBJECT, samples=2, batch_size=4)
+    return TraceRequest(PROMPT, SUBJECT, samples=2)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gemma3_text"])

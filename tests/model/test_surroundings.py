@@ -202,7 +202,7 @@ def everything() -> dict[str, Any]:
     tracer = CausalTracer(tiny_model("llama"), tiny_tokenizer())
     request = TraceRequest(PROMPT, SUBJECT, samples=2, top_tokens=2, placebo=HiddenFlowQuery("Steve Jobs was", "Steve"))
     maps = {
-        "placebo": MapSpec("mlp", 2, placebo=True),
+        "placebo": MapSpec("mlp", 2, source="placebo"),
         "severed": MapSpec("hidden", severed="mlp"),
     }
     found: dict[str, Any] = {name: flow.to_dict() for name, flow in tracer.trace_maps(request, maps).items()}
@@ -212,7 +212,7 @@ def everything() -> dict[str, Any]:
     calibration = tracer.calibrate_noise([HiddenFlowQuery(PROMPT, SUBJECT)], (1.0, 3.0), samples=2)
     found["calibration"] = calibration.clean.tolist(), calibration.corrupted.tolist(), calibration.recommended_level
     for corruption in CORRUPTIONS:
-        found[corruption] = tracer.trace(TraceRequest(PROMPT, SUBJECT, samples=2, corruption=corruption)).to_dict()
+        found[corruption] = tracer.trace(PROMPT, SUBJECT, samples=2, corruption=corruption).to_dict()
     flow = HiddenFlow.from_dict(found["severed"])
     found["read"] = [tensor.tolist() for tensor in flow.interval()], str(flow.peaks()), flow.peak_width()
     return found
@@ -233,16 +233,16 @@ def test_a_stream_holds_nothing_between_its_steps_and_ends_outside_of_where_it_b
     surroundings: Callable[[], AbstractContextManager[Any]],
 ) -> None:
     tracer = CausalTracer(tiny_model("llama"), tiny_tokenizer())
-    request = TraceRequest(PROMPT, SUBJECT, "mlp", samples=2, window=2)
+    request = TraceRequest(PROMPT, SUBJECT, samples=2)
     with surroundings():
-        steps = tracer.stream(request)
+        steps = tracer.stream(request, {"map": MapSpec("mlp", 2)})
         before = state_of_torch()
         next(steps)
         assert state_of_torch() == before
     before = state_of_torch()
     last = list(steps)[-1]
     assert state_of_torch() == before
-    same_numbers(last.flow, expected("llama"))
+    same_numbers(last.flows["map"], expected("llama"))
 
 
 def state_of_torch() -> tuple[Any, ...]:

@@ -410,7 +410,7 @@ OWN: tuple[tuple[Callable[[Target], Any], str], ...] = (
 
 @pytest.mark.parametrize(("metric", "label"), OWN, ids=["described", "plain", "function"])
 def test_a_result_of_ones_own_metric_opens_with_its_labels(metric: Any, label: str, tmp_path: Path) -> None:
-    flow = tiny_tracer("gpt2").trace(TraceRequest(PROMPT, SUBJECT, metric=metric, samples=2))
+    flow = tiny_tracer("gpt2").trace(PROMPT, SUBJECT, metric=metric, samples=2)
     flow.save(tmp_path / "flow.json")
     opened = HiddenFlow.load(tmp_path / "flow.json")
     assert opened.settings == flow.settings
@@ -475,7 +475,7 @@ def test_traced_maps_are_presented_with_what_was_traced(
     maps = dict(TRACED)
     if control == "placebo":
         request = replace(request, placebo=HiddenFlowQuery(OTHER_PROMPT, OTHER_SUBJECT))
-        maps = {"placebo": MapSpec("mlp", placebo=True)}
+        maps = {"placebo": MapSpec("mlp", 1, source="placebo")}
     elif control == "elsewhere":
         request = replace(request, elsewhere=len(tracer.trace(request).input_tokens) - 4)
     for name, flow in tracer.trace_maps(request, maps).items():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from causal_tracer import CausalTracer, TraceRequest
+from causal_tracer import CausalTracer
 from causal_tracer.corruption import CounterfactualSubjects
 from causal_tracer.errors import PromptError, SettingsError, SubjectError, TokenizerError
 from causal_tracer.loading.embedded import embedded_model_folder
@@ -231,7 +231,7 @@ def test_a_template_that_writes_anything_else_is_refused(template: str) -> None:
 def test_a_conversation_is_traced_as_hooks_by_hand_do_it() -> None:
     tracer = CausalTracer(tiny_model("llama"), with_template(PLAIN), noise=1.0)
     chat = ChatText.from_user("the Space Needle", system="In France", assistant_prefix="is in the city of")
-    flow = tracer.trace(TraceRequest(chat, "Space Needle", samples=2))
+    flow = tracer.trace(chat, "Space Needle", samples=2)
     prompt = chat_prompt(tracer.tokenizer, chat, "Space Needle")
     assert flow.prompt == prompt.text
     assert tuple(flow.input_ids.tolist()) == prompt.input_ids
@@ -258,7 +258,7 @@ def test_a_conversation_is_traced_as_hooks_by_hand_do_it() -> None:
 def test_another_subject_in_a_conversation_adds_no_second_bos(others: tuple[str, ...]) -> None:
     tracer = CausalTracer(tiny_model("llama"), with_template(PLAIN))
     chat = ChatText.from_user("the Space Needle", assistant_prefix="is in the city of")
-    flow = tracer.trace(TraceRequest(chat, "Space Needle", corruption=CounterfactualSubjects(others)))
+    flow = tracer.trace(chat, "Space Needle", corruption=CounterfactualSubjects(others))
     for number, other in enumerate(others):
         ids = chat_prompt(
             tracer.tokenizer, ChatText.from_user(f"the {other}", assistant_prefix="is in the city of"), other

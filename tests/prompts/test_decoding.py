@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from causal_tracer import CausalTracer, TraceRequest
+from causal_tracer import CausalTracer
 from causal_tracer.prompts.decoding import decode_together, token_labels, token_text
 from causal_tracer.prompts.prompt import make_prompt
 from tests.support.slow_tokenizer import SlowTokenizer
@@ -79,7 +79,7 @@ def test_an_id_without_a_token_is_called_by_its_number(kind: str) -> None:
 def test_a_result_never_calls_a_token_none(top_tokens: int) -> None:
     tokenizer = tokenizer_of("unigram")
     tracer = CausalTracer(tiny_model("llama"), tokenizer, noise=0.5)
-    flow = tracer.trace(TraceRequest("Rome is in", "Rome", answer_id=390, samples=1, top_tokens=top_tokens))
+    flow = tracer.trace("Rome is in", "Rome", answer_id=390, samples=1, top_tokens=top_tokens)
     assert flow.answer == "<id 390>"
     if flow.top_tokens is not None:
         texts = {token.token_id: token.text for token in flow.top_tokens.clean}
@@ -93,7 +93,7 @@ def test_a_result_never_calls_a_token_none(top_tokens: int) -> None:
 def test_a_result_shows_an_answer_of_several_tokens_as_it_is_written(kind: str, answer: str) -> None:
     tracer = CausalTracer(tiny_model("llama"), tokenizer_of(kind, prefix="never"), noise=0.5)
     for text in (answer, f" {answer}"):
-        flow = tracer.trace(TraceRequest("Rome is in", "Rome", answer=text, answer_form="exact", samples=1))
+        flow = tracer.trace("Rome is in", "Rome", answer=text, answer_form="exact", samples=1)
         assert flow.answer == text
 
 

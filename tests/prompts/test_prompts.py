@@ -93,7 +93,7 @@ def test_the_last_of_two_subjects_is_meant_unless_the_first_is_asked_for() -> No
 @pytest.mark.parametrize(("occurrence", "word"), [("first", "first"), ("last", "last")])
 def test_a_result_says_which_of_two_subjects_was_traced(occurrence: Any, word: str) -> None:
     flow = tiny_tracer("gpt2").calculate_hidden_flow(
-        "Paris is the city of Paris in", "Paris", samples=1, subject_occurrence=occurrence
+        "Paris is the city of Paris in", "Paris", samples=1, occurrence=occurrence
     )
     assert any("2 times" in note and word in note for note in flow.notes)
 

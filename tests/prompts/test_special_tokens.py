@@ -74,7 +74,7 @@ def test_a_bos_in_the_text_is_reported_where_the_tokenizer_adds_one(kind: str, t
     for word in (BOS, "the tokenizer adds it too", "Remove"):
         assert word in note
     tracer = CausalTracer(tiny_model("llama"), tokenizer_of(kind), noise=0.5)
-    assert note in tracer.trace(TraceRequest(text, "Rome", samples=1)).notes
+    assert note in tracer.trace(text, "Rome", samples=1).notes
 
 
 @KIND
@@ -111,7 +111,7 @@ def test_half_a_character_is_refused_wherever_it_is(where: str) -> None:
     tracer = CausalTracer(tiny_model("llama"), tokenizer_of("byte-level"), noise=0.5)
     subject = where in ("subject", "counterfactual subject")
     with pytest.raises(SubjectError if subject else PromptError, match=r"half a character.*Type or paste it again"):
-        tracer.trace_maps(HALVES[where](), {"map": MapSpec(placebo=where == "placebo prompt")})
+        tracer.trace_maps(HALVES[where](), {"map": MapSpec(source="placebo")})
 
 
 def test_half_a_character_is_refused_among_the_subjects_that_set_the_noise() -> None:

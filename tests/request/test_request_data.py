@@ -5,19 +5,28 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from pydantic import TypeAdapter
 
 from causal_tracer import HiddenFlow, HiddenFlowQuery, MapSpec, TraceRequest
-from causal_tracer.corruption import CounterfactualSubjects, GaussianNoise, MeanEmbedding, StudentTNoise, ZeroEmbedding
+from causal_tracer.corruption import (
+    CounterfactualSubjects,
+    GaussianNoise,
+    MeanEmbedding,
+    StudentTNoise,
+    SubjectsNoise,
+    ZeroEmbedding,
+)
 from causal_tracer.errors import ResultFormatError, SettingsError
 from causal_tracer.metrics.metric import METRICS
 from causal_tracer.prompts.chat import ChatText
 from causal_tracer.prompts.prompt import make_prompt
-from causal_tracer.request.data import read_request, request_data
-from causal_tracer.request.records import SamplesUntil
+from causal_tracer.request.record import from_data, to_data
+from causal_tracer.request.records import RunOptions, SamplesUntil, StoredRequest
 from tests.support.tiny_models import OTHER_PROMPT, OTHER_SUBJECT, PROMPT, SUBJECT, tiny_tokenizer, tiny_tracer
 
 CHAT = ChatText.from_user("Where is it?", system="Be brief.", thinking=False, assistant_prefix="It is in")
@@ -36,10 +45,15 @@ def own_metric(target: Any) -> Any:
     return METRICS["logit"](target)
 
 
-def stored(request: TraceRequest, spec: MapSpec) -> dict[str, Any]:
+def stored(request: TraceRequest, spec: MapSpec, options: RunOptions | None = None) -> dict[str, Any]:
     """The request as it stands in a file."""
-    data: dict[str, Any] = json.loads(json.dumps(request_data(request, spec), allow_nan=False))
+    asked = StoredRequest(request, spec, options or RunOptions())
+    data: dict[str, Any] = json.loads(json.dumps(to_data(asked), allow_nan=False))
     return data
+
+
+def read(data: Any) -> StoredRequest:
+    return from_data(StoredRequest, data)
 
 
 @pytest.mark.parametrize(
@@ -48,12 +62,13 @@ def stored(request: TraceRequest, spec: MapSpec) -> dict[str, Any]:
         ({}, MapSpec()),
         ({"subject": SUBJECT, "occurrence": "first", "answer": " Seattle", "foil": " Rome"}, MapSpec("mlp", 10)),
         ({"answer_id": 0, "metric": "logit difference", "foil": "x", "direction": "corrupt"}, MapSpec("attention", 3)),
-        ({"text": CHAT, "samples": SamplesUntil(0.1, 5, 20), "seed": 7}, MapSpec()),
-        ({"text": make_prompt(tiny_tokenizer(), PROMPT, SUBJECT)}, MapSpec("hidden", severed="mlp")),
-        ({"placebo": HiddenFlowQuery(OTHER_PROMPT, OTHER_SUBJECT)}, MapSpec("mlp", placebo=True)),
-        ({"placebo": HiddenFlowQuery(CHAT)}, MapSpec("mlp", placebo=True)),
-        ({"positions": (1, 2), "read": 5, "elsewhere": 7, "top_tokens": 3, "batch_size": 4}, MapSpec()),
-        ({"corruption": "uniform", "start_layer": 1, "end_layer": 2, "subject_tokens_only": True}, MapSpec()),
+        ({"prompt": CHAT, "samples": SamplesUntil(0.1, 5, 20), "seed": 7}, MapSpec()),
+        ({"prompt": make_prompt(tiny_tokenizer(), PROMPT, SUBJECT)}, MapSpec("hidden", severed="mlp")),
+        ({"placebo": HiddenFlowQuery(OTHER_PROMPT, OTHER_SUBJECT)}, MapSpec("mlp", source="placebo")),
+        ({"placebo": HiddenFlowQuery(CHAT)}, MapSpec("mlp", source="placebo")),
+        ({"read": 5, "elsewhere": 7, "top_tokens": 3, "noise": "2 sigma"}, MapSpec(positions=(1, 2))),
+        ({"corruption": "uniform", "noise": 0.1 + 0.2}, MapSpec(start_layer=1, end_layer=2, subject_tokens_only=True)),
+        ({"noise": SubjectsNoise(("Paris", "Rome"), 2.0)}, MapSpec()),
         ({"corruption": GaussianNoise(0.1 + 0.2, 3, replace=True)}, MapSpec()),
         ({"corruption": StudentTNoise(3)}, MapSpec()),
         ({"corruption": ZeroEmbedding()}, MapSpec()),
@@ -63,20 +78,30 @@ def stored(request: TraceRequest, spec: MapSpec) -> dict[str, Any]:
     ids=str,
 )
 def test_a_request_is_read_as_it_was(changes: dict[str, Any], spec: MapSpec) -> None:
-    request = replace(TraceRequest(PROMPT), **changes, kind=spec.kind, window=spec.window)
-    assert read_request(stored(request, spec)) == (request, spec)
-    assert stored(request, spec) == request_data(request, spec)
+    request, options = replace(TraceRequest(PROMPT), **changes), RunOptions(batch_size=4, audit=False)
+    assert read(stored(request, spec, options)) == StoredRequest(request, spec, options)
 
 
 def test_every_field_is_stored() -> None:
     data = stored(TraceRequest(PROMPT), MapSpec())
-    assert data["trace"].keys() == {"class", *(item.name for item in fields(TraceRequest))}
-    assert data["map"].keys() == {"class", *(item.name for item in fields(MapSpec))}
+    for name, record in (("request", TraceRequest), ("map", MapSpec), ("options", RunOptions)):
+        assert data[name].keys() == {item.name for item in fields(record)}
 
 
-def test_kind_and_window_are_those_of_the_map() -> None:
-    request, _ = read_request(stored(TraceRequest(PROMPT, kind="mlp", window=3), MapSpec("attention", 2)))
-    assert (request.kind, request.window) == ("attention", 2)
+def test_the_schema_in_the_documentation_is_that_of_the_records() -> None:
+    path = Path(__file__).resolve().parents[2] / "docs" / "request.schema.json"
+    assert json.loads(path.read_text(encoding="utf-8")) == TypeAdapter(StoredRequest).json_schema()
+
+
+def test_a_record_shows_what_differs_from_its_defaults_and_is_made_again_by_it() -> None:
+    request = TraceRequest(PROMPT, samples=SamplesUntil(0.1), corruption=GaussianNoise(0.5, 3), noise="2 sigma")
+    assert repr(MapSpec("mlp")) == "MapSpec(kind='mlp')"
+    assert eval(repr(request)) == request
+
+
+@pytest.mark.parametrize("kind", ["hidden", "mlp", "attention"])
+def test_a_map_has_the_papers_window_if_none_is_given(kind: Any) -> None:
+    assert MapSpec(kind).window == (1 if kind == "hidden" else 10)
 
 
 @pytest.mark.parametrize(
@@ -90,30 +115,28 @@ def test_kind_and_window_are_those_of_the_map() -> None:
 def test_what_cannot_be_stored_is_named_and_not_read(changes: dict[str, Any], name: str) -> None:
     data = stored(replace(TraceRequest(PROMPT), **changes), MapSpec())
     with pytest.raises(SettingsError, match=f"{name}.*only its name is stored"):
-        read_request(data)
+        read(data)
 
 
 def test_a_class_of_the_user_s_with_a_known_name_is_the_user_s() -> None:
     namesake = dataclasses.make_dataclass("MeanEmbedding", [], bases=(OwnCorruption,), frozen=True)()
     with pytest.raises(SettingsError, match="only its name is stored"):
-        read_request(stored(TraceRequest(PROMPT, corruption=namesake), MapSpec()))
+        read(stored(TraceRequest(PROMPT, corruption=namesake), MapSpec()))
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"text": 3},
-        {"text": None},
-        {"text": {"class": "ChatText", "messages": []}},
-        {"text": {"class": "Unknown"}},
+        {"prompt": 3},
+        {"prompt": None},
+        {"prompt": {"messages": []}},
+        {"corruption": {"class": "Unknown"}},
         {"subject": 5},
         {"answer": ["a"]},
         {"foil": 1.5},
         {"samples": "many"},
         {"samples": 0},
-        {"kind": "neurons"},
         {"occurrence": "middle"},
-        {"subject_tokens_only": "yes"},
         {"placebo": "text"},
         {"a_field_of_a_newer_version": 1},
     ],
@@ -122,32 +145,39 @@ def test_a_class_of_the_user_s_with_a_known_name_is_the_user_s() -> None:
 def test_a_damaged_or_newer_request_is_refused_when_read(changes: dict[str, Any]) -> None:
     data = stored(TraceRequest(PROMPT), MapSpec())
     with pytest.raises(SettingsError):
-        read_request({**data, "trace": {**data["trace"], **changes}})
+        read({**data, "request": {**data["request"], **changes}})
 
 
-@pytest.mark.parametrize("name", ["trace", "map"])
-@pytest.mark.parametrize("part", [None, 3, [], {}, {"class": "ChatText"}], ids=str)
+@pytest.mark.parametrize("changes", [{"kind": "neurons"}, {"subject_tokens_only": "yes"}, {"window": 0}], ids=str)
+def test_a_damaged_map_is_refused_when_read(changes: dict[str, Any]) -> None:
+    data = stored(TraceRequest(PROMPT), MapSpec())
+    with pytest.raises(SettingsError):
+        read({**data, "map": {**data["map"], **changes}})
+
+
+@pytest.mark.parametrize("name", ["request", "map", "options"])
+@pytest.mark.parametrize("part", [None, 3, [], {"class": "ChatText"}], ids=str)
 def test_a_request_with_a_part_missing_is_refused_when_read(name: str, part: Any) -> None:
-    with pytest.raises(SettingsError, match="cannot be read"):
-        read_request({**stored(TraceRequest(PROMPT), MapSpec()), name: part})
+    with pytest.raises(SettingsError):
+        read({**stored(TraceRequest(PROMPT), MapSpec()), name: part})
 
 
 class TestInResults:
     def test_each_map_stores_its_own_and_gives_itself_again(self) -> None:
         tracer = tiny_tracer("gpt2")
         request = TraceRequest(PROMPT, SUBJECT, samples=2, placebo=HiddenFlowQuery(OTHER_PROMPT, OTHER_SUBJECT))
-        specs = {"a": MapSpec("mlp", 2), "b": MapSpec("hidden", severed="attention"), "c": MapSpec(placebo=True)}
+        specs = {"a": MapSpec("mlp", 2), "b": MapSpec("hidden", severed="attention"), "c": MapSpec(source="placebo")}
         for name, flow in tracer.trace_maps(request, specs).items():
             assert flow.request is not None
-            again, spec = read_request(flow.request)
-            assert spec == specs[name]
-            traced = tracer.trace_maps(again, {"again": spec})["again"]
+            asked = flow.asked()
+            assert asked.map == specs[name]
+            traced = tracer.trace(asked.request, spec=asked.map, options=asked.options)
             # Alone, the rows stand in other batches.
             torch.testing.assert_close(traced.sample_scores, flow.sample_scores, atol=1e-6, rtol=0)
             assert (traced.request, traced.settings) == (flow.request, flow.settings)
 
     def test_it_is_saved_with_the_result(self, tmp_path: Any) -> None:
-        flow = tiny_tracer("gpt2").trace(TraceRequest(PROMPT, SUBJECT, samples=2, metric=own_metric))
+        flow = tiny_tracer("gpt2").trace(PROMPT, SUBJECT, samples=2, metric=own_metric)
         flow.save(tmp_path / "flow.json")
         found = HiddenFlow.load(tmp_path / "flow.json")
         assert found.request == flow.request

@@ -15,9 +15,19 @@ import pytest
 import torch
 
 import causal_tracer
-from causal_tracer import CausalTracer, CausalTracerError, LayerConfig, LoadedModel, MapSpec, SamplesUntil, TraceRequest
+from causal_tracer import (
+    CausalTracer,
+    CausalTracerError,
+    LayerConfig,
+    LoadedModel,
+    MapSpec,
+    RunOptions,
+    SamplesUntil,
+    TraceRequest,
+)
 from causal_tracer.errors import PicklingError
 from causal_tracer.model.layers import LLAMA_LAYER_CONFIG
+from causal_tracer.request.sites import KINDS
 from causal_tracer.tracing.heads import HeadFlow
 from tests.support.flows import some_flow
 from tests.support.tiny_models import (
@@ -74,8 +84,8 @@ def test_a_long_prompt_is_shortened() -> None:
 
 def test_updates_head_maps_and_models_are_short(heads: HeadFlow) -> None:
     tracer = tiny_tracer("gpt2")
-    update = next(iter(tracer.stream(REQUEST)))
-    assert repr(update).startswith("FlowUpdate: 0 of ")
+    update = next(iter(tracer.stream(REQUEST, {"map": MapSpec()})))
+    assert repr(update).startswith("MapsUpdate: 0 of ")
     several = next(iter(causal_tracer.tracer.trace_maps(tracer.context, REQUEST, {"one": MapSpec("mlp", 2)})))
     assert "one: HiddenFlow: mlp, window 2" in repr(several)
     loaded = LoadedModel(tracer.model, tracer.tokenizer, "/home/me/models/tiny", "tiny", None, None)
@@ -133,8 +143,8 @@ def same(first: Any, second: Any) -> bool:
 def test_results_pickle_and_copy(again: Any, heads: HeadFlow) -> None:
     tracer = tiny_tracer("gpt2")
     request = dataclasses.replace(REQUEST, top_tokens=2)
-    updates = list(tracer.stream(request))
-    for result in (updates[-1].flow, updates[-1], heads, REQUEST, tracer.trace(REQUEST).peaks()):
+    updates = list(tracer.stream(request, {"map": MapSpec()}))
+    for result in (updates[-1].flows["map"], updates[-1], heads, REQUEST, tracer.trace(REQUEST).peaks()):
         assert same(again(result), result)
 
 
@@ -202,24 +212,28 @@ def test_maps_of_one_call_share_no_tensors() -> None:
     assert_apart(list(flows.values()))
     again = tracer.trace_maps(REQUEST, specs)["one"]
     assert same(dict(again.layer_outputs), expected)
-    assert_apart(list(tracer.calculate_hidden_flow_of_kinds(PROMPT, SUBJECT, samples=2).values()))
+    maps = {kind: MapSpec(kind) for kind in KINDS}
+    assert_apart(list(tracer.trace_maps(TraceRequest(PROMPT, SUBJECT, samples=2), maps).values()))
 
 
 def test_maps_of_several_prompts_share_no_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     from causal_tracer.tracing.batched import trace_together
 
     tracer = tiny_tracer("gpt2")
-    requests = [REQUEST, dataclasses.replace(REQUEST, text=OTHER_PROMPT, subject=OTHER_SUBJECT), REQUEST]
-    assert_apart(trace_together(tracer.context, requests, lambda done, total: None, lambda: False))
+    requests = [REQUEST, dataclasses.replace(REQUEST, prompt=OTHER_PROMPT, subject=OTHER_SUBJECT), REQUEST]
+    assert_apart(
+        trace_together(tracer.context, requests, MapSpec(), RunOptions(), lambda done, total: None, lambda: False)
+    )
 
 
 @pytest.mark.parametrize("samples", [2, SamplesUntil(1e-9, most=4, step=2)])
 def test_updates_and_the_final_map_share_no_tensors(samples: Any) -> None:
     tracer = tiny_tracer("gpt2")
-    updates = list(tracer.stream(dataclasses.replace(REQUEST, samples=samples, batch_size=8)))
+    request, options = dataclasses.replace(REQUEST, samples=samples), RunOptions(batch_size=8)
+    updates = list(tracer.stream(request, {"map": MapSpec()}, options))
     assert len(updates) > 2
-    assert updates[-1].flow.layer_outputs
-    assert_apart([update.flow for update in updates])
+    assert updates[-1].flows["map"].layer_outputs
+    assert_apart([update.flows["map"] for update in updates])
 
 
 def test_changing_the_versions_of_one_result_changes_no_other() -> None:

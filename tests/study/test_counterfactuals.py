@@ -32,8 +32,8 @@ def test_what_is_proposed_can_be_traced() -> None:
     prompt = make_prompt(tracer.tokenizer, PROMPT, SUBJECT)
     others = equal_length_subjects(tracer.tokenizer, prompt, CANDIDATES)
     request = TraceRequest(PROMPT, SUBJECT, corruption=CounterfactualSubjects(others))
-    *_, last = tracer.stream(request)
-    assert last.flow.sample_scores.shape[0] == len(others)
+    flow = tracer.trace(request)
+    assert flow.sample_scores.shape[0] == len(others)
 
 
 def test_without_candidates_the_facts_of_the_same_relation_come_first() -> None:

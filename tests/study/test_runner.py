@@ -110,7 +110,7 @@ class TestWhole:
         assert rows(again) == rows(folder)
 
     def test_scores_are_those_of_a_trace_of_the_fact_alone(self, whole):
-        from causal_tracer.request.records import HiddenFlowQuery, TraceRequest
+        from causal_tracer.request.records import HiddenFlowQuery, RunOptions, TraceRequest
         from causal_tracer.tracing.loop import trace_maps
 
         folder, _ = whole
@@ -124,11 +124,10 @@ class TestWhole:
             answer=record.fact.attribute,
             samples=2,
             seed=SETTINGS.seed_of(record.fact.fact_id),
-            engine="full",
             placebo=HiddenFlowQuery(placebo.prompt, placebo.subject),
         )
         specs = {asked.name: map_spec(asked) for asked in SETTINGS.maps()}
-        *_, update = trace_maps(context(), request, specs)
+        *_, update = trace_maps(context(), request, specs, RunOptions(engine="full"))
         spread = record.high - record.low
         assert abs(spread) > 0.005
         for result in record.maps:
@@ -294,9 +293,9 @@ class TestAudit:
     def test_a_wrong_cell_stops_the_study_for_good(self, tmp_path, monkeypatch):
         right = tracing.trace_maps
 
-        def wrong(context, request, specs, cancelled):
-            for update in right(context, request, specs, cancelled):
-                if request.engine == "auto":
+        def wrong(context, request, specs, options, cancelled):
+            for update in right(context, request, specs, options, cancelled):
+                if options.engine == "auto":
                     flows = {name: replace(flow, scores=flow.scores + 2e-4) for name, flow in update.flows.items()}
                     update = replace(update, flows=flows)
                 yield update

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from causal_tracer import CausalTracer, HiddenFlow
-from causal_tracer.web.service.asking import TraceInput
+from causal_tracer.web.service.asking import Fields
 from causal_tracer.web.service.registry import LoadedTracer, Report
 from causal_tracer.web.service.settings import ServiceSettings
 from causal_tracer.web.service.tracing import TraceService
@@ -19,7 +19,14 @@ from tests.support.chat_templates import PLAIN, with_template
 from tests.support.tiny_models import PROMPT, SUBJECT, build_tiny_model, tiny_tokenizer
 
 NOISE = 0.5
-ASKED = TraceInput(PROMPT, SUBJECT, samples=3, window=1)
+
+
+def app_fields(prompt: Any, subject: Any = "", kind: Any = "hidden", **more: Any) -> dict[str, Any]:
+    """What a page or a program asks for, by the names of the app's fields."""
+    return {"prompt": prompt, "subject": subject, "kind": kind, **more}
+
+
+ASKED = app_fields(PROMPT, SUBJECT, samples=3, window=1)
 
 
 def awaited(coroutine: Coroutine[Any, Any, Any]) -> Any:
@@ -53,11 +60,22 @@ def last(updates: Iterable[RunUpdate]) -> RunUpdate:
     return update
 
 
-def flow_of(service: TraceService, asked: TraceInput) -> HiddenFlow:
+def flow_of(service: TraceService, asked: Fields) -> HiddenFlow:
     """The finished map of what is asked for."""
     flow = last(service.trace(asked)).flow
     assert flow is not None
     return flow
+
+
+def result_data(flow: HiddenFlow) -> dict[str, Any]:
+    """A result as data, to compare it with one that a link asked for.
+
+    The tracers of these tests are given their noise level, so a link names it, and the request of the first trace does
+    not.
+    """
+    data = flow.to_dict()
+    data["request"]["request"]["noise"] = flow.settings.noise
+    return data
 
 
 @functools.cache

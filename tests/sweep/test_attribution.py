@@ -35,8 +35,7 @@ def test_each_estimate_is_the_slope_towards_the_clean_activation(name: str, kind
     tracer = tiny_tracer(name)
     request = TraceRequest(PROMPT, SUBJECT, samples=1, seed=3, metric="log-probability")
     estimate = estimated_maps(tracer.context, request, {kind: 1})[kind]
-    *_, last = tracer.stream(request)
-    flow = last.flow
+    flow = tracer.trace(request)
     ids, (start, end) = flow.input_ids.tolist(), flow.subject_range
     _, clean = clean_by_hand(tiny_model(name), name, ids)
     noise = rome_noise(3, 1, end - start, next(iter(clean.values())).shape[1], tracer.noise)[0]
@@ -70,9 +69,9 @@ def test_each_estimate_is_the_slope_towards_the_clean_activation(name: str, kind
 def test_windows_add_and_samples_are_averaged_whatever_the_batch() -> None:
     context = tiny_tracer("llama").context
 
-    def effects(window: int, **changes: Any) -> Tensor:
-        request = TraceRequest(PROMPT, SUBJECT, **{"samples": 3, **changes})
-        return estimated_maps(context, request, {"mlp": window})["mlp"].indirect_effect
+    def effects(window: int, batch_size: int | None = None, samples: int = 3) -> Tensor:
+        request = TraceRequest(PROMPT, SUBJECT, samples=samples)
+        return estimated_maps(context, request, {"mlp": window}, batch_size)["mlp"].indirect_effect
 
     single = effects(1)
     layers = single.shape[1]

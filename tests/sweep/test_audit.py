@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from causal_tracer import CausalTracer, HiddenFlow, MapSpec, SamplesUntil, TraceRequest
+from causal_tracer import CausalTracer, HiddenFlow, MapSpec, RunOptions, SamplesUntil, TraceRequest
 from causal_tracer.sweep import engine
 from causal_tracer.sweep.check import Verdict
 from causal_tracer.sweep.plan import SweepChunk
@@ -85,7 +85,7 @@ def test_a_right_sweep_passes_its_audit_with_every_metric(tracer: CausalTracer, 
 
 
 def test_a_wrong_sweep_is_found_and_the_full_one_used(tracer: CausalTracer, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = tracer.trace(replace(REQUEST, engine="full"))
+    expected = tracer.trace(REQUEST, engine="full")
     break_the_resumed_sweep(monkeypatch, shifted)
     flow = tracer.trace(REQUEST)
     assert flow.audit is not None
@@ -97,7 +97,7 @@ def test_a_wrong_sweep_is_found_and_the_full_one_used(tracer: CausalTracer, monk
 
 
 def test_a_single_wrong_token_is_found(tracer: CausalTracer, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = tracer.trace(replace(REQUEST, samples=MANY, engine="full"))
+    expected = tracer.trace(replace(REQUEST, samples=MANY), engine="full")
     audit = tracer.trace(replace(REQUEST, samples=MANY)).audit
     assert audit is not None
     token = audit.cells[3][0]
@@ -130,26 +130,26 @@ def test_only_the_map_that_fails_is_computed_again(tracer: CausalTracer, monkeyp
     break_the_resumed_sweep(monkeypatch, wrong)
     flows = tracer.trace_maps(REQUEST, {"hidden": MapSpec("hidden"), "mlp": MapSpec("mlp", 2)})
     assert (flows["hidden"].settings.engine, flows["mlp"].settings.engine) == ("resumed", "full")
-    full = tracer.trace(replace(REQUEST, kind="mlp", window=2, engine="full"))
+    full = tracer.trace(REQUEST, kind="mlp", window=2, engine="full")
     torch.testing.assert_close(flows["mlp"].sample_scores, full.sample_scores, rtol=0, atol=1e-6)
 
 
 def test_a_stream_is_not_done_before_the_audit(tracer: CausalTracer, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = tracer.trace(replace(REQUEST, engine="full"))
+    expected = tracer.trace(REQUEST, engine="full")
     break_the_resumed_sweep(monkeypatch, shifted)
-    updates = list(tracer.stream(REQUEST))
+    updates = list(tracer.stream(REQUEST, {"map": MapSpec()}))
     done = [update for update in updates if update.done == update.total]
     # The last cells of the sweep come with its audit; then the map begins again.
     assert len(done) == 2
     assert done[-1] is updates[-1]
-    torch.testing.assert_close(updates[-1].flow.sample_scores, expected.sample_scores, rtol=0, atol=0)
+    torch.testing.assert_close(updates[-1].flows["map"].sample_scores, expected.sample_scores, rtol=0, atol=0)
 
 
 def test_top_tokens_of_a_recomputed_map_are_those_of_the_full_sweep(
     tracer: CausalTracer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request = replace(REQUEST, top_tokens=3)
-    expected = tracer.trace(replace(request, engine="full")).top_tokens
+    expected = tracer.trace(request, engine="full").top_tokens
     break_the_resumed_sweep(monkeypatch, shifted)
     found = tracer.trace(request).top_tokens
     assert expected is not None
@@ -164,14 +164,14 @@ def test_samples_until_are_audited_as_they_are_added(tracer: CausalTracer, monke
     assert tracer.trace(request).audit is not None
     break_the_resumed_sweep(monkeypatch, shifted)
     flow = tracer.trace(request)
-    expected = tracer.trace(replace(request, engine="full"))
+    expected = tracer.trace(request, engine="full")
     assert flow.audit is not None
     assert flow.audit.recomputed
     torch.testing.assert_close(flow.sample_scores, expected.sample_scores, rtol=0, atol=0)
 
 
 def test_heads_are_audited(tracer: CausalTracer, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = tracer.calculate_head_flow(replace(REQUEST, engine="full"))
+    expected = tracer.calculate_head_flow(REQUEST, options=RunOptions(engine="full"))
     assert expected.audit is None
     right = tracer.calculate_head_flow(REQUEST)
     assert right.audit is not None
@@ -183,9 +183,9 @@ def test_heads_are_audited(tracer: CausalTracer, monkeypatch: pytest.MonkeyPatch
     torch.testing.assert_close(found.sample_scores, expected.sample_scores, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("request_", [replace(REQUEST, audit=False), replace(REQUEST, engine="full")])
-def test_no_audit_where_none_is_asked_for_or_needed(tracer: CausalTracer, request_: TraceRequest) -> None:
-    assert tracer.trace(request_).audit is None
+@pytest.mark.parametrize("options", [RunOptions(audit=False), RunOptions(engine="full")])
+def test_no_audit_where_none_is_asked_for_or_needed(tracer: CausalTracer, options: RunOptions) -> None:
+    assert tracer.trace(REQUEST, options=options).audit is None
 
 
 def test_the_audit_is_saved_with_the_result(tracer: CausalTracer, tmp_path: Any) -> None:

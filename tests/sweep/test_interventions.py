@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from causal_tracer import CausalTracer, HiddenFlow, HiddenFlowQuery, MapSpec, SamplesUntil, TraceRequest
+from causal_tracer import CausalTracer, HiddenFlow, HiddenFlowQuery, MapSpec, RunOptions, SamplesUntil, TraceRequest
 from causal_tracer.corruption import CORRUPTIONS
 from causal_tracer.errors import PromptError, SettingsError
 from causal_tracer.experiment.sources import BASE
@@ -26,7 +26,7 @@ MAPS = {
     "hidden": MapSpec("hidden"),
     "hidden, severed mlp": MapSpec("hidden", severed="mlp"),
     "hidden, severed attention": MapSpec("hidden", severed="attention"),
-    "mlp, placebo": MapSpec("mlp", 2, placebo=True),
+    "mlp, placebo": MapSpec("mlp", 2, source="placebo"),
     "attention, severed mlp": MapSpec("attention", 3, severed="mlp"),
 }
 
@@ -39,7 +39,7 @@ def same_in_both_sweeps(
     tracer: CausalTracer, request: TraceRequest, specs: dict[str, MapSpec]
 ) -> dict[str, HiddenFlow]:
     fast = tracer.trace_maps(request, specs)
-    full = tracer.trace_maps(replace(request, engine="full"), specs)
+    full = tracer.trace_maps(request, specs, RunOptions(engine="full"))
     for name, flow in fast.items():
         scale = max(1.0, float(full[name].sample_scores.nan_to_num().abs().max()))
         close(flow.sample_scores / scale, full[name].sample_scores / scale)
@@ -74,7 +74,7 @@ def test_heads_are_the_same_in_both_sweeps_and_add_nothing_where_they_are_not_re
     tracer = tiny_tracer(name)
     heads = tracer.context.traced.head_sites
     fast = tracer.calculate_head_flow(REQUEST)
-    close(fast.sample_scores, tracer.calculate_head_flow(replace(REQUEST, engine="full")).sample_scores)
+    close(fast.sample_scores, tracer.calculate_head_flow(REQUEST, options=RunOptions(engine="full")).sample_scores)
     assert float(fast.indirect_effect.nan_to_num().abs().max()) > 1e-5
     for layer in range(tracer.count_layers()):
         assert fast.scores[:, layer].isnan().all() == (layer not in heads)
@@ -157,7 +157,7 @@ def test_every_corruption_is_the_same_in_both_sweeps(corruption: str) -> None:
 def test_chosen_positions_have_the_rows_of_the_whole_map_and_the_others_are_not_computed() -> None:
     tracer = tiny_tracer("llama")
     whole = tracer.trace_maps(REQUEST, {"m": MapSpec("mlp", 2)})["m"]
-    part = tracer.trace_maps(replace(REQUEST, positions=(5, 8)), {"m": MapSpec("mlp", 2)})["m"]
+    part = tracer.trace_maps(REQUEST, {"m": MapSpec("mlp", 2, positions=(5, 8))})["m"]
     close(part.scores[[5, 8]], whole.scores[[5, 8]])
     others = [token for token in range(len(whole.input_tokens)) if token not in (5, 8)]
     assert part.scores[others].isnan().all()
@@ -166,8 +166,8 @@ def test_chosen_positions_have_the_rows_of_the_whole_map_and_the_others_are_not_
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
 def test_top_tokens_are_those_of_the_mean_distribution(batch_size: int) -> None:
     tracer = tiny_tracer("llama")
-    request = replace(REQUEST, top_tokens=3, samples=3, batch_size=batch_size)
-    flow = tracer.trace_maps(request, {"m": MapSpec()})["m"]
+    request = replace(REQUEST, top_tokens=3, samples=3)
+    flow = tracer.trace(request, batch_size=batch_size)
     assert flow.top_tokens is not None
     assert flow.top_tokens.clean[0].token_id == flow.answer_id
     assert flow.top_tokens.clean[0].probability == pytest.approx(flow.high_score, abs=1e-6)
@@ -244,7 +244,7 @@ def test_a_placebo_map_needs_a_placebo() -> None:
     tracer = tiny_tracer("gpt2")
     for request in (replace(REQUEST, placebo=None), replace(REQUEST, placebo=HiddenFlowQuery(PROMPT, SUBJECT))):
         with pytest.raises(SettingsError, match="placebo"):
-            tracer.trace_maps(request, {"m": MapSpec(placebo=True)})
+            tracer.trace_maps(request, {"m": MapSpec(source="placebo")})
 
 
 def test_what_is_held_at_the_base_runs_values_changes_nothing_by_itself() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from causal_tracer import CausalTracer, HiddenFlow, TraceRequest
+from causal_tracer import CausalTracer, HiddenFlow, MapSpec, RunOptions, TraceRequest
 from causal_tracer.sweep import check as check_module
 from causal_tracer.sweep import engine as engine_module
 from causal_tracer.sweep.engine import choose_engine
@@ -39,10 +39,11 @@ def tracer_that_runs_out(fails: Fails, name: str = "llama") -> CausalTracer:
 
 def trace(tracer: CausalTracer, engine: Any, batch_size: int, **options: Any) -> tuple[HiddenFlow, list[int]]:
     """The map, and how many runs were done at each update."""
-    request = TraceRequest(PROMPT, SUBJECT, "mlp", samples=3, batch_size=batch_size, engine=engine, **options)
-    updates = list(tracer.stream(request))
+    request = TraceRequest(PROMPT, SUBJECT, samples=3, **options)
+    run = RunOptions(batch_size=batch_size, engine=engine)
+    updates = list(tracer.stream(request, {"map": MapSpec("mlp", 1)}, run))
     assert updates[-1].done == updates[-1].total
-    return updates[-1].flow, [update.done for update in updates]
+    return updates[-1].flows["map"], [update.done for update in updates]
 
 
 @pytest.mark.parametrize("engine", ["auto", "full"])

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from causal_tracer import CausalTracer, TraceRequest
+from causal_tracer import CausalTracer, MapSpec, RunOptions, TraceRequest
 from causal_tracer.errors import TraceCancelled
 from causal_tracer.model.batch_size import default_batch_size
 from causal_tracer.model.fingerprint import fingerprint
@@ -337,7 +337,7 @@ def test_two_threads_and_an_abandoned_trace_do_not_mix() -> None:
     def work(kind: Any) -> None:
         found[kind] = tracer.calculate_hidden_flow(PROMPT, SUBJECT, kind=kind)
 
-    abandoned: Iterator[Any] = tracer.stream(TraceRequest(PROMPT, SUBJECT))
+    abandoned: Iterator[Any] = tracer.stream(TraceRequest(PROMPT, SUBJECT), {"map": MapSpec()})
     next(abandoned)
     threads = [threading.Thread(target=work, args=(kind,)) for kind in KINDS]
     for thread in threads:
@@ -355,7 +355,10 @@ def test_two_threads_and_an_abandoned_trace_do_not_mix() -> None:
 @pytest.mark.parametrize("name", ["gemma3_text", "bloom", "qwen3_next"])
 def test_kinds_in_one_sweep_equal_single_sweeps(name: str) -> None:
     tracer = tiny_tracer(name)
-    together = tracer.calculate_hidden_flow_of_kinds(PROMPT, SUBJECT, windows={"mlp": 3, "attention": 2}, samples=3)
+    together = tracer.trace_maps(
+        TraceRequest(PROMPT, SUBJECT, samples=3),
+        {"hidden": MapSpec(), "mlp": MapSpec("mlp", 3), "attention": MapSpec("attention", 2)},
+    )
     assert {kind: flow.settings.window for kind, flow in together.items()} == {"hidden": 1, "mlp": 3, "attention": 2}
     for kind, flow in together.items():
         alone = tracer.calculate_hidden_flow(PROMPT, SUBJECT, kind=kind, window=flow.settings.window, samples=3)
@@ -366,12 +369,13 @@ def test_kinds_in_one_sweep_equal_single_sweeps(name: str) -> None:
 def test_the_most_telling_tokens_come_first() -> None:
     tracer = tiny_tracer("gpt2")
     seen: list[int] = []
-    for update in tracer.stream(TraceRequest(PROMPT, SUBJECT, samples=2, batch_size=4)):
+    for update in tracer.stream(TraceRequest(PROMPT, SUBJECT, samples=2), {"map": MapSpec()}, RunOptions(batch_size=4)):
+        flow = update.flows["map"]
         # Cells of the last layer that change nothing at the last token are known at once; look at the first layer.
-        known = (~update.flow.scores[:, 0].isnan()).nonzero()[:, 0].tolist()
+        known = (~flow.scores[:, 0].isnan()).nonzero()[:, 0].tolist()
         seen += [position for position in known if position not in seen]
-    start, end = update.flow.subject_range
-    last = len(update.flow.input_tokens) - 1
+    start, end = flow.subject_range
+    last = len(flow.input_tokens) - 1
     computed = [position for position in seen if position >= start]
     assert computed[:2] == [end - 1, last]
     assert update.done == update.total

@@ -44,13 +44,13 @@ ATTENTION: Cells = {(LAST_SUBJECT, GATHERING[0]), (LAST_SUBJECT, READYING[0]), (
 OTHER = HiddenFlowQuery(TEMPLATE.format("Eiffel Tower"), "Eiffel Tower")
 SPECS: Mapping[str, MapSpec] = {
     "hidden": MapSpec("hidden"),
-    "mlp": MapSpec("mlp"),
-    "attention": MapSpec("attention"),
+    "mlp": MapSpec("mlp", 1),
+    "attention": MapSpec("attention", 1),
     "hidden, MLP severed": MapSpec("hidden", severed="mlp"),
     "hidden, attention severed": MapSpec("hidden", severed="attention"),
-    "hidden placebo": MapSpec("hidden", placebo=True),
-    "mlp placebo": MapSpec("mlp", placebo=True),
-    "attention placebo": MapSpec("attention", placebo=True),
+    "hidden placebo": MapSpec("hidden", source="placebo"),
+    "mlp placebo": MapSpec("mlp", 1, source="placebo"),
+    "attention placebo": MapSpec("attention", 1, source="placebo"),
 }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from causal_tracer import CausalTracer, HiddenFlow, HiddenFlowQuery, MapSpec, TraceRequest
+from causal_tracer import CausalTracer, HiddenFlow, HiddenFlowQuery, MapSpec, RunOptions, TraceRequest
 from causal_tracer.corruption import CounterfactualSubjects, GaussianNoise, MultivariateNoise, StudentTNoise
 from causal_tracer.experiment.embeddings import subject_embeddings
 from causal_tracer.experiment.noise_levels import subjects_scale
@@ -432,7 +432,7 @@ def test_corrupted_activations_put_into_the_clean_run(name: str, kind: Any, wind
 @pytest.mark.parametrize("kind", ["hidden", "attention"])
 def test_a_placebo_restores_the_other_prompts_activations(name: str, kind: Any) -> None:
     by_hand, answer = plain(name), own_answer(name)
-    flow = traced(name, MapSpec(kind, placebo=True), placebo=HiddenFlowQuery(OTHER, "Steve Jobs"))
+    flow = traced(name, MapSpec(kind, 1, source="placebo"), placebo=HiddenFlowQuery(OTHER, "Steve Jobs"))
     other = plain(name, OTHER, "Steve Jobs")
     _, values, _ = other.run(other.embedded())
     put = restoring(by_hand, kind, 1, values)
@@ -451,7 +451,7 @@ def test_corrupting_elsewhere_corrupts_those_tokens_and_not_the_subject(name: st
         elsewhere = Plain(name, by_hand.ids, (first, first + end - start))
         noise = rome_noise(SEED, SAMPLES, end - start, by_hand.embedded().shape[1], LEVEL)
         embeddings = [elsewhere.corrupted(lambda x, n=n: x + n) for n in noise]
-        flow = traced(name, MapSpec("mlp"), elsewhere=first)
+        flow = traced(name, MapSpec("mlp", 1), elsewhere=first)
         assert flow.subject_range == (start, end)
         check_restored(name, flow, embeddings, lambda logits: probability(logits, answer), "mlp")
 
@@ -459,7 +459,7 @@ def test_corrupting_elsewhere_corrupts_those_tokens_and_not_the_subject(name: st
 @pytest.mark.parametrize("name", NAMES)
 def test_rows_of_chosen_positions_are_those_of_the_whole_map(name: str) -> None:
     whole = traced(name, MapSpec("attention", 2))
-    some = traced(name, MapSpec("attention", 2), positions=(0, 4, 9))
+    some = traced(name, MapSpec("attention", 2, positions=(0, 4, 9)))
     torch.testing.assert_close(some.sample_scores[:, [0, 4, 9]], whole.sample_scores[:, [0, 4, 9]], **CLOSE)  # type: ignore[arg-type]
     others = [token for token in range(len(whole.input_tokens)) if token not in (0, 4, 9)]
     assert some.scores[others].isnan().all()
@@ -475,7 +475,7 @@ def test_rows_of_chosen_positions_are_those_of_the_whole_map(name: str) -> None:
 def test_single_heads(name: str, window: int, at: int | None) -> None:
     by_hand, answer = plain(name), own_answer(name)
     token = by_hand.subject[1] - 1 if at is None else len(by_hand.ids) + at
-    flow = plain_tracer(name).calculate_head_flow(request(window=window), token)
+    flow = plain_tracer(name).calculate_head_flow(request(), token, MapSpec(window=window))
     _, _, clean = by_hand.run(by_hand.embedded())
     layers = by_hand.projections()
 
@@ -600,7 +600,7 @@ def test_engines_agree_on_all_of_it() -> None:
     specs = {
         "severed": MapSpec("hidden", severed="mlp"),
         "window": MapSpec("hidden", 2, severed="attention"),
-        "placebo": MapSpec("mlp", 2, placebo=True),
+        "placebo": MapSpec("mlp", 2, source="placebo"),
         "attention": MapSpec("attention", 2, severed="mlp"),
     }
     for name in ("llama", "gemma3_text"):
@@ -609,7 +609,8 @@ def test_engines_agree_on_all_of_it() -> None:
             "corruption": GaussianNoise(LEVEL, SEED, replace=True),
         }
         fast, slow = (
-            plain_tracer(name).trace_maps(request(engine=engine, **asked), specs) for engine in ("auto", "full")
+            plain_tracer(name).trace_maps(request(**asked), specs, RunOptions(engine=engine))
+            for engine in ("auto", "full")
         )
         assert fast["severed"].settings.engine != slow["severed"].settings.engine
         for key in specs:
@@ -653,7 +654,7 @@ def real_cases(by_hand: Plain, noisy_embedded: Tensor, other_text: str, other_su
     return {
         "severed": RealCase(MapSpec("hidden", severed="mlp"), {}, noisy_embedded, severed, of_answer),
         "placebo": RealCase(
-            MapSpec("hidden", placebo=True),
+            MapSpec("hidden", source="placebo"),
             {"placebo": query},
             noisy_embedded,
             restoring(by_hand, "hidden", 1, elsewhere),
@@ -694,8 +695,8 @@ def test_a_real_model_gives_the_same_cells_as_by_hand() -> None:
     cells = ((end - 1, 4), (end - 1, 14), (len(by_hand.ids) - 1, 25))
     cases = real_cases(by_hand, noisy_embedded, PROMPT.replace(SUBJECT, subject), subject)
     for name, case in cases.items():
-        asked = request(samples=1, positions=tuple({token for token, _ in cells}), **case.changes)
-        flow = tracer.trace_maps(asked, {"map": case.spec})["map"]
+        spec = replace(case.spec, positions=tuple({token for token, _ in cells}))
+        flow = tracer.trace(request(samples=1, **case.changes), spec=spec)
         assert abs(flow.total_effect) > 0.01, name
         for token, layer in cells:
             expected = case.read(by_hand.run(case.embedded, case.put(token, layer))[0])

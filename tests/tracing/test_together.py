@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from causal_tracer import HiddenFlow, TraceRequest
+from causal_tracer import HiddenFlow, MapSpec, RunOptions, TraceRequest
 from causal_tracer.errors import TraceCancelled
 from causal_tracer.experiment.base_run import Watched
 from causal_tracer.sweep.plan import SweepChunk
@@ -25,19 +25,23 @@ QUERIES = (
 )
 
 
-def requests(kind: str = "hidden", window: int = 1, batch_size: int | None = None) -> list[TraceRequest]:
-    made = [TraceRequest(text, subject, samples=2, batch_size=batch_size) for text, subject in QUERIES]
-    return [replace(request, kind=kind, window=window) for request in made]  # type: ignore[arg-type]
+HIDDEN, OPTIONS = MapSpec(), RunOptions()
+
+
+def requests() -> list[TraceRequest]:
+    return [TraceRequest(text, subject, samples=2) for text, subject in QUERIES]
 
 
 def nothing(_done: int, _total: int) -> None:
     pass
 
 
-def together_and_alone(name: str, asked: list[TraceRequest]) -> tuple[list[HiddenFlow], list[HiddenFlow]]:
+def together_and_alone(
+    name: str, spec: MapSpec = HIDDEN, options: RunOptions = OPTIONS
+) -> tuple[list[HiddenFlow], list[HiddenFlow]]:
     tracer = tiny_tracer(name)
-    flows = trace_together(tracer.context, asked, nothing, lambda: False)
-    return flows, [tracer.trace(request) for request in asked]
+    flows = trace_together(tracer.context, requests(), spec, options, nothing, lambda: False)
+    return flows, [tracer.trace(request, spec=spec, options=options) for request in requests()]
 
 
 def assert_same(found: list[HiddenFlow], expected: list[HiddenFlow]) -> None:
@@ -52,13 +56,13 @@ def assert_same(found: list[HiddenFlow], expected: list[HiddenFlow]) -> None:
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @pytest.mark.parametrize(("kind", "window"), [("hidden", 1), ("mlp", 2)])
-def test_each_map_is_that_of_the_prompt_alone(name: str, kind: str, window: int) -> None:
-    assert_same(*together_and_alone(name, requests(kind, window)))
+def test_each_map_is_that_of_the_prompt_alone(name: str, kind: Any, window: int) -> None:
+    assert_same(*together_and_alone(name, MapSpec(kind, window)))
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 500])
 def test_batches_and_groups_of_any_size_give_the_same(batch_size: int) -> None:
-    assert_same(*together_and_alone("gemma3_text", requests(batch_size=batch_size)))
+    assert_same(*together_and_alone("gemma3_text", options=RunOptions(batch_size=batch_size)))
 
 
 def test_prompts_of_one_length_really_share_passes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,7 +74,7 @@ def test_prompts_of_one_length_really_share_passes(monkeypatch: pytest.MonkeyPat
         return sweep(*args)
 
     monkeypatch.setattr(together, "sweep", noted)
-    trace_together(tiny_tracer("llama").context, requests(), nothing, lambda: False)
+    trace_together(tiny_tracer("llama").context, requests(), HIDDEN, OPTIONS, nothing, lambda: False)
     assert sum(sizes) == 2 * len(QUERIES)
     assert max(sizes) > 2
 
@@ -89,18 +93,18 @@ def test_a_model_that_looks_at_token_ids_elsewhere_takes_its_prompts_one_by_one(
     expected = [tracer.trace(request) for request in requests()]
     monkeypatch.setattr(together, "sweep", noted)
     monkeypatch.setattr(together, "_ROUNDING", {torch.float32: -1.0})
-    assert_same(trace_together(tracer.context, requests(), nothing, lambda: False), expected)
+    assert_same(trace_together(tracer.context, requests(), HIDDEN, OPTIONS, nothing, lambda: False), expected)
     assert set(sizes) == {2}
 
 
 def test_progress_reaches_its_end_and_cancelling_stops() -> None:
     seen: list[tuple[int, int]] = []
     context = tiny_tracer("llama").context
-    trace_together(context, requests(), lambda done, total: seen.append((done, total)), lambda: False)
+    trace_together(context, requests(), HIDDEN, OPTIONS, lambda done, total: seen.append((done, total)), lambda: False)
     assert seen[-1][0] == seen[-1][1]
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
     with pytest.raises(TraceCancelled):
-        trace_together(context, requests(), nothing, lambda: True)
+        trace_together(context, requests(), HIDDEN, OPTIONS, nothing, lambda: True)
 
 
 @pytest.mark.parametrize(
@@ -109,20 +113,24 @@ def test_progress_reaches_its_end_and_cancelling_stops() -> None:
         ({}, True),
         ({"direction": "corrupt"}, False),
         ({"read": 7}, False),
-        ({"positions": (5,)}, False),
         ({"answer": " city"}, False),
         ({"top_tokens": 3}, False),
         ({"elsewhere": 6}, False),
     ],
 )
 def test_only_plain_requests_share_passes(change: dict[str, object], can: bool) -> None:
-    assert can_share_passes(replace(requests()[0], **change)) is can  # type: ignore[arg-type]
+    assert can_share_passes(replace(requests()[0], **change), HIDDEN) is can
+
+
+@pytest.mark.parametrize("spec", [MapSpec(positions=(5,)), MapSpec(subject_tokens_only=True), MapSpec(severed="mlp")])
+def test_only_plain_maps_share_passes(spec: MapSpec) -> None:
+    assert not can_share_passes(requests()[0], spec)
 
 
 def test_a_map_that_fails_its_audit_is_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
     tracer = tiny_tracer("gpt2")
     asked = requests()[:2]
-    expected = [tracer.trace(replace(request, engine="full")) for request in asked]
+    expected = [tracer.trace(request, engine="full") for request in asked]
     real = together.sweep
 
     def broken(*arguments: Any) -> Iterator[SweepChunk]:
@@ -134,7 +142,7 @@ def test_a_map_that_fails_its_audit_is_computed_again(monkeypatch: pytest.Monkey
         yield from real(*before, shifted, halved)
 
     monkeypatch.setattr(together, "sweep", broken)
-    found = trace_together(tracer.context, asked, nothing, lambda: False)
+    found = trace_together(tracer.context, asked, HIDDEN, OPTIONS, nothing, lambda: False)
     for one, other in zip(found, expected, strict=True):
         assert one.audit is not None
         assert one.audit.recomputed

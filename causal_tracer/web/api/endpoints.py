@@ -1,73 +1,41 @@
-"""The app's endpoints for programs, typed by their hints; `gradio_client` and MCP read the docstrings.
+"""The app's endpoints for programs, made of the app's fields; `gradio_client` and MCP read their docstrings.
 
-No postponed annotations here: Gradio takes the hints as they stand. And the generators are annotated with what
-they yield, since that is where Gradio takes the number and types of an endpoint's results from.
+Gradio takes an endpoint's arguments from its signature and hints, and the number and types of its results from the
+hint of what it returns: of a generator, the hint of what it yields. It takes hints as they stand, so none are postponed
+here.
 """
 
-from collections.abc import AsyncGenerator, Callable, Generator
+import inspect
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from contextlib import aclosing, closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, Literal, TypeVar
 
 import gradio as gr
 from gradio.events import api
 
-from causal_tracer.errors import SettingsError
-from causal_tracer.prompts.answer_forms import AnswerForm
-from causal_tracer.prompts.subject import Occurrence
+from causal_tracer.request.sites import DEFAULT_WINDOWS, KINDS, LayerKind
 from causal_tracer.web.api.answers import Json, for_clients, map_and_result, result
-from causal_tracer.web.service.asking import Asked, TraceInput
+from causal_tracer.web.service.asking import APP_FIELDS, AppField, Fields
 from causal_tracer.web.service.limits import client_of
 from causal_tracer.web.service.tracing import TraceService
 from causal_tracer.web.service.updates import Cancelled, RunUpdate, stepped, thinned
 
-Corruption = Literal[
-    "gaussian",
-    "gaussian replacing",
-    "uniform",
-    "uniform replacing",
-    "multivariate",
-    "student-t",
-    "zero",
-    "mean",
-]
-
 PARTIAL_SECONDS = 2.0
 MODEL_QUEUE = "model"
 
-_ARGUMENTS: dict[str, str] = {
-    "prompt": "The text that the model goes on from.",
-    "subject": "The part of it to corrupt; empty has it guessed.",
-    "kind": '"hidden", "mlp" or "attention", or "all" of them in one sweep.',
-    "samples": "Noise samples.",
-    "window": "Layers restored together; null takes 1 for hidden, 10 for MLP and attention.",
-    "noise": "Standard deviation of the noise; null takes the automatic level, 0 adds none.",
-    "seed": "Seed of the noise.",
-    "subject_tokens_only": "Restore at the subject's tokens only.",
-    "start_layer": "First layer to compute.",
-    "end_layer": "One past the last layer to compute; null computes up to the last block.",
-    "model": "One of the app's models (/models); empty takes the first.",
-    "answer": "The answer to trace, as text; a space at its start is a part of it. Empty takes the model's own.",
-    "answer_id": "The answer to trace, as a token id; null takes `answer`.",
-    "occurrence": 'Which one is meant where the subject occurs more than once: "first" or "last".',
-    "corruption": "What is done to the subject's embeddings.",
-    "batch_size": "Rows that go through the model together; null takes the app's.",
-    "answer_form": '"exact" reads the answer right after the prompt as it is written; "auto" also tries a space.',
-    "chat": "The prompt is a user's message, written by the model's chat template (/models says which have one); the "
-    "answer is the start of the assistant's.",
-}
+# In the order of arguments, which programs rely on: what is new comes last. A map's own endpoints have few, since their
+# figure is for looking at.
+_MAP_FIELDS = "prompt subject samples window noise seed subject_tokens_only model answer chat"
+_FIRST = (
+    "prompt subject kind samples window noise seed subject_tokens_only start_layer end_layer model answer answer_id "
+    "occurrence corruption batch_size chat answer_form"
+)
+_PROMPT_FIELDS = "prompt subject model answer occurrence chat answer_form"
+_MAP_TITLES = {"hidden": "hidden states", "mlp": "MLP outputs", "attention": "attention outputs"}
 
-Function = TypeVar("Function", bound=Callable[..., Any])
-Step = TypeVar("Step")
-
-
-def _with_arguments(function: Function) -> Function:
-    """Add to the docstring what its arguments are: the same words wherever one stands."""
-    names = [name for name in function.__annotations__ if name in _ARGUMENTS]
-    lines = [f"    {name}: {_ARGUMENTS[name]}" for name in names]
-    function.__doc__ = "\n".join([str(function.__doc__), "", "Args:", *lines])
-    return function
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -76,189 +44,70 @@ class Endpoints:
 
     service: TraceService
 
-    @_with_arguments
-    async def trace_hidden(  # type: ignore[misc]
-        self,
-        prompt: str,
-        subject: str = "",
-        samples: int = 10,
-        window: int = 1,
-        noise: float | None = None,
-        seed: int = 1,
-        subject_tokens_only: bool = False,
-        model: str = "",
-        answer: str = "",
-        chat: bool = False,
-        request: gr.Request | None = None,
-    ) -> tuple[Json, Json]:
-        """Trace hidden states: a Plotly figure as JSON, and the result as JSON, as /trace gives it."""
-        asked = TraceInput(
-            prompt,
-            subject,
-            "hidden",
-            samples,
-            window,
-            noise,
-            seed,
-            subject_tokens_only,
-            model=model,
-            answer=answer,
-            chat=chat,
-        )
-        async with aclosing(self._streamed(asked, request, map_and_result)) as steps:
-            async for step in steps:
-                yield step
+    def trace_map(self, kind: LayerKind) -> Callable[..., AsyncGenerator[tuple[Json, Json]]]:
+        """Return the endpoint that draws maps of one kind."""
 
-    @_with_arguments
-    async def trace_mlp(  # type: ignore[misc]
-        self,
-        prompt: str,
-        subject: str = "",
-        samples: int = 10,
-        window: int = 10,
-        noise: float | None = None,
-        seed: int = 1,
-        subject_tokens_only: bool = False,
-        model: str = "",
-        answer: str = "",
-        chat: bool = False,
-        request: gr.Request | None = None,
-    ) -> tuple[Json, Json]:
-        """Trace MLP outputs: a Plotly figure as JSON, and the result as JSON, as /trace gives it."""
-        asked = TraceInput(
-            prompt,
-            subject,
-            "mlp",
-            samples,
-            window,
-            noise,
-            seed,
-            subject_tokens_only,
-            model=model,
-            answer=answer,
-            chat=chat,
-        )
-        async with aclosing(self._streamed(asked, request, map_and_result)) as steps:
-            async for step in steps:
-                yield step
+        async def endpoint(*args: Any, **kwargs: Any) -> AsyncGenerator[tuple[Json, Json]]:
+            fields, request = arguments(*args, **kwargs)
+            async with aclosing(self._streamed({**fields, "kind": kind}, request, map_and_result)) as steps:
+                async for step in steps:
+                    yield step
 
-    @_with_arguments
-    async def trace_attention(  # type: ignore[misc]
-        self,
-        prompt: str,
-        subject: str = "",
-        samples: int = 10,
-        window: int = 10,
-        noise: float | None = None,
-        seed: int = 1,
-        subject_tokens_only: bool = False,
-        model: str = "",
-        answer: str = "",
-        chat: bool = False,
-        request: gr.Request | None = None,
-    ) -> tuple[Json, Json]:
-        """Trace attention outputs: a Plotly figure as JSON, and the result as JSON, as /trace gives it."""
-        asked = TraceInput(
-            prompt,
-            subject,
-            "attention",
-            samples,
-            window,
-            noise,
-            seed,
-            subject_tokens_only,
-            model=model,
-            answer=answer,
-            chat=chat,
-        )
-        async with aclosing(self._streamed(asked, request, map_and_result)) as steps:
-            async for step in steps:
-                yield step
+        about = f"Trace {_MAP_TITLES[kind]}: a Plotly figure as JSON, and the result as JSON, as /trace gives it."
+        window = replace(APP_FIELDS["window"], type=int, default=DEFAULT_WINDOWS[kind])
+        offered = {**_fields(_MAP_FIELDS), "window": window}
+        arguments = _describe(endpoint, f"trace_{kind}", about, offered, tuple[Json, Json])
+        return endpoint
 
-    @_with_arguments
-    async def trace(  # type: ignore[misc]
-        self,
-        prompt: str,
-        subject: str = "",
-        kind: Asked = "hidden",
-        samples: int = 10,
-        window: int | None = None,
-        noise: float | None = None,
-        seed: int = 1,
-        subject_tokens_only: bool = False,
-        start_layer: int = 0,
-        end_layer: int | None = None,
-        model: str = "",
-        answer: str = "",
-        answer_id: int | None = None,
-        occurrence: Occurrence = "last",
-        corruption: Corruption = "gaussian",
-        batch_size: int | None = None,
-        chat: bool = False,
-        answer_form: AnswerForm = "auto",
-        request: gr.Request | None = None,
-    ) -> Json:
-        """Trace one prompt: the result as JSON, as `HiddenFlow.from_dict` reads it; null for cells not computed.
+    def trace(self) -> Callable[..., AsyncGenerator[Json]]:
+        """Return the endpoint that traces with all settings."""
 
-        Of kind "all", {"hidden": result, "mlp": result, "attention": result}. Beside that, "progress" says how far it
-        is: done, total, seconds, cached, and what is waited for. While it waits, there is only that.
-        """
-        with for_clients():
-            if answer and answer_id is not None:
-                raise SettingsError(f"answer={answer!r} and answer_id={answer_id!r} are both given. Give one.")
-        asked = TraceInput(
-            prompt=prompt,
-            subject=subject,
-            kind=kind,
-            samples=samples,
-            window=window,
-            noise=noise,
-            seed=seed,
-            subject_tokens_only=subject_tokens_only,
-            start_layer=start_layer,
-            end_layer=end_layer,
-            model=model,
-            answer=answer if answer_id is None else answer_id,
-            occurrence=occurrence,
-            corruption=corruption,
-            batch_size=batch_size,
-            chat=chat,
-            answer_form=answer_form,
-        )
-        shown = partial(result, alone=kind != "all")
-        async with aclosing(self._streamed(asked, request, shown)) as steps:
-            async for step in steps:
-                yield step
+        async def endpoint(*args: Any, **kwargs: Any) -> AsyncGenerator[Json]:
+            fields, request = arguments(*args, **kwargs)
+            shown = partial(result, alone=fields["kind"] != "all")
+            async with aclosing(self._streamed(fields, request, shown)) as steps:
+                async for step in steps:
+                    yield step
 
-    @_with_arguments
-    def inspect_prompt(
-        self,
-        prompt: str,
-        subject: str = "",
-        model: str = "",
-        answer: str = "",
-        occurrence: Occurrence = "last",
-        chat: bool = False,
-        answer_form: AnswerForm = "auto",
-        request: gr.Request | None = None,
-    ) -> Json:
-        """Look at a prompt before tracing it: tokens with character spans, the subject's span, answers, problems."""
-        asked = TraceInput(
-            prompt, subject, model=model, answer=answer, occurrence=occurrence, chat=chat, answer_form=answer_form
+        about = (
+            "Trace one prompt: the result as JSON, as `HiddenFlow.from_dict` reads it; null for cells not computed.\n\n"
+            'Of kind "all", {"hidden": result, "mlp": result, "attention": result}. Beside that, "progress" says how '
+            "far it\nis: done, total, seconds, cached, and what is waited for. While it waits, there is only that."
         )
-        with for_clients():
-            return asdict(self.service.inspect(asked, client_of(request, self.service.settings)))
+        offered = {**_fields(_FIRST), **{name: field for name, field in APP_FIELDS.items() if name != "windows"}}
+        arguments = _describe(endpoint, "trace", about, offered, Json)
+        return endpoint
+
+    def inspect_prompt(self) -> Callable[..., Json]:
+        """Return the endpoint that looks at a prompt."""
+
+        def endpoint(*args: Any, **kwargs: Any) -> Json:
+            fields, request = arguments(*args, **kwargs)
+            with for_clients():
+                return asdict(self.service.inspect(fields, client_of(request, self.service.settings)))
+
+        about = (
+            "Look at a prompt before tracing it: tokens with character spans, the subject's span, answers, problems."
+        )
+        arguments = _describe(endpoint, "inspect_prompt", about, _fields(_PROMPT_FIELDS), Json)
+        return endpoint
 
     def models(self) -> list[Json]:
         """The models that may be asked for, the default first: size, state, automatic noise level, layers."""
         with for_clients():
             return [{**asdict(status), "size": status.size_words} for status in self.service.statuses()]
 
-    @_with_arguments
-    def status(self, model: str = "") -> Json:
-        """How far a model is: waiting, loading, ready or failed; its automatic noise level and number of layers."""
-        with for_clients():
-            return {**asdict(self.service.status(model)), "models": list(self.service.models)}
+    def status(self) -> Callable[..., Json]:
+        """Return the endpoint that says how far a model is."""
+
+        def endpoint(*args: Any, **kwargs: Any) -> Json:
+            fields, _ = arguments(*args, **kwargs)
+            with for_clients():
+                return {**asdict(self.service.status(fields["model"])), "models": list(self.service.models)}
+
+        about = "How far a model is: waiting, loading, ready or failed; its automatic noise level and number of layers."
+        arguments = _describe(endpoint, "status", about, _fields("model"), Json)
+        return endpoint
 
     def health(self) -> Json:
         """Whether the app can serve: "ok", or "failed" where no model could be loaded; runs that go on and wait."""
@@ -266,10 +115,10 @@ class Endpoints:
             return self.service.health()
 
     def _streamed(
-        self, asked: TraceInput, request: gr.Request | None, shown: Callable[[RunUpdate], Step]
-    ) -> AsyncGenerator[Step]:
-        def steps(left: Cancelled) -> Generator[Step]:
-            updates = self.service.trace(asked, client_of(request, self.service.settings), left)
+        self, fields: Fields, request: gr.Request | None, shown: Callable[[RunUpdate], Answer]
+    ) -> AsyncGenerator[Answer]:
+        def steps(left: Cancelled) -> Generator[Answer]:
+            updates = self.service.trace(fields, client_of(request, self.service.settings), left)
             with for_clients(), closing(thinned(updates, PARTIAL_SECONDS)) as few:
                 for update in few:
                     yield shown(update)
@@ -285,15 +134,46 @@ def add_endpoints(service: TraceService) -> None:
     """
     endpoints, workers = Endpoints(service), service.settings.workers
     maps: Literal["public", "undocumented"] = "undocumented" if service.settings.mcp else "public"
-    for function in (endpoints.trace_hidden, endpoints.trace_mlp, endpoints.trace_attention):
-        api(
-            function,
-            api_name=function.__name__,
-            concurrency_id=MODEL_QUEUE,
-            concurrency_limit=workers,
-            api_visibility=maps,
+    of_model: dict[str, Any] = {"concurrency_id": MODEL_QUEUE, "concurrency_limit": workers}
+    for kind in KINDS:
+        api(endpoints.trace_map(kind), api_name=f"trace_{kind}", api_visibility=maps, **of_model)
+    api(endpoints.trace(), api_name="trace", **of_model)
+    api(endpoints.inspect_prompt(), api_name="inspect_prompt", concurrency_limit=workers)
+    api(endpoints.models, api_name="models", queue=False)
+    api(endpoints.status(), api_name="status", queue=False)
+    api(endpoints.health, api_name="health", queue=False)
+
+
+def _fields(names: str) -> dict[str, AppField]:
+    return {name: APP_FIELDS[name] for name in names.split()}
+
+
+def _describe(
+    endpoint: Callable[..., Any], name: str, about: str, fields: Mapping[str, AppField], returned: Any
+) -> Callable[..., tuple[dict[str, Any], gr.Request | None]]:
+    """Give an endpoint its name, docstring and signature, and return what sorts its arguments: fields, and request."""
+    by_position = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = [
+        inspect.Parameter(
+            each,
+            by_position,
+            default=inspect.Parameter.empty if each == "prompt" else field.default,
+            annotation=field.type,
         )
-    api(endpoints.trace, api_name="trace", concurrency_id=MODEL_QUEUE, concurrency_limit=workers)
-    api(endpoints.inspect_prompt, api_name="inspect_prompt", concurrency_limit=workers)
-    for name in ("models", "status", "health"):
-        api(getattr(endpoints, name), api_name=name, queue=False)
+        for each, field in fields.items()
+    ]
+    parameters.append(inspect.Parameter("request", by_position, default=None, annotation=gr.Request | None))
+    signature = inspect.Signature(parameters, return_annotation=returned)
+    endpoint.__name__ = endpoint.__qualname__ = name
+    endpoint.__doc__ = "\n".join([about, "", "Args:", *(f"    {each}: {field.help}" for each, field in fields.items())])
+    kinds = {each: field.type for each, field in fields.items()}
+    endpoint.__annotations__ = {**kinds, "request": gr.Request | None, "return": returned}
+    endpoint.__signature__ = signature  # type: ignore[attr-defined]
+
+    def arguments(*args: Any, **kwargs: Any) -> tuple[dict[str, Any], gr.Request | None]:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        given = dict(bound.arguments)
+        return given, given.pop("request")
+
+    return arguments

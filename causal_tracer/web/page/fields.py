@@ -8,9 +8,8 @@ from typing import Any
 
 from causal_tracer.errors import SettingsError
 from causal_tracer.plots.heatmap import display_token
-from causal_tracer.request.sites import KINDS
-from causal_tracer.tracer import DEFAULT_WINDOWS
-from causal_tracer.web.service.asking import TraceInput
+from causal_tracer.request.sites import DEFAULT_WINDOWS, KINDS
+from causal_tracer.web.service.asking import APP_FIELDS, Fields
 from causal_tracer.web.service.inspection import Inspection, subject_of_tokens
 
 
@@ -24,7 +23,7 @@ class Picked:
         occurrence: Which one is meant where that subject occurs more than once.
         answer: The text of the answer that was chosen.
         answer_id: Its token; None where no token was chosen.
-        answer_form: As in `TraceInput`; the page has no field for it, but a link may have it.
+        answer_form: As in `TraceRequest`; the page has no field for it, but a link may have it.
     """
 
     prompt: str = ""
@@ -36,7 +35,7 @@ class Picked:
 
 
 # How the answer's field names a token that has no text of its own.
-_NAMED_TOKEN = re.compile(r"token (\d+)")
+_NAMED_TOKEN = re.compile(r"token (\d{1,15})")
 
 # In the order of the page's inputs.
 FIELD_NAMES: tuple[str, ...] = (
@@ -59,8 +58,8 @@ FIELD_NAMES: tuple[str, ...] = (
 _OPTIONAL_NUMBERS = {"noise": "The noise level", "end_layer": "The last layer", "batch_size": "The batch size"}
 
 
-def asked_for(kind: str, picked: Picked, *values: Any) -> TraceInput:
-    """The request that the fields make, in the order of `FIELD_NAMES`.
+def asked_for(kind: str, picked: Picked, *values: Any) -> dict[str, Any]:
+    """Return what the page asks for, by the names of `APP_FIELDS`; the values are in the order of `FIELD_NAMES`.
 
     Raises:
         SettingsError: Where a number is expected there is none.
@@ -74,29 +73,43 @@ def asked_for(kind: str, picked: Picked, *values: Any) -> TraceInput:
     same_answer = same_prompt and picked.answer == text
     by_id = same_answer and picked.answer_id is not None
     named = _NAMED_TOKEN.fullmatch(text.strip())
-    return TraceInput(
+    token = picked.answer_id if by_id else int(named[1]) if named else None
+    return {
         **given,
-        kind=kind,
-        answer=picked.answer_id if by_id else int(named[1]) if named else text,
-        answer_form=picked.answer_form if same_answer else "auto",
-        occurrence=picked.occurrence if same_prompt and picked.subject == given["subject"] else "last",
-        window=None if kind == "all" else windows[KINDS.index(kind)],
-        windows=windows if kind == "all" else (),
-    )
+        "kind": kind,
+        "answer": text if token is None else "",
+        "answer_id": token,
+        "answer_form": picked.answer_form if same_answer else "auto",
+        "occurrence": picked.occurrence if same_prompt and picked.subject == given["subject"] else "last",
+        "window": None if kind == "all" else windows[KINDS.index(kind)],
+        "windows": windows if kind == "all" else (),
+    }
 
 
-def field_values(asked: TraceInput, answer_text: str) -> tuple[Any, ...]:
-    """The other way round: what the fields show for a request, in the order of `FIELD_NAMES`."""
-    given = asked.windows or tuple(asked.window if kind == asked.kind else None for kind in KINDS)
+def field_values(asked: Fields) -> tuple[Any, ...]:
+    """Return what the page shows for what is asked for, in the order of `FIELD_NAMES`: the other way round."""
+    asked = {**{name: field.default for name, field in APP_FIELDS.items()}, **asked}
+    given = asked["windows"] or tuple(asked["window"] if kind == asked["kind"] else None for kind in KINDS)
     # An empty number field would send 0.
     windows = tuple(window or DEFAULT_WINDOWS[kind] for kind, window in zip(KINDS, given, strict=True))
     shown = {
-        **{name: getattr(asked, name) for name in FIELD_NAMES if hasattr(asked, name)},
-        **{name: "" if getattr(asked, name) is None else f"{getattr(asked, name):g}" for name in _OPTIONAL_NUMBERS},
-        "answer": answer_text,
+        **{name: asked[name] for name in FIELD_NAMES if name in asked},
+        **{name: "" if asked[name] is None else f"{asked[name]:g}" for name in _OPTIONAL_NUMBERS},
+        "answer": _answer_text(asked),
         **{f"window_{kind}": window for kind, window in zip(KINDS, windows, strict=True)},
     }
     return tuple(shown[name] for name in FIELD_NAMES)
+
+
+def picked_by(asked: Fields) -> Picked:
+    """Return what a link has picked beyond what the fields show."""
+    kept = {name: asked[name] for name in ("subject", "occurrence", "answer_id", "answer_form") if name in asked}
+    return Picked(prompt=asked["prompt"], answer=_answer_text(asked), **kept)
+
+
+def _answer_text(asked: Fields) -> str:
+    token = asked.get("answer_id")
+    return asked.get("answer") or "" if token is None else f"token {token}"
 
 
 def optional_number(title: str, text: Any) -> float | None:

@@ -14,12 +14,20 @@ from causal_tracer.errors import CausalTracerError
 from causal_tracer.web.page import explore
 from causal_tracer.web.page.chips import inspection_html
 from causal_tracer.web.page.field_notes import NOTED_FIELDS, field_notes, message_of, refusal
-from causal_tracer.web.page.fields import Picked, answer_picked, asked_for, field_values, subject_picked
+from causal_tracer.web.page.fields import (
+    FIELD_NAMES,
+    Picked,
+    answer_picked,
+    asked_for,
+    field_values,
+    picked_by,
+    subject_picked,
+)
 from causal_tracer.web.page.summary import message_html, model_words, progress_words, status_html
 from causal_tracer.web.page.views import Flows, TabView, maps_view
-from causal_tracer.web.service.asking import TraceInput
+from causal_tracer.web.service.asking import Fields
 from causal_tracer.web.service.limits import client_of
-from causal_tracer.web.service.links import input_of, page_url
+from causal_tracer.web.service.links import fields_of, page_url
 from causal_tracer.web.service.stored import STORED_PROMPT
 from causal_tracer.web.service.tracing import TraceService
 from causal_tracer.web.service.updates import Cancelled, RunUpdate, stepped, thinned
@@ -101,17 +109,17 @@ def result_link(service: TraceService, flows: Flows, request: gr.Request) -> str
     page = page_url(request.headers.get("referer") or f"http://{request.headers.get('host', '')}/")
     try:
         revision = next(iter(flows.values())).settings.revision
-        return service.link(input_of_all(flows), page, revision=revision)
+        return service.link(fields_of_all(flows), page, revision=revision)
     except CausalTracerError as error:
         return str(error)
 
 
-def input_of_all(flows: Flows) -> TraceInput:
-    """What was asked for to get these maps."""
-    inputs = [input_of(flow) for flow in flows.values()]
-    if len(inputs) == 1:
-        return inputs[0]
-    return replace(inputs[0], kind="all", window=None, windows=tuple(each.window for each in inputs))
+def fields_of_all(flows: Flows) -> Fields:
+    """Return what was asked for to get these maps."""
+    asked = [fields_of(flow) for flow in flows.values()]
+    if len(asked) == 1:
+        return asked[0]
+    return {**asked[0], "kind": "all", "window": None, "windows": tuple(each["window"] for each in asked)}
 
 
 @dataclass(frozen=True)
@@ -129,10 +137,10 @@ class PageEvents:
             asked = asked_for("hidden", picked, *values)
             inspection = self.service.inspect(asked)
             if event.value == "answer":
-                now = answer_picked(inspection, asked.prompt, int(event.index), picked)
+                now = answer_picked(inspection, asked["prompt"], int(event.index), picked)
                 return gr.skip(), now.answer, now, gr.skip()
             first, last = event.index
-            now = subject_picked(inspection, asked.prompt, int(first), int(last), picked)
+            now = subject_picked(inspection, asked["prompt"], int(first), int(last), picked)
         except CausalTracerError as error:
             return gr.skip(), gr.skip(), gr.skip(), message_html(str(error))
         return now.subject, gr.skip(), now, gr.skip()
@@ -145,15 +153,12 @@ class PageEvents:
         """What the page's address asks for: the fields' values, what was picked, the tab to open, and a message."""
         parsed = self.service.open_link(dict(request.query_params))
         if not parsed.given:
-            return (gr.skip(),) * (len(field_values(parsed.asked, "")) + 3)
-        asked = replace(parsed.asked, model=parsed.asked.model or self.service.models[0])
-        if not asked.prompt:
-            asked = replace(asked, prompt=STORED_PROMPT, subject="")
-        text = str(asked.answer or "")
-        token = int(asked.answer) if isinstance(asked.answer, int | float) else None
-        text = text if token is None else f"token {token}"
-        picked = Picked(asked.prompt, asked.subject or "", asked.occurrence, text, token, asked.answer_form)
-        return (*field_values(asked, text), picked, gr.Tabs(selected=asked.kind), message_html(warned=parsed.problems))
+            return (gr.skip(),) * (len(FIELD_NAMES) + 3)
+        asked = {**parsed.fields, "model": parsed.fields.get("model") or self.service.models[0]}
+        if not asked.get("prompt"):
+            asked |= {"prompt": STORED_PROMPT, "subject": ""}
+        picked, tab = picked_by(asked), gr.Tabs(selected=asked.get("kind", "hidden"))
+        return (*field_values(asked), picked, tab, message_html(warned=parsed.problems))
 
 
 def inspect_fields(service: TraceService, picked: Picked, *values: Any) -> tuple[str, ...]:

@@ -8,8 +8,8 @@ from typing import Any
 
 import gradio as gr
 
-from causal_tracer.request.sites import KINDS
-from causal_tracer.tracer import DEFAULT_WINDOWS
+from causal_tracer.corruption import CORRUPTIONS
+from causal_tracer.request.sites import DEFAULT_WINDOWS, KINDS
 from causal_tracer.web.page import handlers
 from causal_tracer.web.page.assets import static_text
 from causal_tracer.web.page.chips import inspection_html, stored_inspection
@@ -17,8 +17,7 @@ from causal_tracer.web.page.explore import TAB_TITLES
 from causal_tracer.web.page.field_notes import field_notes
 from causal_tracer.web.page.fields import FIELD_NAMES, Picked
 from causal_tracer.web.page.summary import message_html, model_words, status_html
-from causal_tracer.web.page.texts import CORRUPTION_TITLES, EXAMPLES
-from causal_tracer.web.service.asking import CORRUPTION_CHOICES
+from causal_tracer.web.page.texts import EXAMPLES
 from causal_tracer.web.service.inspection import Inspection
 from causal_tracer.web.service.stored import STORED_PROMPT, stored_map
 from causal_tracer.web.service.tracing import TraceService
@@ -158,7 +157,7 @@ def _advanced_fields() -> tuple[dict[str, Any], gr.HTML]:
                 elem_id="ct-noise",
             )
             corruption = gr.Dropdown(
-                [(CORRUPTION_TITLES[name], name) for name in CORRUPTION_CHOICES],
+                [(named.label, name) for name, named in CORRUPTIONS.items()],
                 value="gaussian",
                 label="Corruption",
                 info="The first four take the level.",

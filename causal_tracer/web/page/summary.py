@@ -17,8 +17,8 @@ from causal_tracer.web.service.updates import RunUpdate
 # A layer counts to a peak's stretch while restoring it brings back this share of what the peak does.
 _STRETCH = 0.5
 # What results call the corruptions that a noise level changes, and those that a seed does not.
-_WITH_LEVEL = {make(1, 0).description for make in CORRUPTIONS.values() if make(1, 0) != make(2, 0)}
-_WITHOUT_CHANCE = {make(1, 0).description for make in CORRUPTIONS.values() if make(1, 0) == make(1, 1)}
+_WITH_LEVEL = {named.make(1, 0).description for named in CORRUPTIONS.values() if named.takes_level}
+_WITHOUT_CHANCE = {named.make(1, 0).description for named in CORRUPTIONS.values() if not named.is_random}
 
 
 def warnings(flow: HiddenFlow) -> tuple[str, ...]:

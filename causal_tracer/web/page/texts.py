@@ -41,18 +41,6 @@ window of several layers together, centred on the column's layer.
 Method: Meng et al. 2022, *Locating and Editing Factual Associations in GPT*, arXiv 2202.05262, section 2.
 """
 
-CORRUPTION_TITLES = {
-    "gaussian": "Gaussian noise, added",
-    "gaussian replacing": "Gaussian noise instead",
-    "uniform": "Uniform noise, added",
-    "uniform replacing": "Uniform noise instead",
-    "multivariate": "Gaussian, embeddings' covariance",
-    "student-t": "Student-t, embeddings' covariance",
-    "zero": "Zero embeddings",
-    "mean": "Mean embedding",
-}
-"""What each corruption is called in the page's list, which is narrow."""
-
 STUDIES = (
     "One map is an anecdote. A study traces many facts, and averages the indirect effect over each fact's tokens of a "
     "role, then over facts (AIE). These were run before and are stored; `causal-tracer study` runs another."

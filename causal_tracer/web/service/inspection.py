@@ -96,7 +96,7 @@ def inspect_prompt(context: TracingContext, request: TraceRequest, typed: str, s
     Raises:
         NumericsError: The clean run gave NaN or infinite logits.
     """
-    text = request.text
+    text = request.prompt
     found = Inspection(noise=context.noise)
     subject_problem: Problem | None = None
     try:

@@ -9,24 +9,22 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, get_args
 from urllib.parse import urlencode, urlsplit, urlunsplit
 
-from causal_tracer.corruption import AUTOMATIC_NOISE_RULE, CORRUPTIONS
-from causal_tracer.errors import SettingsError
-from causal_tracer.prompts.answer_forms import AnswerForm
+from causal_tracer.arguments import choice, shown
+from causal_tracer.corruption import AUTOMATIC_NOISE_RULE
+from causal_tracer.errors import CausalTracerError, SettingsError
 from causal_tracer.prompts.chat import ChatText
-from causal_tracer.request.data import read_request
-from causal_tracer.request.records import MapSpec, Text, TraceRequest
+from causal_tracer.request.record import changed_fields, record_fields
+from causal_tracer.request.records import Text
 from causal_tracer.request.sites import KINDS
 from causal_tracer.results.flow import HiddenFlow
-from causal_tracer.web.service.asking import ASKED_KINDS, CORRUPTION_CHOICES, TraceInput, shown
+from causal_tracer.web.service.asking import APP_FIELDS, ASKED_KINDS, ONLY_PYTHON, Fields
 
 _SPACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
-_WHOLE = re.compile(r"[0-9]{1,10}")
-_NUMBER = re.compile(r"[0-9]{1,17}(\.[0-9]{1,25})?([eE][+-]?[0-9]{1,3})?")
 _LONGEST_TEXT = 20_000
 _ONLY_THE_PACKAGE = "This result was made in a way that only the package has, so the app has no link to it."
 
@@ -36,13 +34,13 @@ class ParsedLink:
     """What a link asks for.
 
     Attributes:
-        asked: The input, with the defaults where the link says nothing or nothing sensible.
+        fields: What the link has a sensible value for.
         problems: What was left out, and why.
         given: Whether the link asks for anything at all.
         revision: The revision of the model that the link was made with; empty where it has none.
     """
 
-    asked: TraceInput
+    fields: Fields
     problems: tuple[str, ...] = ()
     given: bool = False
     revision: str = ""
@@ -62,107 +60,64 @@ def page_url(request_url: str, environ: Mapping[str, str] = os.environ) -> str:
     return urlunsplit((parts.scheme, parts.netloc, parts.path, "", ""))
 
 
-def share_link(asked: TraceInput, page: str, *, revision: str | None = None) -> str:
-    """The link to a page that reproduces what was asked for.
+# What a reader looks for comes first.
+_FIRST = ("prompt", "subject", "model", "kind")
+_ORDER = (*_FIRST, *(name for name in APP_FIELDS if name not in _FIRST))
+
+
+def share_link(fields: Fields, page: str, *, revision: str | None = None) -> str:
+    """Return the link to a page that reproduces what was asked for.
 
     Args:
-        asked: What was asked for, valid.
+        fields: What was asked for, valid.
         page: The page's address (`page_url`).
         revision: The model's revision, so that whoever opens the link is told if it has changed.
     """
-    default = TraceInput("")
-    fields: dict[str, Any] = {"prompt": asked.prompt, "subject": asked.subject or "", "model": asked.model}
-    fields["revision"] = revision or ""
-    fields["kind"] = asked.kind
-    if isinstance(asked.answer, str):
-        fields["answer"] = asked.answer
-    elif asked.answer is not None:
-        fields["answer_id"] = int(asked.answer)
-    for name in ("samples", "seed"):
-        fields[name] = _plain(getattr(asked, name))
-    for name in ("window", "noise", "start_layer", "end_layer", "batch_size"):
-        value = getattr(asked, name)
-        fields[name] = "" if value == getattr(default, name) else _plain(value)
-    if asked.kind == "all" and any(window is not None for window in asked.windows):
-        fields["windows"] = ",".join("" if window is None else _plain(window) for window in asked.windows)
-    for name in ("subject_tokens_only", "chat"):
-        fields[name] = "1" if getattr(asked, name) else ""
-    for name in ("occurrence", "corruption", "answer_form"):
-        value = getattr(asked, name)
-        fields[name] = "" if value == getattr(default, name) else value
-    return f"{page}?{urlencode({name: value for name, value in fields.items() if value != ''})}"
+    said = {name: _written(fields[name]) for name in _ORDER if name in fields and _worth_saying(name, fields[name])}
+    return f"{page}?{urlencode({**said, **({'revision': revision} if revision else {})})}"
 
 
 def parse_link(query: Mapping[str, Any]) -> ParsedLink:
-    """What the query of a page asks for. Never raises: what is wrong is in `problems`; unknown names are not ours."""
+    """Return what the query of a page asks for. Never raises: what is wrong is in `problems`."""
     found: dict[str, Any] = {}
     problems: list[str] = []
-    revision = ""
-    for name, (field, read) in _READERS.items():
+    for name in (*APP_FIELDS, "revision"):
         if name not in query:
             continue
         text = query[name]
         try:
-            value = read(text if isinstance(text, str) else "")
-        except ValueError:
+            found[name] = _read(name, text if isinstance(text, str) else "")
+        except (ValueError, CausalTracerError):
             problems.append(f"{name}={shown(text)} in the link is none of its values, and was left out.")
-            continue
-        if name == "revision":
-            revision = value
-        else:
-            found[field] = value
-    return ParsedLink(replace(TraceInput(""), **found), tuple(problems), bool(found or problems), revision)
+    revision = found.pop("revision", "")
+    return ParsedLink(found, tuple(problems), bool(found or problems), revision)
 
 
-def input_of(flow: HiddenFlow, model: str = "") -> TraceInput:
-    """Return what to ask for to get a result again.
+def fields_of(flow: HiddenFlow, model: str = "") -> dict[str, Any]:
+    """Return what to ask the app for to get a result again.
 
     Args:
         flow: The result, perhaps an uploaded one.
         model: The name by which the app knows the model; empty takes the result's own.
 
     Raises:
-        SettingsError: The result was made in a way that the app does not have, or does not say how it was made.
+        SettingsError: The result was made in a way that the app does not have, or does not store how it was made.
     """
-    settings = flow.settings
-    asked = _input_of_older(flow) if flow.request is None else _input_of_request(*read_request(flow.request))
-    automatic = settings.noise_rule == AUTOMATIC_NOISE_RULE
-    return replace(asked, model=model or settings.model, noise=None if automatic else settings.noise)
-
-
-# What a request has in common with the app's input, by the same names.
-_SHARED_FIELDS = (
-    "kind",
-    "samples",
-    "window",
-    "seed",
-    "subject_tokens_only",
-    "start_layer",
-    "end_layer",
-    "occurrence",
-    "corruption",
-    "batch_size",
-    "answer_form",
-)
-# What the app has under other names, and what changes no number beyond rounding.
-_OTHER_FIELDS = ("text", "subject", "answer", "answer_id", "engine", "audit", "top_tokens")
-
-
-def _input_of_request(request: TraceRequest, spec: MapSpec) -> TraceInput:
-    typed = _typed(request.text)
-    only_here = [item for item in fields(request) if item.name not in (*_SHARED_FIELDS, *_OTHER_FIELDS)]
-    if not (
-        typed is not None
-        and isinstance(request.samples, int)
-        and request.corruption in CORRUPTION_CHOICES
-        and all(getattr(request, item.name) == item.default for item in only_here)
-        and spec == MapSpec(spec.kind, spec.window)
-    ):
+    stored = flow.asked()
+    found: dict[str, Any] = {"kind": stored.map.kind, "model": model or flow.settings.model}
+    for record in (stored.request, stored.map, stored.options):
+        if changed_fields(record).keys() & ONLY_PYTHON - _CHANGES_NO_NUMBER:
+            raise SettingsError(_ONLY_THE_PACKAGE)
+        found |= {name: getattr(record, name) for name, field in APP_FIELDS.items() if field.record is type(record)}
+    text = _typed(stored.request.prompt)
+    if text is None or not isinstance(found["samples"], int) or not isinstance(found["corruption"], str):
         raise SettingsError(_ONLY_THE_PACKAGE)
-    shared: dict[str, Any] = {name: getattr(request, name) for name in _SHARED_FIELDS}
-    answer = request.answer or "" if request.answer_id is None else request.answer_id
-    chat = isinstance(request.text, ChatText)
-    return TraceInput(typed, request.subject or "", answer=answer, chat=chat, **shared)
+    automatic = flow.settings.noise_rule == AUTOMATIC_NOISE_RULE
+    found |= {"prompt": text, "chat": isinstance(stored.request.prompt, ChatText)}
+    return {**found, "noise": None if automatic else flow.settings.noise}
+
+
+_CHANGES_NO_NUMBER = {"engine", "audit", "top_tokens"}
 
 
 def _typed(text: Text) -> str | None:
@@ -173,117 +128,61 @@ def _typed(text: Text) -> str | None:
     return message if text == ChatText.from_user(message) else None
 
 
-def _input_of_older(flow: HiddenFlow) -> TraceInput:
-    """The same of a result saved before requests were stored, read as a text: it does not tell conversations.
+def _worth_saying(name: str, value: Any) -> bool:
+    """Whether a link names a value: where it is not the default, and always what a reader wants to see there."""
+    shown_always = name in ("kind", "samples", "seed")
+    return value not in (None, "", ()) and (shown_always or value != APP_FIELDS[name].default)
+
+
+def _written(value: Any) -> str:
+    """A value as short as it can be written and read back the same."""
+    if isinstance(value, bool):
+        return str(int(value))
+    if isinstance(value, int | float):
+        return str(int(value)) if float(value).is_integer() and abs(value) < 2**53 else repr(float(value))
+    return value if isinstance(value, str) else ",".join("" if part is None else _written(part) for part in value)
+
+
+def _read(name: str, text: str) -> Any:
+    """The value that a link's text stands for.
 
     Raises:
-        SettingsError: The app does not have it, or the subject's occurrence is not known.
+        ValueError, CausalTracerError: It stands for none that the field can have.
     """
-    settings = flow.settings
-    names = {make(settings.noise, settings.seed).description: name for name, make in CORRUPTIONS.items()}
-    names["Gaussian noise"] = "gaussian"
-    special = (settings.severed, settings.placebo, settings.read, settings.foil, settings.elsewhere)
-    plain = (settings.metric, settings.direction, *special) == ("probability", "restore", *(None,) * len(special))
-    if settings.corruption not in names or not plain:
-        raise SettingsError(_ONLY_THE_PACKAGE)
-    count = sum(flow.prompt.startswith(flow.subject, place) for place in range(len(flow.prompt)))
-    if count > 1:
-        raise SettingsError(
-            f"The subject {flow.subject!r} occurs {count} times in the prompt, and this result, of an earlier version, "
-            "does not store which one was traced. Trace the prompt again to get a link."
-        )
-    shared: dict[str, Any] = {
-        name: getattr(settings, name)
-        for name in _SHARED_FIELDS
-        if name not in ("kind", "occurrence", "corruption", "answer_form")
-    }
-    shared["end_layer"] = None if settings.end_layer == flow.scores.shape[1] else settings.end_layer
-    return TraceInput(
-        prompt=flow.prompt,
-        subject="" if flow.subject_guessed else flow.subject,
-        kind=flow.kind,
-        answer=flow.answer if len(flow.answer_ids) > 1 else flow.answer_id,
-        # The result has the text that was read, its space included.
-        answer_form="exact",
-        corruption=names[settings.corruption],
-        **shared,
-    )
-
-
-def _plain(value: float | None) -> str:
-    """A number as short as it can be written and read back the same."""
-    if value is None:
-        return ""
-    return str(int(value)) if float(value).is_integer() and abs(value) < 2**53 else repr(float(value))
-
-
-def _text(text: str) -> str:
-    if len(text) > _LONGEST_TEXT or any("\ud800" <= character <= "\udfff" for character in text):
+    if name == "revision":
+        return _matched(r"[A-Za-z0-9._/-]{1,100}", text)
+    if name == "kind":
+        return choice(name, text, ASKED_KINDS)
+    if name == "windows":
+        parts = text.split(",")
+        if len(parts) != len(KINDS):
+            raise ValueError
+        return tuple(_read("window", part) if part else None for part in parts)
+    field = APP_FIELDS[name]
+    kinds = {field.type, *get_args(field.type)}
+    value: Any = text
+    if bool in kinds:
+        value = {"0": False, "1": True, "false": False, "true": True}.get(text)
+    elif int in kinds:
+        value = int(_matched("[0-9]{1,10}", text))
+    elif float in kinds:
+        value = float(_matched(r"[0-9]{1,17}(\.[0-9]{1,25})?([eE][+-]?[0-9]{1,3})?", text))
+    elif len(text) > _LONGEST_TEXT or any("\ud800" <= character <= "\udfff" for character in text):
         raise ValueError
-    return text
-
-
-def _number(text: str) -> float:
-    value = float(text) if _NUMBER.fullmatch(text) else math.nan
-    if not math.isfinite(value):
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
         raise ValueError
+    if field.record is not None and name != "prompt":
+        _check(field.record, name, value)
     return value
 
 
-def _whole(text: str) -> int:
-    if not _WHOLE.fullmatch(text):
-        raise ValueError
-    return int(text)
+def _check(record: type[Any], name: str, value: Any) -> None:
+    """Let the record refuse a value of one of its fields."""
+    needed = {"prompt": "x"} if "prompt" in record_fields(record) else {}
+    record(**needed, **{name: value})
 
 
-def _windows(text: str) -> tuple[int | None, ...]:
-    parts = text.split(",")
-    if len(parts) != len(KINDS):
-        raise ValueError
-    return tuple(_whole(part) if part else None for part in parts)
-
-
-def _yes(text: str) -> bool:
-    if text not in ("0", "1", "true", "false"):
-        raise ValueError
-    return text in ("1", "true")
-
-
-def _choice(*choices: str) -> Callable[[str], str]:
-    def read(text: str) -> str:
-        if text not in choices:
-            raise ValueError
-        return text
-
-    return read
-
-
-def _revision(text: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9._/-]{1,100}", text):
+def _matched(pattern: str, text: str) -> str:
+    if not re.fullmatch(pattern, text):
         raise ValueError
     return text
-
-
-# From the link's name to the input's field, and what makes a value of its text.
-_READERS: Mapping[str, tuple[str, Callable[[str], Any]]] = {
-    "prompt": ("prompt", _text),
-    "subject": ("subject", _text),
-    "model": ("model", _text),
-    "revision": ("", _revision),
-    "kind": ("kind", _choice(*ASKED_KINDS)),
-    "answer": ("answer", _text),
-    "answer_id": ("answer", _whole),
-    "samples": ("samples", _whole),
-    "seed": ("seed", _whole),
-    "window": ("window", _whole),
-    "windows": ("windows", _windows),
-    "noise": ("noise", _number),
-    "start_layer": ("start_layer", _whole),
-    "end_layer": ("end_layer", _whole),
-    "batch_size": ("batch_size", _whole),
-    "subject_tokens_only": ("subject_tokens_only", _yes),
-    "chat": ("chat", _yes),
-    "occurrence": ("occurrence", _choice("first", "last")),
-    "answer_form": ("answer_form", _choice(*get_args(AnswerForm))),
-    "corruption": ("corruption", _choice(*CORRUPTION_CHOICES)),
-}

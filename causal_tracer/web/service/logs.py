@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from causal_tracer.errors import CausalTracerError, TraceCancelled
-from causal_tracer.web.service.asking import ASKED_KINDS, TraceInput
+from causal_tracer.web.service.asking import ASKED_KINDS, Fields
 from causal_tracer.web.service.settings import ServiceSettings
 
 REQUESTS = "causal_tracer.web.requests"
@@ -51,7 +51,7 @@ def configure(settings: ServiceSettings) -> None:
 
 
 @contextmanager
-def logged(event: str, asked: TraceInput, settings: ServiceSettings) -> Iterator[dict[str, object]]:
+def logged(event: str, fields: Fields, settings: ServiceSettings) -> Iterator[dict[str, object]]:
     """Write a request down when it is over, whatever became of it: what kind of thing it was, not what was typed.
 
     Gives the fields of its line, for more to be added.
@@ -72,8 +72,8 @@ def logged(event: str, asked: TraceInput, settings: ServiceSettings) -> Iterator
         raise
     finally:
         line["total_seconds"] = round(time.monotonic() - begun, 3)
-        if asked.kind in ASKED_KINDS:
-            line["kind"] = asked.kind
+        if (kind := fields.get("kind", "hidden")) in ASKED_KINDS:
+            line["kind"] = kind
         if settings.log_prompts:
-            line["prompt"] = str(asked.prompt)[:_LONGEST_MESSAGE]
+            line["prompt"] = str(fields.get("prompt"))[:_LONGEST_MESSAGE]
         _requests.info("", extra={"fields": line})

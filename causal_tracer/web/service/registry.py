@@ -16,7 +16,7 @@ from causal_tracer.experiment.set_up import TracingContext
 from causal_tracer.loading.embedded import find_embedded_model, is_embedded_name
 from causal_tracer.loading.models import load_model
 from causal_tracer.prompts.chat import has_chat_template
-from causal_tracer.request.records import MapSpec, TraceRequest
+from causal_tracer.request.records import MapSpec, RunOptions, TraceRequest
 from causal_tracer.sweep.engine import choose_engine, known_verdicts
 from causal_tracer.tracer import CausalTracer
 from causal_tracer.tracing.loop import MapsUpdate, trace_maps
@@ -36,7 +36,9 @@ ModelState = Literal["waiting", "loading", "ready", "failed"]
 Report = Callable[[str, float], None]
 """Called with words for what is going on, and a fraction from 0 to 1."""
 
-TraceMaps = Callable[[TracingContext, TraceRequest, Mapping[str, MapSpec], Callable[[], bool]], Iterator[MapsUpdate]]
+TraceMaps = Callable[
+    [TracingContext, TraceRequest, Mapping[str, MapSpec], RunOptions | None, Callable[[], bool]], Iterator[MapsUpdate]
+]
 """As `trace_maps`; closed when nobody waits for it any more."""
 
 _logger = logging.getLogger(__name__)

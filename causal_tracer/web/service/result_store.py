@@ -1,7 +1,7 @@
 """Finished results: kept in memory and in a folder, found again by everything that determines them.
 
     store = ResultStore(folder, memory_bytes, disk_bytes)
-    key = result_key(identity, checked.request, spec, checked.noise)
+    key = result_key(identity, StoredRequest(request, spec, options))
     flow = store.get(key)
     store.put(key, flow)
 
@@ -21,7 +21,7 @@ import threading
 import time
 from collections import OrderedDict
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -31,7 +31,8 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from causal_tracer.errors import ResultFormatError
-from causal_tracer.request.records import MapSpec, TraceRequest
+from causal_tracer.request.record import to_data
+from causal_tracer.request.records import StoredRequest
 from causal_tracer.results.flow import HiddenFlow
 from causal_tracer.version import __version__
 from causal_tracer.web.service.registry import ModelIdentity
@@ -58,12 +59,10 @@ class ResultKey:
     lasting: bool
 
 
-def result_key(identity: ModelIdentity, request: TraceRequest, spec: MapSpec, noise: float | None) -> ResultKey:
-    """The key of one map: the model's weights, the request, the map's kind and window, and the versions at work."""
-    asked = {item.name: getattr(request, item.name) for item in fields(request) if item.name not in ("kind", "window")}
-    everything = {"model": identity.text, "noise": noise, "asked": asked, "map": asdict(spec), "runtime": _runtime()}
-    # A conversation is no plain value.
-    text = json.dumps(everything, sort_keys=True, ensure_ascii=True, default=asdict)
+def result_key(identity: ModelIdentity, asked: StoredRequest) -> ResultKey:
+    """The key of one map: the model's weights, what is asked for, and the versions at work."""
+    everything = {"model": identity.text, "asked": to_data(asked), "runtime": _runtime()}
+    text = json.dumps(everything, sort_keys=True, ensure_ascii=True)
     return ResultKey(hashlib.sha256(text.encode("ascii")).hexdigest(), identity.lasting)
 
 

@@ -8,24 +8,14 @@ from importlib.resources import as_file, files
 from causal_tracer.request.records import TraceRequest
 from causal_tracer.request.sites import LayerKind, require_kind
 from causal_tracer.results.flow import HiddenFlow
-from causal_tracer.tracer import DEFAULT_WINDOWS
 from causal_tracer.web.service.asking import TOP_TOKENS
 
 STORED_PROMPT = "The Space Needle is located in the city of"
 STORED_SUBJECT = "The Space Needle"
 
 
-def stored_request(kind: LayerKind) -> TraceRequest:
-    """What was asked for to get the stored map of a kind; the noise level was the automatic one."""
-    return TraceRequest(
-        text=STORED_PROMPT,
-        subject=STORED_SUBJECT,
-        kind=kind,
-        samples=10,
-        window=DEFAULT_WINDOWS[kind],
-        seed=1,
-        top_tokens=TOP_TOKENS,
-    )
+STORED_REQUEST = TraceRequest(STORED_PROMPT, STORED_SUBJECT, top_tokens=TOP_TOKENS)
+"""What was asked for to get the stored maps, with the paper's windows."""
 
 
 def stored_name(kind: LayerKind) -> str:

@@ -2,7 +2,7 @@
 
     service = TraceService(ServiceSettings.from_environment())
     service.start_loading()
-    for update in service.trace(TraceInput("The Space Needle is located in the city of")):
+    for update in service.trace({"prompt": "The Space Needle is located in the city of"}):
         ...
 
 Finished results are kept in a `ResultStore`; one that is there is returned at once, without the model. One trace runs
@@ -19,14 +19,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+from causal_tracer.arguments import shown
 from causal_tracer.errors import BusyError, CausalTracerError, PromptError, SettingsError, SubjectError
 from causal_tracer.experiment.set_up import TracingContext, prompt_for
-from causal_tracer.request.records import MapSpec
+from causal_tracer.request.records import MapSpec, StoredRequest
 from causal_tracer.request.sites import LayerKind
 from causal_tracer.results.flow import HiddenFlow
 from causal_tracer.tracing.loop import MapsUpdate
 from causal_tracer.web.service import links
-from causal_tracer.web.service.asking import CheckedInput, TraceInput, check_input, shown
+from causal_tracer.web.service.asking import CheckedFields, Fields, check_fields
 from causal_tracer.web.service.inspection import Inspection, Problem, inspect_prompt, inspect_unloaded
 from causal_tracer.web.service.limits import ClientShares, check_work
 from causal_tracer.web.service.links import ParsedLink
@@ -88,11 +89,11 @@ class TraceService:
             "result_bytes": self._results.nbytes,
         }
 
-    def trace(self, asked: TraceInput, client: str = "", cancelled: Cancelled = lambda: False) -> Generator[RunUpdate]:
+    def trace(self, fields: Fields, client: str = "", cancelled: Cancelled = lambda: False) -> Generator[RunUpdate]:
         """Trace one prompt, waiting for the model and for its turn where it has to.
 
         Args:
-            asked: What to trace.
+            fields: What to trace, by the names of `APP_FIELDS`.
             client: Who asks (`limits.client_of`), for the limits of each client; the empty one has none.
             cancelled: True stops the run between two blocks of the model; to leave the iteration stops it too, but
                 only when the next update is there.
@@ -109,10 +110,10 @@ class TraceService:
             NumericsError: A run gave NaN or infinite logits.
             TraceCancelled: `cancelled` said so.
         """
-        with logged("trace", asked, self.settings) as outcome:
-            slot = self._slot(asked.model)
+        with logged("trace", fields, self.settings) as outcome:
+            slot = self._slot(fields.get("model", ""))
             outcome["model"] = slot.status.model
-            checked = check_input(asked, self.settings)
+            checked = check_fields(fields, self.settings)
             known = self._known(slot, checked)
             if len(known) < len(checked.specs):
                 with self._shares.request(client):
@@ -121,16 +122,16 @@ class TraceService:
             outcome["outcome"] = "cached"
             yield _finished(known)
 
-    def inspect(self, asked: TraceInput, client: str = "") -> Inspection:
+    def inspect(self, fields: Fields, client: str = "") -> Inspection:
         """Look at a prompt before it is traced: tokens, subject, answers; what is wrong with it is in `problems`."""
         try:
-            slot = self._slot(asked.model)
-            request = check_input(asked, self.settings).request
+            slot = self._slot(fields.get("model", ""))
+            request = check_fields(fields, self.settings).request
             self._shares.charge(client, 1)
             slot.start()
             if not slot.wait(0):
-                return inspect_unloaded(asked.prompt, request.subject, slot.status.loading_words)
-            return inspect_prompt(slot.loaded().tracer.context, request, asked.prompt, self.settings)
+                return inspect_unloaded(fields["prompt"], request.subject, slot.status.loading_words)
+            return inspect_prompt(slot.loaded().tracer.context, request, fields["prompt"], self.settings)
         except SubjectError as error:
             return Inspection(problems=(Problem("subject", str(error)),))
         except PromptError as error:
@@ -138,29 +139,29 @@ class TraceService:
         except CausalTracerError as error:
             return Inspection(problems=(Problem("settings", str(error)),))
 
-    def link(self, asked: TraceInput, page: str, *, revision: str | None = None) -> str:
+    def link(self, fields: Fields, page: str, *, revision: str | None = None) -> str:
         """Return the link that reproduces what was asked for, with the model and its revision.
 
         Args:
-            asked: What was asked for, valid.
+            fields: What was asked for, valid.
             page: The page's address (`links.page_url`).
             revision: The revision that a result was made with; None takes that of the app's model.
         """
-        status = self.status(asked.model)
-        return links.share_link(replace(asked, model=status.model), page, revision=revision or status.revision)
+        status = self.status(fields.get("model", ""))
+        return links.share_link({**fields, "model": status.model}, page, revision=revision or status.revision)
 
     def open_link(self, query: Mapping[str, Any]) -> ParsedLink:
         """What a link asks of this app; what it cannot have is reported and left out."""
         parsed = links.parse_link(query)
         problems = list(parsed.problems)
-        if parsed.asked.model and not any(parsed.asked.model in slot.names for slot in self._slots.values()):
+        model = parsed.fields.get("model", "")
+        if model and not any(model in slot.names for slot in self._slots.values()):
             problems.append(
-                f"model={shown(parsed.asked.model)} in the link is none of this app's models: {self.models[0]} is "
-                "taken."
+                f"model={shown(model)} in the link is none of this app's models: {self.models[0]} is taken."
             )
-            parsed = replace(parsed, asked=replace(parsed.asked, model=""))
+            parsed = replace(parsed, fields={**parsed.fields, "model": ""})
         elif parsed.revision:
-            here = self.status(parsed.asked.model).revision
+            here = self.status(model).revision
             if here is not None and here != parsed.revision:
                 problems.append(
                     f"The link was made with revision {parsed.revision} of the model, and this app has {here}: numbers "
@@ -168,14 +169,14 @@ class TraceService:
                 )
         return replace(parsed, problems=tuple(problems))
 
-    def python_lines(self, asked: TraceInput) -> str:
+    def python_lines(self, fields: Fields) -> str:
         """The lines of Python that reproduce a run.
 
         Raises:
             SettingsError, PromptError: As in `trace`.
         """
-        slot = self._slot(asked.model)
-        return python_lines(check_input(asked, self.settings), slot.status.model, slot.hub_revision)
+        slot = self._slot(fields.get("model", ""))
+        return python_lines(check_fields(fields, self.settings), slot.status.model, slot.hub_revision)
 
     def _slot(self, model: str) -> ModelSlot:
         name = (model or self.models[0]) if isinstance(model, str) else None
@@ -187,22 +188,24 @@ class TraceService:
             )
         return slot
 
-    def _keys(self, slot: ModelSlot, checked: CheckedInput) -> dict[LayerKind, ResultKey]:
-        model, request, noise = slot.identity, checked.request, checked.noise
-        return {kind: result_key(model, request, spec, noise) for kind, spec in checked.specs.items()}
+    def _keys(self, slot: ModelSlot, checked: CheckedFields) -> dict[LayerKind, ResultKey]:
+        return {
+            kind: result_key(slot.identity, StoredRequest(checked.request, spec, checked.options))
+            for kind, spec in checked.specs.items()
+        }
 
-    def _known(self, slot: ModelSlot, checked: CheckedInput) -> dict[LayerKind, HiddenFlow]:
+    def _known(self, slot: ModelSlot, checked: CheckedFields) -> dict[LayerKind, HiddenFlow]:
         found = {kind: self._results.get(key) for kind, key in self._keys(slot, checked).items()}
         return {kind: flow for kind, flow in found.items() if flow is not None}
 
     def _compute(
-        self, slot: ModelSlot, checked: CheckedInput, client: str, outcome: dict[str, object], cancelled: Cancelled
+        self, slot: ModelSlot, checked: CheckedFields, client: str, outcome: dict[str, object], cancelled: Cancelled
     ) -> Generator[RunUpdate]:
         """Trace what is not known yet, in turn."""
         slot.start()
         while not slot.wait(_POLL_SECONDS):
             yield RunUpdate(waiting=slot.status.loading_words)
-        context = with_noise(slot.loaded().tracer.context, checked.noise)
+        context = slot.loaded().tracer.context
         parameters = slot.status.parameters or 0
         self._shares.charge(client, self._check_work(context, checked, parameters))
         ticket = slot.line.join()
@@ -216,7 +219,8 @@ class TraceService:
                 outcome["outcome"] = "cached"
                 yield _finished(known)
                 return
-            run = partial(slot.loaded().run, context, checked.request, cast(Mapping[str, MapSpec], missing), cancelled)
+            specs = cast(Mapping[str, MapSpec], missing)
+            run = partial(slot.loaded().run, context, checked.request, specs, checked.options, cancelled)
             yield from self._traced(slot, checked, run, known, outcome)
         finally:
             slot.line.leave(ticket)
@@ -225,7 +229,7 @@ class TraceService:
     def _traced(
         self,
         slot: ModelSlot,
-        checked: CheckedInput,
+        checked: CheckedFields,
         run: Callable[[], Iterator[MapsUpdate]],
         known: Mapping[LayerKind, HiddenFlow],
         outcome: dict[str, object],
@@ -249,24 +253,22 @@ class TraceService:
                 outcome |= {"runs": update.done, "seconds": round(seconds, 3)}
                 yield RunUpdate(flows, update.done, update.total, seconds)
 
-    def _check_work(self, context: TracingContext, checked: CheckedInput, parameters: int) -> int:
+    def _check_work(self, context: TracingContext, checked: CheckedFields, parameters: int) -> int:
         """The work asked for, within the limits that depend on the prompt's tokens and the model."""
         request, settings = checked.request, self.settings
-        prompt = prompt_for(context, request.text, request.subject, request.occurrence)
+        prompt = prompt_for(context, request.prompt, request.subject, request.occurrence)
         if len(prompt) > settings.max_prompt_tokens:
             raise PromptError(
                 f"The prompt has {len(prompt)} tokens, and this app takes at most "
                 f"{limit('max_prompt_tokens', settings.max_prompt_tokens)}. Shorten it."
             )
         start, end = prompt.subject_range
-        positions = end - start if request.subject_tokens_only else len(prompt)
-        cells = positions * len(request.layer_range(context.traced.n_layers)) * len(checked.specs)
+        layers = context.traced.n_layers
+        cells = sum(
+            (end - start if spec.subject_tokens_only else len(prompt)) * len(spec.layer_range(layers))
+            for spec in checked.specs.values()
+        )
         return check_work(cells, request.samples if isinstance(request.samples, int) else 0, parameters, settings)
-
-
-def with_noise(context: TracingContext, noise: float | None) -> TracingContext:
-    """The same model with another noise level; None leaves the tracer's own."""
-    return context if noise is None else replace(context, noise=noise, noise_rule="given")
 
 
 def _waiting_words(ahead: int) -> str:

@@ -37,7 +37,8 @@ from causal_tracer.errors import BusyError, CausalTracerError, ModelLoadError, S
 from causal_tracer.experiment.set_up import TracingContext, prompt_for
 from causal_tracer.loading.models import load_model
 from causal_tracer.model.layers import TracedModel
-from causal_tracer.request.records import MapSpec, SamplesUntil, TraceRequest
+from causal_tracer.request.record import from_data, to_data
+from causal_tracer.request.records import MapSpec, RunOptions, SamplesUntil, TraceRequest
 from causal_tracer.results.flow import HiddenFlow
 from causal_tracer.sweep.engine import adopt_verdicts, known_verdicts
 from causal_tracer.tracer import CausalTracer
@@ -45,7 +46,6 @@ from causal_tracer.tracing.loop import MapsUpdate, trace_maps
 from causal_tracer.web.service.model_files import require_safetensors, split_source
 from causal_tracer.web.service.registry import LoadedTracer, Loader, Report
 from causal_tracer.web.service.verdict_files import adopt_stored_verdicts, store_verdicts
-from causal_tracer.web.zero_gpu.wire_format import from_json, to_json
 
 Call = Callable[[str], Generator[str, None, None]]
 """From a request's text to those of its answers: what `spaces.GPU` makes of a generator function."""
@@ -99,21 +99,19 @@ class ZeroGpuModels:
     def work(self, asked: str) -> Iterator[str]:
         """Compute a request: what the process does that has the GPU."""
         try:
-            yield from self._answers(from_json(asked))
+            yield from self._answers(json.loads(asked))
         except (CausalTracerError, torch.OutOfMemoryError) as error:
             yield json.dumps({"error": type(error).__name__, "words": str(error)})
 
     def _answers(self, asked: Mapping[str, Any]) -> Iterator[str]:
         adopt_verdicts(asked["verdicts"])
         placed = self._models[asked["model"]]
-        context = replace(
-            placed.loaded.tracer.context,
-            traced=placed.on_gpu,
-            noise=asked["noise"],
-            noise_rule=asked["noise_rule"],
-        )
+        context = replace(placed.loaded.tracer.context, traced=placed.on_gpu)
+        request = from_data(TraceRequest, asked["request"])
+        specs = {name: from_data(MapSpec, spec) for name, spec in asked["specs"].items()}
+        options = from_data(RunOptions, asked["options"])
         sent = -math.inf
-        with closing(_generator(trace_maps(context, asked["request"], asked["specs"]))) as updates:
+        with closing(_generator(trace_maps(context, request, specs, options))) as updates:
             for update in updates:
                 if update.done < update.total and time.monotonic() - sent < _SEND_SECONDS:
                     continue
@@ -130,6 +128,7 @@ class ZeroGpuModels:
         context: TracingContext,
         request: TraceRequest,
         specs: Mapping[str, MapSpec],
+        options: RunOptions | None = None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Iterator[MapsUpdate]:
         """As `trace_maps`, but computed by `call`; the maps have no `layer_outputs`.
@@ -140,14 +139,13 @@ class ZeroGpuModels:
             verdicts, checked = dict(self._verdicts), source in self._answered
         asked = {
             "model": source,
-            "noise": context.noise,
-            "noise_rule": context.noise_rule,
-            "request": request,
-            "specs": specs,
+            "request": to_data(request),
+            "specs": {name: to_data(spec) for name, spec in specs.items()},
+            "options": to_data(options or RunOptions()),
             "verdicts": verdicts,
             "seconds": gpu_seconds(context, request, specs, checked=checked),
         }
-        with _words_of_zero_gpu(), closing(call(to_json(asked))) as answers:
+        with _words_of_zero_gpu(), closing(call(json.dumps(asked, ensure_ascii=False))) as answers:
             for text in answers:
                 if cancelled():
                     raise TraceCancelled("The run was cancelled.")
@@ -198,11 +196,14 @@ def gpu_seconds(context: TracingContext, request: TraceRequest, specs: Mapping[s
         PromptError, SubjectError, TokenizerError: The prompt cannot be traced.
     """
     traced = context.traced
-    prompt = prompt_for(context, request.text, request.subject, request.occurrence)
+    prompt = prompt_for(context, request.prompt, request.subject, request.occurrence)
     start, end = prompt.subject_range
-    positions = end - start if request.subject_tokens_only else len(prompt)
+    cells = sum(
+        (end - start if spec.subject_tokens_only else len(prompt)) * len(spec.layer_range(traced.n_layers))
+        for spec in specs.values()
+    )
     samples = request.samples.most if isinstance(request.samples, SamplesUntil) else request.samples
-    runs = len(specs) * positions * len(request.layer_range(traced.n_layers)) * samples
+    runs = cells * samples
     numbers = sum(parameter.numel() for parameter in traced.model.parameters())
     moving = numbers * traced.dtype.itemsize / _MOVED_BYTES_A_SECOND
     computing = 2 * numbers * len(prompt) * runs / _OPERATIONS_A_SECOND

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import httpx
 import plotly.graph_objects as go
@@ -20,14 +20,13 @@ import pytest
 import torch
 
 from causal_tracer import CausalTracer, HiddenFlow
+from causal_tracer.corruption import CORRUPTIONS
 from causal_tracer.errors import SettingsError
-from causal_tracer.request.sites import KINDS
-from causal_tracer.tracer import DEFAULT_WINDOWS
+from causal_tracer.request.sites import DEFAULT_WINDOWS, KINDS
 from causal_tracer.tracing.loop import trace_maps
-from causal_tracer.web.service.asking import CORRUPTION_CHOICES, TraceInput
 from tests.support.tiny_models import PROMPT, SUBJECT, build_tiny_model, tiny_tokenizer
 from tests.support.web_app import running_app
-from tests.support.web_tiny import NOISE, load_tiny, load_tiny_chat, tiny_service
+from tests.support.web_tiny import NOISE, app_fields, load_tiny, load_tiny_chat, tiny_service
 
 gradio_client = pytest.importorskip("gradio_client")
 
@@ -84,10 +83,9 @@ def test_the_description_is_the_stored_one(client):
     assert found == stored, "The API has changed. If that is meant, run this test with WRITE_SNAPSHOT=1."
 
 
-def test_corruptions_of_the_api_are_those_of_the_package():
-    from causal_tracer.web.api.endpoints import Corruption
-
-    assert get_args(Corruption) == CORRUPTION_CHOICES
+def test_corruptions_of_the_api_are_those_of_the_package(client):
+    (corruption,) = [item for item in described(client)["/trace"]["parameters"] if item["name"] == "corruption"]
+    assert corruption["type"] == f"Literal{list(CORRUPTIONS)}"
 
 
 @pytest.mark.parametrize(("endpoint", "kind"), MAP_ENDPOINTS)
@@ -166,9 +164,9 @@ def test_a_client_that_goes_away_frees_the_model():
     def load(source, report):
         found = load_tiny(source, report)
 
-        def run(context, request, specs, cancelled):
+        def run(context, request, specs, options, cancelled):
             try:
-                for update in trace_maps(context, request, specs):
+                for update in trace_maps(context, request, specs, options):
                     begun.set()
                     yield update
                     go_on.wait(0.2)
@@ -199,7 +197,7 @@ def test_one_client_may_not_have_all_of_the_app():
     with running_app(service) as address:
         client = gradio_client.Client(address, verbose=False)
         # Held by the test, so that the client's request waits.
-        held = service.trace(TraceInput(PROMPT, SUBJECT, samples=30))
+        held = service.trace(app_fields(PROMPT, SUBJECT, samples=30))
         while next(held).done == 0:
             pass
         waiting = client.submit(PROMPT, SUBJECT, seed=2, samples=1, api_name="/trace")
@@ -304,17 +302,17 @@ def test_mcp_offers_the_json_endpoints_only():
     ("changes", "words"),
     [
         ({"prompt": ""}, "The prompt is empty"),
-        ({"prompt": None}, "have to be texts"),
-        ({"prompt": {"a": 1}}, "have to be texts"),
+        ({"prompt": None}, "The prompt must be a text (given: None)"),
+        ({"prompt": {"a": 1}}, "The prompt must be a text (given: {'a': 1})"),
         ({"subject": "Eiffel <b>Tower</b>"}, "'Eiffel <b>Tower</b>' is not in the prompt"),
         ({"kind": "neurons"}, "neurons"),
         ({"samples": 0}, "samples=0"),
         ({"samples": 1000}, "30 (CAUSAL_TRACER_MAX_SAMPLES)"),
-        ({"samples": "many"}, "samples is 'many'"),
-        ({"samples": [1]}, "samples is [1]"),
-        ({"noise": -2}, "noise=-2"),
-        ({"noise": "x"}, "noise='x'"),
-        ({"seed": 1.5}, "seed is 1.5"),
+        ({"samples": "many"}, "samples must be an integer (given: 'many')"),
+        ({"samples": [1]}, "samples must be an integer (given: [1])"),
+        ({"noise": -2}, "noise=-2.0 is not a noise level"),
+        ({"noise": "x"}, "noise must be a finite number (given: 'x')"),
+        ({"seed": 1.5}, "seed must be an integer (given: 1.5)"),
         ({"prompt": f"{PROMPT} " * 4}, "40 (CAUSAL_TRACER_MAX_PROMPT_TOKENS)"),
         ({"end_layer": 99}, "names no layers"),
         ({"model": "gpt9"}, "none of this app's models"),
@@ -324,6 +322,7 @@ def test_mcp_offers_the_json_endpoints_only():
         ({"occurrence": "second"}, "occurrence='second' is not known"),
         ({"corruption": "acid"}, "corruption='acid' is not known"),
         ({"batch_size": 0}, "batch_size=0"),
+        ({"samples": {"width": 0.1}}, "samples must be an integer (given: {'width': 0.1})"),
         ({"prompt": "x" * 10_000}, "characters"),
     ],
 )

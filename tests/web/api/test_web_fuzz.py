@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import fields
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -12,12 +11,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from causal_tracer.corruption import CORRUPTIONS
 from causal_tracer.errors import CausalTracerError
-from causal_tracer.web.service.asking import ASKED_KINDS, CORRUPTION_CHOICES, TraceInput, check_input
+from causal_tracer.web.service.asking import APP_FIELDS, ASKED_KINDS, check_fields
 from causal_tracer.web.service.links import parse_link, share_link
 from causal_tracer.web.service.settings import ServiceSettings
 from tests.support.tiny_models import PROMPT, SUBJECT
-from tests.support.web_tiny import awaited, last, tiny_service
+from tests.support.web_tiny import app_fields, awaited, last, tiny_service
 
 SETTINGS = ServiceSettings(max_prompt_tokens=40, max_samples=2)
 TRACE = "Traceback (most recent call last)"
@@ -48,6 +48,7 @@ prompts = st.one_of(
     st.builds(lambda before, after: f"{before}{SUBJECT}{after}", strange, strange),
     st.just(PROMPT),
 )
+# In the order of the arguments of /trace.
 sensible: dict[str, st.SearchStrategy[Any]] = {
     "prompt": prompts,
     "subject": st.sampled_from([SUBJECT, "Space", "", None]) | strange,
@@ -60,23 +61,27 @@ sensible: dict[str, st.SearchStrategy[Any]] = {
     "start_layer": st.integers(0, 3),
     "end_layer": st.none() | st.integers(1, 4),
     "model": st.sampled_from(["", "tiny"]),
-    "answer": st.sampled_from(["", " Rome"]) | strange | st.integers(0, 400),
+    "answer": st.sampled_from(["", " Rome"]) | strange,
+    "answer_id": st.none() | st.integers(0, 400),
     "occurrence": st.sampled_from(["first", "last"]),
-    "corruption": st.sampled_from(CORRUPTION_CHOICES),
+    "corruption": st.sampled_from(tuple(CORRUPTIONS)),
     "batch_size": st.none() | st.integers(1, 64),
     "chat": st.booleans(),
+    "answer_form": st.sampled_from(["auto", "exact"]),
     "windows": st.just(()) | st.tuples(*[st.none() | st.integers(1, 4)] * 3),
 }
 
 
 @st.composite
-def inputs(draw: st.DrawFn, *, wild: bool) -> TraceInput:
+def inputs(draw: st.DrawFn, *, wild: bool) -> dict[str, Any]:
     """An input whose fields are sensible, but for a few that may be anything."""
     asked = {name: draw(strategy) for name, strategy in sensible.items()}
+    if asked["answer_id"] is not None:
+        asked["answer"] = ""
     if wild:
         for name in draw(st.sets(st.sampled_from(sorted(asked)), max_size=3)):
             asked[name] = draw(anything)
-    return TraceInput(**asked)
+    return app_fields(**asked)
 
 
 def quick(examples: int = EXAMPLES):
@@ -94,10 +99,10 @@ def in_words(words: str) -> bool:
     return 0 < len(words) < 1000 and TRACE not in words
 
 
-def check_validators(asked: TraceInput) -> None:
+def check_validators(asked: dict[str, Any]) -> None:
     refusal = "none"
     try:
-        checked = check_input(asked, SETTINGS)
+        checked = check_fields(asked, SETTINGS)
         assert 1 <= checked.request.samples <= SETTINGS.max_samples
         assert checked.specs
     except CausalTracerError as error:
@@ -108,24 +113,24 @@ def check_validators(asked: TraceInput) -> None:
 def check_link(query: dict[str, Any]) -> None:
     parsed = parse_link(query)
     assert all(len(problem) < 300 for problem in parsed.problems)
-    check_validators(parsed.asked)
+    check_validators(parsed.fields)
 
 
-def check_round_trip(asked: TraceInput) -> None:
+def check_round_trip(asked: dict[str, Any]) -> None:
     try:
-        check_input(asked, SETTINGS)
+        check_fields(asked, SETTINGS)
     except CausalTracerError:
         return
     link = share_link(asked, "http://x/")
     assert link.isascii()
     parsed = parse_link(dict(parse_qsl(urlsplit(link).query, keep_blank_values=True)))
     assert parsed.problems == ()
-    same = check_input(asked, SETTINGS)
-    assert check_input(parsed.asked, SETTINGS) == same
+    same = check_fields(asked, SETTINGS)
+    assert check_fields(parsed.fields, SETTINGS) == same
 
 
 queries = st.dictionaries(
-    st.sampled_from([*(item.name for item in fields(TraceInput)), "revision", "answer_id", "x"]),
+    st.sampled_from([*APP_FIELDS, "revision", "x"]),
     strange | st.from_regex(r"[0-9eE+.,-]{0,12}", fullmatch=True) | anything,
     max_size=8,
 )
@@ -209,12 +214,13 @@ class TestEndpoints:
         from causal_tracer.web.api.endpoints import Endpoints
 
         endpoints = Endpoints(service)
-        given = {name: getattr(asked, name) for name in sensible if name != "windows"}
+        given = {name: asked[name] for name in sensible if name != "windows"}
         if one_kind:
             given = {name: given[name] for name in ("prompt", "subject", "samples", "window", "noise", "seed")}
         refusal = "none"
         try:
-            results = awaited(every_one((endpoints.trace_mlp if one_kind else endpoints.trace)(**given)))
+            endpoint = endpoints.trace_map("mlp") if one_kind else endpoints.trace()
+            results = awaited(every_one(endpoint(**given)))
             json.dumps(results, allow_nan=False)
         except gradio.Error as error:
             refusal = error.message
@@ -244,12 +250,11 @@ class TestOverHttp:
     def test_no_500_and_no_trace_back(self, address, endpoint, asked, most):
         import httpx
 
-        values = [getattr(asked, name) for name in sensible if name != "windows"]
-        order = {"status": ["model"], "inspect_prompt": ["prompt", "subject", "model", "answer", "occurrence", "chat"]}
-        if endpoint in order:
-            values = [getattr(asked, name) for name in order[endpoint]]
-        if endpoint == "trace":
-            values.insert(12, None)
+        order = {
+            "status": ["model"],
+            "inspect_prompt": ["prompt", "subject", "model", "answer", "occurrence", "chat", "answer_form"],
+        }
+        values = [asked[name] for name in order.get(endpoint, sensible) if name != "windows"]
         # Hypothesis likes the ends: often as many as there should be.
         values = values if most > 3 else values[:most]
         try:

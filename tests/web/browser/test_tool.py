@@ -418,11 +418,11 @@ def test_the_python_lines_follow_the_fields(visits, app):
     fill(page, PROMPT, SUBJECT)
     page.locator("#ct-python button").first.click()
     lines = page.locator("#ct-python-lines .cm-content")
-    expect(lines).to_contain_text(f"text='{PROMPT}'")
+    expect(lines).to_contain_text(f"prompt='{PROMPT}'")
     page.get_by_role("tab", name="Attention").click()
     page.locator("#ct-prompt textarea").fill(OTHER_PROMPT)
     expect(lines).to_contain_text("Steve Jobs was the founder of")
-    expect(lines).to_contain_text("MapSpec('attention', 10)")
+    expect(lines).to_contain_text("'attention': MapSpec(kind='attention')")
 
 
 # Two are compared ---------------------------------------------------------------------------------------------------

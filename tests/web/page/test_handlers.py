@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from contextlib import aclosing
-from dataclasses import replace
 from urllib.parse import parse_qsl, urlsplit
 
 import pytest
@@ -17,10 +16,9 @@ import gradio as gr
 from causal_tracer.errors import SettingsError
 from causal_tracer.web.page.fields import FIELD_NAMES, Picked, asked_for, field_values, optional_number
 from causal_tracer.web.page.handlers import MapRun, PageEvents, inspect_fields, result_link
-from causal_tracer.web.service.asking import TraceInput
 from causal_tracer.web.service.updates import RunUpdate, stepped, thinned
 from tests.support.tiny_models import OTHER_PROMPT
-from tests.support.web_tiny import ASKED, awaited, flow_of, load_tiny, tiny_flow, tiny_service
+from tests.support.web_tiny import ASKED, app_fields, awaited, flow_of, load_tiny, result_data, tiny_flow, tiny_service
 
 
 @pytest.mark.parametrize(("text", "number"), [("", None), ("  ", None), ("0", 0.0), (" 0.5 ", 0.5), ("1e-2", 0.01)])
@@ -153,16 +151,16 @@ def loading_service():
 @pytest.mark.parametrize(
     ("asked", "note", "words"),
     [
-        (TraceInput(OTHER_PROMPT, "The Space Needle", model="tiny"), 3, "is not in the prompt"),
-        (TraceInput("the city of", model="tiny"), 3, "No subject could be guessed"),
-        (TraceInput(OTHER_PROMPT, samples=0, model="tiny"), 1, "samples=0"),
+        (app_fields(OTHER_PROMPT, "The Space Needle", model="tiny"), 3, "is not in the prompt"),
+        (app_fields("the city of", model="tiny"), 3, "No subject could be guessed"),
+        (app_fields(OTHER_PROMPT, samples=0, model="tiny"), 1, "samples=0"),
     ],
 )
 def test_what_cannot_be_traced_is_refused_beside_its_field_and_beside_run_at_once(loading, asked, note, words):
     service, let = loading_service() if loading else (tiny_service(), None)
     if not loading:
         flow_of(service, ASKED)
-    values = field_values(asked, "")
+    values = field_values(asked)
     assert words in inspect_fields(service, Picked(), *values)[note]
     *_, ended = MapRun(service, "hidden", 1)._views(gr.Request(), Picked(), False, values, lambda: False)
     assert words in ended.status
@@ -187,7 +185,7 @@ def test_an_opened_file_has_its_own_link(tmp_path):
     [
         {},
         {"answer": "Seattle", "answer_form": "exact"},
-        {"answer": 270},
+        {"answer_id": 270},
         {"prompt": "the the the city of", "subject": "the the", "occurrence": "first"},
         {"kind": "mlp", "window": 2, "noise": 0.25, "seed": 7, "start_layer": 1, "end_layer": 2, "batch_size": 4},
         {"corruption": "mean", "subject_tokens_only": True},
@@ -196,10 +194,10 @@ def test_an_opened_file_has_its_own_link(tmp_path):
 )
 def test_the_page_that_a_result_s_link_opens_asks_for_that_result(changes):
     service = tiny_service()
-    flow = flow_of(service, replace(ASKED, **changes))
+    flow = flow_of(service, {**ASKED, **changes})
     page = gr.Request(headers={"referer": "http://127.0.0.1:7860/"})
     link = result_link(service, {flow.kind: flow}, page)
     opened = PageEvents(service).open_link(gr.Request(query_params=dict(parse_qsl(urlsplit(link).query))))
     values, picked = opened[: len(FIELD_NAMES)], opened[len(FIELD_NAMES)]
     again = flow_of(service, asked_for(flow.kind, picked, *values))
-    assert again.to_dict() == flow.to_dict()
+    assert result_data(again) == result_data(flow)

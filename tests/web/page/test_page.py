@@ -16,6 +16,7 @@ pytest.importorskip("gradio")
 import gradio as gr
 from gradio import http_server
 
+from causal_tracer.corruption import CORRUPTIONS
 from causal_tracer.errors import SettingsError, SubjectError
 from causal_tracer.prompts.prompt import guess_subject
 from causal_tracer.request.sites import KINDS
@@ -32,17 +33,17 @@ from causal_tracer.web.page.fields import FIELD_NAMES, Picked, asked_for, field_
 from causal_tracer.web.page.inputs_layout import first_inspection
 from causal_tracer.web.page.story import story_html, story_steps, told_cell
 from causal_tracer.web.page.summary import doubts_html, numbers_html, peaks_html, progress_words, recipe
-from causal_tracer.web.page.texts import CORRUPTION_TITLES, EXAMPLES, Example
-from causal_tracer.web.service.asking import CORRUPTION_CHOICES, TraceInput
+from causal_tracer.web.page.texts import EXAMPLES, Example
 from causal_tracer.web.service.downloads import html_page
 from causal_tracer.web.service.inspection import Inspection, Problem, TokenSpan
 from causal_tracer.web.service.stored import STORED_PROMPT, STORED_SUBJECT, stored_map
 from causal_tracer.web.service.updates import RunUpdate
 from causal_tracer.web.serving import page_head, without_hot_reload
 from tests.support.flows import some_flow
+from tests.support.web_tiny import app_fields
 
 MARKUP = "<img src=x onerror=alert(1)>"
-DEFAULTS = field_values(TraceInput("Paris is in", "Paris", model="tiny"), "")
+DEFAULTS = field_values(app_fields("Paris is in", "Paris", model="tiny"))
 
 
 def with_fields(**changes: object) -> tuple[object, ...]:
@@ -304,14 +305,21 @@ class TestRecipe:
         assert words in recipe(replace(flow, settings=settings))
 
     def test_every_corruption_has_its_name_in_the_list(self) -> None:
-        assert tuple(CORRUPTION_TITLES) == CORRUPTION_CHOICES
-        assert len(set(CORRUPTION_TITLES.values())) == len(CORRUPTION_CHOICES)
+        labels = [named.label for named in CORRUPTIONS.values()]
+        assert all(labels)
+        assert len(set(labels)) == len(CORRUPTIONS)
+
+    @pytest.mark.parametrize("name", CORRUPTIONS)
+    def test_it_knows_which_corruptions_take_a_level_and_a_seed(self, name: str) -> None:
+        named = CORRUPTIONS[name]
+        assert named.takes_level == (named.make(1, 0) != named.make(2, 0))
+        assert named.is_random == (named.make(1, 0) != named.make(1, 1))
 
 
 class TestFields:
     @pytest.mark.parametrize("kind", [*KINDS, "all"])
     def test_what_fields_show_is_what_is_asked_for(self, kind: str) -> None:
-        asked = TraceInput(
+        asked = app_fields(
             "Paris is in",
             "Paris",
             kind=kind,
@@ -323,17 +331,20 @@ class TestFields:
             batch_size=8,
             model="tiny",
             answer="France",
+            answer_id=None,
+            answer_form="auto",
+            occurrence="last",
             corruption="uniform",
             subject_tokens_only=True,
             chat=True,
             window=None if kind == "all" else 5,
             windows=(2, 5, 7) if kind == "all" else (),
         )
-        assert asked_for(kind, Picked(), *field_values(asked, "France")) == asked
+        assert asked_for(kind, Picked(), *field_values(asked)) == asked
 
     def test_empty_is_automatic_and_zero_is_zero(self) -> None:
-        assert asked_for("hidden", Picked(), *with_fields(noise="")).noise is None
-        assert asked_for("hidden", Picked(), *with_fields(noise="0")).noise == 0
+        assert asked_for("hidden", Picked(), *with_fields(noise=""))["noise"] is None
+        assert asked_for("hidden", Picked(), *with_fields(noise="0"))["noise"] == 0
 
     @pytest.mark.parametrize("field", ["noise", "end_layer", "batch_size"])
     def test_no_number_is_said(self, field: str) -> None:
@@ -342,24 +353,27 @@ class TestFields:
 
     def test_a_picked_answer_holds_for_its_prompt_and_its_text_only(self) -> None:
         picked = Picked(prompt="Paris is in", answer="Rome", answer_id=42)
-        assert asked_for("hidden", picked, *with_fields(answer="Rome")).answer == 42
-        assert asked_for("hidden", picked, *with_fields(answer="Roma")).answer == "Roma"
-        assert asked_for("hidden", picked, *with_fields(answer="Rome", prompt="Paris was in")).answer == "Rome"
+        asked = asked_for("hidden", picked, *with_fields(answer="Rome"))
+        assert (asked["answer"], asked["answer_id"]) == ("", 42)
+        assert asked_for("hidden", picked, *with_fields(answer="Roma"))["answer"] == "Roma"
+        assert asked_for("hidden", picked, *with_fields(answer="Rome", prompt="Paris was in"))["answer"] == "Rome"
 
     def test_a_link_s_form_of_the_answer_holds_for_its_prompt_and_its_answer_only(self) -> None:
         picked = Picked(prompt="Paris is in", answer="Rome", answer_form="exact")
-        assert asked_for("hidden", picked, *with_fields(answer="Rome")).answer_form == "exact"
-        assert asked_for("hidden", picked, *with_fields(answer="Roma")).answer_form == "auto"
-        assert asked_for("hidden", picked, *with_fields(answer="Rome", prompt="In Paris")).answer_form == "auto"
+        assert asked_for("hidden", picked, *with_fields(answer="Rome"))["answer_form"] == "exact"
+        assert asked_for("hidden", picked, *with_fields(answer="Roma"))["answer_form"] == "auto"
+        assert asked_for("hidden", picked, *with_fields(answer="Rome", prompt="In Paris"))["answer_form"] == "auto"
 
     def test_a_token_named_by_its_number_needs_no_memory_of_the_page(self) -> None:
-        assert asked_for("hidden", Picked(), *with_fields(answer="token 42")).answer == 42
-        assert asked_for("hidden", Picked(), *with_fields(answer="token forty")).answer == "token forty"
+        assert asked_for("hidden", Picked(), *with_fields(answer="token 42"))["answer_id"] == 42
+        for text in ("token forty", f"token {'9' * 5000}"):
+            asked = asked_for("hidden", Picked(), *with_fields(answer=text))
+            assert (asked["answer"], asked["answer_id"]) == (text, None)
 
     def test_a_picked_occurrence_holds_for_its_subject_only(self) -> None:
         picked = Picked(prompt="Paris is in", subject="Paris", occurrence="first")
-        assert asked_for("hidden", picked, *with_fields()).occurrence == "first"
-        assert asked_for("hidden", picked, *with_fields(subject="is")).occurrence == "last"
+        assert asked_for("hidden", picked, *with_fields())["occurrence"] == "first"
+        assert asked_for("hidden", picked, *with_fields(subject="is"))["occurrence"] == "last"
 
     def test_tokens_between_two_equal_ones_cannot_be_told_apart(self) -> None:
         prompt = "a a a"

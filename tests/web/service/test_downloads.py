@@ -81,7 +81,7 @@ class TestJson:
 
 class TestCsv:
     def test_a_row_for_each_cell(self):
-        flow = flow_of(tiny_service(), replace(ASKED, start_layer=1))
+        flow = flow_of(tiny_service(), {**ASKED, "start_layer": 1})
         table = rows_of(flow)
         assert len(table) == flow.scores.numel()
         row = next(row for row in table if row["position"] == "4" and row["layer"] == "2")

@@ -11,11 +11,20 @@ import torch
 
 from causal_tracer.errors import EmbeddedModelError, SettingsError, SubjectError
 from causal_tracer.web.page.cell_details import cell_details
-from causal_tracer.web.service.asking import TraceInput
 from causal_tracer.web.service.inspection import Inspection, map_warnings, subject_of_tokens
 from tests.support.chat_templates import TRIMMED
 from tests.support.tiny_models import PROMPT, SUBJECT
-from tests.support.web_tiny import ASKED, NOISE, flow_of, last, load_tiny, load_tiny_chat, tiny_flow, tiny_service
+from tests.support.web_tiny import (
+    ASKED,
+    NOISE,
+    app_fields,
+    flow_of,
+    last,
+    load_tiny,
+    load_tiny_chat,
+    tiny_flow,
+    tiny_service,
+)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +49,7 @@ def problems(found: Inspection) -> dict[str, str]:
 
 class TestInspection:
     def test_tokens_have_their_characters(self, service):
-        found = service.inspect(TraceInput(PROMPT, SUBJECT))
+        found = service.inspect(app_fields(PROMPT, SUBJECT))
         assert found.tokens[0].text == "<bos>"
         assert found.tokens[0].start == found.tokens[0].end
         assert "".join(PROMPT[token.start : token.end] for token in found.tokens[1:]).replace(" ", "") == (
@@ -64,51 +73,53 @@ class TestInspection:
         assert (found.answer.token_id, found.answer.text) == (flow.answer_id, flow.answer)
         assert found.answer.probability == pytest.approx(flow.high_score, rel=1e-6)
 
-    @pytest.mark.parametrize("answer", [" Seattle", "Seattle", 270, " Seattle Rome tower"])
+    @pytest.mark.parametrize(
+        "answer", [{"answer": " Seattle"}, {"answer": "Seattle"}, {"answer_id": 270}, {"answer": " Seattle Rome tower"}]
+    )
     def test_another_answer_has_the_probability_that_the_trace_finds(self, service, answer):
-        asked = replace(ASKED, answer=answer)
+        asked = {**ASKED, **answer}
         found = service.inspect(asked)
         flow = flow_of(service, asked)
         assert found.answer.text == flow.answer
         assert found.answer.probability == pytest.approx(flow.high_score, rel=1e-4)
 
     def test_a_guessed_subject_says_so(self, service):
-        found = service.inspect(TraceInput("In truth, Steve Jobs was the founder of"))
+        found = service.inspect(app_fields("In truth, Steve Jobs was the founder of"))
         assert (found.subject, found.guessed) == ("Steve Jobs", True)
 
     def test_the_clean_run_is_that_of_the_trace(self, service):
-        asked = TraceInput(PROMPT + " the tower", SUBJECT, samples=1)
+        asked = app_fields(PROMPT + " the tower", SUBJECT, samples=1)
         assert service.inspect(asked).answer.probability == flow_of(service, asked).high_score
 
     @pytest.mark.parametrize(
         ("asked", "field", "words"),
         [
-            (TraceInput(""), "prompt", "The prompt is empty"),
-            (TraceInput("  \n"), "prompt", "The prompt is empty"),
-            (TraceInput(PROMPT, "Eiffel <Tower>"), "subject", "'Eiffel <Tower>' is not in the prompt"),
-            (TraceInput(PROMPT, "space needle"), "subject", "capitals included"),
-            (TraceInput("lower case only"), "subject", "No subject could be guessed"),
-            (TraceInput(f"{PROMPT} " * 5), "prompt", "at most 40 (CAUSAL_TRACER_MAX_PROMPT_TOKENS)"),
-            (TraceInput("x" * 10_000), "prompt", "40 (CAUSAL_TRACER_MAX_PROMPT_TOKENS)"),
-            (TraceInput(PROMPT, SUBJECT, answer=10**5), "answer", "not in the vocabulary"),
-            (TraceInput(PROMPT, SUBJECT, samples=0), "settings", "samples=0"),
-            (TraceInput(PROMPT, SUBJECT, model="gpt9"), "settings", "none of this app's models"),
-            (TraceInput("\ud800"), "prompt", "half a character"),
-            (TraceInput(None), "prompt", "have to be texts"),
+            (app_fields(""), "prompt", "The prompt is empty"),
+            (app_fields("  \n"), "prompt", "The prompt is empty"),
+            (app_fields(PROMPT, "Eiffel <Tower>"), "subject", "'Eiffel <Tower>' is not in the prompt"),
+            (app_fields(PROMPT, "space needle"), "subject", "capitals included"),
+            (app_fields("lower case only"), "subject", "No subject could be guessed"),
+            (app_fields(f"{PROMPT} " * 5), "prompt", "at most 40 (CAUSAL_TRACER_MAX_PROMPT_TOKENS)"),
+            (app_fields("x" * 10_000), "prompt", "40 (CAUSAL_TRACER_MAX_PROMPT_TOKENS)"),
+            (app_fields(PROMPT, SUBJECT, answer_id=10**5), "answer", "not in the vocabulary"),
+            (app_fields(PROMPT, SUBJECT, samples=0), "settings", "samples=0"),
+            (app_fields(PROMPT, SUBJECT, model="gpt9"), "settings", "none of this app's models"),
+            (app_fields("\ud800"), "prompt", "half a character"),
+            (app_fields(None), "prompt", "The prompt must be a text"),
         ],
     )
     def test_what_cannot_work_is_said_beside_its_field(self, service, asked, field, words):
         assert words in problems(service.inspect(asked))[field]
 
     def test_without_a_subject_the_rest_is_there_all_the_same(self, service):
-        found = service.inspect(TraceInput(PROMPT, "Eiffel Tower"))
+        found = service.inspect(app_fields(PROMPT, "Eiffel Tower"))
         assert found.tokens
         assert found.answers
         assert found.subject_range is None
 
     def test_an_unsure_model_is_a_warning_and_no_refusal(self, service):
         unlikely = int(torch.tensor(0))
-        found = service.inspect(replace(ASKED, answer=unlikely))
+        found = service.inspect({**ASKED, "answer_id": unlikely})
         assert found.answer.probability < 0.1
         assert "unsure" in found.warnings[0]
         assert f"P(answer) = {found.answer.probability:.3f}" in found.warnings[0]
@@ -129,13 +140,13 @@ class TestInspection:
             return load_tiny(source, report)
 
         waiting = tiny_service(load)
-        found = waiting.inspect(TraceInput("In truth, Steve Jobs was the founder of"))
+        found = waiting.inspect(app_fields("In truth, Steve Jobs was the founder of"))
         assert (found.subject, found.guessed, found.tokens) == ("Steve Jobs", True, ())
         assert "tiny" in found.loading
-        assert "not in the prompt" in problems(waiting.inspect(TraceInput(PROMPT, "x y z")))["subject"]
+        assert "not in the prompt" in problems(waiting.inspect(app_fields(PROMPT, "x y z")))["subject"]
         go_on.set()
         assert waiting._slots["tiny"].wait(300)
-        assert waiting.inspect(TraceInput(PROMPT, SUBJECT)).answers
+        assert waiting.inspect(app_fields(PROMPT, SUBJECT)).answers
 
     def test_a_model_that_failed_is_said(self):
         def load(source, report):
@@ -147,7 +158,7 @@ class TestInspection:
         assert "pip install it" in problems(failed.inspect(ASKED))["settings"]
 
     def test_does_not_wait_for_a_run_to_end(self, service):
-        run = service.trace(replace(ASKED, samples=30, seed=9))
+        run = service.trace({**ASKED, "samples": 30, "seed": 9})
         while next(run).done == 0:
             pass
         assert service.inspect(ASKED).answers
@@ -160,7 +171,7 @@ class TestChatMessages:
     def test_tokens_are_the_template_s_and_only_the_message_can_be_marked(self, chat_service):
         # Templates may trim it: the characters are those of what was typed.
         typed = f"  {self.MESSAGE} \n"
-        found = chat_service.inspect(TraceInput(typed, SUBJECT, chat=True))
+        found = chat_service.inspect(app_fields(typed, SUBJECT, chat=True))
         tokens = (
             chat_service._slots["tiny"]
             .loaded()
@@ -181,7 +192,7 @@ class TestChatMessages:
         service.start_loading()
         assert service._slots["tiny"].wait(300)
         typed = f" \n {self.MESSAGE}  "
-        found = service.inspect(TraceInput(typed, SUBJECT, occurrence="first", chat=True))
+        found = service.inspect(app_fields(typed, SUBJECT, occurrence="first", chat=True))
         start, end = found.subject_range
         assert subject_of_tokens(found, typed, start, end - 1) == (SUBJECT, "first")
         assert "".join(typed[token.start : token.end] for token in found.tokens).replace(" ", "") == (
@@ -189,43 +200,46 @@ class TestChatMessages:
         )
 
     def test_the_subject_is_found_in_the_message_only(self, chat_service):
-        found = chat_service.inspect(TraceInput(self.MESSAGE, "user", chat=True))
+        found = chat_service.inspect(app_fields(self.MESSAGE, "user", chat=True))
         start, end = found.subject_range
         assert subject_of_tokens(found, self.MESSAGE, start, end - 1)[0] == "user"
-        said = problems(chat_service.inspect(TraceInput(self.MESSAGE, "assistant", chat=True)))["subject"]
+        said = problems(chat_service.inspect(app_fields(self.MESSAGE, "assistant", chat=True)))["subject"]
         assert "in no message" in said
-        assert chat_service.inspect(TraceInput(self.MESSAGE, "assistant", chat=True)).tokens
+        assert chat_service.inspect(app_fields(self.MESSAGE, "assistant", chat=True)).tokens
 
     def test_the_answer_is_the_trace_s(self, chat_service):
-        asked = TraceInput(self.MESSAGE, SUBJECT, samples=1, chat=True)
+        asked = app_fields(self.MESSAGE, SUBJECT, samples=1, chat=True)
         found, flow = chat_service.inspect(asked), flow_of(chat_service, asked)
         assert found.answer.token_id == flow.answer_id
         assert found.answer.probability == pytest.approx(flow.high_score, rel=1e-6)
-        assert chat_service.inspect(replace(asked, chat=False)).answer.probability != found.answer.probability
+        assert chat_service.inspect({**asked, "chat": False}).answer.probability != found.answer.probability
 
     def test_a_model_without_a_template_says_so(self, service):
-        assert "has no chat template" in problems(service.inspect(replace(ASKED, chat=True)))["prompt"]
+        assert "has no chat template" in problems(service.inspect({**ASKED, "chat": True}))["prompt"]
         with pytest.raises(SettingsError, match="has no chat template"):
-            flow_of(service, replace(ASKED, chat=True))
+            flow_of(service, {**ASKED, "chat": True})
 
     @pytest.mark.parametrize(
         ("changes", "field", "words"),
-        [({"prompt": " "}, "prompt", "The prompt is empty"), ({"chat": "yes"}, "settings", "chat is 'yes'")],
+        [
+            ({"prompt": " "}, "prompt", "The prompt is empty"),
+            ({"chat": "yes"}, "settings", "chat must be True or False (given: 'yes')"),
+        ],
     )
     def test_what_cannot_work_is_said(self, chat_service, changes, field, words):
-        assert words in problems(chat_service.inspect(replace(ASKED, **{"chat": True, **changes})))[field]
+        assert words in problems(chat_service.inspect({**ASKED, **{"chat": True, **changes}}))[field]
 
 
 class TestSubjectOfTokens:
     def test_is_the_text_of_the_tokens(self, service):
-        found = service.inspect(TraceInput(PROMPT, SUBJECT))
+        found = service.inspect(app_fields(PROMPT, SUBJECT))
         start, end = found.subject_range
         assert subject_of_tokens(found, PROMPT, start, end - 1) == (SUBJECT, "last")
         assert subject_of_tokens(found, PROMPT, end - 1, start) == (SUBJECT, "last")
 
     def test_says_which_occurrence(self, service):
         prompt = f"{SUBJECT} and {SUBJECT} and {SUBJECT} in"
-        found = service.inspect(TraceInput(prompt, SUBJECT))
+        found = service.inspect(app_fields(prompt, SUBJECT))
         at = [i for i, token in enumerate(found.tokens) if prompt[token.start : token.end].strip() == "Space"]
         width = found.subject_range[1] - found.subject_range[0] - 1
         assert subject_of_tokens(found, prompt, at[0], at[0] + width) == (SUBJECT, "first")
@@ -235,14 +249,14 @@ class TestSubjectOfTokens:
 
     def test_a_part_of_a_character_is_the_whole_character(self, service):
         prompt = "In 東京 is"
-        found = service.inspect(TraceInput(prompt, "東京"))
+        found = service.inspect(app_fields(prompt, "東京"))
         parts = [i for i, token in enumerate(found.tokens) if prompt[token.start : token.end].strip() == "京"]
         assert len(parts) > 1
         assert subject_of_tokens(found, prompt, parts[0], parts[0])[0] == "京"
 
     @pytest.mark.parametrize("tokens", [(0, 0), (99, 120)])
     def test_no_text_is_no_subject(self, service, tokens):
-        found = service.inspect(TraceInput(PROMPT, SUBJECT))
+        found = service.inspect(app_fields(PROMPT, SUBJECT))
         with pytest.raises(SubjectError, match="stand for no text"):
             subject_of_tokens(found, PROMPT, *tokens)
 
@@ -276,7 +290,7 @@ class TestCellDetails:
         assert cell_details(windowed, 1, layer).restored_layers == restored
 
     def test_of_a_cell_that_was_not_computed(self):
-        flow = last(tiny_service().trace(replace(ASKED, start_layer=1))).flow
+        flow = last(tiny_service().trace({**ASKED, "start_layer": 1})).flow
         found = cell_details(flow, flow.subject_range[0], 0)
         assert (found.samples, found.score, found.indirect_effect, found.interval, found.restored) == (
             (),
@@ -287,7 +301,7 @@ class TestCellDetails:
         )
 
     def test_a_single_sample_has_no_interval(self):
-        flow = flow_of(tiny_service(), replace(ASKED, samples=1))
+        flow = flow_of(tiny_service(), {**ASKED, "samples": 1})
         found = cell_details(flow, 2, 1)
         assert found.interval is None
         assert math.isfinite(found.indirect_effect)

@@ -62,12 +62,12 @@ class TestLine:
     def test_a_full_line_leaves_room_for_what_needs_no_model(self):
         service = tiny_service(max_queue=1)
         known = last(service.trace(ASKED))
-        runs = [service.trace(replace(ASKED, samples=9, seed=seed)) for seed in (2, 3)]
+        runs = [service.trace({**ASKED, "samples": 9, "seed": seed}) for seed in (2, 3)]
         while next(runs[0]).done == 0:
             pass
         assert next(runs[1]).position == 1
         with pytest.raises(BusyError, match="1 requests are waiting"):
-            next(service.trace(replace(ASKED, seed=4)))
+            next(service.trace({**ASKED, "seed": 4}))
         assert next(service.trace(ASKED)).flow.to_dict() == known.flow.to_dict()
         assert service.settings.workers > len(service._slots["tiny"].line)
         for run in runs:
@@ -114,10 +114,10 @@ class TestShares:
         while next(first).done == 0:
             pass
         with pytest.raises(BusyError, match="1 requests under way"):
-            next(service.trace(replace(ASKED, seed=2), "a"))
-        assert next(service.trace(replace(ASKED, seed=2), "b")).position == 1
+            next(service.trace({**ASKED, "seed": 2}, "a"))
+        assert next(service.trace({**ASKED, "seed": 2}, "b")).position == 1
         first.close()
-        assert last(service.trace(replace(ASKED, seed=3), "a")).flow is not None
+        assert last(service.trace({**ASKED, "seed": 3}, "a")).flow is not None
 
     def test_known_results_cost_nothing(self):
         service = tiny_service(max_client_runs=1, max_client_cell_samples=120)
@@ -126,7 +126,7 @@ class TestShares:
         for _ in range(5):
             assert last(service.trace(ASKED, "a")).cached
         with pytest.raises(BusyError, match="MAX_CLIENT_CELL_SAMPLES"):
-            last(service.trace(replace(ASKED, seed=2), "a"))
+            last(service.trace({**ASKED, "seed": 2}, "a"))
 
     @pytest.mark.parametrize(
         ("proxies", "forwarded", "expected"),
@@ -158,7 +158,7 @@ class TestWork:
         service = tiny_service(max_cell_samples=last(tiny_service().trace(ASKED)).total)
         flow_of(service, ASKED)
         with pytest.raises(SettingsError, match="restored runs"):
-            last(service.trace(replace(ASKED, kind="all", seed=2)))
+            last(service.trace({**ASKED, "kind": "all", "seed": 2}))
 
     def test_a_run_over_its_time_is_stopped(self, monkeypatch):
         from causal_tracer.web.service import tracing as module
@@ -179,8 +179,8 @@ def broken_runs(error: Callable[[], BaseException]):
     def load(source, report):
         failed = []
 
-        def run(context, request, specs, cancelled):
-            for number, update in enumerate(trace_maps(context, request, specs)):
+        def run(context, request, specs, options, cancelled):
+            for number, update in enumerate(trace_maps(context, request, specs, options)):
                 if number == 2 and not failed:
                     failed.append(True)
                     raise error()
@@ -224,7 +224,7 @@ class TestBrokenModels:
         with pytest.raises(NumericsError):
             last(service.trace(ASKED))
         assert service.inspect(ASKED).problems[0].field == "settings"
-        assert flow_of(service, replace(ASKED, model="sound")).scores.isfinite().all()
+        assert flow_of(service, {**ASKED, "model": "sound"}).scores.isfinite().all()
         assert service.health()["status"] == "ok"
 
     def test_a_model_that_cannot_be_loaded_leaves_the_others(self, tmp_path):
@@ -232,17 +232,17 @@ class TestBrokenModels:
         sound = save_tiny(tmp_path / "sound")
         service = tiny_service(load_tracer, models=(str(sound), str(gone)))
         with pytest.raises(ModelLoadError) as caught:
-            last(service.trace(replace(ASKED, model=str(gone))))
+            last(service.trace({**ASKED, "model": str(gone)}))
         assert "gone" in str(caught.value)
         assert flow_of(service, ASKED).scores.isfinite().all()
         assert service.health()["models"] == {"sound": "ready", str(gone): "failed"}
 
     def test_runs_on_two_models_do_not_wait_for_each_other(self):
         service = tiny_service(models=("one", "two"))
-        first = service.trace(replace(ASKED, model="one"))
+        first = service.trace({**ASKED, "model": "one"})
         while next(first).done == 0:
             pass
-        assert flow_of(service, replace(ASKED, model="two")).scores.isfinite().all()
+        assert flow_of(service, {**ASKED, "model": "two"}).scores.isfinite().all()
         first.close()
 
     def test_health_fails_when_nothing_can_be_served(self):
@@ -351,8 +351,8 @@ class TestLog:
         last(service.trace(ASKED))
         last(service.trace(ASKED))
         with pytest.raises(SettingsError):
-            last(service.trace(replace(ASKED, samples=0)))
-        stopped = service.trace(replace(ASKED, seed=2))
+            last(service.trace({**ASKED, "samples": 0}))
+        stopped = service.trace({**ASKED, "seed": 2})
         next(stopped)
         stopped.close()
         lines = self.lines(caplog)
@@ -361,17 +361,17 @@ class TestLog:
         assert lines[0]["kind"] == "hidden"
         assert lines[2]["error"] == "SettingsError"
         text = json.dumps(lines) + caplog.text
-        assert ASKED.prompt not in text
-        assert ASKED.subject not in text
+        assert ASKED["prompt"] not in text
+        assert ASKED["subject"] not in text
 
     def test_has_prompts_where_the_operator_asks_for_them(self, caplog):
         caplog.set_level(logging.INFO, logger=logs.REQUESTS)
         last(tiny_service(log_prompts=True).trace(ASKED))
-        assert self.lines(caplog)[0]["prompt"] == ASKED.prompt
+        assert self.lines(caplog)[0]["prompt"] == ASKED["prompt"]
 
     def test_no_text_makes_a_second_line(self, caplog):
         caplog.set_level(logging.INFO, logger=logs.REQUESTS)
         with pytest.raises(SubjectError):
-            last(tiny_service(log_prompts=True).trace(replace(ASKED, prompt='x\n{"event": "forged"}')))
+            last(tiny_service(log_prompts=True).trace({**ASKED, "prompt": 'x\n{"event": "forged"}'}))
         (record,) = [record for record in caplog.records if record.name == logs.REQUESTS]
         assert "\n" not in logs.JsonFormatter().format(record)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import pytest
@@ -17,10 +18,9 @@ from causal_tracer.corruption import AUTOMATIC_NOISE_RULE, GaussianNoise
 from causal_tracer.errors import SettingsError
 from causal_tracer.metrics.metric import METRICS
 from causal_tracer.prompts.chat import ChatText
-from causal_tracer.request.data import request_data
-from causal_tracer.request.records import SamplesUntil
-from causal_tracer.web.service.asking import TraceInput
-from causal_tracer.web.service.links import input_of, page_url, parse_link, share_link
+from causal_tracer.request.record import to_data
+from causal_tracer.request.records import RunOptions, SamplesUntil, StoredRequest
+from causal_tracer.web.service.links import fields_of, page_url, parse_link, share_link
 from causal_tracer.web.service.registry import LoadedTracer, load_tracer
 from causal_tracer.web.service.stored import STORED_PROMPT, STORED_SUBJECT, stored_map
 from tests.support.chat_templates import PLAIN
@@ -28,10 +28,12 @@ from tests.support.tiny_models import PROMPT, SUBJECT, build_tiny_model, tiny_to
 from tests.support.web_tiny import (
     ASKED,
     NOISE,
+    app_fields,
     flow_of,
     last,
     load_tiny,
     load_tiny_chat,
+    result_data,
     save_tiny,
     tiny_flow,
     tiny_service,
@@ -56,11 +58,15 @@ def query_of(link: str) -> dict[str, str]:
     return dict(parse_qsl(urlsplit(link).query, keep_blank_values=True))
 
 
-def round_trip(asked: TraceInput) -> TraceInput:
+def stored(request: TraceRequest, spec: MapSpec) -> Any:
+    return to_data(StoredRequest(request, spec, RunOptions()))
+
+
+def round_trip(asked: dict[str, Any]) -> Any:
     parsed = parse_link(query_of(share_link(asked, PAGE)))
     assert parsed.problems == ()
     assert parsed.given
-    return parsed.asked
+    return parsed.fields
 
 
 class TestLinks:
@@ -78,15 +84,15 @@ class TestLinks:
             {"subject_tokens_only": True, "start_layer": 3, "end_layer": 9},
             {"model": "owner/name", "answer": " Seattle", "occurrence": "first"},
             {"chat": True},
-            {"answer": 16343, "corruption": "uniform replacing", "batch_size": 8},
+            {"answer_id": 16343, "corruption": "uniform replacing", "batch_size": 8},
         ],
     )
     def test_carry_everything(self, changes):
-        asked = replace(TraceInput(PROMPT, SUBJECT), **changes)
+        asked = {**app_fields(PROMPT, SUBJECT), **changes}
         assert round_trip(asked) == asked
 
     def test_are_plain_ascii_with_nothing_to_escape_from(self):
-        link = share_link(TraceInput(STRANGE, "<b>"), PAGE)
+        link = share_link(app_fields(STRANGE, "<b>"), PAGE)
         assert link.isascii()
         assert not set("\"'<> \n") & set(link)
 
@@ -119,7 +125,7 @@ class TestLinks:
         (problem,) = parsed.problems
         assert problem.startswith(f"{name}=")
         assert len(problem) < 250
-        assert parsed.asked == TraceInput("", SUBJECT)
+        assert parsed.fields == {"subject": SUBJECT}
 
     def test_names_that_are_not_ours_are_let_be(self):
         assert parse_link({"__theme": "dark", "utm_source": "x"}) == parse_link({})
@@ -147,11 +153,11 @@ class TestOfTheService:
         assert (query["model"], query["revision"]) == ("tiny", "r1")
         opened = service.open_link(query)
         assert opened.problems == ()
-        assert last(service.trace(opened.asked)).cached
+        assert last(service.trace(opened.fields)).cached
 
     def test_a_result_s_name_of_an_embedded_model_is_known(self):
         service = tiny_service(models=("embedded",))
-        asked = replace(ASKED, model="embedded:gemma-3-270m")
+        asked = {**ASKED, "model": "embedded:gemma-3-270m"}
         query = query_of(service.link(asked, PAGE))
         assert query["model"] == "embedded"
         assert service.open_link({**query, "model": "embedded:gemma-3-270m"}).problems == ()
@@ -162,15 +168,15 @@ class TestOfTheService:
         assert service._slots["tiny"].wait(300)
         opened = service.open_link({"model": "<gpt9>", "prompt": PROMPT})
         assert "'<gpt9>' in the link is none of this app's models: tiny is taken" in opened.problems[0]
-        assert opened.asked.model == ""
+        assert opened.fields["model"] == ""
         opened = service.open_link({"model": "tiny", "revision": "r0", "prompt": PROMPT})
         assert "revision r0 of the model, and this app has r1" in opened.problems[0]
 
     def test_works_after_a_restart(self):
         flow = flow_of(tiny_service(), ASKED)
-        link = tiny_service().link(input_of(flow), PAGE)
+        link = tiny_service().link(fields_of(flow), PAGE)
         again = tiny_service()
-        assert flow_of(again, again.open_link(query_of(link)).asked).to_dict() == flow.to_dict()
+        assert result_data(flow_of(again, again.open_link(query_of(link)).fields)) == result_data(flow)
 
 
 class TestInputOfAResult:
@@ -184,7 +190,7 @@ class TestInputOfAResult:
             {"end_layer": 3},
             {"answer": " Seattle"},
             {"answer": " Seattle Rome"},
-            {"answer": 0},
+            {"answer_id": 0},
             {"corruption": "student-t"},
             {"corruption": "gaussian replacing", "seed": 5},
             {"prompt": "In truth, Steve Jobs was the founder of", "subject": ""},
@@ -192,8 +198,8 @@ class TestInputOfAResult:
         ],
     )
     def test_gives_the_same_result_again(self, changes):
-        flow = flow_of(tiny_service(), replace(ASKED, **changes))
-        assert flow_of(tiny_service(), input_of(flow)).to_dict() == flow.to_dict()
+        flow = flow_of(tiny_service(), {**ASKED, **changes})
+        assert result_data(flow_of(tiny_service(), fields_of(flow))) == result_data(flow)
 
     # The tokens do not tell the occurrence: labels lack spaces, split characters, and equal ones overlap.
     @pytest.mark.parametrize("occurrence", ["first", "last"])
@@ -209,30 +215,30 @@ class TestInputOfAResult:
     @pytest.mark.parametrize("tokenizer", ["byte-level", "metaspace"])
     def test_traces_the_same_occurrence_again(self, tokenizer, prompt, subject, occurrence):
         load = load_tiny if tokenizer == "byte-level" else load_tiny_metaspace
-        flow = flow_of(tiny_service(load), replace(ASKED, prompt=prompt, subject=subject, occurrence=occurrence))
-        again = flow_of(tiny_service(load), input_of(HiddenFlow.from_dict(flow.to_dict())))
-        assert input_of(flow).occurrence == occurrence
-        assert again.to_dict() == flow.to_dict()
+        flow = flow_of(tiny_service(load), {**ASKED, "prompt": prompt, "subject": subject, "occurrence": occurrence})
+        again = flow_of(tiny_service(load), fields_of(HiddenFlow.from_dict(flow.to_dict())))
+        assert fields_of(flow)["occurrence"] == occurrence
+        assert result_data(again) == result_data(flow)
 
     @pytest.mark.parametrize("occurrence", ["first", "last"])
     def test_gives_a_conversation_again(self, occurrence):
-        asked = replace(ASKED, prompt=f" {SUBJECT}, the {SUBJECT}:\nwhere?", occurrence=occurrence, chat=True)
+        asked = {**ASKED, "prompt": f" {SUBJECT}, the {SUBJECT}:\nwhere?", "occurrence": occurrence, "chat": True}
         flow = flow_of(tiny_service(load_tiny_chat), asked)
-        found = input_of(HiddenFlow.from_dict(flow.to_dict()))
-        assert (found.prompt, found.chat, found.occurrence) == (asked.prompt, True, occurrence)
+        found = fields_of(HiddenFlow.from_dict(flow.to_dict()))
+        assert (found["prompt"], found["chat"], found["occurrence"]) == (asked["prompt"], True, occurrence)
         service = tiny_service(load_tiny_chat)
-        opened = service.open_link(query_of(service.link(found, PAGE))).asked
-        assert flow_of(service, opened).to_dict() == flow.to_dict()
+        opened = service.open_link(query_of(service.link(found, PAGE))).fields
+        assert result_data(flow_of(service, opened)) == result_data(flow)
 
     def test_names_the_revision_of_the_result(self):
-        query = query_of(tiny_service().link(input_of(tiny_flow()), PAGE, revision="r0"))
+        query = query_of(tiny_service().link(fields_of(tiny_flow()), PAGE, revision="r0"))
         assert query["revision"] == "r0"
 
     def test_gives_the_level_of_noise_that_the_app_would_not_take_by_itself(self):
         flow = tiny_flow()
 
         def noise_of(rule):
-            return input_of(replace(flow, settings=replace(flow.settings, noise_rule=rule))).noise
+            return fields_of(replace(flow, settings=replace(flow.settings, noise_rule=rule)))["noise"]
 
         automatic = CausalTracer(build_tiny_model("gpt2"), tiny_tokenizer()).context.noise_rule
         assert automatic == AUTOMATIC_NOISE_RULE
@@ -244,77 +250,49 @@ class TestInputOfAResult:
         [
             {"metric": "logit"},
             {"direction": "corrupt"},
-            {"positions": (1, 2)},
             {"read": 9},
             {"elsewhere": 7},
             {"samples": SamplesUntil(1.0)},
             {"corruption": GaussianNoise(1.0, 0)},
-            {"text": ChatText.from_user("Where is it?", system="Be brief.")},
-            {"text": ChatText.from_user("Where is it?", assistant_prefix="It is")},
+            {"prompt": ChatText.from_user("Where is it?", system="Be brief.")},
+            {"prompt": ChatText.from_user("Where is it?", assistant_prefix="It is")},
         ],
         ids=str,
     )
     def test_what_the_app_cannot_trace_is_said(self, changes):
         request = replace(TraceRequest(PROMPT, SUBJECT, samples=2), **changes)
         with pytest.raises(SettingsError, match="only the package has"):
-            input_of(replace(tiny_flow(), request=request_data(request, MapSpec())))
+            fields_of(replace(tiny_flow(), request=stored(request, MapSpec())))
 
-    @pytest.mark.parametrize("spec", [MapSpec(severed="mlp"), MapSpec(placebo=True)], ids=str)
+    @pytest.mark.parametrize(
+        "spec", [MapSpec(severed="mlp"), MapSpec(source="placebo"), MapSpec(positions=(1,))], ids=str
+    )
     def test_controls_are_said(self, spec):
         with pytest.raises(SettingsError, match="only the package has"):
-            input_of(replace(tiny_flow(), request=request_data(TraceRequest(PROMPT, SUBJECT), spec)))
+            fields_of(replace(tiny_flow(), request=stored(TraceRequest(PROMPT, SUBJECT), spec)))
 
     def test_an_object_of_the_user_s_own_is_said(self):
         request = TraceRequest(PROMPT, SUBJECT, metric=METRICS["logit"])
         with pytest.raises(SettingsError, match="an object of the user's own"):
-            input_of(replace(tiny_flow(), request=request_data(request, MapSpec())))
+            fields_of(replace(tiny_flow(), request=stored(request, MapSpec())))
 
-    @pytest.mark.parametrize("damaged", [{}, {"trace": 3, "map": 4}, {"trace": {"class": "os"}, "map": []}], ids=str)
+    @pytest.mark.parametrize(
+        "damaged", [{}, {"request": 3, "map": 4}, {"request": {"class": "os"}, "map": []}], ids=str
+    )
     def test_a_damaged_request_is_said(self, damaged):
-        with pytest.raises(SettingsError, match="cannot be read"):
-            input_of(replace(tiny_flow(), request=damaged))
+        with pytest.raises(SettingsError, match=r"StoredRequest|TraceRequest|request"):
+            fields_of(replace(tiny_flow(), request=damaged))
 
 
-class TestInputOfAnOlderResult:
-    """Results that were saved before requests were stored."""
+def test_a_stored_map_of_the_app_gives_its_request():
+    asked = fields_of(stored_map("mlp"))
+    assert (asked["prompt"], asked["subject"]) == (STORED_PROMPT, STORED_SUBJECT)
+    assert (asked["kind"], asked["window"], asked["noise"], asked["samples"]) == ("mlp", 10, None, 10)
 
-    def older(self, **changes):
-        return replace(flow_of(tiny_service(), replace(ASKED, **changes)), request=None)
 
-    @pytest.mark.parametrize(
-        "changes",
-        [
-            {},
-            {"kind": "mlp", "window": 2, "noise": 0.7, "seed": 4},
-            {"answer": " Seattle Rome"},
-            {"start_layer": 1, "end_layer": 2},
-            {"prompt": "In truth, Steve Jobs was the founder of", "subject": ""},
-        ],
-    )
-    def test_gives_the_same_numbers_again(self, changes):
-        flow = self.older(**changes)
-        again = flow_of(tiny_service(), input_of(flow))
-        assert torch.equal(again.sample_scores.nan_to_num(), flow.sample_scores.nan_to_num())
-        assert again.subject_range == flow.subject_range
-
-    def test_a_stored_map_of_the_app_gives_its_request(self):
-        asked = input_of(stored_map("mlp"))
-        assert asked.prompt == STORED_PROMPT
-        assert asked.subject == STORED_SUBJECT
-        assert (asked.kind, asked.window, asked.noise, asked.samples) == ("mlp", 10, None, 10)
-
-    @pytest.mark.parametrize(
-        ("prompt", "subject", "count"),
-        [(f"{SUBJECT} and {SUBJECT} in", SUBJECT, 2), ("the the the city of", "the the", 2)],
-    )
-    def test_an_occurrence_that_is_not_known_is_said(self, prompt, subject, count):
-        with pytest.raises(SettingsError, match=rf"occurs {count} times .* does not store which one"):
-            input_of(self.older(prompt=prompt, subject=subject))
-
-    def test_what_the_app_cannot_trace_is_said(self):
-        flow = self.older()
-        with pytest.raises(SettingsError, match="only the package has"):
-            input_of(replace(flow, settings=replace(flow.settings, severed="mlp")))
+def test_a_result_that_does_not_store_its_request_has_no_link():
+    with pytest.raises(SettingsError, match="does not store how it was made"):
+        fields_of(replace(tiny_flow(), request=None))
 
 
 class TestPythonLines:
@@ -341,7 +319,7 @@ class TestPythonLines:
     def test_run_and_give_the_numbers_of_the_app(self, tmp_path, monkeypatch, capsys, changes):
         folder = save_tiny(tmp_path / "model")
         service = tiny_service(load_tracer, models=(str(folder),))
-        asked = replace(ASKED, **changes)
+        asked = {**ASKED, **changes}
         update = last(service.trace(asked))
         drawn = []
         monkeypatch.setattr(causal_tracer, "plot_hidden_flow_heatmap", drawn.append, raising=False)
@@ -360,7 +338,7 @@ class TestPythonLines:
         folder = save_tiny(tmp_path / "model")
         (folder / "chat_template.jinja").write_text(PLAIN, encoding="utf-8")
         service = tiny_service(load_tracer, models=(str(folder),))
-        asked = replace(ASKED, prompt=f'Isn\'t "it" the {SUBJECT}?\n', chat=True)
+        asked = {**ASKED, "prompt": f'Isn\'t "it" the {SUBJECT}?\n', "chat": True}
         flow = flow_of(service, asked)
         drawn = []
         monkeypatch.setattr(causal_tracer, "plot_hidden_flow_heatmap", drawn.append, raising=False)

@@ -16,12 +16,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from causal_tracer.corruption import CORRUPTIONS
 from causal_tracer.errors import ModelLoadError
-from causal_tracer.request.records import MapSpec
+from causal_tracer.request.records import MapSpec, StoredRequest
 from causal_tracer.request.sites import KINDS
 from causal_tracer.web.page.cell_details import cell_details
 from causal_tracer.web.service import result_store
-from causal_tracer.web.service.asking import CORRUPTION_CHOICES, check_input
+from causal_tracer.web.service.asking import check_fields
 from causal_tracer.web.service.registry import ModelIdentity, load_tracer
 from causal_tracer.web.service.result_store import ResultKey, ResultStore, memory_of, result_key
 from causal_tracer.web.service.settings import ServiceSettings
@@ -42,8 +43,9 @@ def files(folder: Path) -> list[str]:
 
 
 def keys_of(asked, identity=IDENTITY):
-    checked = check_input(asked, ServiceSettings())
-    return [result_key(identity, checked.request, spec, checked.noise).digest for spec in checked.specs.values()]
+    checked = check_fields(asked, ServiceSettings())
+    requests = [StoredRequest(checked.request, spec, checked.options) for spec in checked.specs.values()]
+    return [result_key(identity, request).digest for request in requests]
 
 
 def no_model(_source, _report):
@@ -67,19 +69,20 @@ class TestKeys:
             {"start_layer": 1},
             {"end_layer": 2},
             {"answer": " Rome"},
-            {"answer": 5},
+            {"answer_id": 5},
+            {"answer_form": "exact"},
             {"occurrence": "first"},
             {"batch_size": 8},
-            *({"corruption": name} for name in CORRUPTION_CHOICES if name != "gaussian"),
+            *({"corruption": name} for name in CORRUPTIONS if name != "gaussian"),
         ]
-        keys = [key for asked in (ASKED, *(replace(ASKED, **change) for change in changes)) for key in keys_of(asked)]
+        keys = [key for asked in (ASKED, *({**ASKED, **change} for change in changes)) for key in keys_of(asked)]
         keys += keys_of(ASKED, ModelIdentity("hub tiny r2", lasting=True))
         assert len(set(keys)) == len(keys)
 
     def test_the_same_asked_in_another_way_has_the_same_key(self):
-        same = replace(ASKED, samples=3.0, subject=f" {ASKED.subject} ", window=None, batch_size=64)
+        same = {**ASKED, "samples": 3.0, "subject": f" {ASKED['subject']} ", "window": None, "batch_size": 64}
         assert keys_of(same) == keys_of(ASKED)
-        assert keys_of(replace(ASKED, kind="all", windows=(1, None, None)))[0] == keys_of(ASKED)[0]
+        assert keys_of({**ASKED, "kind": "all", "windows": (1, None, None)})[0] == keys_of(ASKED)[0]
 
     def test_versions_are_in_the_key(self, monkeypatch):
         before = keys_of(ASKED)
@@ -87,9 +90,12 @@ class TestKeys:
         assert keys_of(ASKED) != before
 
     def test_a_severed_map_is_another(self):
-        request = check_input(ASKED, ServiceSettings()).request
-        plain, severed = MapSpec("hidden"), MapSpec("hidden", severed="mlp")
-        assert result_key(IDENTITY, request, plain, None) != result_key(IDENTITY, request, severed, None)
+        checked = check_fields(ASKED, ServiceSettings())
+        plain, severed = (
+            StoredRequest(checked.request, spec, checked.options)
+            for spec in (MapSpec("hidden"), MapSpec("hidden", severed="mlp"))
+        )
+        assert result_key(IDENTITY, plain) != result_key(IDENTITY, severed)
 
 
 class TestMemory:
@@ -271,18 +277,18 @@ class TestService:
         assert again.cached
         assert again.done == again.total == first.total
         assert again.flow.to_dict() == first.flow.to_dict()
-        assert len(details.samples) == ASKED.samples
+        assert len(details.samples) == ASKED["samples"]
         assert details.restored
         assert details.clean
 
     def test_all_kinds_take_those_that_are_known(self):
         service = tiny_service()
         hidden = last(service.trace(ASKED))
-        rest = list(service.trace(replace(ASKED, kind="all", window=None)))
+        rest = list(service.trace({**ASKED, "kind": "all", "window": None}))
         assert rest[-1].total == 2 * hidden.total
         assert all(update.flows["hidden"].scores.isfinite().all() for update in rest if update.flows)
         assert list(rest[-1].flows) == list(KINDS)
-        assert last(service.trace(replace(ASKED, kind="mlp", window=None))).cached
+        assert last(service.trace({**ASKED, "kind": "mlp", "window": None})).cached
 
     def test_after_a_restart_a_folder_s_result_needs_no_model(self, tmp_path):
         folder = save_tiny(tmp_path / "model")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from causal_tracer import CausalTracer
+from causal_tracer import CausalTracer, MapSpec
 from causal_tracer.errors import (
     CausalTracerError,
     EmbeddedModelError,
@@ -22,18 +22,16 @@ from causal_tracer.errors import (
     SubjectError,
     TraceCancelled,
 )
-from causal_tracer.request.sites import KINDS
-from causal_tracer.tracer import DEFAULT_WINDOWS
+from causal_tracer.request.sites import DEFAULT_WINDOWS, KINDS
 from causal_tracer.web.page import summary
-from causal_tracer.web.service.asking import TraceInput
 from causal_tracer.web.service.model_files import public_name
 from causal_tracer.web.service.registry import ModelStatus
 from causal_tracer.web.service.settings import ServiceSettings
-from causal_tracer.web.service.stored import STORED_PROMPT, stored_map, stored_request
+from causal_tracer.web.service.stored import STORED_PROMPT, STORED_REQUEST, stored_map
 from causal_tracer.web.service.tracing import TraceService
 from causal_tracer.web.service.updates import RunUpdate
 from tests.support.tiny_models import PROMPT, SUBJECT, build_tiny_model, tiny_tokenizer
-from tests.support.web_tiny import ASKED, NOISE, flow_of, last, load_tiny, tiny_service
+from tests.support.web_tiny import ASKED, NOISE, app_fields, flow_of, last, load_tiny, tiny_service
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +96,7 @@ class TestModels:
         with pytest.raises(SettingsError, match=r"'gpt9' is none of this app's models\. Choose one of tiny"):
             service.status("gpt9")
         with pytest.raises(SettingsError, match="none of this app's models"):
-            last(service.trace(replace(ASKED, model="../../etc")))
+            last(service.trace({**ASKED, "model": "../../etc"}))
 
     def test_a_folder_is_known_by_its_name_only(self, tmp_path):
         folder = tmp_path / "my-model"
@@ -110,7 +108,7 @@ class TestModels:
 class TestTraces:
     @pytest.mark.parametrize("kind", KINDS)
     def test_equals_the_package(self, service, kind):
-        flow = flow_of(service, replace(ASKED, kind=kind, window=2, seed=2))
+        flow = flow_of(service, {**ASKED, "kind": kind, "window": 2, "seed": 2})
         tracer = CausalTracer(build_tiny_model("gpt2"), tiny_tokenizer(), noise=NOISE)
         expected = tracer.calculate_hidden_flow(PROMPT, SUBJECT, kind, samples=3, window=2, patch_seed=2)
         torch.testing.assert_close(flow.scores, expected.scores)
@@ -118,7 +116,7 @@ class TestTraces:
         assert abs(flow.total_effect) > 0.01
 
     def test_fills_in(self, service):
-        updates = list(service.trace(replace(ASKED, samples=20)))
+        updates = list(service.trace({**ASKED, "samples": 20}))
         known = [int((~update.flow.scores.isnan()).sum()) for update in updates if update.flow is not None]
         assert known == sorted(known)
         assert known[0] == 0
@@ -127,34 +125,34 @@ class TestTraces:
 
     def test_window_follows_the_kind(self, service):
         for kind in KINDS:
-            assert flow_of(service, replace(ASKED, kind=kind, window=None)).settings.window == DEFAULT_WINDOWS[kind]
+            assert flow_of(service, {**ASKED, "kind": kind, "window": None}).settings.window == DEFAULT_WINDOWS[kind]
 
     @pytest.mark.parametrize("subject", ["", "  ", None])
     def test_no_subject_is_guessed(self, service, subject):
-        flow = flow_of(service, TraceInput("In truth, Steve Jobs was the founder of", subject, samples=1))
+        flow = flow_of(service, app_fields("In truth, Steve Jobs was the founder of", subject, samples=1))
         assert flow.subject_guessed
 
     def test_noise_of_a_request(self, service):
         automatic = flow_of(service, ASKED)
         assert automatic.settings.noise == NOISE
-        none = flow_of(service, replace(ASKED, noise=0))
+        none = flow_of(service, {**ASKED, "noise": 0})
         assert (none.settings.noise, none.settings.noise_rule) == (0.0, "given")
         torch.testing.assert_close(none.scores, torch.full_like(none.scores, none.high_score))
-        assert flow_of(service, replace(ASKED, noise=2)).low_score != automatic.low_score
+        assert flow_of(service, {**ASKED, "noise": 2}).low_score != automatic.low_score
         assert flow_of(service, ASKED).low_score == automatic.low_score
 
     def test_layers_and_subject_only(self, service):
-        flow = flow_of(service, replace(ASKED, start_layer=1, end_layer=2, subject_tokens_only=True))
+        flow = flow_of(service, {**ASKED, "start_layer": 1, "end_layer": 2, "subject_tokens_only": True})
         start, end = flow.subject_range
         known = ~flow.scores.isnan()
         assert known[start:end, 1].all()
         assert int(known.sum()) == end - start
 
     def test_one_run_at_a_time_and_closing_frees_the_model(self, service):
-        first = service.trace(replace(ASKED, samples=22))
+        first = service.trace({**ASKED, "samples": 22})
         while next(first).done == 0:
             pass
-        second, third = service.trace(replace(ASKED, seed=11)), service.trace(replace(ASKED, seed=12))
+        second, third = service.trace({**ASKED, "seed": 11}), service.trace({**ASKED, "seed": 12})
         behind = next(second), next(third)
         assert [update.waiting for update in behind] == [
             "another run on this model",
@@ -168,13 +166,13 @@ class TestTraces:
         second.close()
         third.close()
         assert threading.active_count() <= threads
-        assert flow_of(service, replace(ASKED, seed=12)).scores.isfinite().all()
+        assert flow_of(service, {**ASKED, "seed": 12}).scores.isfinite().all()
 
     def test_whoever_leaves_the_line_lets_the_next_one_up(self, service):
-        first = service.trace(replace(ASKED, samples=21))
+        first = service.trace({**ASKED, "samples": 21})
         while next(first).done == 0:
             pass
-        second, third = service.trace(replace(ASKED, seed=13)), service.trace(replace(ASKED, seed=14))
+        second, third = service.trace({**ASKED, "seed": 13}), service.trace({**ASKED, "seed": 14})
         assert (next(second).position, next(third).position) == (1, 2)
         second.close()
         assert next(third).position == 1
@@ -189,7 +187,7 @@ class TestTraces:
             asked.append(True)
             return bool(told)
 
-        run = service.trace(replace(ASKED, seed=15, samples=20), cancelled=cancelled)
+        run = service.trace({**ASKED, "seed": 15, "samples": 20}, cancelled=cancelled)
         while next(run).done == 0:
             pass
         told.append(True)
@@ -198,10 +196,10 @@ class TestTraces:
             last(run)
         assert len(asked) == before + 1
         assert service.health()["running"] == 0
-        assert flow_of(service, replace(ASKED, seed=15)).scores.isfinite().all()
+        assert flow_of(service, {**ASKED, "seed": 15}).scores.isfinite().all()
 
     def test_all_kinds_in_one_sweep_equal_each_alone(self, service):
-        asked = replace(ASKED, kind="all", windows=(2, None, 1), seed=21)
+        asked = {**ASKED, "kind": "all", "windows": (2, None, 1), "seed": 21}
         update = last(service.trace(asked))
         assert list(update.flows) == list(KINDS)
         assert [flow.settings.window for flow in update.flows.values()] == [2, DEFAULT_WINDOWS["mlp"], 1]
@@ -211,37 +209,37 @@ class TestTraces:
             torch.testing.assert_close(update.flows[kind].scores, alone.scores, atol=1e-5, rtol=0)
 
     def test_another_answer(self, service):
-        asked = replace(ASKED, answer=" Seattle")
+        asked = {**ASKED, "answer": " Seattle"}
         flow = flow_of(service, asked)
         assert flow.answer == " Seattle"
-        assert flow_of(service, replace(ASKED, answer="Seattle")).answer_id == flow.answer_id
-        assert flow_of(service, replace(ASKED, answer=float(flow.answer_id))).high_score == flow.high_score
+        assert flow_of(service, {**ASKED, "answer": "Seattle"}).answer_id == flow.answer_id
+        assert flow_of(service, {**ASKED, "answer_id": float(flow.answer_id)}).high_score == flow.high_score
 
     def test_corruption_and_occurrence_and_batch_size(self, service):
-        zero = flow_of(service, replace(ASKED, corruption="zero"))
+        zero = flow_of(service, {**ASKED, "corruption": "zero"})
         assert zero.settings.corruption == "embeddings set to zero"
         prompt = f"{SUBJECT} and {SUBJECT} in"
         ranges = [
-            flow_of(service, TraceInput(prompt, SUBJECT, samples=1, occurrence=which)).subject_range
+            flow_of(service, app_fields(prompt, SUBJECT, samples=1, occurrence=which)).subject_range
             for which in ("first", "last")
         ]
         assert ranges[0] < ranges[1]
-        assert flow_of(service, replace(ASKED, batch_size=5)).settings.batch_size == 5
+        assert flow_of(service, {**ASKED, "batch_size": 5}).settings.batch_size == 5
 
     def test_memory_is_handed_back_after_each_run_and_after_one_that_is_left(self, service, monkeypatch):
         handed = []
         monkeypatch.setattr("causal_tracer.web.service.tracing.hand_back_freed_memory", lambda: handed.append(True))
-        last(service.trace(replace(ASKED, seed=501)))
+        last(service.trace({**ASKED, "seed": 501}))
         assert len(handed) == 1
-        left = service.trace(replace(ASKED, seed=502))
+        left = service.trace({**ASKED, "seed": 502})
         next(update for update in left if not update.waiting)
         left.close()
         assert len(handed) == 2
 
     def test_an_error_frees_the_model(self, service):
         with pytest.raises(SubjectError):
-            last(service.trace(replace(ASKED, subject="Eiffel Tower")))
-        assert next(service.trace(replace(ASKED, seed=31))).waiting == ""
+            last(service.trace({**ASKED, "subject": "Eiffel Tower"}))
+        assert next(service.trace({**ASKED, "seed": 31})).waiting == ""
 
 
 class TestInput:
@@ -250,9 +248,11 @@ class TestInput:
         [
             ({"prompt": ""}, PromptError, "prompt is empty"),
             ({"prompt": "   \n"}, PromptError, "prompt is empty"),
-            ({"prompt": None}, PromptError, "have to be texts"),
-            ({"prompt": 12}, PromptError, "have to be texts"),
-            ({"subject": ["a"]}, PromptError, "have to be texts"),
+            ({"prompt": None}, PromptError, "prompt must be a text (given: None)"),
+            ({"prompt": 12}, PromptError, "prompt must be a text (given: 12)"),
+            ({"subject": ["a"]}, PromptError, "subject must be a text (given: ['a'])"),
+            ({"subject": 0}, PromptError, "subject must be a text (given: 0)"),
+            ({"prompt": [10**5000]}, PromptError, "prompt must be a text (given: <list too long to write>)"),
             ({"subject": "Eiffel Tower"}, SubjectError, "'Eiffel Tower' is not in the prompt"),
             ({"subject": "space needle"}, SubjectError, "capitals included"),
             ({"prompt": "lower case only", "subject": ""}, SubjectError, "No subject could be guessed"),
@@ -262,47 +262,56 @@ class TestInput:
             ({"prompt": "a \ud800 b"}, PromptError, "half a character"),
             ({"answer": "\udfff"}, PromptError, "half a character"),
             ({"answer": "x" * 201}, PromptError, "201 characters"),
-            ({"answer": 10**6}, SettingsError, "Answer id 1000000 is not in the vocabulary"),
-            ({"answer": -1}, SettingsError, "answer=-1 is out of range"),
-            ({"answer": True}, SettingsError, "answer is True"),
+            ({"answer_id": 10**6}, SettingsError, "Answer id 1000000 is not in the vocabulary"),
+            ({"answer_id": -1}, SettingsError, "Answer id -1 is not in the vocabulary"),
+            ({"answer_id": True}, SettingsError, "answer_id must be an integer (given: True)"),
+            ({"answer": 12}, PromptError, "answer must be a text (given: 12)"),
+            ({"answer": "Rome", "answer_id": 7}, SettingsError, "answer='Rome' and answer_id=7 are both given"),
             ({"occurrence": "second"}, SettingsError, "occurrence='second' is not known"),
             ({"corruption": "acid"}, SettingsError, "corruption='acid' is not known"),
-            ({"corruption": [10**5000]}, SettingsError, "a list with numbers too long to write"),
+            ({"corruption": [10**5000]}, SettingsError, "corruption=<list too long to write> is not known"),
             ({"kind": {"x" * 90: {"y" * 90: "z" * 90}}}, SettingsError, "…"),
             ({"corruption": {}}, SettingsError, "corruption={} is not known"),
+            ({"corruption": {"class": "GaussianNoise", "level": 1}}, SettingsError, "is not known. Choose 'gaussian'"),
             ({"batch_size": 65}, SettingsError, "64 (CAUSAL_TRACER_BATCH_SIZE)"),
-            ({"subject_tokens_only": "no"}, SettingsError, "subject_tokens_only is 'no'"),
+            ({"batch_size": 0}, SettingsError, "batch_size=0 is too small. Give 1 or more"),
+            ({"subject_tokens_only": "no"}, SettingsError, "subject_tokens_only must be True or False (given: 'no')"),
             ({"kind": "all", "windows": (1, 2)}, SettingsError, "are not one for each kind"),
-            ({"kind": "all", "windows": 5}, SettingsError, "are not one for each kind"),
-            ({"samples": 10**5000}, SettingsError, "a number of 16610 bits"),
-            ({"start_layer": 1e300}, SettingsError, "is out of range"),
-            ({"samples": None}, SettingsError, "samples is empty"),
-            ({"samples": 0}, SettingsError, "samples=0 is out of range"),
-            ({"samples": 2.5}, SettingsError, "samples is 2.5, which is no whole number"),
-            ({"samples": "ten"}, SettingsError, "samples is 'ten'"),
-            ({"samples": math.inf}, SettingsError, "samples is inf"),
-            ({"samples": True}, SettingsError, "samples is True"),
-            ({"window": 0}, SettingsError, "window=0"),
-            ({"window": "wide"}, SettingsError, "window is 'wide'"),
-            ({"seed": -1}, SettingsError, "seed=-1 is out of range"),
-            ({"seed": 2**32}, SettingsError, "seed=4294967296 is out of range"),
-            ({"seed": None}, SettingsError, "seed is empty"),
-            ({"noise": -1}, SettingsError, "noise=-1 is not a noise level"),
-            ({"noise": math.nan}, SettingsError, "noise=nan"),
-            ({"noise": "loud"}, SettingsError, "noise='loud'"),
-            ({"noise": 10**400}, SettingsError, "is not a noise level"),
+            ({"kind": "all", "windows": 5}, SettingsError, "windows must be a list (given: 5)"),
+            ({"samples": 10**5000}, SettingsError, "samples=<int too long to write> is too large"),
+            ({"samples": {"width": 0.1, "most": 10**5}}, SettingsError, "samples must be an integer (given: {"),
+            ({"window": 10**5000}, SettingsError, "window=<int too long to write> is too large"),
+            ({"start_layer": 1e300}, SettingsError, "is too large. Give at most"),
+            ({"samples": None}, SettingsError, "samples must be an integer (given: None)"),
+            ({"samples": 0}, SettingsError, "samples=0 is too small. Give 1 or more"),
+            ({"samples": 2.5}, SettingsError, "samples must be an integer (given: 2.5)"),
+            ({"samples": "ten"}, SettingsError, "samples must be an integer (given: 'ten')"),
+            ({"samples": math.inf}, SettingsError, "samples must be an integer (given: inf)"),
+            ({"samples": True}, SettingsError, "samples must be an integer (given: True)"),
+            ({"window": 0}, SettingsError, "window=0 is too small. Give 1 or more"),
+            ({"window": "wide"}, SettingsError, "window must be an integer (given: 'wide')"),
+            ({"seed": -1}, SettingsError, "seed=-1 is too small. Give 0 or more"),
+            ({"seed": 2**32}, SettingsError, "seed=4294967296 is too large. Give at most 4294967295"),
+            ({"seed": None}, SettingsError, "seed must be an integer (given: None)"),
+            ({"noise": -1}, SettingsError, "noise=-1.0 is not a noise level"),
+            ({"noise": math.nan}, SettingsError, "noise must be a finite number (given: nan)"),
+            ({"noise": "loud"}, SettingsError, "noise must be a finite number (given: 'loud')"),
+            ({"noise": "2 sigma"}, SettingsError, "noise must be a finite number (given: '2 sigma')"),
+            ({"noise": 1e16}, SettingsError, "noise=1e+16 is not a noise level"),
+            ({"noise": 10**400}, SettingsError, "noise must be a number (given: 1000"),
             ({"start_layer": 3}, SettingsError, "names no layers"),
             ({"end_layer": 9}, SettingsError, "names no layers"),
-            ({"start_layer": None}, SettingsError, "start_layer is empty"),
+            ({"typo": 1}, SettingsError, "'typo' is no field of the app. Its fields are prompt, subject"),
+            ({"start_layer": None}, SettingsError, "start_layer must be an integer (given: None)"),
         ],
     )
     def test_nonsense_is_named(self, service, changes, error, words):
         with pytest.raises(error) as caught:
-            last(service.trace(replace(ASKED, **changes)))
+            last(service.trace({**ASKED, **changes}))
         assert words in str(caught.value)
 
     def test_a_blank_answer_is_the_model_s_own(self, service):
-        assert flow_of(service, replace(ASKED, answer=" ")).answer_id == flow_of(service, ASKED).answer_id
+        assert flow_of(service, {**ASKED, "answer": " "}).answer_id == flow_of(service, ASKED).answer_id
 
     @pytest.mark.parametrize(
         ("limits", "changes", "words"),
@@ -316,15 +325,15 @@ class TestInput:
     def test_limits_are_named(self, limits, changes, words):
         service = tiny_service(**limits)
         with pytest.raises(CausalTracerError) as caught:
-            last(service.trace(replace(ASKED, **changes)))
+            last(service.trace({**ASKED, **changes}))
         assert words in str(caught.value)
 
     def test_limit_counts_what_is_asked_for(self):
         service = tiny_service(max_cell_samples=80)
-        assert last(service.trace(replace(ASKED, subject_tokens_only=True))).total <= 80
+        assert last(service.trace({**ASKED, "subject_tokens_only": True})).total <= 80
 
     def test_forms_hand_on_whole_floats(self, service):
-        assert flow_of(service, replace(ASKED, samples=2.0, seed=3.0)).settings.samples == 2
+        assert flow_of(service, {**ASKED, "samples": 2.0, "seed": 3.0}).settings.samples == 2
 
 
 class TestSettings:
@@ -362,7 +371,7 @@ class TestSettings:
 class TestWords:
     def test_user_text_is_escaped(self, service):
         prompt = "<b>The</b> Space Needle <img src=x onerror=alert(1)> is in"
-        flow = replace(flow_of(service, TraceInput(prompt, "", samples=1)), answer="<i>", notes=("<script>",))
+        flow = replace(flow_of(service, app_fields(prompt, "", samples=1)), answer="<i>", notes=("<script>",))
         shown = summary.numbers_html(flow) + summary.doubts_html(flow) + summary.details_html(flow)
         assert "&lt;script&gt;" in shown
         for tag in ("<img", "<b>The", "<i>", "<script>"):
@@ -371,7 +380,7 @@ class TestWords:
         assert "<img" not in summary.message_html("'<img>' is not in the prompt")
 
     def test_says_what_was_done(self, service):
-        flow = flow_of(service, TraceInput("In truth, Steve Jobs was the founder of", "", samples=2, window=3))
+        flow = flow_of(service, app_fields("In truth, Steve Jobs was the founder of", "", samples=2, window=3))
         shown = summary.numbers_html(flow) + summary.details_html(flow)
         for words in ("guessed", "2 noise samples, seed 1", "noise 0.5, given", "windows of 3 layers", " sweep"):
             assert words in shown
@@ -414,8 +423,8 @@ class TestStoredMaps:
         tracer = CausalTracer.from_pretrained("embedded", progress=False)
         for kind, layer in (("hidden", 5), ("mlp", 4), ("attention", 12)):
             stored = stored_map(kind)
-            request = replace(stored_request(kind), start_layer=layer, end_layer=layer + 1)
-            flow = last(tracer.stream(request)).flow
+            spec = MapSpec(kind, start_layer=layer, end_layer=layer + 1)
+            flow = tracer.trace_maps(STORED_REQUEST, {kind: spec})[kind]
             torch.testing.assert_close(flow.scores[:, layer], stored.scores[:, layer], atol=1e-4, rtol=0)
             assert flow.low_score == pytest.approx(stored.low_score, abs=1e-4)
             assert flow.high_score == pytest.approx(stored.high_score, abs=1e-4)

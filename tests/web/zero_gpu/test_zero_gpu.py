@@ -5,31 +5,33 @@ from __future__ import annotations
 import json
 import threading
 from contextlib import closing
+from dataclasses import replace
 
 import pytest
 import torch
 
 from causal_tracer import CausalTracer
-from causal_tracer.corruption import GaussianNoise
+from causal_tracer.corruption import GaussianNoise, SubjectsNoise
 from causal_tracer.errors import BusyError, NumericsError, SettingsError, SubjectError, TraceCancelled
 from causal_tracer.metrics.metric import METRICS
 from causal_tracer.model.layers import model_lock
 from causal_tracer.prompts.chat import ChatText
-from causal_tracer.request.records import HiddenFlowQuery, MapSpec, SamplesUntil, TraceRequest
+from causal_tracer.request.record import from_data, to_data
+from causal_tracer.request.records import HiddenFlowQuery, MapSpec, RunOptions, SamplesUntil, TraceRequest
 from causal_tracer.sweep import engine
 from causal_tracer.tracing.loop import trace_maps
-from causal_tracer.web.service.asking import TraceInput
 from causal_tracer.web.service.settings import ServiceSettings
 from causal_tracer.web.service.tracing import TraceService
 from causal_tracer.web.service.verdict_files import adopt_stored_verdicts, store_verdicts
 from causal_tracer.web.zero_gpu import tracing as zero_gpu
 from causal_tracer.web.zero_gpu.tracing import place_models, seconds_asked
-from causal_tracer.web.zero_gpu.wire_format import from_json, to_json
 from tests.support.forking_gpu import ForkingGpu
 from tests.support.tiny_models import PROMPT, SUBJECT, build_tiny_model, tiny_tokenizer
+from tests.support.web_tiny import app_fields
 
-REQUEST = TraceRequest(PROMPT, SUBJECT, samples=3, batch_size=16, top_tokens=2)
+REQUEST = TraceRequest(PROMPT, SUBJECT, samples=3, top_tokens=2)
 SPECS = {"hidden": MapSpec("hidden"), "mlp": MapSpec("mlp", 2)}
+OPTIONS = RunOptions(batch_size=16)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +76,7 @@ class Placed:
         self.context = self.loaded.tracer.context
 
     def trace(self, request=REQUEST, specs=SPECS):
-        return list(self.loaded.run(self.context, request, specs))
+        return list(self.loaded.run(self.context, request, specs, OPTIONS))
 
 
 @pytest.fixture
@@ -168,7 +170,7 @@ def test_threads_that_the_page_computes_with_do_not_stop_a_call(placed, monkeypa
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        list(shared_out(placed.context, REQUEST, SPECS))
+        list(shared_out(placed.context, REQUEST, SPECS, OPTIONS))
         *_, last = placed.trace()
     finally:
         torch.set_num_threads(threads)
@@ -176,15 +178,16 @@ def test_threads_that_the_page_computes_with_do_not_stop_a_call(placed, monkeypa
 
 
 @pytest.mark.parametrize(
-    ("request_", "error", "words"),
+    ("request_", "spec", "error", "words"),
     [
-        (TraceRequest(PROMPT, SUBJECT, answer_id=10**6, samples=1), SettingsError, "1000000"),
-        (TraceRequest(PROMPT, SUBJECT, positions=(99,), samples=1), SettingsError, "positions"),
+        (TraceRequest(PROMPT, SUBJECT, answer_id=10**6, samples=1), MapSpec(), SettingsError, "1000000"),
+        (TraceRequest(PROMPT, SUBJECT, samples=1), MapSpec(positions=(99,)), SettingsError, "positions"),
+        (TraceRequest(PROMPT, SUBJECT, metric=METRICS["logit"]), MapSpec(), SettingsError, "object of the user's own"),
     ],
 )
-def test_errors_of_the_other_process_keep_class_and_words(placed, request_, error, words):
+def test_errors_of_the_other_process_keep_class_and_words(placed, request_, spec, error, words):
     with pytest.raises(error, match=words):
-        placed.trace(request_)
+        placed.trace(request_, {"hidden": spec})
     assert len(placed.gpu.durations) == 1
 
 
@@ -221,9 +224,10 @@ def test_time_asked_for_grows_with_the_work(placed):
     first, second = placed.gpu.durations
     assert first > second > 0
 
-    def seconds(**changes):
-        request = TraceRequest(PROMPT, SUBJECT, **{"samples": 10, **changes})
-        return zero_gpu.gpu_seconds(placed.context, request, SPECS, checked=True)
+    def seconds(samples=10, **changes):
+        specs = {name: replace(spec, **changes) for name, spec in SPECS.items()}
+        request = TraceRequest(PROMPT, SUBJECT, samples=samples)
+        return zero_gpu.gpu_seconds(placed.context, request, specs, checked=True)
 
     few = seconds()
     with pytest.MonkeyPatch.context() as patch:
@@ -247,7 +251,7 @@ def test_leaving_early_ends_the_call(placed):
 def test_a_cancelled_run_ends_with_the_next_answer(placed):
     told = []
     request = TraceRequest(PROMPT, SUBJECT, samples=50)
-    run = placed.loaded.run(placed.context, request, SPECS, lambda: bool(told))
+    run = placed.loaded.run(placed.context, request, SPECS, OPTIONS, lambda: bool(told))
     next(run)
     told.append(True)
     with pytest.raises(TraceCancelled):
@@ -259,9 +263,10 @@ def test_the_service_traces_through_it(folder, checks):
     placed = Placed(folder)
     service = TraceService(ServiceSettings(models=(folder,)), load=placed.load)
     service.start_loading()
-    *_, last = service.trace(TraceInput(PROMPT, SUBJECT, samples=2, kind="all"))
+    *_, last = service.trace(app_fields(PROMPT, SUBJECT, samples=2, kind="all", noise=0.25))
     assert sorted(last.flows) == ["attention", "hidden", "mlp"]
     assert all(flow.scores.isfinite().any() for flow in last.flows.values())
+    assert {flow.settings.noise for flow in last.flows.values()} == {0.25}
     assert len(placed.gpu.durations) == 1
 
 
@@ -271,18 +276,17 @@ def test_a_model_that_was_not_there_at_the_start_is_refused(placed):
 
 
 @pytest.mark.parametrize(
-    "request_",
+    "record",
     [
         REQUEST,
-        TraceRequest(ChatText.from_user("Where is it?"), samples=SamplesUntil(0.1), positions=(1, 2)),
+        TraceRequest(ChatText.from_user("Where is it?"), samples=SamplesUntil(0.1), noise="2 sigma"),
         TraceRequest(PROMPT, placebo=HiddenFlowQuery("Another", "one"), answer_id=3),
-        TraceRequest(PROMPT, corruption=GaussianNoise(1.0, 0)),
+        TraceRequest(PROMPT, corruption=GaussianNoise(1.0, 0), noise=SubjectsNoise(("Paris", "Rome"))),
+        MapSpec("mlp", 3, positions=(1, 2), severed="attention"),
+        MapSpec(source="placebo", start_layer=1, end_layer=2, subject_tokens_only=True),
+        RunOptions(batch_size=3, engine="full", audit=False),
     ],
+    ids=str,
 )
-def test_a_request_crosses_as_it_is(request_):
-    assert from_json(to_json(request_)) == request_
-
-
-def test_what_is_no_plain_value_does_not_cross():
-    with pytest.raises(SettingsError, match="cannot be sent"):
-        to_json(TraceRequest(PROMPT, metric=lambda target: METRICS["logit"](target)))
+def test_a_request_crosses_as_it_is(record):
+    assert from_data(type(record), json.loads(json.dumps(to_data(record)))) == record

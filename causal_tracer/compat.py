@@ -1,0 +1,149 @@
+"""The calls of causal-tracer 1.1.0: the same names, arguments, orders and numbers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from causal_tracer.arguments import instance, several
+from causal_tracer.request.records import HiddenFlowQuery, MapSpec, RunOptions, TraceRequest, trace_records
+from causal_tracer.request.sites import LayerKind
+from causal_tracer.results.flow import HiddenFlow
+
+Progress = Callable[[int, int], None]
+"""Called with (restored runs done, restored runs in all)."""
+
+Cancelled = Callable[[], bool]
+"""Asked as a trace goes; True stops it."""
+
+
+class VersionOneCalls(ABC):
+    """What a tracer of causal-tracer 1.1.0 is called with."""
+
+    @abstractmethod
+    def trace_many(
+        self,
+        requests: Sequence[TraceRequest],
+        spec: MapSpec | None = None,
+        options: RunOptions | None = None,
+        *,
+        progress: Progress | None = None,
+        cancelled: Cancelled | None = None,
+    ) -> list[HiddenFlow]:
+        """See `CausalTracer.trace_many`."""
+
+    def calculate_hidden_flow(
+        self,
+        prompt: str,
+        subject: str | None = None,
+        kind: LayerKind = "hidden",
+        answer_id_override: int | None = None,
+        samples: int = 10,
+        window: int = 1,
+        patch_seed: int = 1,
+        batch_size: int | None = None,
+        start_layer: int = 0,
+        end_layer: int | None = None,
+        patch_subject_tokens_only: bool = False,
+        *,
+        progress: Progress | None = None,
+        cancelled: Cancelled | None = None,
+        **settings: Any,
+    ) -> HiddenFlow:
+        """Trace one prompt, with the arguments of causal-tracer 1.1.0; `CausalTracer.trace` has the paper's windows.
+
+        Args:
+            prompt: The text that the model goes on from.
+            subject: The part of it to corrupt; None has it guessed, and the result says so.
+            kind: Restore "hidden" states (a block's output), "mlp" or "attention" outputs.
+            answer_id_override: The token whose probability is read; None takes the model's own answer.
+            samples: Noise samples; all cells see the same draws.
+            window: Number of consecutive layers restored together, centred on the cell's layer.
+            patch_seed: Seed of the noise.
+            batch_size: Rows that go through the model together; None takes what the model, the prompt's length
+                and the machine's total memory allow.
+            start_layer: First layer to compute.
+            end_layer: One past the last layer to compute; None computes up to the last block.
+            patch_subject_tokens_only: Restore at the subject's tokens only.
+            progress: Called with (runs done, runs in all) as it goes.
+            cancelled: Asked between batches; True stops the trace.
+            settings: More fields of `TraceRequest`, `MapSpec` and `RunOptions`.
+
+        Returns:
+            The map. Cells that were not computed are NaN.
+
+        Raises:
+            SettingsError, PromptError, SubjectError, TokenizerError: The arguments do not fit together or the model.
+            NumericsError: A run gave NaN or infinite logits.
+            TraceCancelled: `cancelled` said so.
+        """
+        named: dict[str, Any] = {
+            "subject": subject,
+            "kind": kind,
+            "answer_id": answer_id_override,
+            "samples": samples,
+            "window": window,
+            "seed": patch_seed,
+            "batch_size": batch_size,
+            "start_layer": start_layer,
+            "end_layer": end_layer,
+            "subject_tokens_only": patch_subject_tokens_only,
+        }
+        request, spec, options = trace_records(prompt, {**settings, **named})
+        return self.trace_many([request], spec, options, progress=progress, cancelled=cancelled)[0]
+
+    def calculate_hidden_flows(
+        self,
+        queries: Sequence[str | HiddenFlowQuery],
+        samples: int = 10,
+        window: int = 1,
+        kind: LayerKind = "hidden",
+        patch_seed: int = 1,
+        batch_size: int | None = None,
+        start_layer: int = 0,
+        end_layer: int | None = None,
+        patch_subject_tokens_only: bool = False,
+        *,
+        progress: Progress | None = None,
+        cancelled: Cancelled | None = None,
+        **settings: Any,
+    ) -> list[HiddenFlow]:
+        """Trace several prompts, of any lengths; each result equals that of the prompt alone.
+
+        The arguments are those of `calculate_hidden_flow`, in the order that causal-tracer 1.1.0 has here.
+        """
+        named: dict[str, Any] = {
+            "kind": kind,
+            "samples": samples,
+            "window": window,
+            "seed": patch_seed,
+            "batch_size": batch_size,
+            "start_layer": start_layer,
+            "end_layer": end_layer,
+            "subject_tokens_only": patch_subject_tokens_only,
+        }
+        records = [
+            trace_records(
+                query.text, {**settings, **named, "subject": query.subject, "answer_id": query.override_answer_id}
+            )
+            for query in as_queries("queries", queries)
+        ]
+        if not records:
+            return []
+        _, spec, options = records[0]
+        return self.trace_many(
+            [request for request, _, _ in records], spec, options, progress=progress, cancelled=cancelled
+        )
+
+
+def as_queries(name: str, given: Sequence[str | HiddenFlowQuery]) -> list[HiddenFlowQuery]:
+    """Return prompts as queries, those of plain text too.
+
+    Raises:
+        SettingsError: One is neither.
+    """
+    return [
+        HiddenFlowQuery(item) if isinstance(item, str) else instance(f"Each of {name}", item, HiddenFlowQuery)
+        for item in several(name, given)
+    ]
