@@ -19,7 +19,7 @@ from causal_tracer.metrics.metric import AnswerRank, Metric
 from causal_tracer.model.layers import TracedModel
 from causal_tracer.model.runs import CleanRun
 from causal_tracer.results.audit import Audit
-from causal_tracer.sweep.check import Verdict, tolerance
+from causal_tracer.sweep.check import EngineCheck, tolerance
 from causal_tracer.sweep.engine import sweep
 from causal_tracer.sweep.full import full_sweep
 from causal_tracer.sweep.plan import Cell, SweepChunk, SweepPlan, reach
@@ -50,7 +50,7 @@ class Sweep:
 
 def audited_sweep(
     work: Sweep,
-    verdict: Verdict,
+    engine_check: EngineCheck,
     cancelled: Callable[[], bool],
     *,
     audit: bool = True,
@@ -63,7 +63,7 @@ def audited_sweep(
 
     Args:
         work: What to compute.
-        verdict: The sweep to use. The full sweep needs no audit.
+        engine_check: The sweep to use. The full sweep needs no audit.
         cancelled: Called as the sweep runs; True stops it.
         audit: Whether to audit at all.
         watch: Called with the logits of every row.
@@ -75,12 +75,12 @@ def audited_sweep(
         Scores as they come, the last ones after the audit. Maps that fail it come once more: first as NaN, then as the
         full sweep's scores.
     """
-    needed = audit and verdict.way is not None and len(work.plan.cells) > 0
+    needed = audit and engine_check.mode is not None and len(work.plan.cells) > 0
     scores = torch.full((len(work.plan.cells), work.base.samples), torch.nan, dtype=torch.float32)
     left = torch.ones_like(scores, dtype=torch.bool)
     arguments = (work.traced, work.clean, work.base)
     held: list[SweepChunk] = []
-    for chunk in sweep(verdict, *arguments, work.plan, work.metric, work.batch_size, cancelled, watch, halved):
+    for chunk in sweep(engine_check, *arguments, work.plan, work.metric, work.batch_size, cancelled, watch, halved):
         scores[chunk.cells, chunk.samples] = chunk.scores
         left[chunk.cells, chunk.samples] = False
         if needed and not bool(left.any()):
@@ -105,7 +105,7 @@ def audited_sweep(
         again.repeat_interleave(work.base.samples), samples, torch.full((len(samples),), torch.nan, dtype=torch.float32)
     )
     plan = replace(work.plan, cells=tuple(work.plan.cells[cell] for cell in again.tolist()))
-    full = Verdict(None, ())
+    full = EngineCheck(None, ())
     seen = renumbered(watch, again)
     for chunk in sweep(full, *arguments, plan, work.metric, work.batch_size, cancelled, seen, halved):
         yield replace(chunk, cells=again[chunk.cells])

@@ -27,7 +27,7 @@ from causal_tracer.sweep.caches import CannotResume, keeps_keys_and_values_only,
 from causal_tracer.sweep.full import full_sweep
 from causal_tracer.sweep.plan import Cell, Intervention, SweepChunk, SweepPlan
 from causal_tracer.sweep.read_out import MOST_LOGITS
-from causal_tracer.sweep.resumed import WAYS, Way, resumed_sweep
+from causal_tracer.sweep.resumed import RESUME_MODES, ResumeMode, resumed_sweep
 
 CHECK_TOKENS = 8
 """Length of the prompt that models with plain caches are checked on."""
@@ -40,23 +40,23 @@ _FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, IndexError, Ke
 
 
 @dataclass(frozen=True)
-class Verdict:
+class EngineCheck:
     """How a model is swept.
 
     Attributes:
-        way: How it is resumed; None means the full sweep.
+        mode: How it is resumed; None means the full sweep.
         tried: For each way that was not chosen, why, as a sentence.
         portable: Whether the verdict holds in other processes.
     """
 
-    way: Way | None
+    mode: ResumeMode | None
     tried: tuple[str, ...]
     portable: bool = True
 
     @property
     def name(self) -> str:
         """What results call it."""
-        return "full" if self.way is None else self.way.name
+        return "full" if self.mode is None else self.mode.name
 
 
 _plain_caches: dict[str, bool] = {}
@@ -74,7 +74,7 @@ def has_plain_cache(traced: TracedModel, digest: str) -> bool:
     return _plain_caches[digest]
 
 
-def check_ways(traced: TracedModel, n_tokens: int, *, every_token: bool = False) -> Verdict:
+def check_resume_modes(traced: TracedModel, n_tokens: int, *, every_token: bool = False) -> EngineCheck:
     """Compare each way of resuming with the full sweep on a short made-up prompt of this model.
 
     Args:
@@ -95,35 +95,35 @@ def check_ways(traced: TracedModel, n_tokens: int, *, every_token: bool = False)
     expected = _scores(full_sweep(traced, clean, corrupted, plan, metric, batch_size), plan)
     limits = _allowed(traced, plan, (expected - corrupted.scores).abs().amax(dim=1))
     tried = []
-    for way in _ways(traced):
+    for mode in _modes_to_try(traced):
         try:
-            found = _scores(resumed_sweep(traced, clean, corrupted, plan, metric, min(7, batch_size), way=way), plan)
+            found = _scores(resumed_sweep(traced, clean, corrupted, plan, metric, min(7, batch_size), mode=mode), plan)
         except torch.OutOfMemoryError:
             raise  # a RuntimeError too, but it says nothing of the way
         except (CannotResume, *_FAILURES) as error:
             reason = str(error).splitlines()[0][:200] if str(error) else ""
-            tried.append(f"The sweep {way.name!r} failed on this model ({type(error).__name__}: {reason}).")
+            tried.append(f"The sweep {mode.name!r} failed on this model ({type(error).__name__}: {reason}).")
             continue
         errors = (found - expected).abs().amax(dim=1)
         if bool((errors <= limits).all()):  # false for NaN as well
-            return Verdict(way, tuple(dict.fromkeys(tried)))
+            return EngineCheck(mode, tuple(dict.fromkeys(tried)))
         tried.append(
-            f"The sweep {way.name!r} differs from the full sweep by {float(errors.max()):.2g} in log-probability."
+            f"The sweep {mode.name!r} differs from the full sweep by {float(errors.max()):.2g} in log-probability."
         )
-    return Verdict(None, tuple(dict.fromkeys(tried)))
+    return EngineCheck(None, tuple(dict.fromkeys(tried)))
 
 
 def _ids(traced: TracedModel, n_tokens: int) -> tuple[int, ...]:
     return tuple((traced.vocab_size // 3 + 17 * i) % traced.vocab_size for i in range(n_tokens))
 
 
-def _ways(traced: TracedModel) -> Iterator[Way]:
+def _modes_to_try(traced: TracedModel) -> Iterator[ResumeMode]:
     """The ways to try, the fastest first; those with a cache also with positions where the model can be told them."""
-    for way in WAYS:
-        yield way
-        if way.use_cache and takes_positions(traced):
+    for mode in RESUME_MODES:
+        yield mode
+        if mode.use_cache and takes_positions(traced):
             # Only then: a few models count positions from their padding token on, and take other ones.
-            yield replace(way, positions=True)
+            yield replace(mode, positions=True)
 
 
 def tolerance(traced: TracedModel) -> tuple[float, float]:

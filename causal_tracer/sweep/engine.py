@@ -26,10 +26,10 @@ from causal_tracer.model.layers import TracedModel
 from causal_tracer.model.runs import CleanRun
 from causal_tracer.request.records import EngineChoice
 from causal_tracer.request.sites import KINDS
-from causal_tracer.sweep.check import CHECK_TOKENS, Verdict, check_ways, has_plain_cache
+from causal_tracer.sweep.check import CHECK_TOKENS, EngineCheck, check_resume_modes, has_plain_cache
 from causal_tracer.sweep.full import full_sweep
 from causal_tracer.sweep.plan import SweepChunk, SweepPlan
-from causal_tracer.sweep.resumed import WAYS, Way, resumed_sweep
+from causal_tracer.sweep.resumed import RESUME_MODES, ResumeMode, resumed_sweep
 from causal_tracer.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -38,14 +38,14 @@ logger = logging.getLogger(__name__)
 _SINGLE_LENGTHS = 16
 _MOST_CHECKED = 48
 
-_verdicts: dict[str, Verdict] = {}
-_verdicts_guard = usable_in_forks(threading.Lock())
+_engine_checks: dict[str, EngineCheck] = {}
+_engine_checks_guard = usable_in_forks(threading.Lock())
 
 
-def choose_engine(traced: TracedModel, choice: EngineChoice, n_tokens: int) -> Verdict:
+def choose_engine(traced: TracedModel, choice: EngineChoice, n_tokens: int) -> EngineCheck:
     """The sweep for a prompt of this length; the model is checked if it has not been yet."""
     if choice == "full":
-        return Verdict(None, ())
+        return EngineCheck(None, ())
     with traced.lock:
         found = fingerprint(traced.model)
         window = _shortest_window(traced)
@@ -55,13 +55,13 @@ def choose_engine(traced: TracedModel, choice: EngineChoice, n_tokens: int) -> V
         if every_token and not beyond:
             length = _checked_length(n_tokens)
         key = hashlib.sha256(repr((*_identity(traced), found.digest, length)).encode()).hexdigest()
-        with _verdicts_guard:
-            known = _verdicts.get(key)
+        with _engine_checks_guard:
+            known = _engine_checks.get(key)
         if known is None:
-            known = replace(check_ways(traced, length, every_token=every_token), portable=found.portable)
-            with _verdicts_guard:
-                _verdicts[key] = known
-            if known.way != WAYS[0]:
+            known = replace(check_resume_modes(traced, length, every_token=every_token), portable=found.portable)
+            with _engine_checks_guard:
+                _engine_checks[key] = known
+            if known.mode != RESUME_MODES[0]:
                 logger.warning(
                     "%s uses the slower sweep %r: %s", type(traced.model).__name__, known.name, " ".join(known.tried)
                 )
@@ -75,31 +75,31 @@ def _checked_length(n_tokens: int) -> int:
     return min(-(-n_tokens // _SINGLE_LENGTHS) * _SINGLE_LENGTHS, _MOST_CHECKED)
 
 
-def known_verdicts() -> dict[str, Any]:
+def known_engine_checks() -> dict[str, Any]:
     """What checks have found so far, as JSON types: for another process, which then need not check again."""
-    with _verdicts_guard:
-        return {key: asdict(verdict) for key, verdict in _verdicts.items()}
+    with _engine_checks_guard:
+        return {key: asdict(engine_check) for key, engine_check in _engine_checks.items()}
 
 
-def adopt_verdicts(known: Mapping[str, Any]) -> None:
-    """Take over what `known_verdicts` gave in another process.
+def adopt_engine_checks(known: Mapping[str, Any]) -> None:
+    """Take over what `known_engine_checks` gave in another process.
 
-    A verdict is used only for the fingerprint, kind of device and versions that it was found with.
+    A engine_check is used only for the fingerprint, kind of device and versions that it was found with.
 
     Raises:
-        KeyError, TypeError, ValueError: The data is not what `known_verdicts` gives.
+        KeyError, TypeError, ValueError: The data is not what `known_engine_checks` gives.
     """
     taken = {}
     for key, data in known.items():
-        way = data["way"]
+        mode = data["mode"]
         tried = tuple(str(reason) for reason in data["tried"])
-        taken[key] = Verdict(None if way is None else Way(**way), tried, bool(data["portable"]))
-    with _verdicts_guard:
-        _verdicts.update(taken)
+        taken[key] = EngineCheck(None if mode is None else ResumeMode(**mode), tried, bool(data["portable"]))
+    with _engine_checks_guard:
+        _engine_checks.update(taken)
 
 
 def sweep(
-    verdict: Verdict,
+    engine_check: EngineCheck,
     traced: TracedModel,
     clean: CleanRun,
     base: BaseRun,
@@ -124,7 +124,7 @@ def sweep(
         left = replace(plan, cells=tuple(plan.cells[number] for number in rest.tolist()))
         run = (traced, clean, base, left, metric, batch_size, cancelled, renumbered(watch, rest))
         try:
-            for chunk in full_sweep(*run) if verdict.way is None else resumed_sweep(*run, verdict.way):
+            for chunk in full_sweep(*run) if engine_check.mode is None else resumed_sweep(*run, engine_check.mode):
                 cells = rest[chunk.cells]
                 new = ~known[cells, chunk.samples]
                 known[cells, chunk.samples] = True

@@ -234,7 +234,7 @@ def map_plan(
     if severed is not None:
         held = tuple(n for n in range(traced.n_layers) if n not in traced.missing_layers(severed))
     cells = []
-    for position in sorted(positions, key=telling_order(prompt)):
+    for position in sorted(positions, key=priority_order(prompt)):
         holding = () if severed is None else (Intervention(held, severed, (position,), BASE),)
         for layer in layers:
             restored = tuple(n for n in window_layers(layer, window, traced.n_layers) if n not in missing)
@@ -257,7 +257,7 @@ def head_plan(
     return SweepPlan(tuple(cells), reads)
 
 
-def telling_order(prompt: Prompt) -> Callable[[int], int]:
+def priority_order(prompt: Prompt) -> Callable[[int], int]:
     """A sort key for positions that puts the most telling first: last subject token, last token, then the rest."""
     telling = (prompt.subject_range[1] - 1, len(prompt) - 1)
     return lambda position: telling.index(position) if position in telling else len(telling) + position

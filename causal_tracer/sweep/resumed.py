@@ -7,8 +7,8 @@ For every first restored token t, all rows (cell, sample) go through the blocks 
 2. Only tokens t... are run; the tokens before them are in the corrupted run's cache.
 3. The model is called with one row, and its blocks hand each other all rows that have joined: whatever the model makes
    for one row (mask, positions, rotary embeddings) broadcasts. Each block's cache has the rows of the samples of the
-   rows active there. Models for which that does not hold are called with all rows (`Way.broadcast`): rows that have
-   not joined then run along as in the corrupted run, once one has.
+   rows active there. Models for which that does not hold are called with all rows (`ResumeMode.broadcast`): rows that
+   have not joined then run along as in the corrupted run, once one has.
 4. The last block's output at the last token then goes through the model's own final norm and head, in chunks that
    bound rows x vocabulary.
 
@@ -50,7 +50,7 @@ from causal_tracer.sweep.read_out import Finals, ReadOut
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class ResumeMode:
     """How a model is resumed.
 
     Attributes:
@@ -66,10 +66,10 @@ class Way:
     positions: bool = False
 
 
-WAYS = (
-    Way("resumed", use_cache=True, broadcast=True),
-    Way("resumed, all rows", use_cache=True, broadcast=False),
-    Way("resumed in depth", use_cache=False, broadcast=False),
+RESUME_MODES = (
+    ResumeMode("resumed", use_cache=True, broadcast=True),
+    ResumeMode("resumed, all rows", use_cache=True, broadcast=False),
+    ResumeMode("resumed in depth", use_cache=False, broadcast=False),
 )
 """From the fastest to the one that asks least of a model."""
 
@@ -83,7 +83,7 @@ def resumed_sweep(
     batch_size: int,
     cancelled: Callable[[], bool] = lambda: False,
     watch: Watch | None = None,
-    way: Way = WAYS[0],
+    mode: ResumeMode = RESUME_MODES[0],
 ) -> Iterator[SweepChunk]:
     """Compute every cell of the plan for every sample: `full_sweep`, with the work that changes nothing left out.
 
@@ -96,7 +96,7 @@ def resumed_sweep(
         batch_size: Rows in flight at most.
         cancelled: Asked before each block; True stops the sweep.
         watch: Called with the logits of every row that is run; cells that change nothing are not among them.
-        way: How the model is resumed.
+        mode: How the model is resumed.
 
     Yields:
         Scores, as they come.
@@ -107,16 +107,16 @@ def resumed_sweep(
         CannotResume: The model gives nothing to resume from in this way.
     """
     samples, reads = base.samples, plan.read_positions(len(base.prompt))
-    groups, unchanged = _groups(traced, base, plan, way, reads)
+    groups, unchanged = _groups(traced, base, plan, mode, reads)
     if unchanged:
         cells = torch.tensor(unchanged).repeat_interleave(samples)
         yield SweepChunk(cells, torch.arange(samples).repeat(len(unchanged)), base.scores.repeat(len(unchanged)))
     if not groups:
         return
-    state = base_state(traced, base, tuple(groups), use_cache=way.use_cache, positions=way.positions)
-    read_out = ReadOut(traced, state.outputs, base.prompt.input_ids[-1], len(reads), broadcast=way.broadcast)
+    state = base_state(traced, base, tuple(groups), use_cache=mode.use_cache, positions=mode.positions)
+    read_out = ReadOut(traced, state.outputs, base.prompt.input_ids[-1], len(reads), broadcast=mode.broadcast)
     waiting = Finals.none()
-    for finals in _passes(traced, clean, base, state, plan, way, groups, batch_size, reads, cancelled):
+    for finals in _passes(traced, clean, base, state, plan, mode, groups, batch_size, reads, cancelled):
         waiting = waiting.and_more(finals)
         while len(waiting) and (finals.at_once or len(waiting) >= read_out.most_rows):
             if cancelled():
@@ -134,7 +134,7 @@ def _passes(
     base: BaseRun,
     state: BaseState,
     plan: SweepPlan,
-    way: Way,
+    mode: ResumeMode,
     groups: dict[int, list[tuple[int, int]]],
     batch_size: int,
     reads: tuple[int, ...],
@@ -150,7 +150,7 @@ def _passes(
         for batch in batches:
             places = restored_places(plan.cells, cells[batch])
             work = _Pass(
-                traced, clean, base, state, way, token, reads, joins[batch], sample_of[batch], places, cancelled
+                traced, clean, base, state, mode, token, reads, joins[batch], sample_of[batch], places, cancelled
             )
             # The most telling tokens come first and fill in at once; later ones are read out in large batches.
             at_once = number < 2 or (number == len(groups) - 1 and batch is batches[-1])
@@ -158,7 +158,7 @@ def _passes(
 
 
 def _groups(
-    traced: TracedModel, base: BaseRun, plan: SweepPlan, way: Way, reads: tuple[int, ...]
+    traced: TracedModel, base: BaseRun, plan: SweepPlan, mode: ResumeMode, reads: tuple[int, ...]
 ) -> tuple[dict[int, list[tuple[int, int]]], list[int]]:
     """Cells that go through the blocks together, by the first token of their pass, with the block where each joins.
 
@@ -173,7 +173,7 @@ def _groups(
         if reached is None:
             unchanged.append(number)
             continue
-        groups[reached.first_token if way.use_cache else 0].append((reached.join, number))
+        groups[reached.first_token if mode.use_cache else 0].append((reached.join, number))
     if traced.offloaded and groups:
         # Weights that are loaded for every pass cost more than tokens: all rows in few passes.
         return {min(groups): [member for members in groups.values() for member in members]}, unchanged
@@ -188,7 +188,7 @@ class _Pass:
     clean: CleanRun
     base: BaseRun
     state: BaseState
-    way: Way
+    mode: ResumeMode
     token: int
     reads: tuple[int, ...]
     joins: Tensor
@@ -206,21 +206,21 @@ class _Pass:
             self.joins[0] = min(int(self.joins[0]), sharing)
         snapshot = self.state.snapshots[self.token]
         self._snapshot = snapshot
-        if snapshot is not None and self.way.broadcast and not snapshot.by_block:
+        if snapshot is not None and self.mode.broadcast and not snapshot.by_block:
             raise CannotResume("its cache has no layer for each block")
-        everyone = torch.zeros(1, dtype=torch.long) if self.way.broadcast else self.samples
+        everyone = torch.zeros(1, dtype=torch.long) if self.mode.broadcast else self.samples
         self._cache: Any = None if snapshot is None else snapshot.with_rows(everyone)
         given: dict[str, Any] = {} if snapshot is None else {snapshot.keyword: self._cache}
         tokens = range(self.token, len(prompt))
-        if self.way.positions:
+        if self.mode.positions:
             given |= position_argument(tokens, len(everyone))
         self._values = PassValues(self.state.companions, self.state.shared, self.samples)
-        ids = torch.tensor(prompt.input_ids)[self.token :].expand(1 if self.way.broadcast else rows, -1)
+        ids = torch.tensor(prompt.input_ids)[self.token :].expand(1 if self.mode.broadcast else rows, -1)
         # Rows that have not joined are not there yet, so row numbers hold at every block.
         edits, input_edits = site_edits(
             self.traced, self.clean, self.base, self.places, self.samples, self.token, hidden=False
         )
-        if not self.way.broadcast:
+        if not self.mode.broadcast:
             # Some models feed the embeddings to later blocks as well.
             edits[self.traced.embedding] = corrupting(self.base.embeddings, prompt, self.samples, tokens)
         with headless(self.traced), replacing_forward(self.traced.blocks, self._block):
@@ -242,14 +242,14 @@ class _Pass:
         if active == 0:
             return self._skip(block, stream, last)
         before = int((self.joins < block).sum())
-        joining = slice(before, active) if self.way.broadcast else slice(before, None)
+        joining = slice(before, active) if self.mode.broadcast else slice(before, None)
         # Without broadcasting, the model's own arguments have all rows: those that join later run along, unchanged.
         stream = torch.cat([stream[:before], self._joining(block, joining, stream)])
-        if self.way.broadcast:
+        if self.mode.broadcast:
             args, kwargs = self._values.enter(block, before, active, self._rows(slice(before, active)), args, kwargs)
         replaced: list[tuple[int, Any]] = []
         given_cache = self._cache
-        if self._snapshot is not None and self.way.broadcast:
+        if self._snapshot is not None and self.mode.broadcast:
             for number in self._snapshot.layers_of(block):
                 replaced.append((number, given_cache.layers[number]))
                 given_cache.layers[number] = self._snapshot.layer(number, self.samples[:active])
@@ -273,7 +273,7 @@ class _Pass:
         """What a block returns before the first row has joined."""
         if last:
             self._final = self._read(self._joining(block + 1, slice(0, None), stream))
-        if self.way.broadcast:
+        if self.mode.broadcast:
             first = self._rows(slice(0, 1))
         else:
             # The model may keep what its blocks hand on: let it be right for all rows.

@@ -140,11 +140,11 @@ class _Group:
         names = experiments[0].clean.activations
         clean = {name: torch.stack([e.clean.activations[name] for e in experiments]) for name in names}
         base = BaseRun(base.prompt, base.embeddings, scores, {"clean": clean})
-        verdict = choose_engine(traced, request.engine, len(sequence))
+        engine_check = choose_engine(traced, request.engine, len(sequence))
         cells = _cells(experiments[0])
         owned = [(0, cell) for cell in cells]
         for number, result in enumerate(results):
-            result.begin(verdict, scores[number * samples : (number + 1) * samples], owned, None)
+            result.begin(engine_check, scores[number * samples : (number + 1) * samples], owned, None)
         # Before the first corrupted token nothing can change.
         start = min(e.sequence.subject_range[0] for e in experiments)
         run = [number for number, cell in enumerate(cells) if cell.position >= start]
@@ -171,7 +171,7 @@ class _Group:
 
         plan = SweepPlan(tuple(cells[number] for number in run), experiments[0].reads)
         for chunk in sweep(
-            verdict, traced, experiments[0].clean, base, plan, _nothing, self._batch_size, cancelled, look, halved
+            engine_check, traced, experiments[0].clean, base, plan, _nothing, self._batch_size, cancelled, look, halved
         ):
             found = known[chunk.cells, chunk.samples]
             # Cells that change nothing are not run, and come with the base run's scores.
@@ -180,7 +180,7 @@ class _Group:
                 rows = chunk.samples // samples == number
                 take(number, SweepChunk(numbers[chunk.cells[rows]], chunk.samples[rows] % samples, found[rows]))
             yield len(chunk.samples)
-        if verdict.way is None:
+        if engine_check.mode is None:
             return
         for number, (experiment, result) in enumerate(zip(experiments, results, strict=True)):
             own = BaseRun(experiment.sequence, corrupted[number], scores[number * samples : (number + 1) * samples])

@@ -109,8 +109,8 @@ def trace_heads(
     base, low_scores = base_of_samples(experiment, experiment.embeddings(0, request.samples), (), batch_size, None)
     base = replace(base, sources={**base.sources, CLEAN_HEADS: clean_heads(experiment)})
     plan = head_plan(traced, position, layers, request.window, experiment.reads)
-    verdict = choose_engine(traced, request.engine, len(experiment.sequence))
-    results.begin(verdict, low_scores, [], None)
+    engine_check = choose_engine(traced, request.engine, len(experiment.sequence))
+    results.begin(engine_check, low_scores, [], None)
     heads = max(count for _, count in sites.values())
     sample_scores = torch.full((base.samples, heads, traced.n_layers), torch.nan, dtype=torch.float32)
     rows = torch.tensor([cell.position for cell in plan.cells], dtype=torch.long)
@@ -119,7 +119,7 @@ def trace_heads(
     maps = torch.zeros(len(plan.cells), dtype=torch.long)
     for chunk in audited_sweep(
         Sweep(traced, experiment.clean, base, plan, experiment.metric, batch_size, maps, request.seed),
-        verdict,
+        engine_check,
         cancelled or (lambda: False),
         audit=request.audit,
         halved=results.halved,

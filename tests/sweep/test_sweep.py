@@ -81,7 +81,7 @@ def test_windows_are_those_of_romes_code(layer: int, window: int, expected: list
     assert list(window_layers(layer, window, 48)) == expected == hand_window(layer, window, 48)
 
 
-def test_plan_has_each_cell_once_and_the_telling_tokens_first() -> None:
+def test_plan_has_each_cell_once_and_the_last_subject_token_first() -> None:
     base = base_runs("gpt2")
     plan = map_plan(base.traced, base.prompt, "mlp", 3, range(base.n_tokens), [1, 2])
     places = [(cell.position, cell.layer) for cell in plan.cells]
