@@ -52,7 +52,7 @@ from causal_tracer.request.sites import KINDS, LayerKind
 from causal_tracer.sweep.check import EngineCheck
 from causal_tracer.sweep.engine import choose_engine, sweep
 from causal_tracer.sweep.full import full_sweep
-from causal_tracer.sweep.plan import Cell, Intervention, SweepChunk, SweepPlan, map_plan
+from causal_tracer.sweep.plan import Cell, Intervention, Sweep, SweepChunk, SweepPlan, map_plan
 
 TOKENS = 12
 SUBJECT = (3, 5)
@@ -149,14 +149,9 @@ class Base:
 
     def scores(self, cells: Iterable[Cell], engine_check: EngineCheck | None = None) -> torch.Tensor:
         """Scores [samples, cells], by the full sweep or in the mode of an engine check."""
-        plan = SweepPlan(tuple(cells))
-        if engine_check is None:
-            chunks = full_sweep(self.traced, self.clean, self.corrupted, plan, self.metric, BATCH)
-        else:
-            chunks = sweep(
-                engine_check, self.traced, self.clean, self.corrupted, plan, self.metric, BATCH, lambda: False
-            )
-        return _collect(chunks, len(plan.cells), self.corrupted.samples)
+        work = Sweep(self.traced, self.clean, self.corrupted, SweepPlan(tuple(cells)), self.metric, BATCH)
+        chunks = full_sweep(work) if engine_check is None else sweep(engine_check, work, lambda: False)
+        return _collect(chunks, len(work.plan.cells), self.corrupted.samples)
 
     def map_cells(self, kind: LayerKind, window: int) -> tuple[Cell, ...]:
         """Every cell of a map."""

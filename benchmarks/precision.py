@@ -27,7 +27,7 @@ from causal_tracer import CausalTracer, HiddenFlow, MapSpec, TraceRequest  # noq
 from causal_tracer.errors import NumericsError  # noqa: E402
 from causal_tracer.prompts.prompt import make_prompt  # noqa: E402
 from causal_tracer.sweep.check import EngineCheck  # noqa: E402
-from causal_tracer.sweep.resumed import RESUME_MODES  # noqa: E402
+from causal_tracer.sweep.resume_mode import RESUME_MODES  # noqa: E402
 
 PROMPT, SUBJECT = "The Space Needle is located in the city of", "The Space Needle"
 MAPS = {"hidden": MapSpec("hidden", 1), "mlp": MapSpec("mlp", 10), "attention": MapSpec("attention", 10)}

@@ -1,19 +1,17 @@
-"""Which modules inside a block make up what the block adds to the residual stream, and which of them mix tokens."""
+"""Finding the modules whose outputs a block adds to the residual stream, and which of them mix tokens."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from causal_tracer.errors import ModelStructureError
-from causal_tracer.model.hooks import add_input_hook, editing_outputs, replace_stream_argument, stream_argument
-from causal_tracer.model.probing import Call, record_calls, token_dim
+from causal_tracer.model.hooks import add_stream_hook, editing_outputs
+from causal_tracer.model.probing import Call, record_calls, shifted, token_dim
 from causal_tracer.model.quantization import has_matrix
 
 _ATTENTION_NAMES = re.compile(r"attn|attention|mixer|mamba|ssm|recurrent|temporal", re.IGNORECASE)
@@ -24,13 +22,13 @@ _NO_SITES = re.compile(r"norm|ln_|hyper|_hc|dropout|residual|input", re.IGNORECA
 def find_contributions(
     model: nn.Module, block_name: str, ids: Tensor, width: int
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names, relative to the block, of its attention and of its MLP; either may be missing.
+    """Return the names, relative to the block, of its attention and of its MLP; either may be missing.
 
     Args:
         model: The model.
         block_name: The block.
         ids: Token ids for the probe run.
-        width: Width of the token embedding. Blocks that keep several streams have a wider output than their modules.
+        width: Width of the token embedding: where blocks keep several streams, the modules inside are as narrow.
 
     Raises:
         ModelStructureError: No modules were found, or they do not behave like attention and MLP.
@@ -67,7 +65,7 @@ def find_contributions(
 
 
 def _distinct(calls: list[Call], whole: Call) -> list[Call]:
-    """Shallow modules first; of those with equal outputs only the first, and none that hands on the residual."""
+    """Return calls with different outputs, the shallowest modules first, without zeros and copies of the residual."""
     kept: list[Call] = []
     for call in sorted(calls, key=lambda call: call.depth):
         same_as_kept = any(torch.equal(call.output, other.output) for other in kept)
@@ -78,12 +76,12 @@ def _distinct(calls: list[Call], whole: Call) -> list[Call]:
 
 
 def additive_contributions(candidates: list[Call], whole: Call) -> list[Call]:
-    """The fewest, shallowest outputs that sum, times positive factors, to what the block adds; empty if none do.
+    """Return the fewest, shallowest outputs that sum, times positive factors, to what the block adds; none if none do.
 
     All candidates are fitted to the sum at once; then those that the fit does not need are left out, the deepest first.
-    In half precisions the fit allows for rounding, and a small contribution can be as small as that: there only those
-    are left out without which the fit is as good as with all. Blocks that scale the residual are fitted with a factor
-    for it, those that start a new one without it.
+    In half precisions the fit allows for rounding, and a small contribution can be as small as the rounding: there a
+    candidate is left out only if the fit without it is as good as with all. Blocks that scale the residual are fitted
+    with a factor for it, those that start a new one without it.
     """
     if whole.source is None or not candidates:
         return []
@@ -138,7 +136,7 @@ def _named_contributions(candidates: list[Call], block_name: str) -> list[Call]:
 def _require_named(
     model: nn.Module, block_name: str, attention: Sequence[str], mlp: Sequence[str], calls: list[Call]
 ) -> None:
-    """Modules chosen by name have to behave as they are called, and to hand on what is added, not the sum."""
+    """Check that modules chosen by name behave as they are called, and return what is added, not the sum."""
     cut = len(block_name) + 1
     where = f"In block {block_name!r} of {type(model).__name__} no modules sum to what the block adds"
     advice = "Name the modules whose outputs are added to the residual in a LayerConfig."
@@ -168,7 +166,7 @@ def _only_normalises(model: nn.Module, call: Call) -> bool:
 
 
 def _feeds(call: Call, others: list[Call]) -> bool:
-    """Whether one of the others takes what a module gave."""
+    """Check whether one of the others takes a module's output."""
     sources = [other.source for other in others if other is not call]
     return any(
         source is not None and source.shape == call.output.shape and torch.equal(source, call.output)
@@ -177,7 +175,7 @@ def _feeds(call: Call, others: list[Call]) -> bool:
 
 
 def _behind_norm(model: nn.Module, call: Call, candidates: list[Call]) -> Call:
-    """The module whose output a contribution only normalises, or the contribution itself."""
+    """Return the module whose output a contribution only normalises, or the contribution itself."""
     if not _only_normalises(model, call) or call.source is None:
         return call
     fed_by = [
@@ -189,7 +187,7 @@ def _behind_norm(model: nn.Module, call: Call, candidates: list[Call]) -> Call:
 
 
 def _by_mixing(model: nn.Module, block_name: str, names: list[str], ids: Tensor) -> tuple[list[str], list[str]]:
-    """Those of the modules that mix tokens, and the others.
+    """Return the modules that mix tokens, and the others.
 
     Where none of several does, attention may read the keys of an earlier block (Gemma 3n): then earlier tokens are
     moved from the embedding on. Where all do, an MLP is behind a short convolution or token shift (Inkling, RWKV):
@@ -207,32 +205,30 @@ def _by_mixing(model: nn.Module, block_name: str, names: list[str], ids: Tensor)
 
 
 class _MixingProbe:
-    """Asks whether a module's output at the last token depends on earlier tokens, all other contributions held."""
+    """Tests whether a module's output at the last token depends on earlier tokens, all other contributions held."""
 
     def __init__(self, model: nn.Module, block_name: str, names: list[str], ids: Tensor):
         self._model = model
         self._ids = ids
         self._block = model.get_submodule(block_name)
         self._stream: Tensor | None = None
-        with self._given_to_block(self._keep):
+        with add_stream_hook(self._block, self._keep):
             self._clean = {call.name: call.output for call in record_calls(model, names, ids)}
 
     def moves(self, name: str, tokens: range, *, at_block: bool) -> bool:
-        """Whether the output moves when the stream is shifted at these tokens, before the block or from the start."""
+        """Check whether the output moves when the stream is shifted at these tokens, at the block or from the start."""
         held = {self._model.get_submodule(other): self._hold(other) for other in self._clean if other != name}
         n_tokens = self._ids.shape[1]
 
-        def shift_given(stream: Tensor) -> Tensor:
-            return self._shift(stream, tokens)
+        def shift(stream: Tensor) -> Tensor:
+            return shifted(stream, tokens, token_dim(stream, n_tokens))
 
-        if at_block:
-            with editing_outputs(held, n_tokens), self._given_to_block(shift_given):
-                moved = record_calls(self._model, [name], self._ids)[-1].output
-        else:
+        if not at_block:
             embedding: nn.Module = self._model.get_input_embeddings()  # type: ignore[operator]
-            held[embedding] = shift_given
-            with editing_outputs(held, n_tokens), self._given_to_block(self._last_token_clean):
-                moved = record_calls(self._model, [name], self._ids)[-1].output
+            held[embedding] = shift
+        change = shift if at_block else self._last_token_clean
+        with editing_outputs(held, n_tokens), add_stream_hook(self._block, change):
+            moved = record_calls(self._model, [name], self._ids)[-1].output
         last, before = moved[-1].double(), self._clean[name][-1].double()
         return float((last - before).norm()) > 1e-3 * float(before.norm())
 
@@ -244,30 +240,9 @@ class _MixingProbe:
         self._stream = stream.clone()
         return stream
 
-    def _shift(self, stream: Tensor, tokens: range) -> Tensor:
-        shifted = stream.clone()
-        by_token = shifted.movedim(token_dim(stream, self._ids.shape[1]), 0)[tokens.start : tokens.stop]
-        generator = torch.Generator().manual_seed(0)
-        by_token += torch.randn(by_token.shape, generator=generator, dtype=torch.float32).to(stream) * stream.std() * 2
-        return shifted
-
     def _last_token_clean(self, stream: Tensor) -> Tensor:
         changed = stream.clone()
         where = token_dim(stream, self._ids.shape[1])
         if self._stream is not None:
             changed.movedim(where, 0)[-1] = self._stream.movedim(where, 0)[-1]
         return changed
-
-    @contextmanager
-    def _given_to_block(self, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-        """Change the residual stream that the block takes."""
-
-        def hook(module: nn.Module, args: Any, kwargs: Any) -> Any:
-            stream = stream_argument(args, kwargs)
-            return None if stream is None else replace_stream_argument(args, kwargs, change(stream))
-
-        handle = add_input_hook(self._block, hook)
-        try:
-            yield
-        finally:
-            handle.remove()

@@ -1,4 +1,4 @@
-"""Whether an object can be pickled, found out without a copy of its weights."""
+"""Checking that an object can be pickled, without copying its weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from causal_tracer.errors import PicklingError
 
 
 class _Structure(pickle.Pickler):
-    """Pickles everything but tensors, which always can be."""
+    """Pickles everything but tensors, which can always be pickled."""
 
     def persistent_id(self, obj: Any) -> str | None:
         """Name a tensor instead of writing its values."""
@@ -20,18 +20,18 @@ class _Structure(pickle.Pickler):
 
 
 class _Nowhere(io.RawIOBase):
-    """A file that keeps nothing."""
+    """A file that discards what is written."""
 
     def write(self, data: Any) -> int:
-        """Take the bytes and forget them."""
+        """Discard the bytes."""
         return len(data)
 
 
 def require_picklable(state: dict[str, Any], name: str) -> None:
-    """Check that the parts of an object can be pickled, tensors apart.
+    """Check that the parts of an object can be pickled, apart from tensors.
 
     Raises:
-        PicklingError: One cannot; the message names it and says why.
+        PicklingError: A part cannot; the message names it and the cause.
     """
     for part, value in state.items():
         try:

@@ -1,4 +1,4 @@
-"""Weights kept in few bits, by any library: how many bits, and whether activations are rounded as well."""
+"""Detecting quantized weights of any library: their bits, and whether activations are rounded as well."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from torch import Tensor, nn
 
 from causal_tracer.errors import ModelStructureError
 
-MOST_BITS = 8
-
 _MODULE_BITS = ("bits", "w_bit", "wbits", "nbits", "num_bits")
 _CLASS_BITS = {"Linear4bit": 4, "Linear8bitLt": 8}  # bitsandbytes; its int8 layers look like plain ones until moved
 _PACKED = ("qweight", "W_q", "weight_packed", "packed_weight", "weight")
@@ -23,10 +21,10 @@ _METHOD_BITS = {"eetq": 8, "bitnet": 2}
 
 
 def weight_bits(model: nn.Module) -> tuple[int, ...]:
-    """The sizes, in bits, of the weights that a model keeps in 8 bits or fewer, ascending; empty where it has none.
+    """Return the sizes in bits of the weights that a model stores in 8 bits or fewer, ascending; empty for none.
 
-    What the modules and their tensors say counts. Where they say nothing and are of a library's own classes, the
-    model's `quantization_config` does.
+    The modules and their tensors state them. Where those of a library's own classes do not, the model's
+    `quantization_config` does.
     """
     found = {bits for module in model.modules() for bits in _bits_of_module(module)}
     if not found and any(_is_foreign_linear(module) for module in model.modules()):
@@ -35,7 +33,7 @@ def weight_bits(model: nn.Module) -> tuple[int, ...]:
 
 
 def quantizes_activations(model: nn.Module) -> bool:
-    """Whether layers round their inputs to few bits, so that scores depend a little on which rows share a batch."""
+    """Check whether layers round their inputs to few bits, so that a row's scores depend slightly on its batch."""
     return any(
         type(module).__name__ == "Linear8bitLt"
         or getattr(module, "activation_qtype", None) is not None  # quanto
@@ -45,23 +43,22 @@ def quantizes_activations(model: nn.Module) -> bool:
 
 
 def require_separate_tokens(model: nn.Module) -> None:
-    """Refuse torch's dynamic quantization, in which every token of a batch changes all others.
+    """Check that a token's activations do not depend on other rows, as they do in torch's dynamic quantization.
 
     Raises:
-        ModelStructureError: The model was made by `torch.ao.quantization.quantize_dynamic`.
+        ModelStructureError: The model was created by `torch.ao.quantization.quantize_dynamic`.
     """
     for name, module in model.named_modules():
         if type(module).__module__.startswith("torch.ao.nn.quantized.dynamic"):
             raise ModelStructureError(
                 f"Module {name!r} of {type(model).__name__} is dynamically quantized by torch: it rounds all rows and "
-                "tokens of a batch with one scale, so restoring one token changes every other, and no cell can be "
-                "told apart. Trace the model as it was before quantize_dynamic, or quantize its weights alone (with "
-                "torchao, quanto or bitsandbytes)."
+                "tokens of a batch with one scale, so restoring one token changes all others. Trace the model without "
+                "quantize_dynamic, or quantize only its weights (with torchao, quanto or bitsandbytes)."
             )
 
 
 def has_matrix(module: nn.Module) -> bool:
-    """Whether a module, or one inside it, has weights of two or more dimensions, in whatever form they are kept."""
+    """Check whether a module, or one inside it, has weights of two or more dimensions, quantized or not."""
     tensors = (*module.parameters(), *module.buffers())
     return any(tensor.dim() > 1 for tensor in tensors) or any(map(_is_foreign_linear, module.modules()))
 
@@ -77,7 +74,7 @@ def _bits_of_module(module: nn.Module) -> Iterator[int]:
     bits = [size for tensor in tensors for size in _bits_of_tensor(tensor)]
     plain = all(tensor.is_floating_point() for tensor in tensors) and not bits
     if tensors and not plain:
-        # Several small numbers may share a byte or a word: the module knows how many.
+        # Several small numbers may share a byte or a word: the module states how many.
         meta = getattr(module, "meta", None)
         scheme = getattr(getattr(module, "quantization_scheme", None), "weights", None)
         stated = [
@@ -101,13 +98,13 @@ def _bits_of_tensor(tensor: Tensor) -> Iterator[int]:
     if isinstance(lowest, int) and isinstance(highest, int):
         yield from _few(math.ceil(math.log2(highest - lowest + 1)))
         return
-    # A subclass says it in its name (Int4Tensor, Float8Tensor), a plain tensor in its dtype.
+    # A subclass has it in its name (Int4Tensor, Float8Tensor), a plain tensor in its dtype.
     plain = type(tensor) in (Tensor, nn.Parameter)
     yield from _few(_digits(tensor.dtype if plain else type(tensor).__name__))
 
 
 def _is_foreign_linear(module: nn.Module) -> bool:
-    """Whether it is a linear layer of a library's own class, without plain floating-point weights."""
+    """Check whether a module is a linear layer of a library's own class, without plain floating-point weights."""
     if isinstance(module, nn.Linear) or "linear" not in type(module).__name__.lower():
         return False
     weight = getattr(module, "weight", None)
@@ -142,4 +139,4 @@ def _few(bits: int | None) -> tuple[int, ...]:
 
 
 def _is_few(bits: Any) -> TypeGuard[int]:
-    return isinstance(bits, int) and not isinstance(bits, bool) and 1 <= bits <= MOST_BITS
+    return isinstance(bits, int) and not isinstance(bits, bool) and 1 <= bits <= 8

@@ -1,8 +1,8 @@
-"""Which sweep computes a map: the fastest one that the first-use check has shown to be right on this very model.
+"""Choosing the engine that computes a map: the fastest one that the first-use check has shown to be right on the model.
 
-A verdict holds for the model as it was checked: its fingerprint is part of the key. Prompts longer than a model's
-sliding window are checked at such a length when one first comes, and models whose caches hold more than keys and values
-at each new length.
+A check holds for the model as it was checked: its fingerprint is part of the key. A model is checked again for the
+first prompt that is longer than its sliding window, and at each new length if its cache holds more than keys and
+values.
 """
 
 from __future__ import annotations
@@ -18,23 +18,22 @@ from typing import Any
 import torch
 import transformers
 
-from causal_tracer.experiment.base_run import BaseRun, Watch, renumbered
-from causal_tracer.metrics.metric import Metric
+from causal_tracer.experiment.base_run import Watch, renumbered
 from causal_tracer.model.fingerprint import fingerprint
 from causal_tracer.model.fork_safety import usable_in_forks
 from causal_tracer.model.layers import TracedModel
-from causal_tracer.model.runs import CleanRun
 from causal_tracer.request.records import EngineChoice
 from causal_tracer.request.sites import KINDS
 from causal_tracer.sweep.check import CHECK_TOKENS, EngineCheck, check_resume_modes, has_plain_cache
 from causal_tracer.sweep.full import full_sweep
-from causal_tracer.sweep.plan import SweepChunk, SweepPlan
-from causal_tracer.sweep.resumed import RESUME_MODES, ResumeMode, resumed_sweep
+from causal_tracer.sweep.plan import Sweep, SweepChunk
+from causal_tracer.sweep.resume_mode import RESUME_MODES, ResumeMode
+from causal_tracer.sweep.resumed import resumed_sweep
 from causal_tracer.version import __version__
 
 logger = logging.getLogger(__name__)
 
-# Lengths up to here are checked one by one where the cache is not plain, longer ones in steps of as many.
+# Where the cache is not plain, each length up to this is checked by itself, longer ones in steps of it.
 _SINGLE_LENGTHS = 16
 _MOST_CHECKED = 48
 
@@ -43,7 +42,7 @@ _engine_checks_guard = usable_in_forks(threading.Lock())
 
 
 def choose_engine(traced: TracedModel, choice: EngineChoice, n_tokens: int) -> EngineCheck:
-    """The sweep for a prompt of this length; the model is checked if it has not been yet."""
+    """Return the engine for a prompt of this length; the model is checked if it has not been yet."""
     if choice == "full":
         return EngineCheck(None, ())
     with traced.lock:
@@ -69,25 +68,25 @@ def choose_engine(traced: TracedModel, choice: EngineChoice, n_tokens: int) -> E
 
 
 def _checked_length(n_tokens: int) -> int:
-    """The length that stands for this one where a cache holds more than keys and values."""
+    """Return the length that is checked for prompts of this length where a cache holds more than keys and values."""
     if n_tokens <= _SINGLE_LENGTHS:
         return max(n_tokens, CHECK_TOKENS)
     return min(-(-n_tokens // _SINGLE_LENGTHS) * _SINGLE_LENGTHS, _MOST_CHECKED)
 
 
 def known_engine_checks() -> dict[str, Any]:
-    """What checks have found so far, as JSON types: for another process, which then need not check again."""
+    """Return all checks so far as JSON types, for another process, which then need not check again."""
     with _engine_checks_guard:
         return {key: asdict(engine_check) for key, engine_check in _engine_checks.items()}
 
 
 def adopt_engine_checks(known: Mapping[str, Any]) -> None:
-    """Take over what `known_engine_checks` gave in another process.
+    """Take over what `known_engine_checks` returned in another process.
 
-    A engine_check is used only for the fingerprint, kind of device and versions that it was found with.
+    A check is used only for the fingerprint, kind of device and versions that it was made with.
 
     Raises:
-        KeyError, TypeError, ValueError: The data is not what `known_engine_checks` gives.
+        KeyError, TypeError, ValueError: The data does not have the form that `known_engine_checks` returns.
     """
     taken = {}
     for key, data in known.items():
@@ -100,29 +99,24 @@ def adopt_engine_checks(known: Mapping[str, Any]) -> None:
 
 def sweep(
     engine_check: EngineCheck,
-    traced: TracedModel,
-    clean: CleanRun,
-    base: BaseRun,
-    plan: SweepPlan,
-    metric: Metric,
-    batch_size: int,
+    work: Sweep,
     cancelled: Callable[[], bool],
     watch: Watch | None = None,
     halved: Callable[[int], None] = lambda _size: None,
 ) -> Iterator[SweepChunk]:
-    """Compute the plan's cells in the chosen way; see `full_sweep` and `resumed_sweep`.
+    """Compute the plan's cells by the engine chosen; see `full_sweep` and `resumed_sweep`.
 
     Where a device's memory does not hold the batch, the sweep continues with half as many rows and calls `halved` with
-    that number. No score is yielded twice; `watch` sees all samples of an unfinished cell again.
+    that number. No score is yielded twice; `watch` gets all samples of an unfinished cell again.
 
     Raises:
         OutOfMemoryError: torch's: the memory does not hold a single row.
     """
-    known = torch.zeros(len(plan.cells), base.samples, dtype=torch.bool)
+    known = torch.zeros(len(work.plan.cells), work.base.samples, dtype=torch.bool)
+    batch_size = work.batch_size
     while True:
         rest = (~known.all(dim=1)).nonzero()[:, 0]
-        left = replace(plan, cells=tuple(plan.cells[number] for number in rest.tolist()))
-        run = (traced, clean, base, left, metric, batch_size, cancelled, renumbered(watch, rest))
+        run = (replace(work.part(rest), batch_size=batch_size), cancelled, renumbered(watch, rest))
         try:
             for chunk in full_sweep(*run) if engine_check.mode is None else resumed_sweep(*run, engine_check.mode):
                 cells = rest[chunk.cells]
@@ -133,7 +127,7 @@ def sweep(
         except torch.OutOfMemoryError:
             if batch_size == 1:
                 raise
-        # Not before the exception is gone: it holds on to the tensors of the pass that failed.
+        # Only after the exception is gone: it keeps the tensors of the failed pass.
         gc.collect()
         torch.cuda.empty_cache()
         batch_size //= 2
@@ -141,7 +135,7 @@ def sweep(
 
 
 def halving_note(sizes: Sequence[int]) -> str:
-    """What a result says of batches that did not fit in the device's memory."""
+    """Return the note about batches that did not fit in the device's memory."""
     return f"Out of memory with {sizes[0]} rows together; computed with {sizes[-1]}."
 
 
@@ -153,7 +147,7 @@ def _shortest_window(traced: TracedModel) -> int | None:
 
 
 def _identity(traced: TracedModel) -> tuple[Any, ...]:
-    """What a verdict holds for beside the fingerprint: sites, device, and the versions of what runs the model."""
+    """Return what a check holds for beside the fingerprint: sites, device, and versions of the libraries."""
     sites = tuple((kind, traced.site_names[kind]) for kind in KINDS)
     versions = (__version__, torch.__version__, transformers.__version__)
     return sites, traced.input_device.type, str(getattr(traced.model, "hf_device_map", None)), versions

@@ -23,10 +23,10 @@ from causal_tracer.model.runs import read_logits
 from causal_tracer.model.torch_state import in_standard_torch_state
 from causal_tracer.request.records import MapSpec, SamplesUntil, TraceRequest
 from causal_tracer.results.flow import HiddenFlow
-from causal_tracer.sweep.audited import Sweep, audit_scores
+from causal_tracer.sweep.audited import audit_scores
 from causal_tracer.sweep.engine import choose_engine, sweep
 from causal_tracer.sweep.full import full_sweep
-from causal_tracer.sweep.plan import Cell, SweepChunk, SweepPlan, map_plan
+from causal_tracer.sweep.plan import Cell, Sweep, SweepChunk, SweepPlan, map_plan
 from causal_tracer.tracing.maps import Results
 
 _ROUNDING = {torch.float32: 1e-3, torch.float64: 1e-3}
@@ -170,9 +170,8 @@ class _Group:
                 result.halved(size)
 
         plan = SweepPlan(tuple(cells[number] for number in run), experiments[0].reads)
-        for chunk in sweep(
-            engine_check, traced, experiments[0].clean, base, plan, _nothing, self._batch_size, cancelled, look, halved
-        ):
+        work = Sweep(traced, experiments[0].clean, base, plan, _nothing, self._batch_size)
+        for chunk in sweep(engine_check, work, cancelled, look, halved):
             found = known[chunk.cells, chunk.samples]
             # Cells that change nothing are not run, and come with the base run's scores.
             found = torch.where(found.isnan(), chunk.scores, found)
@@ -200,12 +199,12 @@ class _Group:
         if not request.audit:
             return
         traced, clean, metric = experiment.context.traced, experiment.clean, experiment.metric
-        plan, maps = SweepPlan(cells, experiment.reads), torch.zeros(len(cells), dtype=torch.long)
-        work = Sweep(traced, clean, base, plan, metric, self._batch_size, maps, request.seed)
+        plan = SweepPlan(cells, experiment.reads)
+        work = Sweep(traced, clean, base, plan, metric, self._batch_size, seed=request.seed)
         audit = audit_scores(work, scores, 0, cancelled)
         result.audited(0, audit)
         if audit.recomputed:
-            for chunk in full_sweep(traced, clean, base, plan, metric, self._batch_size, cancelled):
+            for chunk in full_sweep(work, cancelled):
                 result.take(torch.zeros_like(chunk.cells), chunk)
 
     def _all_embeddings(self, experiment: Experiment, corrupted: Tensor | None) -> Tensor:

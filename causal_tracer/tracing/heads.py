@@ -21,9 +21,9 @@ from causal_tracer.results.analysis import standard_error
 from causal_tracer.results.audit import Audit
 from causal_tracer.results.flow import TraceSettings
 from causal_tracer.results.short_forms import head_flow_figure, head_flow_lines
-from causal_tracer.sweep.audited import Sweep, audited_sweep
+from causal_tracer.sweep.audited import audited_sweep
 from causal_tracer.sweep.engine import choose_engine
-from causal_tracer.sweep.plan import head_plan
+from causal_tracer.sweep.plan import Sweep, head_plan
 from causal_tracer.tracing.maps import Results
 
 
@@ -116,9 +116,8 @@ def trace_heads(
     rows = torch.tensor([cell.position for cell in plan.cells], dtype=torch.long)
     columns = torch.tensor([cell.layer for cell in plan.cells], dtype=torch.long)
     left = torch.ones(len(plan.cells), base.samples, dtype=torch.bool)
-    maps = torch.zeros(len(plan.cells), dtype=torch.long)
     for chunk in audited_sweep(
-        Sweep(traced, experiment.clean, base, plan, experiment.metric, batch_size, maps, request.seed),
+        Sweep(traced, experiment.clean, base, plan, experiment.metric, batch_size, seed=request.seed),
         engine_check,
         cancelled or (lambda: False),
         audit=request.audit,

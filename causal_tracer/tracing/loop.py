@@ -16,9 +16,9 @@ from causal_tracer.model.torch_state import stepping_in_standard_torch_state
 from causal_tracer.prompts.decoding import token_text
 from causal_tracer.request.records import MapSpec, SamplesUntil, TraceRequest
 from causal_tracer.results.flow import HiddenFlow
-from causal_tracer.sweep.audited import Sweep, audited_sweep
+from causal_tracer.sweep.audited import audited_sweep
 from causal_tracer.sweep.engine import choose_engine
-from causal_tracer.sweep.plan import Cell, SweepPlan, map_plan, priority_order
+from causal_tracer.sweep.plan import Cell, Sweep, SweepPlan, map_plan, priority_order
 from causal_tracer.sweep.top_token_watch import TopTokenWatch
 from causal_tracer.tracing.maps import Results
 

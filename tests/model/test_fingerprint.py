@@ -14,7 +14,7 @@ from causal_tracer import CausalTracer, HiddenFlow
 from causal_tracer.model.fingerprint import fingerprint
 from causal_tracer.sweep import engine
 from causal_tracer.sweep.engine import choose_engine
-from causal_tracer.sweep.resumed import RESUME_MODES
+from causal_tracer.sweep.resume_mode import RESUME_MODES
 from tests.support.tiny_models import PROMPT, SUBJECT, build_tiny_model, tiny_tokenizer, tiny_tracer
 
 

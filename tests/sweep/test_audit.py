@@ -14,8 +14,8 @@ import torch
 from causal_tracer import CausalTracer, HiddenFlow, MapSpec, SamplesUntil, TraceRequest
 from causal_tracer.sweep import engine
 from causal_tracer.sweep.check import EngineCheck
-from causal_tracer.sweep.plan import SweepChunk
-from causal_tracer.sweep.resumed import RESUME_MODES
+from causal_tracer.sweep.plan import Sweep, SweepChunk
+from causal_tracer.sweep.resume_mode import RESUME_MODES
 from tests.support.tiny_models import PROMPT, SUBJECT, tiny_tracer
 
 REQUEST = TraceRequest(PROMPT, SUBJECT, samples=3)
@@ -35,9 +35,9 @@ def break_the_resumed_sweep(monkeypatch: pytest.MonkeyPatch, wrong: Callable[[Sw
     """Change the scores of the sweep that is used after the check."""
     real = engine.resumed_sweep
 
-    def broken(traced: Any, clean: Any, base: Any, plan: Any, *rest: Any) -> Iterator[SweepChunk]:
-        for chunk in real(traced, clean, base, plan, *rest):
-            yield replace(chunk, scores=wrong(chunk, plan))
+    def broken(work: Sweep, *rest: Any) -> Iterator[SweepChunk]:
+        for chunk in real(work, *rest):
+            yield replace(chunk, scores=wrong(chunk, work.plan))
 
     monkeypatch.setattr(engine, "resumed_sweep", broken)
 

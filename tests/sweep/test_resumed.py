@@ -1,4 +1,4 @@
-"""The resumed sweep: the full sweep's numbers, whichever way a model is resumed, and never a wrong one in silence."""
+"""The resumed sweep: the full sweep's numbers, in every resume mode, and never a wrong one in silence."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ from causal_tracer.errors import TraceCancelled
 from causal_tracer.model.batch_size import default_batch_size
 from causal_tracer.model.fingerprint import fingerprint
 from causal_tracer.request.sites import KINDS
-from causal_tracer.sweep import engine, resumed
-from causal_tracer.sweep.base_state import CacheSnapshot, CannotResume
+from causal_tracer.sweep import engine, plan, resumed
+from causal_tracer.sweep.caches import CacheSnapshot
 from causal_tracer.sweep.check import EngineCheck, check_resume_modes, has_plain_cache
 from causal_tracer.sweep.engine import choose_engine
 from causal_tracer.sweep.full import full_sweep
 from causal_tracer.sweep.plan import Cell, Intervention, Reach, reach
-from causal_tracer.sweep.resumed import RESUME_MODES, ResumeMode, resumed_sweep
+from causal_tracer.sweep.resume_mode import RESUME_MODES, CannotResume, ResumeMode
+from causal_tracer.sweep.resumed import resumed_sweep
+from causal_tracer.sweep.resumed_pass import ResumedPass
 from tests.support import sweep_checks as checks
 from tests.support.sweeps import base_runs, sweep_cells, sweep_map
 from tests.support.tiny_models import (
@@ -167,22 +169,22 @@ def wrong_sample(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def one_row_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = resumed._Pass._joining
+    real = ResumedPass._joining
 
     def shifted(self: Any, block: int, part: slice, like: Tensor) -> Tensor:
         return real(self, block, part, like).roll(1, dims=0)
 
-    monkeypatch.setattr(resumed._Pass, "_joining", shifted)
+    monkeypatch.setattr(ResumedPass, "_joining", shifted)
 
 
 def one_block_late(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = resumed.reach
+    real = plan.reach
 
     def late(*args: Any, **kwargs: Any) -> Reach | None:
         found = real(*args, **kwargs)
         return None if found is None else replace(found, join=found.join + 1)
 
-    monkeypatch.setattr(resumed, "reach", late)
+    monkeypatch.setattr(plan, "reach", late)
 
 
 def nothing_restored(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,13 +221,13 @@ def test_caches_that_hold_more_than_keys_and_values_are_known(name: str, plain: 
 def test_a_pass_that_is_wrong_from_one_token_only_is_found_where_caches_hold_states(
     token: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = resumed._Pass.run
+    real = ResumedPass.final_states
 
     def wrong(self: Any) -> Tensor:
         states = real(self)
         return states.roll(1, dims=-1) if self.token == token else states
 
-    monkeypatch.setattr(resumed._Pass, "run", wrong)
+    monkeypatch.setattr(ResumedPass, "final_states", wrong)
     monkeypatch.setattr(engine, "_engine_checks", {})
     assert choose_engine(tiny_tracer("qwen3_next").context.traced, "auto", 8).name == "resumed in depth"
 

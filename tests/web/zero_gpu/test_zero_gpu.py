@@ -13,7 +13,7 @@ from causal_tracer import CausalTracer
 from causal_tracer.corruption import GaussianNoise
 from causal_tracer.errors import BusyError, NumericsError, SettingsError, SubjectError, TraceCancelled
 from causal_tracer.metrics.metric import METRICS
-from causal_tracer.model.layers import model_lock
+from causal_tracer.model.engine_mode import model_lock
 from causal_tracer.prompts.chat import ChatText
 from causal_tracer.request.records import HiddenFlowQuery, MapSpec, SamplesUntil, TraceRequest
 from causal_tracer.sweep import engine
