@@ -39,11 +39,11 @@ import torch
 
 from benchmarks import coverage_table, tiny_configs
 from benchmarks.by_hand import HandTracer
-from causal_tracer.corruption import GaussianNoise
+from causal_tracer.corruption import NOISE_MULTIPLIER, GaussianNoise
 from causal_tracer.errors import ModelStructureError
 from causal_tracer.experiment.base_run import BaseRun, corrupted_run
 from causal_tracer.experiment.embeddings import subject_embeddings
-from causal_tracer.experiment.noise_levels import automatic_noise_level
+from causal_tracer.experiment.noise_levels import embedding_scale
 from causal_tracer.metrics.metric import AnswerProbability
 from causal_tracer.model.layers import TracedModel, trace_model
 from causal_tracer.model.runs import CleanRun, clean_run
@@ -196,7 +196,7 @@ def _sensitive_base(report: Report) -> Base:
         model = tiny_configs.build(report.type, seed)
         report.model_class = type(model).__name__
         traced = trace_model(model)
-        base = Base.make(traced, automatic_noise_level(traced))
+        base = Base.make(traced, NOISE_MULTIPLIER * embedding_scale(traced))
         low = base.corrupted.scores.mean()
         total = float((base.high - low).abs())
         effects = {}

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from causal_tracer.errors import ModelStructureError
-from causal_tracer.model.hooks import add_stream_hook, editing_outputs
+from causal_tracer.model.hooks import Edit, add_stream_hook, editing_outputs
 from causal_tracer.model.probing import Call, record_calls, shifted, token_dim
 from causal_tracer.model.quantization import has_matrix
 
@@ -57,7 +56,8 @@ def find_contributions(
             f"In block {block_name!r} of {type(model).__name__} no modules were found whose outputs sum to what the "
             f"block adds. It holds {children}. Name attention and MLP with a LayerConfig."
         )
-    attention, mlp = _by_mixing(model, block_name, names, ids)
+    outputs = {call.name: call.output for call in calls}
+    attention, mlp = _by_mixing(model, whole, {name: outputs[name] for name in names}, ids)
     if by_name:
         _require_named(model, block_name, attention, mlp, calls)
     cut = len(block_name) + 1
@@ -67,7 +67,7 @@ def find_contributions(
 def _distinct(calls: list[Call], whole: Call) -> list[Call]:
     """Return calls with different outputs, the shallowest modules first, without zeros and copies of the residual."""
     kept: list[Call] = []
-    for call in sorted(calls, key=lambda call: call.depth):
+    for call in sorted(calls, key=lambda call: call.name.count(".")):
         same_as_kept = any(torch.equal(call.output, other.output) for other in kept)
         is_residual = torch.equal(call.output, whole.output) or torch.equal(call.output, whole.source)  # type: ignore[arg-type]
         if not same_as_kept and not is_residual and bool(call.output.any()):
@@ -86,41 +86,41 @@ def additive_contributions(candidates: list[Call], whole: Call) -> list[Call]:
     if whole.source is None or not candidates:
         return []
     output, source = whole.output.double().flatten(), whole.source.double().flatten()
+    columns = [call.output.double().flatten() for call in candidates]
+    if len(output) <= len(columns) + 1:
+        return []
+    size = max(float((output - source).norm()), 1e-30)
+    rounding = 8 * torch.finfo(whole.output.dtype).eps * float(output.norm()) / size
+    limit = max(1e-4, rounding) * size
     for target, residual in ((output - source, []), (output, [source]), (output, [])):
-        columns = [call.output.double().flatten() for call in candidates]
-        scales = torch.stack([*(column.norm() for column in (*columns, *residual))]).clamp_min(1e-30)
-        matrix = torch.stack([*columns, *residual], dim=1) / scales
-        if matrix.shape[0] <= matrix.shape[1]:
-            return []
-        # Fits with some of the columns need only the triangle: the small problem has the same residuals.
-        orthogonal, triangle = torch.linalg.qr(matrix)
+        matrix = torch.stack([*columns, *residual], dim=1)
+        scales = matrix.norm(dim=0).clamp_min(1e-30)
+        # Fits with some of the columns need only the triangle and the part of the target outside all columns.
+        orthogonal, triangle = torch.linalg.qr(matrix / scales)
         projected = orthogonal.T @ target
-        outside = float((target - orthogonal @ projected).norm())
-        size = float((output - source).norm())
-        rounding = 8 * torch.finfo(whole.output.dtype).eps * float(output.norm()) / max(size, 1e-30)
-        limit = max(1e-4, rounding) * max(size, 1e-30)
-
-        def fit(
-            chosen: list[int], triangle: Tensor = triangle, projected: Tensor = projected, outside: float = outside
-        ) -> tuple[float, Tensor]:
-            part = triangle[:, chosen]
-            factors = torch.linalg.lstsq(part, projected[:, None], driver="gelsd").solution[:, 0]
-            return math.hypot(float((part @ factors - projected).norm()), outside), factors
-
-        always = list(range(len(candidates), len(candidates) + len(residual)))
+        outside = (target - orthogonal @ projected).norm()
+        problem = torch.cat([triangle, triangle.new_zeros(1, len(scales))]), torch.cat([projected, outside[None]])
+        always = list(range(len(candidates), len(scales)))
         chosen = list(range(len(candidates)))
-        best = fit(chosen + always)[0]
+        best = _fit(*problem, chosen + always)[0]
         if best > limit:
             continue
         needless = min(limit, max(1e-4 * size, 1.2 * best))
         for index in reversed(range(len(candidates))):
             without = [other for other in chosen if other != index]
-            if without and fit(without + always)[0] <= needless:
+            if without and _fit(*problem, without + always)[0] <= needless:
                 chosen = without
-        factors = fit(chosen + always)[1] / scales[chosen + always]
+        factors = _fit(*problem, chosen + always)[1] / scales[chosen + always]
         if bool((factors > 1e-3).all()):
             return [candidates[index] for index in chosen]
     return []
+
+
+def _fit(matrix: Tensor, target: Tensor, chosen: list[int]) -> tuple[float, Tensor]:
+    """Fit some columns of a matrix to a target; return the residual's norm and the factors."""
+    part = matrix[:, chosen]
+    factors = torch.linalg.lstsq(part, target[:, None], driver="gelsd").solution[:, 0]
+    return float((part @ factors - target).norm()), factors
 
 
 def _named_contributions(candidates: list[Call], block_name: str) -> list[Call]:
@@ -140,25 +140,20 @@ def _require_named(
     cut = len(block_name) + 1
     where = f"In block {block_name!r} of {type(model).__name__} no modules sum to what the block adds"
     advice = "Name the modules whose outputs are added to the residual in a LayerConfig."
+    outputs = {call.name: call.output for call in calls}
     for kind, names, pattern in (("attention", attention, _ATTENTION_NAMES), ("MLP", mlp, _MLP_NAMES)):
         if len(names) != 1:
             raise ModelStructureError(f"{where}, and {len(names)} of them behave like {kind}. {advice}")
-        if not pattern.search(names[0][cut:].split(".")[0]):
-            raise ModelStructureError(
-                f"{where}, and {names[0][cut:]!r} behaves like {kind} and is not called so. {advice}"
-            )
-        given = {call.name: call.output for call in calls}
+        name = names[0][cut:]
+        if not pattern.search(name.split(".")[0]):
+            raise ModelStructureError(f"{where}, and {name!r} behaves like {kind} and is not called so. {advice}")
         for call in calls:
-            inside = call.name.startswith(f"{names[0]}.") and call.output.shape == given[names[0]].shape
-            if inside and torch.equal(call.output, given[names[0]]) and _is_norm(model, call):
+            same = call.name.startswith(f"{names[0]}.") and torch.equal(call.output, outputs[names[0]])
+            is_norm = _only_normalises(model, call) and any(True for _ in model.get_submodule(call.name).parameters())
+            if same and is_norm:
                 raise ModelStructureError(
-                    f"{where}: {names[0][cut:]!r} adds the residual itself and normalises the sum. {advice}"
+                    f"{where}: {name!r} adds the residual itself and normalises the sum. {advice}"
                 )
-
-
-def _is_norm(model: nn.Module, call: Call) -> bool:
-    module = model.get_submodule(call.name)
-    return any(True for _ in module.parameters()) and _only_normalises(model, call)
 
 
 def _only_normalises(model: nn.Module, call: Call) -> bool:
@@ -186,63 +181,60 @@ def _behind_norm(model: nn.Module, call: Call, candidates: list[Call]) -> Call:
     return _behind_norm(model, fed_by[0], candidates) if fed_by else call
 
 
-def _by_mixing(model: nn.Module, block_name: str, names: list[str], ids: Tensor) -> tuple[list[str], list[str]]:
+def _by_mixing(model: nn.Module, whole: Call, clean: Mapping[str, Tensor], ids: Tensor) -> tuple[list[str], list[str]]:
     """Return the modules that mix tokens, and the others.
 
     Where none of several does, attention may read the keys of an earlier block (Gemma 3n): then earlier tokens are
     moved from the embedding on. Where all do, an MLP is behind a short convolution or token shift (Inkling, RWKV):
     those that do not see the first token are then the MLP.
+
+    Args:
+        model: The model.
+        whole: The call of the block in the probe run.
+        clean: The output of each module there [tokens, width], by name.
+        ids: Token ids of the probe run.
     """
-    probe = _MixingProbe(model, block_name, names, ids)
+
+    def moved_by(tokens: range, at_block: bool = True) -> list[str]:
+        return [name for name in clean if _moves(model, whole, clean, ids, name, tokens, at_block)]
+
     last = ids.shape[1] - 1
-    mixing = [name for name in names if probe.moves(name, range(last), at_block=True)]
-    if not mixing and len(names) > 1:
-        mixing = [name for name in names if probe.moves(name, range(last), at_block=False)]
-    if len(mixing) == len(names) > 1:
-        far = [name for name in names if probe.moves(name, range(1), at_block=True)]
-        mixing = far or mixing
-    return mixing, [name for name in names if name not in mixing]
+    mixing = moved_by(range(last))
+    if not mixing and len(clean) > 1:
+        mixing = moved_by(range(last), at_block=False)
+    if len(mixing) == len(clean) > 1:
+        mixing = moved_by(range(1)) or mixing
+    return mixing, [name for name in clean if name not in mixing]
 
 
-class _MixingProbe:
-    """Tests whether a module's output at the last token depends on earlier tokens, all other contributions held."""
+def _moves(
+    model: nn.Module, whole: Call, clean: Mapping[str, Tensor], ids: Tensor, name: str, tokens: range, at_block: bool
+) -> bool:
+    """Check whether a module's output at the last token moves when the stream is shifted at earlier tokens.
 
-    def __init__(self, model: nn.Module, block_name: str, names: list[str], ids: Tensor):
-        self._model = model
-        self._ids = ids
-        self._block = model.get_submodule(block_name)
-        self._stream: Tensor | None = None
-        with add_stream_hook(self._block, self._keep):
-            self._clean = {call.name: call.output for call in record_calls(model, names, ids)}
+    The stream is shifted at the block or from the start, and the outputs of all other modules are held.
+    """
+    n_tokens = ids.shape[1]
 
-    def moves(self, name: str, tokens: range, *, at_block: bool) -> bool:
-        """Check whether the output moves when the stream is shifted at these tokens, at the block or from the start."""
-        held = {self._model.get_submodule(other): self._hold(other) for other in self._clean if other != name}
-        n_tokens = self._ids.shape[1]
+    def shift(stream: Tensor) -> Tensor:
+        return shifted(stream, tokens, token_dim(stream, n_tokens))
 
-        def shift(stream: Tensor) -> Tensor:
-            return shifted(stream, tokens, token_dim(stream, n_tokens))
-
-        if not at_block:
-            embedding: nn.Module = self._model.get_input_embeddings()  # type: ignore[operator]
-            held[embedding] = shift
-        change = shift if at_block else self._last_token_clean
-        with editing_outputs(held, n_tokens), add_stream_hook(self._block, change):
-            moved = record_calls(self._model, [name], self._ids)[-1].output
-        last, before = moved[-1].double(), self._clean[name][-1].double()
-        return float((last - before).norm()) > 1e-3 * float(before.norm())
-
-    def _hold(self, name: str) -> Callable[[Tensor], Tensor]:
-        # A copy, since some models add the residual into a module's output in place.
-        return lambda activation: self._clean[name].to(activation, copy=True).reshape(activation.shape)
-
-    def _keep(self, stream: Tensor) -> Tensor:
-        self._stream = stream.clone()
-        return stream
-
-    def _last_token_clean(self, stream: Tensor) -> Tensor:
+    def with_clean_last_token(stream: Tensor) -> Tensor:
         changed = stream.clone()
-        where = token_dim(stream, self._ids.shape[1])
-        if self._stream is not None:
-            changed.movedim(where, 0)[-1] = self._stream.movedim(where, 0)[-1]
+        last = changed.movedim(token_dim(stream, n_tokens), 0)[-1]
+        if whole.source is not None:
+            last.copy_(whole.source[-1].reshape(last.shape))
         return changed
+
+    def hold(output: Tensor) -> Edit:
+        # A copy, since some models add the residual into a module's output in place.
+        return lambda activation: output.to(activation, copy=True).reshape(activation.shape)
+
+    edits = {model.get_submodule(other): hold(output) for other, output in clean.items() if other != name}
+    if not at_block:
+        edits[model.get_input_embeddings()] = shift  # type: ignore[operator]
+    change = shift if at_block else with_clean_last_token
+    with editing_outputs(edits, n_tokens), add_stream_hook(model.get_submodule(whole.name), change):
+        moved = record_calls(model, [name], ids)[-1].output
+    last, before = moved[-1].double(), clean[name][-1].double()
+    return float((last - before).norm()) > 1e-3 * float(before.norm())

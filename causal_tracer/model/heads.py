@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 from causal_tracer.errors import ModelStructureError
 from causal_tracer.model.engine_mode import model_lock
-from causal_tracer.model.hooks import editing_arguments
 from causal_tracer.model.layer_config import SiteNames
-from causal_tracer.model.probing import probe_ids, run_probe
+from causal_tracer.model.probing import probe_ids, record_calls
 
 
 def find_head_sites(model: nn.Module, site_names: SiteNames, d_model: int) -> dict[int, tuple[str, int]]:
@@ -27,11 +26,6 @@ def find_head_sites(model: nn.Module, site_names: SiteNames, d_model: int) -> di
     config: Any = model.config
     text, modules = config.get_text_config(), dict(model.named_modules())
     heads = next((n for name in ("num_attention_heads", "n_head", "num_heads") if (n := getattr(text, name, None))), 0)
-    called: list[tuple[str, int]] = []
-
-    def note(name: str) -> Callable[[Tensor], None]:
-        return lambda taken: called.append((name, int(taken.shape[-1])))
-
     inside = {
         name: layer
         for layer, sites in enumerate(site_names["attention"])
@@ -41,14 +35,12 @@ def find_head_sites(model: nn.Module, site_names: SiteNames, d_model: int) -> di
         # No convolution and no state has heads, whatever its widths are.
         if _in_attention(modules, name, site_names["hidden"][layer][0])
     }
-    ids = probe_ids(model)
-    with model_lock(model), editing_arguments({modules[name]: note(name) for name in inside}, ids.shape[1]):
-        run_probe(model, ids)
-    found: dict[int, tuple[str, int]] = {}
-    for name, width in called:  # the last one that runs in a layer stays
-        found[inside[name]] = (name, width)
+    with model_lock(model):
+        calls = record_calls(model, list(inside), probe_ids(model))
+    # The last one that runs in a layer stays.
+    last = {inside[call.name]: (call.name, call.source.shape[-1]) for call in calls if call.source is not None}
     sizes = _head_sizes(text, d_model, heads)
-    sites = {layer: (name, heads) for layer, (name, width) in found.items() if heads and width in sizes}
+    sites = {layer: (name, heads) for layer, (name, width) in last.items() if heads and width in sizes}
     if not sites:
         raise ModelStructureError(
             f"No attention of {type(model).__name__} was found whose output projection takes {heads} heads side "

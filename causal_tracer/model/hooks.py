@@ -79,13 +79,20 @@ def add_input_hook(module: nn.Module, hook: Callable[..., Any]) -> RemovableHand
     return module.register_forward_pre_hook(_in_this_thread(hook), with_kwargs=True)
 
 
-def add_stream_hook(module: nn.Module, edit: Edit) -> RemovableHandle:
-    """Apply `edit` to the residual stream that the module takes before each of its forwards in this thread."""
+def add_stream_hook(module: nn.Module, edit: Edit, tokens: int | None = None) -> RemovableHandle:
+    """Apply `edit` to the residual stream that the module takes before each of its forwards in this thread.
+
+    With `tokens`, a stream with rows and tokens in one dimension is unfolded for the edit.
+    """
 
     def hook(_module: nn.Module, args: Any, kwargs: Any) -> Any:
         stream = stream_argument(args, kwargs)
-        edited = None if stream is None else edit(stream)
-        return None if edited is None else replace_stream_argument(args, kwargs, edited)
+        if stream is None:
+            return None
+        edited = edit(stream if tokens is None else _unfolded(stream, tokens))
+        if edited is None:
+            return None
+        return replace_stream_argument(args, kwargs, edited if tokens is None else edited.reshape(stream.shape))
 
     return add_input_hook(module, hook)
 
@@ -133,17 +140,9 @@ def editing_arguments(edits: Mapping[nn.Module, Edit], tokens: int) -> Iterator[
 
     Modules that take rows and tokens in one dimension have them unfolded for the edit.
     """
-
-    def unfolded_for(edit: Edit) -> Edit:
-        def edit_unfolded(stream: Tensor) -> Tensor | None:
-            edited = edit(_unfolded(stream, tokens))
-            return None if edited is None else edited.reshape(stream.shape)
-
-        return edit_unfolded
-
     with ExitStack() as hooks:
         for module, edit in edits.items():
-            hooks.enter_context(add_stream_hook(module, unfolded_for(edit)))
+            hooks.enter_context(add_stream_hook(module, edit, tokens))
         yield
 
 

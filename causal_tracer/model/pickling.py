@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+import os
 import pickle
 from typing import Any
 
@@ -19,26 +19,19 @@ class _Structure(pickle.Pickler):
         return "tensor" if isinstance(obj, Tensor) else None
 
 
-class _Nowhere(io.RawIOBase):
-    """A file that discards what is written."""
-
-    def write(self, data: Any) -> int:
-        """Discard the bytes."""
-        return len(data)
-
-
 def require_picklable(state: dict[str, Any], name: str) -> None:
     """Check that the parts of an object can be pickled, apart from tensors.
 
     Raises:
         PicklingError: A part cannot; the message names it and the cause.
     """
-    for part, value in state.items():
-        try:
-            _Structure(_Nowhere()).dump(value)
-        except Exception as error:
-            raise PicklingError(
-                f"This {name} cannot be pickled: its {part.lstrip('_')} holds something that cannot be "
-                f"({type(error).__name__}: {error}). Pickle what it was made of, or write functions at the top of a "
-                "module."
-            ) from error
+    with open(os.devnull, "wb") as nowhere:
+        for part, value in state.items():
+            try:
+                _Structure(nowhere).dump(value)
+            except Exception as error:
+                raise PicklingError(
+                    f"This {name} cannot be pickled: its {part.lstrip('_')} holds something that cannot be "
+                    f"({type(error).__name__}: {error}). Pickle what it was made of, or write functions at the top "
+                    "of a module."
+                ) from error

@@ -51,11 +51,6 @@ class Call:
     source: Tensor | None
     output: Tensor
 
-    @property
-    def depth(self) -> int:
-        """The module's depth in the tree of modules."""
-        return self.name.count(".")
-
 
 class _HeadReached(Exception):
     """Ends a probe where the model is about to compute logits, which may cost more than all before them."""

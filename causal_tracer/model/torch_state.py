@@ -43,15 +43,8 @@ def _makes_tensors_on_cpu() -> bool:
         return False  # a kind of device that this machine does not have
 
 
-def in_standard_torch_state(function: Callable[P, T]) -> Callable[P, T]:
-    """Decorate a function to run in `standard_torch_state`."""
-
-    @wraps(function)
-    def inside(*args: P.args, **kwargs: P.kwargs) -> T:
-        with standard_torch_state():
-            return function(*args, **kwargs)
-
-    return inside
+in_standard_torch_state = standard_torch_state()
+"""Decorate a function to run in `standard_torch_state`."""
 
 
 def stepping_in_standard_torch_state(function: Callable[P, Iterator[T]]) -> Callable[P, Iterator[T]]:
