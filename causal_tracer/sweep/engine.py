@@ -10,7 +10,6 @@ from __future__ import annotations
 import gc
 import hashlib
 import logging
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -20,7 +19,6 @@ import transformers
 
 from causal_tracer.experiment.base_run import Watch, renumbered
 from causal_tracer.model.fingerprint import fingerprint
-from causal_tracer.model.fork_safety import usable_in_forks
 from causal_tracer.model.layers import TracedModel
 from causal_tracer.request.records import EngineChoice
 from causal_tracer.request.sites import KINDS
@@ -37,8 +35,8 @@ logger = logging.getLogger(__name__)
 _SINGLE_LENGTHS = 16
 _MOST_CHECKED = 48
 
+# Threads share it without a lock: each access is a single operation of the dict.
 _engine_checks: dict[str, EngineCheck] = {}
-_engine_checks_guard = usable_in_forks(threading.Lock())
 
 
 def choose_engine(traced: TracedModel, choice: EngineChoice, n_tokens: int) -> EngineCheck:
@@ -54,12 +52,10 @@ def choose_engine(traced: TracedModel, choice: EngineChoice, n_tokens: int) -> E
         if every_token and not beyond:
             length = _checked_length(n_tokens)
         key = hashlib.sha256(repr((*_identity(traced), found.digest, length)).encode()).hexdigest()
-        with _engine_checks_guard:
-            known = _engine_checks.get(key)
+        known = _engine_checks.get(key)
         if known is None:
             known = replace(check_resume_modes(traced, length, every_token=every_token), portable=found.portable)
-            with _engine_checks_guard:
-                _engine_checks[key] = known
+            _engine_checks[key] = known
             if known.mode != RESUME_MODES[0]:
                 logger.warning(
                     "%s uses the slower sweep %r: %s", type(traced.model).__name__, known.name, " ".join(known.tried)
@@ -76,8 +72,7 @@ def _checked_length(n_tokens: int) -> int:
 
 def known_engine_checks() -> dict[str, Any]:
     """Return all checks so far as JSON types, for another process, which then need not check again."""
-    with _engine_checks_guard:
-        return {key: asdict(engine_check) for key, engine_check in _engine_checks.items()}
+    return {key: asdict(engine_check) for key, engine_check in _engine_checks.copy().items()}
 
 
 def adopt_engine_checks(known: Mapping[str, Any]) -> None:
@@ -93,8 +88,7 @@ def adopt_engine_checks(known: Mapping[str, Any]) -> None:
         mode = data["mode"]
         tried = tuple(str(reason) for reason in data["tried"])
         taken[key] = EngineCheck(None if mode is None else ResumeMode(**mode), tried, bool(data["portable"]))
-    with _engine_checks_guard:
-        _engine_checks.update(taken)
+    _engine_checks.update(taken)
 
 
 def sweep(

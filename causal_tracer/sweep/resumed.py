@@ -5,7 +5,7 @@ For every first restored token t, all rows (cell, sample) go through the blocks 
 1. Rows are sorted by the block at which they join, the first one that they change. A row that joins at block k takes
    the base run's residual stream there; before the first row joins, blocks are skipped.
 2. Only tokens t... are run; the tokens before them are in the base run's cache.
-3. The model is called with one row, and its blocks pass all rows that have joined to each other: whatever the model
+3. The model is called with one row, and its blocks pass all rows that have joined to each other: what the model
    computes for one row (mask, positions, rotary embeddings) broadcasts. Each block's cache has the rows of the samples
    that are active there. Models for which that does not hold are called with all rows (`ResumeMode.broadcast`): rows
    that have not joined then run along as in the base run, once one has.
