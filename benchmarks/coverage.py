@@ -13,7 +13,7 @@ Each type is done in a process of its own, with a time limit. For each:
 4. Identities: no noise gives high_score everywhere, no intervention low_score; in a hidden map the last token of the
    last layer is high_score, other tokens there and tokens before the subject low_score; all tokens restored in one
    layer give high_score, where nothing but the residual stream goes from block to block.
-5. The way of resuming that the engine chooses by itself is compared with the full sweep on every cell of every kind:
+5. The engine that is chosen automatically is compared with the full sweep on every cell of every kind:
    to 1e-3 of the largest indirect effect, and to 1e-5. Prompts of several lengths, one of them longer than every window
    and chunk of the models; windows 1, 2 and 3 on the shorter ones.
 """
@@ -39,20 +39,20 @@ import torch
 
 from benchmarks import coverage_table, tiny_configs
 from benchmarks.by_hand import HandTracer
-from causal_tracer.corruption import GaussianNoise
+from causal_tracer.corruption import NOISE_MULTIPLIER, GaussianNoise
 from causal_tracer.errors import ModelStructureError
 from causal_tracer.experiment.base_run import BaseRun, corrupted_run
 from causal_tracer.experiment.embeddings import subject_embeddings
-from causal_tracer.experiment.noise_levels import automatic_noise_level
+from causal_tracer.experiment.noise_levels import embedding_scale
 from causal_tracer.metrics.metric import AnswerProbability
 from causal_tracer.model.layers import TracedModel, trace_model
 from causal_tracer.model.runs import CleanRun, clean_run
 from causal_tracer.prompts.prompt import Prompt
 from causal_tracer.request.sites import KINDS, LayerKind
-from causal_tracer.sweep.check import Verdict
+from causal_tracer.sweep.check import EngineCheck
 from causal_tracer.sweep.engine import choose_engine, sweep
 from causal_tracer.sweep.full import full_sweep
-from causal_tracer.sweep.plan import Cell, Intervention, SweepChunk, SweepPlan, map_plan
+from causal_tracer.sweep.plan import Cell, Intervention, Sweep, SweepChunk, SweepPlan, map_plan
 
 TOKENS = 12
 SUBJECT = (3, 5)
@@ -79,7 +79,7 @@ class Report:
     effects: dict[str, float] = field(default_factory=dict)
     by_hand: float | None = None
     identities: list[str] = field(default_factory=list)
-    way: str = ""
+    engine: str = ""
     tried: tuple[str, ...] = ()
     resumed: float | None = None
     check_seconds: float = 0.0
@@ -115,13 +115,13 @@ class Report:
 
     @property
     def resumed_right(self) -> bool:
-        """The way that the engine chose equals the full sweep on every cell."""
+        """The engine chosen equals the full sweep on every cell."""
         return self.hidden_right and self.resumed is not None and self.resumed <= self.limit
 
     @property
     def shortcuts(self) -> int:
-        """How much the chosen way leaves out: tokens and blocks (2), blocks (1), nothing (0)."""
-        return {"resumed": 2, "resumed, all rows": 2, "resumed in depth": 1}.get(self.way, 0)
+        """How much the chosen engine leaves out: tokens and blocks (2), blocks (1), nothing (0)."""
+        return {"resumed": 2, "resumed, all rows": 2, "resumed in depth": 1}.get(self.engine, 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,14 +147,11 @@ class Base:
         corrupted = corrupted_run(traced, prompt, GaussianNoise(level, 1), samples, metric, BATCH)
         return cls(traced, clean, corrupted, metric, prompt, level)
 
-    def scores(self, cells: Iterable[Cell], verdict: Verdict | None = None) -> torch.Tensor:
-        """Scores [samples, cells], by the full sweep or in the way of a verdict."""
-        plan = SweepPlan(tuple(cells))
-        if verdict is None:
-            chunks = full_sweep(self.traced, self.clean, self.corrupted, plan, self.metric, BATCH)
-        else:
-            chunks = sweep(verdict, self.traced, self.clean, self.corrupted, plan, self.metric, BATCH, lambda: False)
-        return _collect(chunks, len(plan.cells), self.corrupted.samples)
+    def scores(self, cells: Iterable[Cell], engine_check: EngineCheck | None = None) -> torch.Tensor:
+        """Scores [samples, cells], by the full sweep or in the mode of an engine check."""
+        work = Sweep(self.traced, self.clean, self.corrupted, SweepPlan(tuple(cells)), self.metric, BATCH)
+        chunks = full_sweep(work) if engine_check is None else sweep(engine_check, work, lambda: False)
+        return _collect(chunks, len(work.plan.cells), self.corrupted.samples)
 
     def map_cells(self, kind: LayerKind, window: int) -> tuple[Cell, ...]:
         """Every cell of a map."""
@@ -199,7 +196,7 @@ def _sensitive_base(report: Report) -> Base:
         model = tiny_configs.build(report.type, seed)
         report.model_class = type(model).__name__
         traced = trace_model(model)
-        base = Base.make(traced, automatic_noise_level(traced))
+        base = Base.make(traced, NOISE_MULTIPLIER * embedding_scale(traced))
         low = base.corrupted.scores.mean()
         total = float((base.high - low).abs())
         effects = {}
@@ -300,21 +297,21 @@ def _check_identities(report: Report, base: Base) -> None:
 
 def _compare_resumed(report: Report, base: Base) -> None:
     started = time.perf_counter()
-    verdict = choose_engine(base.traced, "auto", TOKENS)
+    engine_check = choose_engine(base.traced, "auto", TOKENS)
     report.check_seconds = time.perf_counter() - started
-    report.way, report.tried = verdict.name, verdict.tried
+    report.engine, report.tried = engine_check.name, engine_check.tried
     worst = 0.0
     for tokens, windows in LENGTHS.items():
         if base.traced.context_length is not None and tokens > base.traced.context_length:
             tokens = base.traced.context_length
         other = Base.make(base.traced, base.level, tokens, SAMPLES if tokens <= TOKENS else 1)
-        verdict = choose_engine(base.traced, "auto", tokens)
-        if verdict.name != report.way:
-            report.way = f"{report.way}; {verdict.name} at {tokens} tokens"
+        engine_check = choose_engine(base.traced, "auto", tokens)
+        if engine_check.name != report.engine:
+            report.engine = f"{report.engine}; {engine_check.name} at {tokens} tokens"
         for kind in KINDS:
             for window in windows:
                 if cells := other.map_cells(kind, window):
-                    difference = other.scores(cells, verdict) - other.scores(cells)
+                    difference = other.scores(cells, engine_check) - other.scores(cells)
                     worst = max(worst, float(difference.abs().nan_to_num(torch.inf).max()))
     report.resumed = worst
 

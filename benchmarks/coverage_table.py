@@ -21,7 +21,7 @@ _COLUMNS = (
     "MLP",
     "hidden / both",
     "layers without",
-    "way",
+    "engine",
     "resumed − full",
     "full − by hand",
     "least max IE",
@@ -40,7 +40,7 @@ def row(report: Report) -> str:
         report.mlp,
         right if not report.refused else "refused",
         missing,
-        report.way,
+        report.engine,
         _number(report.resumed),
         _number(report.by_hand),
         _number(report.smallest_effect or None),
@@ -66,11 +66,11 @@ def page(decoders: Sequence[Report], wrappers: Sequence[Report], seconds: float)
         *_totals(decoders, wrappers),
         "",
         "Columns: *hidden / both*: hidden maps right / attention and MLP right too, where the type has them (maps "
-        "equal hooks by hand, identities hold, the answer moves; names as in the source code). *way*: what the engine "
-        "chose by itself: *resumed* and *resumed, all rows* leave out blocks and tokens, *resumed in depth* blocks "
-        "only, *full* nothing. *resumed − full*: largest difference over every cell of every kind with windows 1, 2 "
-        "and 3. *full − by hand*: largest difference from plain hooks. *least max IE*: the largest indirect effect of "
-        "the kind that has the smallest one.",
+        "equal hooks by hand, identities hold, the answer moves; names as in the source code). *engine*: the one "
+        "chosen automatically: *resumed* and *resumed, all rows* leave out blocks and tokens, *resumed in depth* "
+        "blocks only, *full* nothing. *resumed − full*: largest difference over every cell of every kind with windows"
+        " 1, 2 and 3. *full − by hand*: largest difference from plain hooks. *least max IE*: the largest indirect "
+        "effect of the kind that has the smallest one.",
         "",
         "## Text decoders",
         "",
@@ -120,7 +120,7 @@ def _notes(report: Report) -> list[str]:
         notes.append(f"IDENTITIES {', '.join(report.identities)}")
     if not report.sensitive and not (report.refused or report.error):
         notes.append(f"the answer hardly moves (TE {report.total_effect:.1g})")
-    if report.shortcuts < 2 or report.way == "resumed, all rows":
+    if report.shortcuts < 2 or report.engine == "resumed, all rows":
         notes += [reason[:110] for reason in report.tried]
     return notes
 

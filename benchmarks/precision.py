@@ -27,21 +27,23 @@ sys.path[:0] = [str(ROOT)]
 from causal_tracer import CausalTracer, HiddenFlow, MapSpec, TraceRequest  # noqa: E402
 from causal_tracer.errors import NumericsError  # noqa: E402
 from causal_tracer.prompts.prompt import make_prompt  # noqa: E402
-from causal_tracer.sweep.check import Verdict  # noqa: E402
-from causal_tracer.sweep.resumed import WAYS  # noqa: E402
+from causal_tracer.sweep.check import EngineCheck  # noqa: E402
+from causal_tracer.sweep.resume_mode import RESUME_MODES  # noqa: E402
 
 PROMPT, SUBJECT = "The Space Needle is located in the city of", "The Space Needle"
 MAPS = {"hidden": MapSpec("hidden", 1), "mlp": MapSpec("mlp", 10), "attention": MapSpec("attention", 10)}
-VERDICTS = {way.name: Verdict(way, ()) for way in WAYS if way.name != "resumed, all rows"} | {"full": Verdict(None, ())}
+ENGINES = {mode.name: EngineCheck(mode, ()) for mode in RESUME_MODES if mode.name != "resumed, all rows"} | {
+    "full": EngineCheck(None, ())
+}
 
 
-def maps_of(tracer: CausalTracer, way: str, samples: int, answer_id: int | None) -> dict[str, HiddenFlow]:
-    """The maps, computed in the way asked for whatever the check of the model says."""
+def maps_of(tracer: CausalTracer, engine: str, samples: int, answer_id: int | None) -> dict[str, HiddenFlow]:
+    """The maps, computed by this engine, whatever the check of the model says."""
     prompt = make_prompt(tracer.tokenizer, PROMPT, SUBJECT)
     positions = (*range(*prompt.subject_range), len(prompt) - 1)
     request = TraceRequest(PROMPT, SUBJECT, samples=samples, answer_id=answer_id)
     maps = {name: replace(spec, positions=positions) for name, spec in MAPS.items()}
-    with mock.patch("causal_tracer.tracing.loop.choose_engine", return_value=VERDICTS[way]):
+    with mock.patch("causal_tracer.tracing.loop.choose_engine", return_value=ENGINES[engine]):
         return tracer.trace_maps(request, maps)
 
 
@@ -57,7 +59,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="*", default=["embedded", "embedded:smollm2-135m-instruct"])
     parser.add_argument("--dtypes", nargs="*", default=["bfloat16", "float16"])
-    parser.add_argument("--sweeps", nargs="*", default=list(VERDICTS), choices=list(VERDICTS))
+    parser.add_argument("--sweeps", nargs="*", default=list(ENGINES), choices=list(ENGINES))
     parser.add_argument("--noise", type=float, help="by default three standard deviations of the embedding")
     parser.add_argument("--samples", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
@@ -74,19 +76,19 @@ def main() -> None:
             del tracer
             gc.collect()
             tracer = CausalTracer.from_pretrained(model, dtype=dtype, device="cpu", noise=noise)
-            for way in arguments.sweeps:
+            for engine in arguments.sweeps:
                 begun = time.perf_counter()
                 try:
-                    flows = maps_of(tracer, way, arguments.samples, answer_id)
+                    flows = maps_of(tracer, engine, arguments.samples, answer_id)
                 except NumericsError as error:
-                    print(f"| {model} | {dtype} | {way} | {str(error).split('. ')[0]} | | | | | | |", flush=True)
+                    print(f"| {model} | {dtype} | {engine} | {str(error).split('. ')[0]} | | | | | | |", flush=True)
                     continue
                 seconds = time.perf_counter() - begun
                 apart = " | ".join(f"{difference(flows[name], exact[name]):.1e}" for name in MAPS)
                 flow, right = flows["hidden"], exact["hidden"]
                 ends = f"{abs(flow.high_score - right.high_score):.1e} | {abs(flow.low_score - right.low_score):.1e}"
                 effect = right.high_score - right.low_score
-                print(f"| {model} | {dtype} | {way} | {apart} | {ends} | {effect:.3f} | {seconds:.0f} |", flush=True)
+                print(f"| {model} | {dtype} | {engine} | {apart} | {ends} | {effect:.3f} | {seconds:.0f} |", flush=True)
 
 
 if __name__ == "__main__":

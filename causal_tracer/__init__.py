@@ -8,7 +8,7 @@ from causal_tracer.version import __version__
 
 if TYPE_CHECKING:
     from causal_tracer.loading.models import LoadedModel, load_model
-    from causal_tracer.model.layers import GPT2_LAYER_CONFIG, LLAMA_LAYER_CONFIG, LayerConfig, LayerMatcher
+    from causal_tracer.model.layer_config import GPT2_LAYER_CONFIG, LLAMA_LAYER_CONFIG, LayerConfig, LayerMatcher
     from causal_tracer.plots.heatmap import plot_hidden_flow_heatmap, save_figure
     from causal_tracer.prompts.subject import guess_subject
     from causal_tracer.request.records import HiddenFlowQuery, MapSpec, RunOptions, SamplesUntil, TraceRequest
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # Imported when first asked for: a saved result opens without the engine, and tracing needs no Plotly.
 _HOMES = {
     "loading.models": ("LoadedModel", "load_model"),
-    "model.layers": ("GPT2_LAYER_CONFIG", "LLAMA_LAYER_CONFIG", "LayerConfig", "LayerMatcher"),
+    "model.layer_config": ("GPT2_LAYER_CONFIG", "LLAMA_LAYER_CONFIG", "LayerConfig", "LayerMatcher"),
     "plots.heatmap": ("plot_hidden_flow_heatmap", "save_figure"),
     "prompts.subject": ("guess_subject",),
     "request.records": ("HiddenFlowQuery", "MapSpec", "RunOptions", "SamplesUntil", "TraceRequest"),

@@ -17,7 +17,8 @@ from causal_tracer.experiment.calibration import MULTIPLIERS, calibrate_noise
 from causal_tracer.experiment.noise_levels import noise_level
 from causal_tracer.experiment.set_up import TracingContext
 from causal_tracer.loading.models import load_model, public_model_name
-from causal_tracer.model.layers import LayerConfig, trace_model
+from causal_tracer.model.layer_config import LayerConfig
+from causal_tracer.model.layers import trace_model
 from causal_tracer.model.pickling import require_picklable
 from causal_tracer.request.records import HiddenFlowQuery, MapSpec, RunOptions, Text, TraceRequest, trace_records
 from causal_tracer.request.sites import LayerKind, require_kind

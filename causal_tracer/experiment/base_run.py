@@ -1,4 +1,4 @@
-"""The base run of a sweep: the corrupted run, once for each sample."""
+"""The base run of a sweep, once for each sample: the corrupted run, or the clean one."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from causal_tracer.prompts.prompt import Prompt
 
 @dataclass(frozen=True, eq=False)
 class BaseRun:
-    """The run that all cells depart from, once per sample: the corrupted one, or the clean one with nothing changed.
+    """The run that all cells intervene in, once per sample: the corrupted run, or the clean one.
 
     Attributes:
-        prompt: What is run; its subject is what is corrupted.
+        prompt: The prompt, with the corrupted tokens as its subject.
         embeddings: The subject's embeddings in each sample [samples, subject tokens, width], float32 on the CPU.
         scores: The metric in each sample [samples], float32 on the CPU.
         sources: Runs that interventions can take values from beside the clean one, by name.
@@ -41,12 +41,12 @@ class BaseRun:
 
 @dataclass(frozen=True, eq=False)
 class Watched:
-    """A run whose logits somebody looks at beside the metric.
+    """The logits of some rows, for a caller that needs more than the metric.
 
     Attributes:
         cells: For each row, its cell's number in the plan; -1 in the base run.
         samples: For each row, its sample.
-        logits: [rows, reads, vocabulary], float32, where the model left them.
+        logits: [rows, reads, vocabulary], float32, on the model's device.
     """
 
     cells: Tensor
@@ -58,14 +58,10 @@ Watch = Callable[[Watched], None]
 
 
 def renumbered(watch: Watch | None, numbers: Tensor) -> Watch | None:
-    """Tell `watch` the cells' numbers in the whole plan; `numbers` holds them for a part of it."""
+    """Return a watch for the sweep of a part of a plan, which passes on the cells' `numbers` in the whole plan."""
     if watch is None:
         return None
-
-    def look(seen: Watched) -> None:
-        watch(replace(seen, cells=torch.where(seen.cells < 0, seen.cells, numbers[seen.cells])))
-
-    return look
+    return lambda watched: watch(replace(watched, cells=numbers[watched.cells]))
 
 
 def base_run(
@@ -82,13 +78,13 @@ def base_run(
     """Run the prompt once for each sample's embeddings of the subject, at most `batch_size` rows at a time.
 
     Returns:
-        The run, and what the modules named in `record` gave in it.
+        The run, and the outputs of the modules named in `record`.
     """
     ids = torch.tensor(prompt.input_ids)
     recorder = Recorder(record)
     scores = []
     for batch in torch.split(torch.arange(len(embeddings)), batch_size):
-        # The embedding may be recorded by nobody: its edit is the corruption.
+        # The corruption is the embedding's edit, so the embedding is never recorded.
         edits = {**recorder.edits(traced), traced.embedding: corrupting(embeddings, prompt, batch)}
         logits = read_logits(traced, ids.expand(len(batch), -1), edits, "corrupted", reads)
         scores.append(metric_values(metric, logits))

@@ -1,4 +1,4 @@
-"""How much noise a model needs: P* of the answer against the noise, over some facts."""
+"""Noise calibration: P* of the answer at several noise levels, over some facts."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ def calibrate_noise(
     """Measure P* of the answer over facts and noise levels; no restoration is computed.
 
     Raises:
-        SettingsError: No facts, or multipliers that are not positive.
+        SettingsError: There are no facts, or a multiplier is not positive.
         PromptError, TokenizerError, NumericsError: As in a trace of one of the facts.
     """
     levels = sorted({real_number("multipliers", multiplier) for multiplier in several("multipliers", multipliers)})
     samples = whole_number("samples", samples, 1, MOST_SAMPLES)
     if not facts or not levels or levels[0] <= 0:
         raise SettingsError(
-            f"{len(facts)} facts and multipliers {levels} give no calibration. Give at least one fact, and "
-            "multipliers above 0."
+            f"A calibration needs at least one fact and multipliers above 0 (given: {len(facts)} facts, multipliers "
+            f"{levels})."
         )
     sigma = embedding_scale(context.traced)
     clean, corrupted = [], []

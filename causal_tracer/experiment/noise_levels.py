@@ -1,4 +1,4 @@
-"""How strong noise is: the scale of a model's embeddings."""
+"""The level of noise, from the scale of a model's embeddings."""
 
 from __future__ import annotations
 
@@ -19,13 +19,11 @@ from causal_tracer.model.torch_state import in_standard_torch_state
 from causal_tracer.prompts.encoding import check_text, encode
 
 _MULTIPLE = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(?:σ|s|sd|sigmas?)\s*")
-
-
 _moments: WeakKeyDictionary[nn.Module, tuple[Tensor, Tensor]] = WeakKeyDictionary()
 
 
 def embedded_tokens(traced: TracedModel, token_ids: Sequence[int]) -> Tensor:
-    """What the embedding module gives for tokens [tokens, width], float32 on the CPU."""
+    """Return the embedding module's output for tokens [tokens, width], float32 on the CPU."""
     ids = torch.tensor([list(token_ids)], device=traced.input_device)
     with engine_mode(traced.model):
         embedded: Tensor = traced.embedding(ids)
@@ -33,7 +31,7 @@ def embedded_tokens(traced: TracedModel, token_ids: Sequence[int]) -> Tensor:
 
 
 def _vocabulary(traced: TracedModel, chunk: int = 8192) -> Iterator[Tensor]:
-    """The embedding's output over the whole vocabulary, in parts [tokens, width], float64."""
+    """Yield the embedding's output over the whole vocabulary, in parts [tokens, width], float64."""
     size = getattr(traced.embedding, "num_embeddings", traced.vocab_size)
     with engine_mode(traced.model):
         for start in range(0, size, chunk):
@@ -42,9 +40,9 @@ def _vocabulary(traced: TracedModel, chunk: int = 8192) -> Iterator[Tensor]:
 
 
 def embedding_scale(traced: TracedModel, chunk: int = 8192) -> float:
-    """Standard deviation of the embedding module's output over the whole vocabulary.
+    """Return the standard deviation of the embedding module's output over the whole vocabulary.
 
-    Of the output, not of the weight: some models scale their embedding in the module (Gemma by the root of d_model).
+    The weight alone does not give it: some models scale the embedding in the module (Gemma by the root of d_model).
 
     Raises:
         NumericsError: The embedding gives values that are not finite.
@@ -68,13 +66,8 @@ def _standard_deviation(traced: TracedModel, total: float, squares: float, count
     return math.sqrt(max(0.0, variance))
 
 
-def automatic_noise_level(traced: TracedModel) -> float:
-    """Three standard deviations of the embedding's output."""
-    return NOISE_MULTIPLIER * embedding_scale(traced)
-
-
 def subjects_scale(traced: TracedModel, tokenizer: Any, subjects: Sequence[str]) -> float:
-    """Standard deviation of the embedding's output over the tokens of given subjects, as ROME's "s3" takes it.
+    """Return the standard deviation of the embedding's output over the subjects' tokens, as for ROME's "s3".
 
     Raises:
         SettingsError: The subjects have no tokens.
@@ -90,42 +83,39 @@ def subjects_scale(traced: TracedModel, tokenizer: Any, subjects: Sequence[str])
 
 @in_standard_torch_state
 def noise_level(traced: TracedModel, tokenizer: Any, rule: NoiseRule) -> tuple[float, str]:
-    """The level that a rule gives on a model, and what results say of it.
+    """Return the level that a rule gives on a model, and its description in results.
 
     Raises:
-        SettingsError: The rule is none, or its level is negative or not finite.
+        SettingsError: The rule is invalid, or its level is negative or not finite.
         NumericsError: The embedding gives values that are not finite.
     """
     if isinstance(rule, SubjectsNoise):
         level = rule.multiplier * subjects_scale(traced, tokenizer, rule.subjects)
-        said = f"{rule.multiplier:g} sd of the embeddings of {len(rule.subjects)} subjects"
+        description = f"{rule.multiplier:g} sd of the embeddings of {len(rule.subjects)} subjects"
     elif rule is None or (isinstance(rule, str) and (found := _MULTIPLE.fullmatch(rule))):
         multiplier = NOISE_MULTIPLIER if rule is None else float(found[1])  # type: ignore[index]
-        level, said = multiplier * embedding_scale(traced), f"{multiplier:g} sd of the embedding output"
+        level, description = multiplier * embedding_scale(traced), f"{multiplier:g} sd of the embedding output"
     else:
         try:
-            level, said = float(rule), "given"
+            level, description = float(rule), "given"
         except (TypeError, ValueError, OverflowError) as error:
             raise SettingsError(
-                f'noise={rule!r} is no noise. Give 0, a positive number, a multiple such as "2 sigma", or None.'
+                f'noise={rule!r} is not a noise level. Give 0 or a positive number, a multiple such as "2 sigma", or '
+                "None."
             ) from error
     if not math.isfinite(level) or level < 0:
         raise SettingsError(f"noise={rule!r} is not a noise level. Give 0 or a positive number.")
-    return level, said
+    return level, description
 
 
 def embedding_moments(traced: TracedModel) -> tuple[Tensor, Tensor]:
-    """Mean [width] and covariance [width, width] of the embedding's output over the vocabulary, float64 on the CPU."""
+    """Return mean [width] and covariance [width, width] of the embedding over the vocabulary, float64 on the CPU."""
     if traced.model not in _moments:
-        total: Tensor | None = None
-        products: Tensor | None = None
+        total = products = torch.zeros((), dtype=torch.float64)
         count = 0
         for output in _vocabulary(traced):
             count += len(output)
-            total = output.sum(0) if total is None else total + output.sum(0)
-            products = output.T @ output if products is None else products + output.T @ output
-        if total is None or products is None:
-            raise NumericsError(f"The embedding {traced.embedding_name!r} has no tokens.")
+            total, products = total + output.sum(0), products + output.T @ output
         mean = total / count
         _moments[traced.model] = (mean.cpu(), ((products - count * torch.outer(mean, mean)) / (count - 1)).cpu())
     return _moments[traced.model]

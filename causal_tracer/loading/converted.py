@@ -1,9 +1,9 @@
-"""Converted GGUF files, kept in a folder of this machine and checked at each use.
+"""The cache of converted GGUF files, which are checked at each use.
 
 A file is converted once into a folder that transformers loads (`causal_tracer.loading.gguf_conversion`), under the
 folder that the environment variable `CAUSAL_TRACER_CACHE` names, else in the user's cache folder. A copy is used only
-if its manifest, written last, names the same source and converter, and the SHA-256 of every file agrees; anything else
-is rebuilt. One process converts at a time, the others wait for it.
+if its manifest, written last, names the same source and converter, and the SHA-256 of every file agrees; otherwise it
+is converted again. One process converts at a time, the others wait for it.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,23 +33,23 @@ CACHE_VARIABLE = "CAUSAL_TRACER_CACHE"
 
 _logger = logging.getLogger(__name__)
 _MANIFEST = "manifest.json"
-# Of the time that a first use takes: checking the source, and the same with the conversion.
+# Shares of the time that a first use takes: until the source is checked, and until it is converted.
 _SOURCE_SHARE, _CONVERTED_SHARE = 0.1, 0.95
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """A GGUF file to convert and keep.
+    """A GGUF file to convert and cache.
 
     Attributes:
         slug: The folder's name in the cache.
         name: The model's name in the manifest.
-        title: What messages call it.
-        sha256: Of the file.
+        title: The model's name in messages.
+        sha256: SHA-256 of the file.
         space_needed: Bytes of disk that the conversion takes at its peak.
-        source: Gives the file, in a temporary folder or elsewhere, for as long as it is converted.
-        error: What is raised where the disk or a package fails.
-        notice: Said in a file beside the weights; empty for none.
+        source: Yields the file, in a temporary folder or elsewhere, while it is converted.
+        error: Raised where the disk or a package fails.
+        notice: Written to a file beside the weights; empty for none.
     """
 
     slug: str
@@ -74,30 +73,30 @@ def converted_folder(
     """Return the folder with a GGUF file's config, fp32 weights and tokenizer, converted first if need be.
 
     Args:
-        conversion: What to convert.
-        cache_dir: Where converted models are kept; by default `CAUSAL_TRACER_CACHE`, else the user's cache.
-        progress: Called with words and a fraction from 0 to 1, only while there is something to wait for.
+        conversion: The file to convert.
+        cache_dir: Where converted models are cached; by default `CAUSAL_TRACER_CACHE`, else the user's cache.
+        progress: Called with the stage and a fraction from 0 to 1, only while there is something to wait for.
 
     Returns:
-        A folder whose every file has been checked against its manifest just now.
+        The folder, every file of which has just been checked against the manifest.
 
     Raises:
-        ModelLoadError: The file cannot be converted, or the folder cannot be written or is on a full disk; of the
-            conversion's own kind.
+        ModelLoadError: The file cannot be converted, or the folder cannot be written or is on a full disk; an error of
+            the conversion's own class.
     """
-    report = progress or _no_progress
+    report = progress or (lambda _stage, _fraction: None)
     root = cache_root(cache_dir)
     target = root / conversion.slug
     if _fault(target, conversion) is None:
         return target
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with _locked(root / f"{conversion.slug}.lock", conversion, report):
+        with _lock(root / f"{conversion.slug}.lock", conversion, report):
             _remove_leftovers(root, conversion)
             fault = _fault(target, conversion)
             if fault is not None:
                 if target.exists():
-                    _logger.warning("%s is converted again, since %s (%s).", conversion.title, fault, target)
+                    _logger.warning("%s is converted again: %s (%s).", conversion.title, fault, target)
                 _build(target, conversion, report)
     except OSError as error:
         raise _disk_error(error, root, conversion) from error
@@ -105,28 +104,20 @@ def converted_folder(
 
 
 def quantisation_of(folder: Path) -> str:
-    """Return the quantisation of the file that a converted folder was made of, such as "Q4_K_M"."""
+    """Return the quantisation of the file that a folder was converted from, such as "Q4_K_M"."""
     manifest: dict[str, Any] = json.loads((folder / _MANIFEST).read_bytes())
     return str(manifest["quantisation"])
 
 
-def _no_progress(stage: str, fraction: float) -> None:
-    """Stand in for a caller who does not want to know."""
-
-
-@contextmanager
-def _locked(path: Path, conversion: Conversion, report: Progress) -> Iterator[None]:
+def _lock(path: Path, conversion: Conversion, report: Progress) -> AbstractContextManager[object]:
+    """Acquire the lock, if need be after the process that holds it; a `with` block releases it."""
     lock = FileLock(path)
     try:
-        lock.acquire(timeout=0)
+        return lock.acquire(timeout=0)
     except Timeout:
-        _logger.info("Another process is converting %s, and this one waits for it.", conversion.title)
+        _logger.info("Another process is converting %s; waiting for it.", conversion.title)
         report("waiting for another process that is converting the model", 0.0)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+        return lock.acquire()
 
 
 def _fault(folder: Path, conversion: Conversion) -> str | None:
@@ -134,12 +125,12 @@ def _fault(folder: Path, conversion: Conversion) -> str | None:
     try:
         manifest = json.loads((folder / _MANIFEST).read_bytes())
         if (manifest["source_sha256"], manifest["converter"]) != (conversion.sha256, CONVERTER_VERSION):
-            return "the copy was made from another file or by another version"
+            return "the copy is of another file or by another version"
         files: dict[str, dict[str, Any]] = manifest["files"]
         # Sizes first: a truncated file should not cost the hashing of the others.
         if any((folder / name).stat().st_size != entry["bytes"] for name, entry in files.items()):
             return "a file has the wrong size"
-        if _hashes(folder, list(files)) != {name: entry["sha256"] for name, entry in files.items()}:
+        if any(file_hash(folder / name) != entry["sha256"] for name, entry in files.items()):
             return "a file has the wrong SHA-256"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"the copy is incomplete ({type(error).__name__})"
@@ -152,19 +143,14 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _hashes(folder: Path, names: list[str]) -> dict[str, str]:
-    with ThreadPoolExecutor(2) as pool:
-        return dict(zip(names, pool.map(file_hash, [folder / name for name in names]), strict=True))
-
-
 def _temporary_prefix(conversion: Conversion) -> str:
     return f".{conversion.slug}.partial-"
 
 
 def _remove_leftovers(root: Path, conversion: Conversion) -> None:
-    """Remove what killed runs left; called under the lock, so no living run owns any of it."""
+    """Remove the folders of killed conversions; the lock is held, so no running one owns them."""
     for leftover in root.glob(_temporary_prefix(conversion) + "*"):
-        _logger.warning("%s was left by a conversion that was killed, and is removed.", leftover)
+        _logger.warning("Removing %s, left by a conversion that was killed.", leftover)
         shutil.rmtree(leftover)
 
 
@@ -174,7 +160,7 @@ def _build(target: Path, conversion: Conversion, report: Progress) -> None:
         raise conversion.error(f"Converting {conversion.title} needs the package gguf. Run: pip install gguf")
     if shutil.disk_usage(target.parent).free < conversion.space_needed:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    _logger.info("%s is converted into %s.", conversion.title, target)
+    _logger.info("Converting %s into %s.", conversion.title, target)
     with tempfile.TemporaryDirectory(prefix=_temporary_prefix(conversion), dir=target.parent) as temporary:
         made, old = Path(temporary, "made"), Path(temporary, "old")
         made.mkdir()
@@ -193,14 +179,13 @@ def _build(target: Path, conversion: Conversion, report: Progress) -> None:
 
 
 def _write_manifest(folder: Path, conversion: Conversion, quantisation: str) -> None:
-    names = sorted(path.name for path in folder.iterdir())
-    hashes = _hashes(folder, names)
+    files = sorted(folder.iterdir())
     manifest = {
         "model": conversion.name,
         "source_sha256": conversion.sha256,
         "quantisation": quantisation,
         "converter": CONVERTER_VERSION,
-        "files": {name: {"sha256": hashes[name], "bytes": (folder / name).stat().st_size} for name in names},
+        "files": {file.name: {"sha256": file_hash(file), "bytes": file.stat().st_size} for file in files},
     }
     (folder / _MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
 

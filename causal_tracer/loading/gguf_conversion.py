@@ -1,10 +1,10 @@
 """Turning a GGUF file into a folder that transformers loads: config, fp32 safetensors and tokenizer files.
 
 transformers reads GGUF files itself, but walks the whole vocabulary in Python for config, tokenizer and weights each:
-40 s and more for Gemma's 262,144 tokens. The weights of architectures that have a table (`gguf_config.FAMILIES`) go
-from file to file in pieces, so that memory stays far below the model's size; a tensor that the table lacks is an error,
-not a guess. Models of other architectures are loaded by transformers once, whole, and a file is refused if the model
-does not take all its weights.
+40 s and more for Gemma's 262,144 tokens. The weights of the most common architectures (`gguf_config.FAMILIES`) are
+converted in pieces, so that memory stays far below the model's size; transformers gives only their names and order.
+Models of other architectures are loaded by transformers once, whole, and a file is refused if the model does not take
+all its weights.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ import numpy as np
 import numpy.typing as npt
 
 from causal_tracer.errors import ModelLoadError
-from causal_tracer.loading.gguf_config import FAMILIES, ROPE_FACTORS, TOP_NAMES, Family, gguf_config
+from causal_tracer.loading.gguf_config import FAMILIES, ROPE_FACTORS, gguf_config
 from causal_tracer.loading.gguf_header import GgufHeader, GgufTensor, read_gguf_header, require_whole_model
 
 # Raised whenever the files written change, so that copies of older versions are rebuilt.
 CONVERTER_VERSION = 1
 
-# Called with words for what is being done and the fraction done, from 0 to 1.
+# Called with the name of the current stage and the fraction done, from 0 to 1.
 Progress = Callable[[str, float], None]
 
 _Floats = npt.NDArray[np.float32]
 _Weight = tuple[str, tuple[int, ...], Callable[[], Iterator[_Floats]]]
-"""A weight's name in transformers, its shape, and what gives its values piece by piece."""
+"""A weight's name in transformers, its shape, and a function that yields its values piece by piece."""
 
 _PIECE = 1 << 22  # elements dequantised at once: 16 MiB of float32
 _WEIGHTS_SHARE = 0.65  # of the time that a conversion takes; the rest goes to the tokenizer
@@ -46,9 +46,9 @@ _TOKENIZER_FLAGS = ("tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_eos_toke
 def convert_gguf(path: Path, folder: Path, progress: Progress) -> GgufHeader:
     """Write `config.json`, `model.safetensors` (fp32) and tokenizer files for a GGUF file into `folder`.
 
-    The tokenizer is the one that transformers makes of the file, chat template included. A model without an
-    output matrix of its own ties it to the embedding. For architectures with a table, peak memory is a few pieces and
-    the tokenizer; for others, one and a half times the model in fp32.
+    The tokenizer is the one that transformers reads from the file, chat template included. A model without an output
+    matrix of its own ties it to the embedding. For architectures in `FAMILIES`, peak memory is a few pieces and the
+    tokenizer; for others, one and a half times the model in fp32.
 
     Returns:
         The file's header.
@@ -66,9 +66,7 @@ def convert_gguf(path: Path, folder: Path, progress: Progress) -> GgufHeader:
         with _reading(header, "weights"):
             if family is None:
                 progress("reading the weights", 0.0)
-                weights = _loaded_weights(header, config, alone)
-            else:
-                weights = _named_weights(header, config, family)
+            weights = _loaded_weights(header, config, alone) if family is None else _named_weights(header, config)
         config.save_pretrained(folder)
         try:
             _write_weights(weights, folder / "model.safetensors", progress)
@@ -84,7 +82,7 @@ def convert_gguf(path: Path, folder: Path, progress: Progress) -> GgufHeader:
 
 @contextmanager
 def _reading(header: GgufHeader, part: str) -> Iterator[None]:
-    """Explain what goes wrong while transformers reads a part of the file."""
+    """Turn an error while transformers reads a part of the file into a `ModelLoadError`."""
     try:
         yield
     except (ModelLoadError, MemoryError):
@@ -97,7 +95,7 @@ def _reading(header: GgufHeader, part: str) -> Iterator[None]:
 
 @contextmanager
 def _alone(path: Path, folder: Path) -> Iterator[Path]:
-    """Give the file in a folder of its own: transformers would also read config and tokenizer files beside it."""
+    """Put the file in a folder of its own: transformers would also read config and tokenizer files beside it."""
     with tempfile.TemporaryDirectory(prefix=f"{folder.name}.source-", dir=folder.parent) as temporary:
         alone = Path(temporary, "model.gguf")
         try:
@@ -110,13 +108,17 @@ def _alone(path: Path, folder: Path) -> Iterator[Path]:
         yield alone
 
 
-def _named_weights(header: GgufHeader, config: Any, family: Family) -> list[_Weight]:
-    """Return the weights of an architecture that has a table, none of them read yet."""
-    names = TOP_NAMES | {
-        f"blk.{layer}.{gguf}": f"model.layers.{layer}.{ours}"
-        for gguf, ours in family.layer_names.items()
-        for layer in range(config.num_hidden_layers)
-    }
+def _named_weights(header: GgufHeader, config: Any) -> list[_Weight]:
+    """Return the weights under the names that transformers gives them, none of them read yet."""
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    config.architectures = [type(model).__name__]
+    processor = TENSOR_PROCESSORS.get(header.architecture, TensorProcessor)(config=config.to_dict())
+    names = get_gguf_hf_weights_map(model, processor)
     tensors = [tensor for tensor in header.tensors if (header.architecture, tensor.name) != ("llama", ROPE_FACTORS)]
     unknown = sorted({tensor.name for tensor in tensors} - names.keys())
     missing = sorted(names.keys() - {tensor.name for tensor in tensors} - {"output.weight"})
@@ -124,13 +126,13 @@ def _named_weights(header: GgufHeader, config: Any, family: Family) -> list[_Wei
         raise ModelLoadError(f"{header.path} has tensors that are unknown ({unknown}) or missing ({missing}).")
 
     def pieces(tensor: GgufTensor) -> Callable[[], Iterator[_Floats]]:
-        return lambda: _pieces(header.path, tensor, config, family)
+        return lambda: _pieces(header.path, tensor, processor)
 
     return [(names[tensor.name], tensor.shape, pieces(tensor)) for tensor in tensors]
 
 
 def _loaded_weights(header: GgufHeader, config: Any, alone: Path) -> list[_Weight]:
-    """Return the weights of the model that transformers makes of the file."""
+    """Return the weights of the model that transformers loads from the file."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -143,7 +145,7 @@ def _loaded_weights(header: GgufHeader, config: Any, alone: Path) -> list[_Weigh
             f"{header.path} lacks {len(missing)} weights of {type(model).__name__} ({', '.join(missing[:4])}, …), or "
             "transformers does not find them. Give the model's original checkpoint."
         )
-    # Tied weights are there once.
+    # Tied weights are written once.
     state = {id(value): (name, value) for name, value in reversed(model.state_dict(keep_vars=True).items())}
     _require_all_taken(header, config, sum(value.numel() for _, value in state.values()))
     config.architectures, config.dtype = [type(model).__name__], "float32"
@@ -155,7 +157,7 @@ def _loaded_weights(header: GgufHeader, config: Any, alone: Path) -> list[_Weigh
 
 
 def _require_all_taken(header: GgufHeader, config: Any, taken: int) -> None:
-    """Refuse a file whose weights the model has no place for: its numbers would be wrong."""
+    """Check that the model takes all weights of the file: its numbers would be wrong."""
     ignored = {ROPE_FACTORS}
     if config.tie_word_embeddings:
         ignored.add("output.weight")  # llama.cpp writes it for some tied models too
@@ -165,7 +167,7 @@ def _require_all_taken(header: GgufHeader, config: Any, taken: int) -> None:
     held = sum(tensor.elements for tensor in tensors if not tensor.name.startswith(beyond or ("\0",)))
     if held != taken:
         raise ModelLoadError(
-            f"{header.path} holds {held} weights, and the {header.architecture} model that transformers makes of it "
+            f"{header.path} holds {held} weights, and the {header.architecture} model that transformers loads from it "
             f"takes {taken}, so its numbers would be wrong. Give the model's original checkpoint."
         )
 
@@ -189,8 +191,8 @@ def _write_weights(weights: Sequence[_Weight], path: Path, progress: Progress) -
                 progress("converting the weights", _WEIGHTS_SHARE * written / end)
 
 
-def _pieces(path: Path, tensor: GgufTensor, config: Any, family: Family) -> Iterator[_Floats]:
-    """The tensor's values in fp32, as transformers orders and scales them, a few rows at a time."""
+def _pieces(path: Path, tensor: GgufTensor, processor: Any) -> Iterator[_Floats]:
+    """Yield the tensor's values in fp32, as transformers orders and scales them, a few rows at a time."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
     from gguf.quants import dequantize
 
@@ -199,28 +201,21 @@ def _pieces(path: Path, tensor: GgufTensor, config: Any, family: Family) -> Iter
     columns = tensor.shape[-1]
     rows, row_bytes = math.prod(tensor.shape[:-1]), columns // block * block_bytes
     data = np.memmap(path, np.uint8, "r", offset=tensor.offset, shape=(rows, row_bytes))
-    part = tensor.name.removeprefix("blk.").lstrip("0123456789.")
-    if part in family.permuted:
-        heads = config.num_attention_heads if part == "attn_q.weight" else config.num_key_value_heads
-        weights = dequantize(np.asarray(data), kind).reshape(heads, -1, 2, columns)
-        yield weights.swapaxes(1, 2)
-        return
-    offset = np.float32(family.norm_offset if part.endswith("norm.weight") else 0)
-    step = max(1, _PIECE // columns)
+    # llama.cpp reorders the rows of attention matrices, so those are converted whole.
+    step = rows if ".attn_" in tensor.name else max(1, _PIECE // columns)
     for first in range(0, rows, step):
-        weights = dequantize(np.asarray(data[first : first + step]), kind)
-        yield weights - offset if offset else weights
+        yield processor.process(dequantize(np.asarray(data[first : first + step]), kind), tensor.name).weights
 
 
 def _tokenizer(header: GgufHeader, alone: Path, class_name: str | None) -> Any:
     import transformers
 
-    # transformers 5.20 does not look for these flags, and Gemma without a BOS knows nothing.
+    # transformers 5.20 does not read these flags, and Gemma recalls nothing without a BOS.
     flags = {
         key.removeprefix("tokenizer.ggml."): header.values[key] for key in _TOKENIZER_FLAGS if key in header.values
     }
     options = {"gguf_file": alone.name, "local_files_only": True, **flags}
-    # Where the class is known, AutoTokenizer is not asked: it reads the whole file once more to find out.
+    # AutoTokenizer would read the whole file once more to find the class.
     reader = transformers.AutoTokenizer if class_name is None else getattr(transformers, class_name)
     return reader.from_pretrained(alone.parent, **options)
 
@@ -229,7 +224,7 @@ def _write_tokenizer(tokenizer: Any, folder: Path) -> None:
     try:
         tokenizer.save_pretrained(folder)
     except Exception as error:
-        # The tokenizers library reports a failed write as a bare Exception with the system's words.
+        # The tokenizers library reports a failed write as a bare Exception with the system's message.
         full = getattr(error, "errno", None) == errno.ENOSPC or f"(os error {errno.ENOSPC})" in str(error)
         raise OSError(errno.ENOSPC if full else errno.EIO, str(error)) from error
     # Without indentation, and with the added tokens where they are looked for first, it loads twice as fast.

@@ -23,13 +23,13 @@ _SPACE_FOR_THE_REST = 100_000_000
 
 @dataclass(frozen=True)
 class ConvertedGguf:
-    """A GGUF file after its conversion.
+    """A converted GGUF file.
 
     Attributes:
-        folder: What transformers loads.
+        folder: The folder that transformers loads.
         title: The file's name and quantisation, for people.
         quantisation: Such as "Q4_K_M".
-        sha256: Of the file.
+        sha256: SHA-256 of the file.
     """
 
     folder: Path
@@ -64,21 +64,21 @@ def local_gguf(name: str, path: Path) -> Path | None:
 
 
 def chosen_gguf(files: Sequence[str], wanted: str | None, name: str, advice: str) -> str | None:
-    """Return the GGUF file that is meant among others.
+    """Return the GGUF file that is asked for among others.
 
     Args:
         files: The names of all files there.
         wanted: A file's name, or a part of it that only one has; None where there should be only one.
         name: What was asked for, for messages.
-        advice: What to do where several fit.
+        advice: What the user can do where several match.
 
     Returns:
         The file's name, or None where none was named and there is none.
 
     Raises:
-        ModelLoadError: There is no file of this name, or several fit.
+        ModelLoadError: There is no file of this name, or several match.
     """
-    # Image encoders lie beside the models that they belong to, and are no language models.
+    # Image encoders, which lie beside their models, are not language models.
     found = sorted(f for f in files if f.endswith(".gguf") and not PurePosixPath(f).name.startswith("mmproj"))
     fitting = found if wanted is None else [f for f in found if f == wanted] or [f for f in found if wanted in f]
     listed = ", ".join(found) or "none"
@@ -88,14 +88,14 @@ def chosen_gguf(files: Sequence[str], wanted: str | None, name: str, advice: str
         raise ModelLoadError(f"{name!r}: there is no GGUF file {wanted!r}. Its GGUF files: {listed}.")
     if len(fitting) > 1 and len({_PART.sub("", f) for f in fitting}) > 1:
         raise ModelLoadError(f"{name!r}: {len(fitting)} GGUF files fit ({', '.join(fitting)}). {advice}")
-    # All parts of one split model: the first of them says so when it is read.
+    # All are parts of one split model, which reading the first reports.
     return fitting[0]
 
 
 def converted_gguf(path: Path, cache_dir: Any, progress: Progress | None) -> ConvertedGguf:
     """Return the folder of a GGUF file in transformers' format, converted first if need be.
 
-    The cache knows a file by its content, so that one that has been replaced is converted anew.
+    The cache identifies a file by its content, so that a replaced one is converted again.
 
     Raises:
         ModelLoadError: The file is damaged or cannot be converted, or the cache cannot be written or is on a full disk.

@@ -1,7 +1,7 @@
 """Reading the header of a GGUF file: its metadata and tensor table, without weights and vocabulary strings.
 
-transformers and the gguf package walk the whole vocabulary in Python, 20 s for Gemma's 262,144 tokens. Here strings
-that nobody needs are stepped over.
+transformers and the gguf package parse the whole vocabulary in Python, 20 s for Gemma's 262,144 tokens. Here its
+strings are skipped.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _PART_NAME = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """Where one tensor lies in the file and how it is stored."""
+    """The place of one tensor in the file, and its type."""
 
     name: str
     shape: tuple[int, ...]  # in torch's order: rows first

@@ -1,4 +1,4 @@
-"""Models on the Hugging Face hub: their names, GGUF files among theirs, and what went wrong."""
+"""Models on the Hugging Face hub: their names, their GGUF files, and explanations of errors."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from causal_tracer.loading.gguf_files import chosen_gguf
 def split_hub_name(name: str) -> tuple[str, str | None]:
     """Split "owner/repo:file.gguf" into the hub id and the file; the file is None where none is named."""
     repository, colon, file = name.partition(":")
-    return (repository, file) if colon else (name, None)
+    return repository, file if colon else None
 
 
 def check_hub_id(name: str) -> None:
-    """Check that a name could be a hub id.
+    """Check that a name has the form of a hub id.
 
     Raises:
-        ModelLoadError: It could not.
+        ModelLoadError: It does not.
     """
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
@@ -32,15 +32,15 @@ def check_hub_id(name: str) -> None:
     except HFValidationError as error:
         embedded = ", ".join(repr(known.name) for known in EMBEDDED_MODELS)
         raise ModelLoadError(
-            f"{name!r} is neither a local folder or file (there is none of this name in {Path.cwd()}), nor an embedded "
-            f"model (those are 'embedded', {embedded}), nor a valid hub id ({error}). Check the "
-            "spelling. A GGUF file on the hub is 'owner/repo:file.gguf'."
+            f"{name!r} is not a local folder or file (in {Path.cwd()}), not an embedded model (they are 'embedded', "
+            f"{embedded}), and not a valid hub id ({error}). Check the spelling. A GGUF file on the hub is "
+            "'owner/repo:file.gguf'."
         ) from error
 
 
 @dataclass(frozen=True)
 class HubGguf:
-    """A GGUF file of a hub repository: its name there, where it is now, and the commit."""
+    """A downloaded GGUF file of a hub repository: its name there, its path here, and the commit."""
 
     file: str
     path: Path
@@ -69,7 +69,7 @@ def hub_gguf(repository: str, file: str | None, revision: str | None, cache_dir:
         listed.
 
     Raises:
-        ModelLoadError: The hub does not give it, there is no such file, or several fit.
+        ModelLoadError: The download failed, there is no such file, or several match.
     """
     from huggingface_hub import hf_hub_download
 
@@ -95,7 +95,7 @@ def hub_gguf(repository: str, file: str | None, revision: str | None, cache_dir:
 
 
 def _repository_files(repository: str, revision: str, cache_dir: Any) -> Sequence[str]:
-    """Return the names of a repository's files: all of them, or without the hub those in its cache."""
+    """Return the names of a repository's files; in offline mode, of those in the hub's cache."""
     from huggingface_hub import constants, list_repo_files, snapshot_download
 
     if not constants.HF_HUB_OFFLINE:
@@ -105,7 +105,7 @@ def _repository_files(repository: str, revision: str, cache_dir: Any) -> Sequenc
 
 
 def explanation(name: str, source: str, part: str, options: Mapping[str, Any], error: Exception) -> str:
-    """Return what was tried, why it failed, and what to do about it."""
+    """Return a message: what was tried, why it failed, and what to do about it."""
     from huggingface_hub import constants, errors
 
     chain: list[BaseException] = []
@@ -115,22 +115,17 @@ def explanation(name: str, source: str, part: str, options: Mapping[str, Any], e
         link = link.__cause__ or link.__context__
     cause = f"{type(error).__name__}: {str(error).strip() or 'no message'}"
     if "revision" not in options:
-        advice = "Check that the folder is whole and that this version of transformers knows the model."
+        advice = "Check that the folder is complete and that this version of transformers supports the model."
         return f"The {part} of {name!r} could not be loaded from the folder {source}. {cause}\n{advice}"
-
-    def saw(*kinds: type[BaseException]) -> bool:
-        return any(isinstance(link, kinds) for link in chain)
-
-    if saw(errors.GatedRepoError):
-        advice = "The model is gated: accept its terms on its page, then run 'hf auth login'."
-    elif saw(errors.RevisionNotFoundError):
-        advice = "The model exists, but not this revision: check its branches and tags."
-    elif saw(errors.RepositoryNotFoundError):
-        advice = "No such model, or a private one: check the spelling, or run 'hf auth login'."
-    elif constants.HF_HUB_OFFLINE:
+    advices = {
+        errors.GatedRepoError: "The model is gated: accept its terms on its page, then run 'hf auth login'.",
+        errors.RevisionNotFoundError: "The model exists, but not this revision: check its branches and tags.",
+        errors.RepositoryNotFoundError: "No such model, or a private one: check the spelling, or run 'hf auth login'.",
+    }
+    advice = "Check the spelling and the connection. If trust_remote_code is needed, read that code first."
+    if constants.HF_HUB_OFFLINE:
         advice = "HF_HUB_OFFLINE is set and the model is not in the local cache: unset it, or give a folder."
-    else:
-        advice = "Check the spelling and the connection. If trust_remote_code is needed, read that code first."
+    advice = next((advices[kind] for kind in advices if any(isinstance(link, kind) for link in chain)), advice)
     return (
         f"The {part} of {name!r} could not be loaded. There is no local folder or file of this name, so the hub was "
         f"asked for revision {options['revision']!r}. {cause}\n{advice} Without the hub, give a local folder, a .gguf "

@@ -37,9 +37,9 @@ class LoadedModel:
     model: Any
     tokenizer: Any
     name: str
-    """As it was asked for: an embedded model's full name, a folder, a GGUF file, or a hub id."""
+    """The name it was loaded by: an embedded model's full name, a folder, a GGUF file, or a hub id."""
     title: str
-    """What to show."""
+    """The name for people."""
     revision: str | None
     """The hub's commit, or the start of a local GGUF file's SHA-256; None for a local folder."""
     license: str | None
@@ -47,7 +47,7 @@ class LoadedModel:
 
     @property
     def public_name(self) -> str:
-        """The name in results: of a local folder or file without its path, which stays on this machine."""
+        """The name in results: for a local folder or file, without its path."""
         return public_model_name(self.name)
 
     def __repr__(self) -> str:
@@ -78,8 +78,8 @@ def load_model(
     """Load a decoder-only language model and its tokenizer.
 
     An embedded model, a local folder or a GGUF file is loaded without any call to the hub. From the hub, only
-    safetensors weights are taken, or a GGUF file where there are none, and code from a repository runs only if
-    `trust_remote_code` says so. A GGUF file is converted to fp32 once and kept beside the embedded models.
+    safetensors weights are loaded, or a GGUF file where there are none, and code from a repository runs only with
+    `trust_remote_code`. A GGUF file is converted to fp32 once and cached beside the embedded models.
 
     Args:
         name: "embedded" or another embedded name, a local folder, a .gguf file, or a hub id such as
@@ -89,11 +89,11 @@ def load_model(
         dtype: "float32", "bfloat16", "float16", "auto" (the checkpoint's own) or a torch dtype. By default
             float32, or the checkpoint's own on CUDA.
         device: Where to put the whole model; by default CUDA, else MPS, else the CPU.
-        device_map: Spread the model by accelerate, "auto" for instance, in place of `device`.
-        trust_remote_code: Run the Python code that a repository or folder brings along.
-        cache_dir: Where converted models and hub downloads are kept; by default the usual folders.
-        progress: Show a bar on stderr while a GGUF file is converted, or call this with words and a fraction from 0
-            to 1.
+        device_map: Accelerate's device map, such as "auto", in place of `device`.
+        trust_remote_code: Run the Python code of a repository or folder.
+        cache_dir: Where converted models and hub downloads are cached; by default the usual folders.
+        progress: Show a bar on stderr while a GGUF file is converted, or call this with the stage and a fraction from
+            0 to 1.
 
     Raises:
         SettingsError: Arguments contradict each other or have unknown values.
@@ -105,84 +105,97 @@ def load_model(
     if device is not None and device_map is not None:
         raise SettingsError(f"Give device ({device}) or device_map ({device_map}), not both.")
     place = None if device_map is not None else _device(device)
-    options: dict[str, Any] = {
-        "dtype": _dtype(dtype, place),
-        "device_map": device_map,
-        "trust_remote_code": trust_remote_code,
-    }
+    options = {"dtype": _dtype(dtype, place), "device_map": device_map, "trust_remote_code": trust_remote_code}
     try:
-        name = os.fspath(name)
         name = os.fsdecode(name)
     except (TypeError, UnicodeError) as error:
         raise SettingsError(f"name must be a text or a path (given: {shown(name)}).") from error
+    loader = _Loader(place, options, cache_dir, progress)
     if is_embedded_name(name):
-        return _load_embedded(find_embedded_model(name), revision, place, options, cache_dir, progress)
+        return loader.embedded(find_embedded_model(name), revision)
     path = Path(name).expanduser()
     if name and path.exists():
+        return loader.local(name, path, revision)
+    return loader.hub(name, revision)
+
+
+@dataclass(frozen=True)
+class _Loader:
+    """Loads models from one kind of source each.
+
+    Attributes:
+        place: Where to move the whole model; None where a device map places it.
+        options: Arguments of `from_pretrained` for every source.
+        cache_dir: As for `load_model`.
+        progress: As for `load_model`.
+    """
+
+    place: torch.device | None
+    options: dict[str, Any]
+    cache_dir: str | os.PathLike[str] | None
+    progress: bool | Progress
+
+    def embedded(self, model: EmbeddedModel, revision: str | None) -> LoadedModel:
+        if revision is not None:
+            raise SettingsError(f"{model.name} has one revision only (given: revision={revision!r}).")
+        with _reporter(model.title, self.progress) as report:
+            folder = embedded_model_folder(model.name, cache_dir=self.cache_dir, progress=report)
+        return LoadedModel(
+            *self._converted(model.name, folder), model.name, model.title, model.sha256[:12], model.license
+        )
+
+    def local(self, name: str, path: Path, revision: str | None) -> LoadedModel:
         gguf = local_gguf(name, path)
-        _check_local(name, path, gguf, revision)
+        if gguf is None and not (path / "config.json").is_file():
+            found = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"
+            raise ModelLoadError(
+                f"The folder {name!r} holds no config.json and no GGUF file, so it is not a saved model; it holds "
+                f"{found}. Give the folder that save_pretrained wrote, or rename it if you meant a hub id of this name."
+            )
+        if revision is not None:
+            what = "folder" if path.is_dir() else "file"
+            raise SettingsError(f"{name!r} is a local {what}, which has no revision {revision!r}.")
         if gguf is not None:
-            return _load_gguf(name, gguf, None, place, options, cache_dir, progress)
-        model, tokenizer = _load(name, str(path), place, options | {"local_files_only": True})
+            return self.gguf(name, gguf, None)
+        model, tokenizer = _load(name, str(path), self.place, self.options | {"local_files_only": True})
         return LoadedModel(model, tokenizer, name, path.resolve().name, None, None)
-    repository, file = split_hub_name(name)
-    check_hub_id(repository)
-    if file is None:
-        hub_options = options | {"revision": revision or "main", "cache_dir": cache_dir, "use_safetensors": True}
-        try:
-            model, tokenizer = _load(name, name, place, hub_options)
-            return LoadedModel(model, tokenizer, name, name, getattr(model.config, "_commit_hash", None), None)
-        except ModelLoadError:
-            # Repositories of GGUF files have no weights that transformers finds, and often no config.
-            found = hub_gguf(repository, None, revision, cache_dir)
-            if found is None:
-                raise
-    else:
-        found = hub_gguf(repository, file, revision, cache_dir)
-    return _load_gguf(f"{repository}:{found.file}", found.path, found.commit, place, options, cache_dir, progress)
 
+    def hub(self, name: str, revision: str | None) -> LoadedModel:
+        repository, file = split_hub_name(name)
+        check_hub_id(repository)
+        if file is None:
+            hub_options = {"revision": revision or "main", "cache_dir": self.cache_dir, "use_safetensors": True}
+            try:
+                model, tokenizer = _load(name, name, self.place, self.options | hub_options)
+                return LoadedModel(model, tokenizer, name, name, getattr(model.config, "_commit_hash", None), None)
+            except ModelLoadError:
+                # Repositories of GGUF files have no weights that transformers finds, and often no config.
+                found = hub_gguf(repository, None, revision, self.cache_dir)
+                if found is None:
+                    raise
+        else:
+            found = hub_gguf(repository, file, revision, self.cache_dir)
+        return self.gguf(f"{repository}:{found.file}", found.path, found.commit)
 
-def _load_embedded(
-    embedded: EmbeddedModel,
-    revision: str | None,
-    place: torch.device | None,
-    options: dict[str, Any],
-    cache_dir: str | os.PathLike[str] | None,
-    progress: bool | Progress,
-) -> LoadedModel:
-    if revision is not None:
-        raise SettingsError(f"{embedded.name} has one revision only, but revision={revision!r} was given.")
-    with _reporter(embedded.title, progress) as report:
-        folder = embedded_model_folder(embedded.name, cache_dir=cache_dir, progress=report)
-    options = options | {"local_files_only": True, "use_safetensors": True, "trust_remote_code": False}
-    model, tokenizer = _load(embedded.name, str(folder), place, options)
-    # Results record where a model came from: its name, not a folder of this machine.
-    model.name_or_path = model.config.name_or_path = tokenizer.name_or_path = embedded.name
-    return LoadedModel(model, tokenizer, embedded.name, embedded.title, embedded.sha256[:12], embedded.license)
+    def gguf(self, name: str, path: Path, revision: str | None) -> LoadedModel:
+        with _reporter(path.name, self.progress) as report:
+            made = converted_gguf(path, self.cache_dir, report)
+        model, tokenizer = self._converted(name, made.folder)
+        # The dtype alone does not show it; results name it.
+        model.config.gguf_quantisation = made.quantisation
+        return LoadedModel(model, tokenizer, name, made.title, revision or made.sha256[:12], None)
 
-
-def _load_gguf(
-    name: str,
-    path: Path,
-    revision: str | None,
-    place: torch.device | None,
-    options: dict[str, Any],
-    cache_dir: str | os.PathLike[str] | None,
-    progress: bool | Progress,
-) -> LoadedModel:
-    with _reporter(path.name, progress) as report:
-        made = converted_gguf(path, cache_dir, report)
-    options = options | {"local_files_only": True, "use_safetensors": True, "trust_remote_code": False}
-    model, tokenizer = _load(name, str(made.folder), place, options)
-    model.name_or_path = model.config.name_or_path = tokenizer.name_or_path = public_model_name(name)
-    # What the dtype alone does not tell; results name it.
-    model.config.gguf_quantisation = made.quantisation
-    return LoadedModel(model, tokenizer, name, made.title, revision or made.sha256[:12], None)
+    def _converted(self, name: str, folder: Path) -> tuple[Any, Any]:
+        options = self.options | {"local_files_only": True, "use_safetensors": True, "trust_remote_code": False}
+        model, tokenizer = _load(name, str(folder), self.place, options)
+        # Results record the model's name, not a folder of this machine.
+        model.name_or_path = model.config.name_or_path = tokenizer.name_or_path = public_model_name(name)
+        return model, tokenizer
 
 
 @contextmanager
 def _reporter(title: str, progress: bool | Progress) -> Iterator[Progress | None]:
-    """The caller's own callback, or a bar that appears at the first report, or nothing."""
+    """Yield the caller's own callback, or a bar that appears at the first report, or None."""
     if not isinstance(progress, bool):
         yield progress
         return
@@ -235,20 +248,8 @@ def _dtype(dtype: str | torch.dtype | None, place: torch.device | None) -> torch
     return _DTYPES[dtype]
 
 
-def _check_local(name: str, path: Path, gguf: Path | None, revision: str | None) -> None:
-    if gguf is None and not (path / "config.json").is_file():
-        found = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"
-        raise ModelLoadError(
-            f"The folder {name!r} holds no config.json and no GGUF file, so it is not a saved model; it holds {found}. "
-            "Give the folder that save_pretrained wrote, or rename it if you meant a hub id of this name."
-        )
-    if revision is not None:
-        what = "folder" if path.is_dir() else "file"
-        raise SettingsError(f"{name!r} is a local {what}, which has no revision {revision!r}.")
-
-
 def _load(name: str, source: str, place: torch.device | None, options: dict[str, Any]) -> tuple[Any, Any]:
-    """The model, checked to be whole and decoder-only, and its tokenizer."""
+    """Load a model, checked to be whole and decoder-only, and its tokenizer."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     both = {key: value for key, value in options.items() if key not in ("dtype", "device_map", "use_safetensors")}
@@ -257,8 +258,8 @@ def _load(name: str, source: str, place: torch.device | None, options: dict[str,
         config = AutoConfig.from_pretrained(source, **both)
         if getattr(config, "is_encoder_decoder", False):
             raise ModelLoadError(
-                f"{name!r} is an encoder-decoder model ({config.model_type}). Causal tracing here needs a "
-                "decoder-only one, such as GPT-2, Llama or Gemma."
+                f"{name!r} is an encoder-decoder model ({config.model_type}). Give a decoder-only one, such as "
+                "GPT-2, Llama or Gemma."
             )
         part = "tokenizer"
         tokenizer = AutoTokenizer.from_pretrained(source, config=config, **both)

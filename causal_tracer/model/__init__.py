@@ -1,1 +1,1 @@
-"""What a model is: its parts, found and checked, and how it is run."""
+"""A model's parts, found and checked, and running it."""

@@ -1,4 +1,4 @@
-"""How many rows go through the model together."""
+"""The number of rows that go through the model together."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _ROWS_MEMORY = 384 * 2**20
 
 
 def default_batch_size(traced: TracedModel, n_tokens: int) -> int:
-    """Rows in flight: what fits in 384 MiB of activations, or in 1/32 of a smaller machine's memory.
+    """Return how many rows' activations fit in 384 MiB, in 1/32 of a smaller machine's memory, or in 1/16 of a GPU's.
 
-    It follows from the model, the prompt's length and the machine's total memory, so it is the same every time.
+    It depends only on the model, the prompt's length and the total memory, so it is the same every time.
     """
     config: Any = traced.model.config
     text = config.get_text_config()
@@ -26,7 +26,7 @@ def default_batch_size(traced: TracedModel, n_tokens: int) -> int:
     row = (4 * width + 10 * traced.d_model) * traced.dtype.itemsize * n_tokens
     device = traced.input_device
     if device.type == "cuda":
-        # A GPU's memory is there to be used, and its rate grows with the batch.
+        # A GPU is faster with larger batches.
         memory = torch.cuda.get_device_properties(device).total_memory // 16
     else:
         memory = min(_ROWS_MEMORY, psutil.virtual_memory().total // 32)

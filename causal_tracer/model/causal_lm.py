@@ -1,4 +1,4 @@
-"""From what a user holds to a causal LM: wrappers come off, base models get their head back, others are refused."""
+"""Turning a user's model into a causal LM: wrappers come off, base models get their head, others are refused."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ from causal_tracer.model.wrappers import unwrapped
 
 
 def as_causal_lm(model: Any) -> Any:
-    """The model itself if it has a language-model head; else its base wrapped in the head its config describes.
+    """Return the model itself if it has a language-model head; else the causal LM around the given base model.
 
-    Wrappers of torch.compile, PEFT and nnsight come off first. A base model (from `AutoModel`) carries no head. Where
-    the config ties head and embedding, the head's weights are the embedding's, so nothing is missing: the returned
-    causal LM shares the given model's weights.
+    Wrappers of torch.compile, PEFT and nnsight come off first. A base model (from `AutoModel`) has no head, but where
+    the config ties the head to the embedding no weights are missing: the returned causal LM shares the given ones.
 
     Raises:
         ModelStructureError: The model is not a transformers model, or is an encoder-decoder; its head is missing and
@@ -27,31 +26,23 @@ def as_causal_lm(model: Any) -> Any:
             are quantized in a way that ties tokens together.
     """
     model = unwrapped(model)
+    given = type(model).__name__
+    advice = "Give a decoder-only causal LM such as AutoModelForCausalLM.from_pretrained(...) returns."
     if not isinstance(model, nn.Module):
-        raise ModelStructureError(
-            f"The model must be a torch module (given: {type(model).__name__}). Give a decoder-only causal LM such as "
-            "AutoModelForCausalLM.from_pretrained(...) returns."
-        )
+        raise ModelStructureError(f"The model must be a torch module (given: {given}). {advice}")
     require_separate_tokens(model)
     require_weights(model)
     config: Any = getattr(model, "config", None)
-    if config is None or not hasattr(config, "get_text_config"):
-        raise ModelStructureError(
-            f"{type(model).__name__} has no transformers config. Give a decoder-only causal LM such as "
-            "AutoModelForCausalLM.from_pretrained(...) returns."
-        )
+    if not hasattr(config, "get_text_config"):
+        raise ModelStructureError(f"{given} has no transformers config. {advice}")
     if getattr(config, "is_encoder_decoder", False):
-        raise ModelStructureError(
-            f"{type(model).__name__} is an encoder-decoder ({config.model_type}). Causal tracing as done here needs a "
-            "decoder-only causal LM."
-        )
-    if _head_of(model) is not None:
-        return model
-    return _with_tied_head(model, config)
+        raise ModelStructureError(f"{given} is an encoder-decoder ({config.model_type}). {advice}")
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    return _with_tied_head(model, config) if head is None else model
 
 
 def require_weights(model: nn.Module) -> None:
-    """Check that every parameter and buffer has values, or gets them from accelerate when it is needed.
+    """Check that every parameter and buffer has values, or gets them from accelerate at each call.
 
     Raises:
         ModelStructureError: Some are placeholders on the `meta` device that nothing loads.
@@ -76,42 +67,30 @@ def _never_loaded(module: nn.Module, prefix: str = "", loaded_above: bool = Fals
         yield from _never_loaded(child, f"{prefix}{name}.", loaded_below)
 
 
-def _head_of(model: nn.Module) -> nn.Module | None:
-    getter = getattr(model, "get_output_embeddings", None)
-    head: nn.Module | None = getter() if getter else None
-    return head
-
-
 def _with_tied_head(model: nn.Module, config: Any) -> nn.Module:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
     given = type(model).__name__
-    advice = (
-        "Load it with its head instead: "
-        f"model = AutoModelForCausalLM.from_pretrained({getattr(config, '_name_or_path', '') or '...'!r})"
-    )
+
+    def refused(reason: str) -> ModelStructureError:
+        source = getattr(config, "_name_or_path", "") or "..."
+        return ModelStructureError(
+            f"{given} has no language-model head, and {reason}. Load it with its head instead: "
+            f"model = AutoModelForCausalLM.from_pretrained({source!r})"
+        )
+
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise ModelStructureError(
-            f"{given} has no language-model head, and transformers knows no causal LM for "
-            f"{config.model_type!r}. {advice}"
-        )
+        raise refused(f"transformers has no causal LM for {config.model_type!r}")
     if not getattr(config.get_text_config(), "tie_word_embeddings", False):
-        raise ModelStructureError(
-            f"{given} has no language-model head, and its config does not tie one to the embedding, so the head's "
-            f"weights are not there. {advice}"
-        )
+        raise refused("its config does not tie one to the embedding, so the head's weights are missing")
     with torch.device("meta"):
         causal_lm: nn.Module = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
     prefix: str = causal_lm.base_model_prefix  # type: ignore[assignment]
     if not isinstance(model, type(getattr(causal_lm, prefix))):
-        raise ModelStructureError(
-            f"{given} has no language-model head and is not the base model of {type(causal_lm).__name__}. {advice}"
-        )
+        raise refused(f"it is not the base model of {type(causal_lm).__name__}")
     setattr(causal_lm, prefix, model)
     causal_lm.tie_weights()  # type: ignore[operator]
     missing = [name for name, parameter in causal_lm.named_parameters() if parameter.device.type == "meta"]
     if missing and not hasattr(model, "hf_device_map"):
-        raise ModelStructureError(
-            f"{given} has no language-model head, and {', '.join(missing)} cannot be had from its embedding. {advice}"
-        )
+        raise refused(f"{', '.join(missing)} cannot be taken from its embedding")
     return causal_lm

@@ -1,19 +1,16 @@
-"""Which modules inside a block make up what the block adds to the residual stream, and which of them mix tokens."""
+"""Finding the modules whose outputs a block adds to the residual stream, and which of them mix tokens."""
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from causal_tracer.errors import ModelStructureError
-from causal_tracer.model.hooks import add_input_hook, editing_outputs, replace_stream_argument, stream_argument
-from causal_tracer.model.probing import Call, record_calls, token_dim
+from causal_tracer.model.hooks import Edit, add_stream_hook, editing_outputs
+from causal_tracer.model.probing import Call, record_calls, shifted, token_dim
 from causal_tracer.model.quantization import has_matrix
 
 _ATTENTION_NAMES = re.compile(r"attn|attention|mixer|mamba|ssm|recurrent|temporal", re.IGNORECASE)
@@ -24,13 +21,13 @@ _NO_SITES = re.compile(r"norm|ln_|hyper|_hc|dropout|residual|input", re.IGNORECA
 def find_contributions(
     model: nn.Module, block_name: str, ids: Tensor, width: int
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names, relative to the block, of its attention and of its MLP; either may be missing.
+    """Return the names, relative to the block, of its attention and of its MLP; either may be missing.
 
     Args:
         model: The model.
         block_name: The block.
         ids: Token ids for the probe run.
-        width: Width of the token embedding. Blocks that keep several streams have a wider output than their modules.
+        width: Width of the token embedding: where blocks keep several streams, the modules inside are as narrow.
 
     Raises:
         ModelStructureError: No modules were found, or they do not behave like attention and MLP.
@@ -59,7 +56,8 @@ def find_contributions(
             f"In block {block_name!r} of {type(model).__name__} no modules were found whose outputs sum to what the "
             f"block adds. It holds {children}. Name attention and MLP with a LayerConfig."
         )
-    attention, mlp = _by_mixing(model, block_name, names, ids)
+    outputs = {call.name: call.output for call in calls}
+    attention, mlp = _by_mixing(model, whole, {name: outputs[name] for name in names}, ids)
     if by_name:
         _require_named(model, block_name, attention, mlp, calls)
     cut = len(block_name) + 1
@@ -67,9 +65,9 @@ def find_contributions(
 
 
 def _distinct(calls: list[Call], whole: Call) -> list[Call]:
-    """Shallow modules first; of those with equal outputs only the first, and none that hands on the residual."""
+    """Return calls with different outputs, the shallowest modules first, without zeros and copies of the residual."""
     kept: list[Call] = []
-    for call in sorted(calls, key=lambda call: call.depth):
+    for call in sorted(calls, key=lambda call: call.name.count(".")):
         same_as_kept = any(torch.equal(call.output, other.output) for other in kept)
         is_residual = torch.equal(call.output, whole.output) or torch.equal(call.output, whole.source)  # type: ignore[arg-type]
         if not same_as_kept and not is_residual and bool(call.output.any()):
@@ -78,51 +76,51 @@ def _distinct(calls: list[Call], whole: Call) -> list[Call]:
 
 
 def additive_contributions(candidates: list[Call], whole: Call) -> list[Call]:
-    """The fewest, shallowest outputs that sum, times positive factors, to what the block adds; empty if none do.
+    """Return the fewest, shallowest outputs that sum, times positive factors, to what the block adds; none if none do.
 
     All candidates are fitted to the sum at once; then those that the fit does not need are left out, the deepest first.
-    In half precisions the fit allows for rounding, and a small contribution can be as small as that: there only those
-    are left out without which the fit is as good as with all. Blocks that scale the residual are fitted with a factor
-    for it, those that start a new one without it.
+    In half precisions the fit allows for rounding, and a small contribution can be as small as the rounding: there a
+    candidate is left out only if the fit without it is as good as with all. Blocks that scale the residual are fitted
+    with a factor for it, those that start a new one without it.
     """
     if whole.source is None or not candidates:
         return []
     output, source = whole.output.double().flatten(), whole.source.double().flatten()
+    columns = [call.output.double().flatten() for call in candidates]
+    if len(output) <= len(columns) + 1:
+        return []
+    size = max(float((output - source).norm()), 1e-30)
+    rounding = 8 * torch.finfo(whole.output.dtype).eps * float(output.norm()) / size
+    limit = max(1e-4, rounding) * size
     for target, residual in ((output - source, []), (output, [source]), (output, [])):
-        columns = [call.output.double().flatten() for call in candidates]
-        scales = torch.stack([*(column.norm() for column in (*columns, *residual))]).clamp_min(1e-30)
-        matrix = torch.stack([*columns, *residual], dim=1) / scales
-        if matrix.shape[0] <= matrix.shape[1]:
-            return []
-        # Fits with some of the columns need only the triangle: the small problem has the same residuals.
-        orthogonal, triangle = torch.linalg.qr(matrix)
+        matrix = torch.stack([*columns, *residual], dim=1)
+        scales = matrix.norm(dim=0).clamp_min(1e-30)
+        # Fits with some of the columns need only the triangle and the part of the target outside all columns.
+        orthogonal, triangle = torch.linalg.qr(matrix / scales)
         projected = orthogonal.T @ target
-        outside = float((target - orthogonal @ projected).norm())
-        size = float((output - source).norm())
-        rounding = 8 * torch.finfo(whole.output.dtype).eps * float(output.norm()) / max(size, 1e-30)
-        limit = max(1e-4, rounding) * max(size, 1e-30)
-
-        def fit(
-            chosen: list[int], triangle: Tensor = triangle, projected: Tensor = projected, outside: float = outside
-        ) -> tuple[float, Tensor]:
-            part = triangle[:, chosen]
-            factors = torch.linalg.lstsq(part, projected[:, None], driver="gelsd").solution[:, 0]
-            return math.hypot(float((part @ factors - projected).norm()), outside), factors
-
-        always = list(range(len(candidates), len(candidates) + len(residual)))
+        outside = (target - orthogonal @ projected).norm()
+        problem = torch.cat([triangle, triangle.new_zeros(1, len(scales))]), torch.cat([projected, outside[None]])
+        always = list(range(len(candidates), len(scales)))
         chosen = list(range(len(candidates)))
-        best = fit(chosen + always)[0]
+        best = _fit(*problem, chosen + always)[0]
         if best > limit:
             continue
         needless = min(limit, max(1e-4 * size, 1.2 * best))
         for index in reversed(range(len(candidates))):
             without = [other for other in chosen if other != index]
-            if without and fit(without + always)[0] <= needless:
+            if without and _fit(*problem, without + always)[0] <= needless:
                 chosen = without
-        factors = fit(chosen + always)[1] / scales[chosen + always]
+        factors = _fit(*problem, chosen + always)[1] / scales[chosen + always]
         if bool((factors > 1e-3).all()):
             return [candidates[index] for index in chosen]
     return []
+
+
+def _fit(matrix: Tensor, target: Tensor, chosen: list[int]) -> tuple[float, Tensor]:
+    """Fit some columns of a matrix to a target; return the residual's norm and the factors."""
+    part = matrix[:, chosen]
+    factors = torch.linalg.lstsq(part, target[:, None], driver="gelsd").solution[:, 0]
+    return float((part @ factors - target).norm()), factors
 
 
 def _named_contributions(candidates: list[Call], block_name: str) -> list[Call]:
@@ -138,29 +136,24 @@ def _named_contributions(candidates: list[Call], block_name: str) -> list[Call]:
 def _require_named(
     model: nn.Module, block_name: str, attention: Sequence[str], mlp: Sequence[str], calls: list[Call]
 ) -> None:
-    """Modules chosen by name have to behave as they are called, and to hand on what is added, not the sum."""
+    """Check that modules chosen by name behave as they are called, and return what is added, not the sum."""
     cut = len(block_name) + 1
     where = f"In block {block_name!r} of {type(model).__name__} no modules sum to what the block adds"
     advice = "Name the modules whose outputs are added to the residual in a LayerConfig."
+    outputs = {call.name: call.output for call in calls}
     for kind, names, pattern in (("attention", attention, _ATTENTION_NAMES), ("MLP", mlp, _MLP_NAMES)):
         if len(names) != 1:
             raise ModelStructureError(f"{where}, and {len(names)} of them behave like {kind}. {advice}")
-        if not pattern.search(names[0][cut:].split(".")[0]):
-            raise ModelStructureError(
-                f"{where}, and {names[0][cut:]!r} behaves like {kind} and is not called so. {advice}"
-            )
-        given = {call.name: call.output for call in calls}
+        name = names[0][cut:]
+        if not pattern.search(name.split(".")[0]):
+            raise ModelStructureError(f"{where}, and {name!r} behaves like {kind} and is not called so. {advice}")
         for call in calls:
-            inside = call.name.startswith(f"{names[0]}.") and call.output.shape == given[names[0]].shape
-            if inside and torch.equal(call.output, given[names[0]]) and _is_norm(model, call):
+            same = call.name.startswith(f"{names[0]}.") and torch.equal(call.output, outputs[names[0]])
+            is_norm = _only_normalises(model, call) and any(True for _ in model.get_submodule(call.name).parameters())
+            if same and is_norm:
                 raise ModelStructureError(
-                    f"{where}: {names[0][cut:]!r} adds the residual itself and normalises the sum. {advice}"
+                    f"{where}: {name!r} adds the residual itself and normalises the sum. {advice}"
                 )
-
-
-def _is_norm(model: nn.Module, call: Call) -> bool:
-    module = model.get_submodule(call.name)
-    return any(True for _ in module.parameters()) and _only_normalises(model, call)
 
 
 def _only_normalises(model: nn.Module, call: Call) -> bool:
@@ -168,7 +161,7 @@ def _only_normalises(model: nn.Module, call: Call) -> bool:
 
 
 def _feeds(call: Call, others: list[Call]) -> bool:
-    """Whether one of the others takes what a module gave."""
+    """Check whether one of the others takes a module's output."""
     sources = [other.source for other in others if other is not call]
     return any(
         source is not None and source.shape == call.output.shape and torch.equal(source, call.output)
@@ -177,7 +170,7 @@ def _feeds(call: Call, others: list[Call]) -> bool:
 
 
 def _behind_norm(model: nn.Module, call: Call, candidates: list[Call]) -> Call:
-    """The module whose output a contribution only normalises, or the contribution itself."""
+    """Return the module whose output a contribution only normalises, or the contribution itself."""
     if not _only_normalises(model, call) or call.source is None:
         return call
     fed_by = [
@@ -188,86 +181,60 @@ def _behind_norm(model: nn.Module, call: Call, candidates: list[Call]) -> Call:
     return _behind_norm(model, fed_by[0], candidates) if fed_by else call
 
 
-def _by_mixing(model: nn.Module, block_name: str, names: list[str], ids: Tensor) -> tuple[list[str], list[str]]:
-    """Those of the modules that mix tokens, and the others.
+def _by_mixing(model: nn.Module, whole: Call, clean: Mapping[str, Tensor], ids: Tensor) -> tuple[list[str], list[str]]:
+    """Return the modules that mix tokens, and the others.
 
     Where none of several does, attention may read the keys of an earlier block (Gemma 3n): then earlier tokens are
     moved from the embedding on. Where all do, an MLP is behind a short convolution or token shift (Inkling, RWKV):
     those that do not see the first token are then the MLP.
+
+    Args:
+        model: The model.
+        whole: The call of the block in the probe run.
+        clean: The output of each module there [tokens, width], by name.
+        ids: Token ids of the probe run.
     """
-    probe = _MixingProbe(model, block_name, names, ids)
+
+    def moved_by(tokens: range, at_block: bool = True) -> list[str]:
+        return [name for name in clean if _moves(model, whole, clean, ids, name, tokens, at_block)]
+
     last = ids.shape[1] - 1
-    mixing = [name for name in names if probe.moves(name, range(last), at_block=True)]
-    if not mixing and len(names) > 1:
-        mixing = [name for name in names if probe.moves(name, range(last), at_block=False)]
-    if len(mixing) == len(names) > 1:
-        far = [name for name in names if probe.moves(name, range(1), at_block=True)]
-        mixing = far or mixing
-    return mixing, [name for name in names if name not in mixing]
+    mixing = moved_by(range(last))
+    if not mixing and len(clean) > 1:
+        mixing = moved_by(range(last), at_block=False)
+    if len(mixing) == len(clean) > 1:
+        mixing = moved_by(range(1)) or mixing
+    return mixing, [name for name in clean if name not in mixing]
 
 
-class _MixingProbe:
-    """Asks whether a module's output at the last token depends on earlier tokens, all other contributions held."""
+def _moves(
+    model: nn.Module, whole: Call, clean: Mapping[str, Tensor], ids: Tensor, name: str, tokens: range, at_block: bool
+) -> bool:
+    """Check whether a module's output at the last token moves when the stream is shifted at earlier tokens.
 
-    def __init__(self, model: nn.Module, block_name: str, names: list[str], ids: Tensor):
-        self._model = model
-        self._ids = ids
-        self._block = model.get_submodule(block_name)
-        self._stream: Tensor | None = None
-        with self._given_to_block(self._keep):
-            self._clean = {call.name: call.output for call in record_calls(model, names, ids)}
+    The stream is shifted at the block or from the start, and the outputs of all other modules are held.
+    """
+    n_tokens = ids.shape[1]
 
-    def moves(self, name: str, tokens: range, *, at_block: bool) -> bool:
-        """Whether the output moves when the stream is shifted at these tokens, before the block or from the start."""
-        held = {self._model.get_submodule(other): self._hold(other) for other in self._clean if other != name}
-        n_tokens = self._ids.shape[1]
+    def shift(stream: Tensor) -> Tensor:
+        return shifted(stream, tokens, token_dim(stream, n_tokens))
 
-        def shift_given(stream: Tensor) -> Tensor:
-            return self._shift(stream, tokens)
-
-        if at_block:
-            with editing_outputs(held, n_tokens), self._given_to_block(shift_given):
-                moved = record_calls(self._model, [name], self._ids)[-1].output
-        else:
-            embedding: nn.Module = self._model.get_input_embeddings()  # type: ignore[operator]
-            held[embedding] = shift_given
-            with editing_outputs(held, n_tokens), self._given_to_block(self._last_token_clean):
-                moved = record_calls(self._model, [name], self._ids)[-1].output
-        last, before = moved[-1].double(), self._clean[name][-1].double()
-        return float((last - before).norm()) > 1e-3 * float(before.norm())
-
-    def _hold(self, name: str) -> Callable[[Tensor], Tensor]:
-        # A copy, since some models add the residual into a module's output in place.
-        return lambda activation: self._clean[name].to(activation, copy=True).reshape(activation.shape)
-
-    def _keep(self, stream: Tensor) -> Tensor:
-        self._stream = stream.clone()
-        return stream
-
-    def _shift(self, stream: Tensor, tokens: range) -> Tensor:
-        shifted = stream.clone()
-        by_token = shifted.movedim(token_dim(stream, self._ids.shape[1]), 0)[tokens.start : tokens.stop]
-        generator = torch.Generator().manual_seed(0)
-        by_token += torch.randn(by_token.shape, generator=generator, dtype=torch.float32).to(stream) * stream.std() * 2
-        return shifted
-
-    def _last_token_clean(self, stream: Tensor) -> Tensor:
+    def with_clean_last_token(stream: Tensor) -> Tensor:
         changed = stream.clone()
-        where = token_dim(stream, self._ids.shape[1])
-        if self._stream is not None:
-            changed.movedim(where, 0)[-1] = self._stream.movedim(where, 0)[-1]
+        last = changed.movedim(token_dim(stream, n_tokens), 0)[-1]
+        if whole.source is not None:
+            last.copy_(whole.source[-1].reshape(last.shape))
         return changed
 
-    @contextmanager
-    def _given_to_block(self, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-        """Change the residual stream that the block takes."""
+    def hold(output: Tensor) -> Edit:
+        # A copy, since some models add the residual into a module's output in place.
+        return lambda activation: output.to(activation, copy=True).reshape(activation.shape)
 
-        def hook(module: nn.Module, args: Any, kwargs: Any) -> Any:
-            stream = stream_argument(args, kwargs)
-            return None if stream is None else replace_stream_argument(args, kwargs, change(stream))
-
-        handle = add_input_hook(self._block, hook)
-        try:
-            yield
-        finally:
-            handle.remove()
+    edits = {model.get_submodule(other): hold(output) for other, output in clean.items() if other != name}
+    if not at_block:
+        edits[model.get_input_embeddings()] = shift  # type: ignore[operator]
+    change = shift if at_block else with_clean_last_token
+    with editing_outputs(edits, n_tokens), add_stream_hook(model.get_submodule(whole.name), change):
+        moved = record_calls(model, [name], ids)[-1].output
+    last, before = moved[-1].double(), clean[name][-1].double()
+    return float((last - before).norm()) > 1e-3 * float(before.norm())

@@ -1,4 +1,4 @@
-"""Finding a model's blocks, attention and MLP by what they do, not by what they are called.
+"""Finding a model's blocks, attention and MLP by what they compute, not by their names.
 
 1. The embedding is what the model itself names as its input embedding.
 2. The blocks are the ModuleList with the most parameters whose members are called in order, each fed by the last.
@@ -9,14 +9,13 @@
    last token moves when the block's input at earlier tokens is perturbed.
 
 Names decide only where the sum is not exact, as in blocks that normalise after adding or that mix several streams; the
-modules then have to behave as they are called. `causal_tracer/contributions.py` holds 3 to 5.
+modules then must behave as their names say. `model/contributions.py` holds 3 to 5.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -25,13 +24,13 @@ from torch import Tensor, nn
 from causal_tracer.errors import ModelStructureError
 from causal_tracer.model.contributions import find_contributions
 from causal_tracer.model.hooks import add_output_hook, all_tensors
-from causal_tracer.model.layers import SiteNames
+from causal_tracer.model.layer_config import SiteNames
 from causal_tracer.model.probing import Call, probe_ids, record_calls, run_probe
 from causal_tracer.request.sites import LayerKind
 
 
 def discover_sites(model: Any) -> tuple[str, SiteNames]:
-    """The embedding's name and, for each kind and layer, the modules whose outputs are its activations.
+    """Return the embedding's name and, for each kind and layer, the modules whose outputs are its activations.
 
     Raises:
         ModelStructureError: No chain of blocks was found, or no attention or MLP in them.
@@ -44,12 +43,14 @@ def discover_sites(model: Any) -> tuple[str, SiteNames]:
         )
     ids = probe_ids(model)
     blocks = _find_blocks(model, ids)
-    width = _embedding_width(model, names[embedding], ids)
+    width = int(record_calls(model, [names[embedding]], ids)[0].output.shape[-1])
     alike: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for block_name in blocks:
         inside = model.get_submodule(block_name).named_modules()
         alike[tuple(f"{name}:{type(module).__name__}" for name, module in inside)].append(block_name)
-    found = {name: result for same in alike.values() for name, result in _contributions(model, same, ids, width)}
+    found: dict[str, tuple[tuple[str, ...], ...]] = {}
+    for same in alike.values():
+        found |= dict.fromkeys(same, _contributions(model, same, ids, width))
     sites: dict[LayerKind, list[tuple[str, ...]]] = {"hidden": [], "mlp": [], "attention": []}
     for block_name in blocks:
         attention, mlp = found[block_name]
@@ -59,26 +60,17 @@ def discover_sites(model: Any) -> tuple[str, SiteNames]:
     return names[embedding], {kind: tuple(layers) for kind, layers in sites.items()}
 
 
-_Contributions = tuple[tuple[str, ...], tuple[str, ...]]
+def _contributions(model: nn.Module, same: list[str], ids: Tensor, width: int) -> tuple[tuple[str, ...], ...]:
+    """Return attention and MLP, relative to the block, of blocks of the same structure, as found in the first of them.
 
-
-def _contributions(model: nn.Module, same: list[str], ids: Tensor, width: int) -> Iterator[tuple[str, _Contributions]]:
-    """Attention and MLP, relative to the block, of blocks that are made alike: what the first of them shows.
-
-    Where it shows a single module, the other one may only be too small to be seen there: two more are looked at.
+    Where only one is found there, the other may be too small to show: two more blocks are examined.
     """
     best = find_contributions(model, same[0], ids, width)
     if len(best[0]) + len(best[1]) == 1:
         for block_name in dict.fromkeys((same[len(same) // 2], same[-1])):
-            if block_name != same[0]:
-                other = find_contributions(model, block_name, ids, width)
-                best = max(best, other, key=lambda found: len(found[0]) + len(found[1]))
-    for block_name in same:
-        yield block_name, best
-
-
-def _embedding_width(model: nn.Module, name: str, ids: Tensor) -> int:
-    return int(record_calls(model, [name], ids)[0].output.shape[-1])
+            other = find_contributions(model, block_name, ids, width)
+            best = max(best, other, key=lambda found: len(found[0]) + len(found[1]))
+    return best
 
 
 def _find_blocks(model: nn.Module, ids: Tensor) -> list[str]:
@@ -98,24 +90,19 @@ def _find_blocks(model: nn.Module, ids: Tensor) -> list[str]:
         if called:
             inside.append(name)
         looped = [call.name for call in called if times[call.name] > 1]
-        if looped and _carries_tokens(called, ids):
+        if looped and all(call.output.shape[0] == ids.shape[1] for call in called):
             raise ModelStructureError(
-                f"{type(model).__name__} runs {looped[0]!r} {times[looped[0]]} times in one forward pass. A block that "
-                "runs again and again has no single output that could be put back, so no map of token by layer can be "
-                "drawn for it."
+                f"{type(model).__name__} runs {looped[0]!r} {times[looped[0]]} times in one forward pass. Such a block "
+                "has no single output to restore, so this model cannot be traced."
             )
         if len(called) == len(chain) and _is_chain(called, order):
-            _refuse_two_streams(model, called, ids)
+            _require_one_stream(model, called, ids)
             return [call.name for call in called]
     raise ModelStructureError(
         f"No chain of blocks was found in {type(model).__name__}: a list of modules called in order, each fed by the "
         f"one before. Its module lists are {', '.join(name for name, _ in lists) or 'none'}. Name the blocks with a "
         "LayerConfig, if the model has any."
     )
-
-
-def _carries_tokens(called: list[Call], ids: Tensor) -> bool:
-    return all(call.output.shape[0] == ids.shape[1] for call in called)
 
 
 def _is_chain(chain: list[Call], order: dict[str, int]) -> bool:
@@ -126,22 +113,18 @@ def _is_chain(chain: list[Call], order: dict[str, int]) -> bool:
     )
 
 
-def _refuse_two_streams(model: nn.Module, chain: list[Call], ids: Tensor) -> None:
-    """Reversible blocks hand on two streams of equal shape, and putting back one restores half of the state."""
-    given: list[int] = []
+def _require_one_stream(model: nn.Module, chain: list[Call], ids: Tensor) -> None:
+    """Check that blocks return one residual stream: reversible blocks return two, and one is half of the state."""
+    streams: list[int] = []
 
     def count(_module: nn.Module, _args: Any, output: Any) -> None:
         tensors = [tensor for tensor in all_tensors(output) if tensor.is_floating_point()]
-        shapes = [tensor.shape for tensor in tensors if tensor.shape == tensors[0].shape and tensor.dim() >= 3]
-        given.append(len(shapes))
+        streams.append(sum(tensor.shape == tensors[0].shape and tensor.dim() >= 3 for tensor in tensors))
 
-    handle = add_output_hook(model.get_submodule(chain[0].name), count)
-    try:
+    with add_output_hook(model.get_submodule(chain[0].name), count):
         run_probe(model, ids)
-    finally:
-        handle.remove()
-    if given and given[-1] > 1:
+    if streams and streams[-1] > 1:
         raise ModelStructureError(
-            f"Block {chain[0].name!r} of {type(model).__name__} hands on {given[-1]} residual streams. Putting back "
-            "one of them would restore a part of the state only, so this model cannot be traced."
+            f"Block {chain[0].name!r} of {type(model).__name__} returns {streams[-1]} residual streams. Restoring one "
+            "of them would restore only a part of the state, so this model cannot be traced."
         )

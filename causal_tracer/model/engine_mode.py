@@ -1,9 +1,9 @@
-"""How the engine runs a model that others may hold too: alone of all engines, in evaluation mode, uncompiled.
+"""The state in which the engine runs a model that others may use too: locked, in evaluation mode, uncompiled.
 
-Hooks and replaced forwards are global to a model. Those of the engine act in the engine's own thread only
-(`causal_tracer/hooks.py`), so a call from another thread computes what it always does, at the same time. Two things
-cannot be told apart by thread: the modules' training mode, and weights that accelerate loads for each call. Where a
-model has either, a call from another thread waits until the engine's run is over, and a run waits for such calls.
+The engine's hooks and replaced forwards act in its own thread only (`model/hooks.py`), so other threads can call the
+model at the same time. Two things are shared by all threads: the modules' training mode, and weights that accelerate
+loads for each call. Where a model has either, calls from other threads wait until the engine's run is over, and a run
+waits for such calls.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _locks_guard = usable_in_forks(threading.Lock())
 
 
 def model_lock(model: nn.Module) -> threading.RLock:
-    """The lock that belongs to a model and to whatever shares its base model."""
+    """Return the one lock of a model and of all that share its base model."""
     with _locks_guard:
         return _locks.setdefault(getattr(model, "base_model", model), threading.RLock())
 
@@ -39,7 +39,7 @@ def model_lock(model: nn.Module) -> threading.RLock:
 def engine_mode(model: nn.Module) -> Iterator[None]:
     """Hold a model for one run: its lock, no gradients, dropout and the like off, nothing in it compiled.
 
-    Every module's mode is left as it was found, however the block is left.
+    Every module's mode is restored at the end, after errors too.
     """
     training: list[nn.Module] = []
     compiled = offloaded = False
@@ -52,7 +52,8 @@ def engine_mode(model: nn.Module) -> Iterator[None]:
         if "_hf_hook" in own:
             offloaded = offloaded or any(hook.offload for hook in loading_hooks(module))
     with ExitStack() as stack:
-        lock = stack.enter_context(_held(model))
+        lock = model_lock(model)
+        stack.enter_context(lock)
         if training or offloaded:
             stack.enter_context(_without_other_threads(model, lock))
         if compiled:
@@ -68,24 +69,17 @@ def engine_mode(model: nn.Module) -> Iterator[None]:
 
 
 def loading_hooks(module: nn.Module) -> list[Any]:
-    """Accelerate's hooks of a module that place its tensors."""
+    """Return accelerate's hooks on a module that place its tensors."""
     hook = vars(module).get("_hf_hook")
     hooks = getattr(hook, "hooks", (hook,))
     return [part for part in hooks if hasattr(part, "offload")]
-
-
-@contextmanager
-def _held(model: nn.Module) -> Iterator[threading.RLock]:
-    lock = model_lock(model)
-    with lock:
-        yield lock
 
 
 # Compiled modules -----------------------------------------------------------------------------------------------------
 
 
 def _is_compiled(module: nn.Module) -> bool:
-    """Whether `torch.compile` stands between a call of the module and its code."""
+    """Check whether a call of the module goes through `torch.compile`."""
     if vars(module).get("_compiled_call_impl") is not None:
         return True
     forward = vars(module).get("forward")
@@ -97,7 +91,7 @@ def _is_compiled(module: nn.Module) -> bool:
 
 
 class _EagerRuns:
-    """The runs in progress that need torch to compile nothing; its stance is one for all threads."""
+    """Counts the runs in progress that forbid compilation: torch has one stance for all threads."""
 
     def __init__(self) -> None:
         self._guard = usable_in_forks(threading.Lock())
@@ -151,7 +145,7 @@ def _without_other_threads(model: nn.Module, lock: threading.RLock) -> Iterator[
 
 
 def _calls(innermost: FrameType, modules: Sequence[nn.Module]) -> int:
-    """How many calls of these modules a thread is in."""
+    """Count the calls of these modules that a thread is in."""
     calls = 0
     frame: FrameType | None = innermost
     while frame is not None:

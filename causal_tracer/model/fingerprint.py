@@ -21,7 +21,7 @@ from causal_tracer.model.wrappers import adapter_state
 # Code that a version number stands for. Functions from elsewhere are known by identity only.
 _LIBRARIES = frozenset({"accelerate", "bitsandbytes", "causal_tracer", "kernels", "peft", "torch", "transformers"})
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs")
-# What changes without a change to the computation, or is looked at by itself.
+# Attributes that do not affect the computation, or are covered separately.
 _PASSED_OVER = frozenset({"training", "_parameters", "_buffers", "_modules", "_is_hf_initialized", *_HOOKS})
 _PLAIN = (bool, int, float, str, torch.dtype, torch.Size, type(None))
 
@@ -36,7 +36,7 @@ class Fingerprint:
     Attributes:
         digest: Differs where something differs that can change what the model computes.
         portable: Whether another process gives an equal model the same digest. False where functions take part that
-            no library's version stands for, such as a user's hooks.
+            do not come from a library with a version, such as a user's hooks.
     """
 
     digest: str
@@ -44,7 +44,7 @@ class Fingerprint:
 
 
 def fingerprint(model: nn.Module) -> Fingerprint:
-    """Take the fingerprint of a model that nobody else is running or editing (hold `TracedModel.lock`)."""
+    """Return the fingerprint of a model; the caller holds `TracedModel.lock`, so that nothing edits the model."""
     functions = _Functions()
     digest = hashlib.sha256()
     configs: dict[int, Any] = {}
@@ -66,7 +66,7 @@ class _Functions:
         self.portable = True
 
     def name(self, function: Any) -> Any:
-        """What tells a function, class or callable object from others."""
+        """Return what identifies a function, class or callable object."""
         if isinstance(function, partial):
             return "partial", self.name(function.func), len(function.args), sorted(function.keywords)
         if (bound := getattr(function, "__func__", None)) is not None:
@@ -95,7 +95,7 @@ class _Functions:
 def _module(module: nn.Module, functions: _Functions) -> Iterator[Any]:
     kind = type(module)
     yield functions.name(kind)
-    # Whoever replaces a class's forward leaves the class as it is.
+    # A replaced forward does not show in the name of the class.
     yield functions.name(kind.forward)
     for hooks in _HOOKS:
         found = getattr(module, hooks)
@@ -110,11 +110,11 @@ def _module(module: nn.Module, functions: _Functions) -> Iterator[Any]:
         elif callable(value) and not isinstance(value, Tensor):
             yield name, functions.name(value)
     for group in (module._parameters, module._buffers):
-        yield [(name, *_tensor(value)) for name, value in group.items() if value is not None]
-
-
-def _tensor(value: Tensor) -> Iterator[Any]:
-    yield from (value.dtype, tuple(value.shape), value.device.type, type(value).__qualname__)
+        yield [
+            (name, value.dtype, tuple(value.shape), value.device.type, type(value).__qualname__)
+            for name, value in group.items()
+            if value is not None
+        ]
 
 
 def _config(config: Any) -> Any:
@@ -123,7 +123,7 @@ def _config(config: Any) -> Any:
 
 
 def _implementations(configs: Iterable[Any], functions: _Functions) -> Iterator[Any]:
-    """The functions that the names of implementations in the configs stand for: a user may register others."""
+    """Yield the functions registered under the configs' implementation names: a user may register others."""
     from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS

@@ -1,4 +1,4 @@
-"""Locks that a forked process can use: a fork copies a lock as it is, and who held it is not there to release it."""
+"""Locks that are free in a forked process: the thread that holds a copied lock does not exist there."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import threading
 
 
 def usable_in_forks(lock: threading.Lock) -> threading.Lock:
-    """The lock, which from now on nobody holds at the moment of a fork; for locks that are never held for long."""
+    """Return the lock, registered so that a fork waits until it is free; for locks that are held briefly."""
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)
     return lock

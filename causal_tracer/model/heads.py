@@ -2,72 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 from causal_tracer.errors import ModelStructureError
-from causal_tracer.model.hooks import editing_arguments, editing_outputs
-from causal_tracer.model.layers import TracedModel
-from causal_tracer.model.probing import probe_ids, run_probe
+from causal_tracer.model.engine_mode import model_lock
+from causal_tracer.model.layer_config import SiteNames
+from causal_tracer.model.probing import probe_ids, record_calls
 
 
-def find_head_sites(traced: TracedModel) -> dict[int, tuple[str, int]]:
-    """For each layer whose attention has heads, the name of its output projection and the number of heads.
+def find_head_sites(model: nn.Module, site_names: SiteNames, d_model: int) -> dict[int, tuple[str, int]]:
+    """Return, for each layer whose attention has heads, the name of its output projection and the number of heads.
 
     The projection is the last linear module that runs inside the attention, or the attention's site itself where that
-    is one; what it takes must be as wide as the config's heads are together. Layers without such a module (a state
-    space, a linear attention with heads of its own) are left out.
+    is one; its input must be as wide as all heads of the config together. Layers without such a module (a state space,
+    a linear attention with heads of its own) are left out.
 
     Raises:
         ModelStructureError: No layer has one.
     """
-    config: Any = traced.model.config
-    text = config.get_text_config()
+    config: Any = model.config
+    text, modules = config.get_text_config(), dict(model.named_modules())
     heads = next((n for name in ("num_attention_heads", "n_head", "num_heads") if (n := getattr(text, name, None))), 0)
-    called: list[tuple[str, int]] = []
-
-    def note(name: str) -> Callable[[Tensor], None]:
-        return lambda taken: called.append((name, int(taken.shape[-1])))
-
     inside = {
         name: layer
-        for layer, sites in enumerate(traced.site_names["attention"])
+        for layer, sites in enumerate(site_names["attention"])
         for site in sites
-        for name, module in traced.modules.items()
-        if (name == site or name.startswith(f"{site}.")) and _is_linear(module) and _in_attention(traced, name, layer)
+        for name, module in modules.items()
+        if (name == site or name.startswith(f"{site}.")) and _is_linear(module)
+        # No convolution and no state has heads, whatever its widths are.
+        if _in_attention(modules, name, site_names["hidden"][layer][0])
     }
-    ids = probe_ids(traced.model)
-    with (
-        traced.lock,
-        editing_outputs({}, ids.shape[1]),
-        editing_arguments({traced.modules[name]: note(name) for name in inside}, ids.shape[1]),
-    ):
-        run_probe(traced.model, ids)
-    found: dict[int, tuple[str, int]] = {}
-    for name, width in called:  # the last one that runs in a layer stays
-        found[inside[name]] = (name, width)
-    sizes = _head_sizes(text, traced.d_model, heads)
-    sites = {layer: (name, heads) for layer, (name, width) in found.items() if heads and width in sizes}
+    with model_lock(model):
+        calls = record_calls(model, list(inside), probe_ids(model))
+    # The last one that runs in a layer stays.
+    last = {inside[call.name]: (call.name, call.source.shape[-1]) for call in calls if call.source is not None}
+    sizes = _head_sizes(text, d_model, heads)
+    sites = {layer: (name, heads) for layer, (name, width) in last.items() if heads and width in sizes}
     if not sites:
         raise ModelStructureError(
-            f"No attention of {type(traced.model).__name__} was found whose output projection takes {heads} heads side "
+            f"No attention of {type(model).__name__} was found whose output projection takes {heads} heads side "
             "by side, so its heads cannot be restored one by one. Trace kind='attention' instead."
         )
     return dict(sorted(sites.items()))
 
 
-def _in_attention(traced: TracedModel, name: str, layer: int) -> bool:
-    """Whether a module is part of an attention: no convolution and no state has heads, whatever its widths are."""
-    block = traced.site_names["hidden"][layer][0]
+def _in_attention(modules: Mapping[str, nn.Module], name: str, block: str) -> bool:
+    """Check whether a module, or one around it inside the block, is an attention."""
     parts = name.removeprefix(f"{block}.").split(".")
-    around = [traced.modules[".".join([block, *parts[:depth]])] for depth in range(1, len(parts) + 1)]
+    around = [modules[".".join([block, *parts[:depth]])] for depth in range(1, len(parts) + 1)]
     return any("attention" in type(module).__name__.lower() for module in around)
 
 
 def _is_linear(module: nn.Module) -> bool:
-    """Whether it is a linear layer of any make: torch's, a quantized one, GPT-2's Conv1D."""
+    """Check whether a module is a linear layer of any make: torch's, a quantized one, GPT-2's Conv1D."""
     weight = getattr(module, "weight", None)
     if isinstance(module, nn.Linear):
         return True
@@ -77,7 +67,7 @@ def _is_linear(module: nn.Module) -> bool:
 
 
 def _head_sizes(text: Any, d_model: int, heads: int) -> set[int]:
-    """How wide all heads together may be, by the config."""
+    """Return how wide all heads together may be, by the config."""
     each = {value for name in ("head_dim", "v_head_dim", "kv_channels") if (value := getattr(text, name, None))}
     widths = {heads * value for value in each if isinstance(value, int)}
     return widths or ({d_model} if heads and d_model % heads == 0 else set())

@@ -1,15 +1,15 @@
-"""Reading and editing what a module returns, for the length of a `with` block.
+"""Reading and editing what modules take and return, for the length of a `with` block.
 
 Modules return a tensor, a tuple, a list or a dict-like output; the activation is the first tensor in it.
 
-Hooks and replaced forwards are global to a model. All of them are placed here, and act in the thread that placed them
-only: a call of the same model from another thread computes what it would without them.
+Hooks and replaced forwards are global to a model. All of the engine's are placed here and act only in the thread that
+placed them: a call of the same model from another thread computes what it would without them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from threading import get_ident
 from typing import Any
 
@@ -21,7 +21,7 @@ Edit = Callable[[Tensor], Tensor | None]
 
 
 def first_tensor(output: Any) -> Tensor | None:
-    """The activation in a module's output: the output itself, or the first tensor it holds."""
+    """Return the activation in a module's output: the output itself, or the first tensor it holds."""
     if isinstance(output, Tensor):
         return output
     if isinstance(output, Mapping):
@@ -32,7 +32,7 @@ def first_tensor(output: Any) -> Tensor | None:
 
 
 def all_tensors(value: Any) -> list[Tensor]:
-    """Every tensor in a module's output or arguments, in order, whatever holds it."""
+    """Return every tensor in a module's output or arguments, in order, in containers at any depth."""
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, Mapping):
@@ -43,22 +43,24 @@ def all_tensors(value: Any) -> list[Tensor]:
 
 
 def replace_first_tensor(output: Any, activation: Tensor) -> Any:
-    """The output with its first tensor replaced and everything else kept; the given output is not changed."""
+    """Return the output with its first tensor replaced; the given output is not changed."""
     if isinstance(output, Tensor):
         return activation
-    if isinstance(output, Mapping):
-        key = next(key for key, item in output.items() if isinstance(item, Tensor))
-        rebuild: Callable[[dict[Any, Any]], Any] = type(output)
-        return rebuild({**output, key: activation})
-    index = next(i for i, item in enumerate(output) if isinstance(item, Tensor))
-    items = [*output[:index], activation, *output[index + 1 :]]
-    if hasattr(output, "_fields"):
-        return type(output)(*items)
-    return type(output)(items)
+    items = list(output.values() if isinstance(output, Mapping) else output)
+    items[next(number for number, item in enumerate(items) if isinstance(item, Tensor))] = activation
+    return with_items(output, items)
+
+
+def with_items(container: Any, items: Sequence[Any]) -> Any:
+    """Return a mapping, named tuple, tuple or list of the container's type with these items in place of its own."""
+    rebuild: Callable[..., Any] = type(container)
+    if isinstance(container, Mapping):
+        return rebuild(dict(zip(container, items, strict=True)))
+    return rebuild(*items) if hasattr(container, "_fields") else rebuild(items)
 
 
 def rows_first(stream: Tensor, stacked: bool) -> Tensor:
-    """A residual stream as [rows, tokens, ...]; `stacked` says that several stand before it: [n, rows, tokens, ...]."""
+    """Return a residual stream as [rows, tokens, ...]; several stacked streams are [n, rows, tokens, ...] before."""
     return stream.movedim(0, 2) if stacked and stream.dim() == 4 else stream
 
 
@@ -77,6 +79,24 @@ def add_input_hook(module: nn.Module, hook: Callable[..., Any]) -> RemovableHand
     return module.register_forward_pre_hook(_in_this_thread(hook), with_kwargs=True)
 
 
+def add_stream_hook(module: nn.Module, edit: Edit, tokens: int | None = None) -> RemovableHandle:
+    """Apply `edit` to the residual stream that the module takes before each of its forwards in this thread.
+
+    With `tokens`, a stream with rows and tokens in one dimension is unfolded for the edit.
+    """
+
+    def hook(_module: nn.Module, args: Any, kwargs: Any) -> Any:
+        stream = stream_argument(args, kwargs)
+        if stream is None:
+            return None
+        edited = edit(stream if tokens is None else _unfolded(stream, tokens))
+        if edited is None:
+            return None
+        return replace_stream_argument(args, kwargs, edited if tokens is None else edited.reshape(stream.shape))
+
+    return add_input_hook(module, hook)
+
+
 def _in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
     thread = get_ident()
 
@@ -88,7 +108,7 @@ def _in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def editing_outputs(edits: Mapping[nn.Module, Edit], tokens: int, stacked: bool = False) -> Iterator[None]:
-    """Apply `edits` to the outputs of their modules until the block is left, however it is left.
+    """Apply `edits` to the outputs of their modules until the `with` block ends.
 
     Args:
         edits: What to do with each module's activation. An edit must not write into the tensor it is given.
@@ -97,61 +117,41 @@ def editing_outputs(edits: Mapping[nn.Module, Edit], tokens: int, stacked: bool 
     """
 
     def hook_for(edit: Edit) -> Callable[[nn.Module, Any, Any], Any]:
-        def hook(module: nn.Module, args: Any, output: Any) -> Any:
+        def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
             activation = first_tensor(output)
             if activation is None:
                 return None
-            shape = activation.shape
-            if activation.dim() == 2:
-                edited = edit(activation.reshape(-1, tokens, shape[-1]))
-            else:
-                edited = edit(rows_first(activation, stacked))
+            edited = edit(rows_first(_unfolded(activation, tokens), stacked))
             if edited is None:
                 return None
-            return replace_first_tensor(output, rows_second(edited, stacked).reshape(shape))
+            return replace_first_tensor(output, rows_second(edited, stacked).reshape(activation.shape))
 
         return hook
 
-    handles = []
-    try:
+    with ExitStack() as hooks:
         for module, edit in edits.items():
-            handles.append(add_output_hook(module, hook_for(edit)))
+            hooks.enter_context(add_output_hook(module, hook_for(edit)))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
 def editing_arguments(edits: Mapping[nn.Module, Edit], tokens: int) -> Iterator[None]:
-    """Apply `edits` to the first tensor that their modules take, until the block is left, however it is left.
+    """Apply `edits` to the first tensors that their modules take until the `with` block ends.
 
     Modules that take rows and tokens in one dimension have them unfolded for the edit.
     """
-
-    def hook_for(edit: Edit) -> Callable[[nn.Module, Any, Any], Any]:
-        def hook(_module: nn.Module, args: Any, kwargs: Any) -> Any:
-            taken = stream_argument(args, kwargs)
-            if taken is None:
-                return None
-            folded = taken.reshape(-1, tokens, taken.shape[-1]) if taken.dim() == 2 else taken
-            edited = edit(folded)
-            return None if edited is None else replace_stream_argument(args, kwargs, edited.reshape(taken.shape))
-
-        return hook
-
-    handles = []
-    try:
+    with ExitStack() as hooks:
         for module, edit in edits.items():
-            handles.append(add_input_hook(module, hook_for(edit)))
+            hooks.enter_context(add_stream_hook(module, edit, tokens))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
+
+
+def _unfolded(activation: Tensor, tokens: int) -> Tensor:
+    return activation.reshape(-1, tokens, activation.shape[-1]) if activation.dim() == 2 else activation
 
 
 def stream_argument(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
-    """The residual stream among a module's arguments: its first floating-point tensor."""
+    """Return the residual stream among a module's arguments: its first floating-point tensor."""
     candidates = (*args, kwargs.get("hidden_states"), *kwargs.values())
     return next((item for item in candidates if isinstance(item, Tensor) and item.is_floating_point()), None)
 
@@ -159,7 +159,7 @@ def stream_argument(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | 
 def replace_stream_argument(
     args: Sequence[Any], kwargs: Mapping[str, Any], stream: Tensor
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments with another residual stream; the given ones are not changed."""
+    """Return the arguments with another residual stream; the given ones are not changed."""
     old = stream_argument(args, kwargs)
     return (
         tuple(stream if item is old else item for item in args),
@@ -173,7 +173,7 @@ Forward = Callable[[int, Callable[..., Any], tuple[Any, ...], dict[str, Any]], A
 
 @contextmanager
 def replacing_forward(modules: Sequence[nn.Module], forward: Forward) -> Iterator[None]:
-    """Let `forward` stand in for the forward of each module, in this thread, until the block is left."""
+    """Replace the forward of each module by `forward`, in this thread, until the `with` block ends."""
     thread = get_ident()
 
     def stand_in(number: int, own: Callable[..., Any]) -> Callable[..., Any]:
@@ -190,10 +190,10 @@ def replacing_forward(modules: Sequence[nn.Module], forward: Forward) -> Iterato
 def setting_forward(
     modules: Sequence[nn.Module], stand_in: Callable[[int, Callable[..., Any]], Callable[..., Any]]
 ) -> Iterator[None]:
-    """Set what `stand_in` makes of each module's number and forward as its forward until the block is left.
+    """Replace each module's forward by what `stand_in` makes of its number and forward, until the `with` block ends.
 
-    It is set on the instance, on top of what accelerate may have set there, so that a module that is not called
-    through loads no offloaded weights.
+    It is set on the instance, over what accelerate may have set there, so that a module whose own forward is not
+    called loads no offloaded weights.
     """
     replaced: list[tuple[nn.Module, Any]] = []
     try:

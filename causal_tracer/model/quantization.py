@@ -1,18 +1,15 @@
-"""Weights kept in few bits, by any library: how many bits, and whether activations are rounded as well."""
+"""Detecting quantized weights of any library: their bits, and whether activations are rounded as well."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from causal_tracer.errors import ModelStructureError
-
-MOST_BITS = 8
 
 _MODULE_BITS = ("bits", "w_bit", "wbits", "nbits", "num_bits")
 _CLASS_BITS = {"Linear4bit": 4, "Linear8bitLt": 8}  # bitsandbytes; its int8 layers look like plain ones until moved
@@ -23,19 +20,19 @@ _METHOD_BITS = {"eetq": 8, "bitnet": 2}
 
 
 def weight_bits(model: nn.Module) -> tuple[int, ...]:
-    """The sizes, in bits, of the weights that a model keeps in 8 bits or fewer, ascending; empty where it has none.
+    """Return the sizes in bits of the weights that a model stores in 8 bits or fewer, ascending; empty for none.
 
-    What the modules and their tensors say counts. Where they say nothing and are of a library's own classes, the
-    model's `quantization_config` does.
+    The modules and their tensors state them. Where those of a library's own classes do not, the model's
+    `quantization_config` does.
     """
-    found = {bits for module in model.modules() for bits in _bits_of_module(module)}
+    found = {_bits_of_module(module) for module in model.modules()} - {None}
     if not found and any(_is_foreign_linear(module) for module in model.modules()):
-        found = set(_bits_of_config(getattr(getattr(model, "config", None), "quantization_config", None)))
-    return tuple(sorted(found))
+        found = {_bits_of_config(getattr(getattr(model, "config", None), "quantization_config", None))}
+    return tuple(sorted(bits for bits in found if bits is not None))
 
 
 def quantizes_activations(model: nn.Module) -> bool:
-    """Whether layers round their inputs to few bits, so that scores depend a little on which rows share a batch."""
+    """Check whether layers round their inputs to few bits, so that a row's scores depend slightly on its batch."""
     return any(
         type(module).__name__ == "Linear8bitLt"
         or getattr(module, "activation_qtype", None) is not None  # quanto
@@ -45,91 +42,79 @@ def quantizes_activations(model: nn.Module) -> bool:
 
 
 def require_separate_tokens(model: nn.Module) -> None:
-    """Refuse torch's dynamic quantization, in which every token of a batch changes all others.
+    """Check that a token's activations do not depend on other rows, as they do in torch's dynamic quantization.
 
     Raises:
-        ModelStructureError: The model was made by `torch.ao.quantization.quantize_dynamic`.
+        ModelStructureError: The model was created by `torch.ao.quantization.quantize_dynamic`.
     """
     for name, module in model.named_modules():
         if type(module).__module__.startswith("torch.ao.nn.quantized.dynamic"):
             raise ModelStructureError(
                 f"Module {name!r} of {type(model).__name__} is dynamically quantized by torch: it rounds all rows and "
-                "tokens of a batch with one scale, so restoring one token changes every other, and no cell can be "
-                "told apart. Trace the model as it was before quantize_dynamic, or quantize its weights alone (with "
-                "torchao, quanto or bitsandbytes)."
+                "tokens of a batch with one scale, so restoring one token changes all others. Trace the model without "
+                "quantize_dynamic, or quantize only its weights (with torchao, quanto or bitsandbytes)."
             )
 
 
 def has_matrix(module: nn.Module) -> bool:
-    """Whether a module, or one inside it, has weights of two or more dimensions, in whatever form they are kept."""
+    """Check whether a module, or one inside it, has weights of two or more dimensions, quantized or not."""
     tensors = (*module.parameters(), *module.buffers())
     return any(tensor.dim() > 1 for tensor in tensors) or any(map(_is_foreign_linear, module.modules()))
 
 
-def _bits_of_module(module: nn.Module) -> Iterator[int]:
-    kinds = [cls.__name__ for cls in type(module).__mro__]
-    named = [_CLASS_BITS[kind] for kind in kinds if kind in _CLASS_BITS]
+def _bits_of_module(module: nn.Module) -> int | None:
+    named = [_CLASS_BITS[cls.__name__] for cls in type(module).__mro__ if cls.__name__ in _CLASS_BITS]
     if named:
-        yield named[0]
-        return
+        return named[0]
     kept = [getattr(module, name, None) for name in _PACKED]
     tensors = [tensor for tensor in kept if isinstance(tensor, Tensor) and tensor.dim() > 1]
-    bits = [size for tensor in tensors for size in _bits_of_tensor(tensor)]
-    plain = all(tensor.is_floating_point() for tensor in tensors) and not bits
-    if tensors and not plain:
-        # Several small numbers may share a byte or a word: the module knows how many.
-        meta = getattr(module, "meta", None)
-        scheme = getattr(getattr(module, "quantization_scheme", None), "weights", None)
-        stated = [
-            *(getattr(module, name, None) for name in _MODULE_BITS),
-            meta.get("nbits") if isinstance(meta, dict) else None,
-            getattr(scheme, "num_bits", None),
-        ]
-        yield from ([size for size in stated if _is_few(size)] or bits)[:1]
+    bits = _few(*map(_bits_of_tensor, tensors))
+    if bits is None and all(tensor.is_floating_point() for tensor in tensors):
+        return None
+    # Several small numbers may share a byte or a word: the module states how many.
+    meta = getattr(module, "meta", None)
+    scheme = getattr(getattr(module, "quantization_scheme", None), "weights", None)
+    return _few(
+        *(getattr(module, name, None) for name in _MODULE_BITS),
+        meta.get("nbits") if isinstance(meta, dict) else None,
+        getattr(scheme, "num_bits", None),
+        bits,
+    )
 
 
-def _bits_of_tensor(tensor: Tensor) -> Iterator[int]:
-    stated = getattr(getattr(tensor, "qtype", None), "bits", None)  # quanto
-    if _is_few(stated):
-        yield stated
-        return
+def _bits_of_tensor(tensor: Tensor) -> int | None:
+    quanto = getattr(getattr(tensor, "qtype", None), "bits", None)
     target = getattr(tensor, "target_dtype", None)  # torchao
-    if isinstance(target, torch.dtype):
-        yield from _few(_digits(target))
-        return
     lowest, highest = getattr(tensor, "quant_min", None), getattr(tensor, "quant_max", None)
+    if isinstance(target, torch.dtype):
+        return _few(quanto, _digits(target))
     if isinstance(lowest, int) and isinstance(highest, int):
-        yield from _few(math.ceil(math.log2(highest - lowest + 1)))
-        return
-    # A subclass says it in its name (Int4Tensor, Float8Tensor), a plain tensor in its dtype.
+        return _few(quanto, math.ceil(math.log2(highest - lowest + 1)))
+    # A subclass has it in its name (Int4Tensor, Float8Tensor), a plain tensor in its dtype.
     plain = type(tensor) in (Tensor, nn.Parameter)
-    yield from _few(_digits(tensor.dtype if plain else type(tensor).__name__))
+    return _few(quanto, _digits(tensor.dtype if plain else type(tensor).__name__))
 
 
 def _is_foreign_linear(module: nn.Module) -> bool:
-    """Whether it is a linear layer of a library's own class, without plain floating-point weights."""
+    """Check whether a module is a linear layer of a library's own class, without plain floating-point weights."""
     if isinstance(module, nn.Linear) or "linear" not in type(module).__name__.lower():
         return False
     weight = getattr(module, "weight", None)
     return not (isinstance(weight, Tensor) and weight.is_floating_point()) and not list(module.children())
 
 
-def _bits_of_config(config: Any) -> Iterator[int]:
+def _bits_of_config(config: Any) -> int | None:
     values = config if isinstance(config, dict) else vars(config) if hasattr(config, "__dict__") else {}
-    for bits in (4, 8):
-        if values.get(f"load_in_{bits}bit") or values.get(f"_load_in_{bits}bit"):
-            yield bits
-            return
-    for name in _CONFIG_BITS:
+
+    def stated(name: str) -> Any:
         value = values.get(name)
         value = getattr(value, "value", value)
         if isinstance(value, str):
-            value = _METHOD_BITS.get(value.lower(), _digits(value))
-        elif value is not None and not isinstance(value, int):
-            value = _digits(type(value).__name__)
-        if _is_few(value):
-            yield value
-            return
+            return _METHOD_BITS.get(value.lower(), _digits(value))
+        return value if value is None or isinstance(value, int) else _digits(type(value).__name__)
+
+    loaded = (bits for bits in (4, 8) if values.get(f"load_in_{bits}bit") or values.get(f"_load_in_{bits}bit"))
+    return _few(*loaded, *map(stated, _CONFIG_BITS))
 
 
 def _digits(named: torch.dtype | str) -> int | None:
@@ -137,9 +122,7 @@ def _digits(named: torch.dtype | str) -> int | None:
     return int(found[1]) if found else None
 
 
-def _few(bits: int | None) -> tuple[int, ...]:
-    return (bits,) if _is_few(bits) else ()
-
-
-def _is_few(bits: Any) -> TypeGuard[int]:
-    return isinstance(bits, int) and not isinstance(bits, bool) and 1 <= bits <= MOST_BITS
+def _few(*stated: Any) -> int | None:
+    """Return the first number of 8 bits or fewer."""
+    numbers = (bits for bits in stated if isinstance(bits, int) and not isinstance(bits, bool))
+    return next((bits for bits in numbers if 1 <= bits <= 8), None)

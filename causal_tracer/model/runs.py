@@ -1,15 +1,15 @@
-"""Running the model: what every run shares, and the clean run.
+"""Running the model with edits in place, and the clean run.
 
-Clean runs are not kept between traces. Whether a kept run is still the model's could only be told by running the prompt
-again, which is what a new clean run costs.
+Clean runs are not kept between traces: to know that a kept one still holds would take running the prompt again, which
+is what a new one costs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,25 +17,18 @@ from torch import Tensor, nn
 
 from causal_tracer.errors import NumericsError
 from causal_tracer.model.engine_mode import engine_mode
-from causal_tracer.model.hooks import (
-    Edit,
-    add_input_hook,
-    editing_arguments,
-    editing_outputs,
-    replace_stream_argument,
-    stream_argument,
-)
+from causal_tracer.model.hooks import Edit, add_stream_hook, editing_arguments, editing_outputs
 from causal_tracer.model.layers import TracedModel
 from causal_tracer.model.probing import takes_argument
 from causal_tracer.request.sites import KINDS
 
 Activations = Mapping[str, Tensor]
-"""By module name: what it gave in a run, [1 or samples, tokens, ...]."""
+"""By module name: its output in a run, [1 or samples, tokens, ...]."""
 
 
 @dataclass(frozen=True, eq=False)
 class CleanRun:
-    """The model on the prompt as it is; what restoring puts back.
+    """The run of the prompt as it is, whose activations are restored.
 
     Attributes:
         input_ids: The token ids [tokens], on the CPU.
@@ -49,12 +42,12 @@ class CleanRun:
 
     @cached_property
     def probabilities(self) -> Tensor:
-        """Of the token that follows the first position read [vocabulary]."""
+        """Probability of each token after the first position read [vocabulary]."""
         return self.logits[0].softmax(dim=-1)
 
     @property
     def top_id(self) -> int:
-        """The most probable token there."""
+        """The most probable token after the first position read."""
         return int(self.logits[0].argmax())
 
 
@@ -68,49 +61,30 @@ def run_model(
     use_cache: bool = False,
     **kwargs: Any,
 ) -> Any:
-    """Run the model with edits in place, alone on its model, and hand back what it returns.
+    """Run the model with edits in place, holding its lock, and return its output.
 
     Args:
         traced: The model.
         input_ids: Token ids [rows, tokens], of equal length: nothing is padded.
         edits: What to do with the outputs of modules.
-        input_edits: What to do with what modules take.
-        keep: Logits are asked for after this many last tokens only, where the model can do that.
-        use_cache: Whether the model keeps keys, values and states.
+        input_edits: What to do with the streams that modules take.
+        keep: For how many last tokens logits are computed, where the model can leave out the others.
+        use_cache: Whether the model returns a cache.
         kwargs: More arguments for the model.
     """
-    last_only: AbstractContextManager[None] = nullcontext()
-    if traced.logits_to_keep_trims:
-        last_only = _reading_last_tokens(traced.head, keep)
-    elif _takes_argument(type(traced.model).forward, "logits_to_keep"):
-        kwargs["logits_to_keep"] = keep
     tokens = input_ids.shape[1]
-    editing = editing_outputs(edits, tokens, traced.stacked_streams)
-    editing_inputs = editing_arguments(input_edits or {}, tokens)
-    with engine_mode(traced.model), editing, editing_inputs, last_only:
+    with engine_mode(traced.model), ExitStack() as hooks:
+        hooks.enter_context(editing_outputs(edits, tokens, traced.stacked_streams))
+        hooks.enter_context(editing_arguments(input_edits or {}, tokens))
+        if traced.logits_to_keep_trims:
+            hooks.enter_context(add_stream_hook(traced.head, lambda hidden: hidden[:, -keep:]))
+        elif takes_argument(type(traced.model).forward, "logits_to_keep"):
+            kwargs["logits_to_keep"] = keep
         return traced.model(input_ids.to(traced.input_device), use_cache=use_cache, **kwargs)
 
 
-_takes_argument = cache(takes_argument)
-
-
-@contextmanager
-def _reading_last_tokens(head: nn.Module, keep: int) -> Iterator[None]:
-    """Let the head see the last tokens only."""
-
-    def narrow(_module: nn.Module, args: Any, kwargs: Any) -> Any:
-        hidden = stream_argument(args, kwargs)
-        return None if hidden is None else replace_stream_argument(args, kwargs, hidden[:, -keep:])
-
-    handle = add_input_hook(head, narrow)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
 def finite_logits(traced: TracedModel, output: Any, what: str, reads: Sequence[int] = (-1,)) -> Tensor:
-    """The logits at positions counted from the end [rows, reads, vocabulary], float32, on the model's output device.
+    """Return logits at positions counted from the end [rows, reads, vocabulary], float32, on the model's output device.
 
     Raises:
         NumericsError: A logit of the run called `what` is NaN or infinite.
@@ -150,7 +124,7 @@ def read_logits(
 
 
 def clean_run(traced: TracedModel, input_ids: tuple[int, ...], reads: Sequence[int] | None = None) -> CleanRun:
-    """Run the model on a prompt and keep what every site module gave, and the logits after the positions read."""
+    """Run the model on a prompt and keep the output of every site module, and the logits after the positions read."""
     names = {name for kind in KINDS for layer in traced.site_names[kind] for name in layer}
     ids = torch.tensor(input_ids)
     kept = Recorder(names)
@@ -159,13 +133,13 @@ def clean_run(traced: TracedModel, input_ids: tuple[int, ...], reads: Sequence[i
 
 
 class Recorder:
-    """Keeps what modules give, or take, in one run or in several batches of rows."""
+    """Records what modules return, or take, in one run or in several batches of rows."""
 
     def __init__(self, names: Iterable[str]):
         self._parts: dict[str, list[Tensor]] = {name: [] for name in sorted(names)}
 
     def edits(self, traced: TracedModel) -> dict[nn.Module, Edit]:
-        """Edits for the next batch, which change nothing and keep what they see."""
+        """Return edits for the next batch, which record activations and change nothing."""
 
         def keep(parts: list[Tensor]) -> Edit:
             # A copy, since some models add the residual into a module's output in place.
@@ -174,5 +148,5 @@ class Recorder:
         return {traced.modules[name]: keep(parts) for name, parts in self._parts.items()}
 
     def values(self) -> dict[str, Tensor]:
-        """What was seen, by module name: [rows, tokens, ...]."""
+        """Return what was recorded, by module name: [rows, tokens, ...]."""
         return {name: torch.cat(parts) for name, parts in self._parts.items() if parts}

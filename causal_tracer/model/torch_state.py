@@ -1,9 +1,9 @@
-"""torch's settings of the calling thread, held at their defaults while the engine works.
+"""Keeping torch's settings of the calling thread at their defaults while the engine works.
 
 A caller may have chosen autocast, inference mode or another default device. The engine's numbers do not depend on
-them: every public entry runs in `standard_torch_state`. All of these settings belong to the calling thread, so other
-threads keep theirs. The default dtype belongs to the whole process and is left alone: the engine names the dtype of
-every tensor that it makes.
+them: every public entry runs in `standard_torch_state`. These settings belong to the calling thread, so other threads
+keep theirs. The default dtype belongs to the whole process and is not changed: the engine names the dtype of every
+tensor that it creates.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _AUTOCAST_DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 @contextmanager
 def standard_torch_state() -> Iterator[None]:
-    """Compute without gradients, autocast and inference mode, and make tensors on the CPU by default."""
+    """Run the `with` block without gradients, autocast and inference mode, and create tensors on the CPU by default."""
     with ExitStack() as stack:
         # Inference mode off switches gradients on, so it comes first.
         stack.enter_context(torch.inference_mode(False))
@@ -43,15 +43,8 @@ def _makes_tensors_on_cpu() -> bool:
         return False  # a kind of device that this machine does not have
 
 
-def in_standard_torch_state(function: Callable[P, T]) -> Callable[P, T]:
-    """Decorate a function to run in `standard_torch_state`."""
-
-    @wraps(function)
-    def inside(*args: P.args, **kwargs: P.kwargs) -> T:
-        with standard_torch_state():
-            return function(*args, **kwargs)
-
-    return inside
+in_standard_torch_state = standard_torch_state()
+"""Decorate a function to run in `standard_torch_state`."""
 
 
 def stepping_in_standard_torch_state(function: Callable[P, Iterator[T]]) -> Callable[P, Iterator[T]]:

@@ -1,9 +1,9 @@
-"""Models inside other libraries' wrappers: the transformers model is taken out, or the wrapper is refused.
+"""Taking the transformers model out of another library's wrapper, or refusing the wrapper.
 
-What `torch.compile(model)` returns holds the model itself, which the engine runs uncompiled.
-PEFT's adapters lie inside the transformers model's own modules, so that model alone computes what the wrapper does
-(checked by running both). nnsight drives a transformers model from outside. TransformerLens puts modules of its own
-into the model's blocks, and those do not take what the sweep does to a block.
+`torch.compile(model)` wraps the model itself, which the engine runs uncompiled. PEFT's adapters lie inside the
+transformers model's own modules, so the model alone computes what the wrapper does (checked by running both). nnsight
+drives a transformers model from outside. TransformerLens replaces modules inside the blocks by its own, which do not
+support the engine's edits.
 """
 
 from __future__ import annotations
@@ -19,11 +19,9 @@ from causal_tracer.model.engine_mode import engine_mode
 from causal_tracer.model.probing import device_of, probe_ids
 from causal_tracer.model.quantization import quantizes_activations
 
-_LOAD_IT = "AutoModelForCausalLM.from_pretrained(...)"
-
 
 def unwrapped(model: Any) -> Any:
-    """The transformers model in a wrapper of torch.compile, PEFT or nnsight; any other model is handed back as it is.
+    """Return the transformers model in a wrapper of torch.compile, PEFT or nnsight; any other model as it is.
 
     Raises:
         ModelStructureError: The model inside does not compute what the wrapper does, its weights are not loaded, or
@@ -33,15 +31,15 @@ def unwrapped(model: Any) -> Any:
         model = inner
     if isinstance(model, nn.Module) and any(_library(module) == "transformer_lens" for module in model.modules()):
         raise ModelStructureError(
-            f"{type(model).__name__} holds modules of TransformerLens, which take the places of the model's own blocks "
-            "and do not take edits from outside. Give the transformers model as it was before a bridge was made of it: "
-            f"load it anew with {_LOAD_IT}."
+            f"{type(model).__name__} contains modules of TransformerLens, which replace the model's own blocks and do "
+            "not support edits. Load the transformers model again, without a bridge, with "
+            "AutoModelForCausalLM.from_pretrained(...)."
         )
     return model
 
 
 def _inside(model: Any) -> Any:
-    """What the wrapper holds, or None where there is no wrapper."""
+    """Return the model in a wrapper, or None where there is no wrapper."""
     if any(cls.__name__ == "OptimizedModule" for cls in type(model).__mro__):
         return model._orig_mod
     library = _library(model)
@@ -53,7 +51,7 @@ def _inside(model: Any) -> Any:
 
 
 def _library(model: Any) -> str:
-    """The package that a model's class comes from, PEFT's and nnsight's for classes that users derive from theirs."""
+    """Return which of the known packages a model's class, or one that it derives from, comes from; "" for none."""
     packages = {cls.__module__.partition(".")[0] for cls in type(model).__mro__}
     return next((name for name in ("peft", "nnsight", "transformer_lens") if name in packages), "")
 
@@ -68,16 +66,16 @@ def _from_peft(model: Any) -> Any:
         if config.is_prompt_learning or kind in ("POLY", "XLORA") or getattr(config, "alora_invocation_tokens", None):
             raise ModelStructureError(
                 f"{given} has the adapter {name!r} ({kind}), which works outside the model's own modules, by virtual "
-                "tokens or by the whole prompt, so that no run of the model alone has it. Adapters inside modules "
-                "(LoRA and the like) can be traced; without the adapter, give model.get_base_model()."
+                "tokens or by the whole prompt, so it cannot be traced. Use an adapter inside modules, such as LoRA, "
+                "or give model.get_base_model() to trace without it."
             )
     inner = model.get_base_model()
     ids = probe_ids(inner)
     found, expected = _logits(inner, inner, ids), _logits(model, inner, ids)
     if not torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
         raise ModelStructureError(
-            f"{given} computes other logits than the {type(inner).__name__} inside it, so that no run of the model "
-            "alone has what the adapter does. Merge it first: model.merge_and_unload()."
+            f"{given} computes other logits than the {type(inner).__name__} inside it, so its adapter cannot be "
+            "traced. Merge it first: model.merge_and_unload()."
         )
     return inner
 
@@ -92,22 +90,22 @@ def _from_nnsight(model: Any) -> Any:
     given = type(model).__name__
     if getattr(model, "dispatched", True) is False:
         raise ModelStructureError(
-            f"{given} has not loaded its weights yet. Make it with dispatch=True, or give the transformers model."
+            f"{given} has not loaded its weights yet. Create it with dispatch=True, or give the transformers model."
         )
     if getattr(model, "_edits", None):
         raise ModelStructureError(
-            f"{given} has edits of its own, which take effect only in nnsight's own runs, so a map would not show "
-            "them. Take them away with clear_edits(), or build them into the transformers model."
+            f"{given} has edits, which take effect only in nnsight's own runs, so a map would not show them. Remove "
+            "them with clear_edits(), or build them into the transformers model."
         )
     return model._module
 
 
 def adapter_state(model: nn.Module) -> Hashable:
-    """What decides which adapters take part in a run: it changes when one is chosen, switched off, merged or scaled."""
+    """Return the state of the adapters: it changes when one is chosen, switched off, merged or scaled."""
     return tuple(
         (
             name,
-            tuple(_as_list(module.active_adapters)),
+            tuple(module.active_adapters),
             bool(module.disable_adapters),
             tuple(getattr(module, "merged_adapters", ())),
             tuple((key, float(value)) for key, value in getattr(module, "scaling", {}).items()),
@@ -117,13 +115,13 @@ def adapter_state(model: nn.Module) -> Hashable:
 
 
 def model_notes(model: nn.Module) -> tuple[str, ...]:
-    """What a reader of a result has to know about the model beyond its name: adapters in it, weights of few bits."""
+    """Return the notes that a result needs about the model: its adapters, and layers that round activations."""
     notes = []
     active = {
         adapter
         for _, module in _adapter_modules(model)
         if not module.disable_adapters
-        for adapter in [*_as_list(module.active_adapters), *getattr(module, "merged_adapters", ())]
+        for adapter in [*module.active_adapters, *getattr(module, "merged_adapters", ())]
     }
     if active:
         notes.append(f"Traced with PEFT adapters in place: {', '.join(sorted(active))}.")
@@ -136,11 +134,7 @@ def model_notes(model: nn.Module) -> tuple[str, ...]:
 
 
 def _adapter_modules(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """PEFT's layers, also where transformers put them in without a wrapper."""
+    """Yield PEFT's layers, also where transformers added them without a wrapper."""
     for name, module in model.named_modules():
         if hasattr(module, "active_adapters") and hasattr(module, "disable_adapters") and _library(module) == "peft":
             yield name, module
-
-
-def _as_list(names: Any) -> list[str]:
-    return [names] if isinstance(names, str) else list(names)

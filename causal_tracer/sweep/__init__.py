@@ -1,5 +1,5 @@
 """The computation of all cells of a map.
 
-`plan` says what is to be restored in each cell; `full` runs the whole model again for every cell and sample, and is
-the oracle that any faster way has to agree with.
+`plan` holds what is to be restored in each cell. `full` runs the whole model for every cell and sample, and is the
+reference for `resumed`, which computes only what a cell can change.
 """

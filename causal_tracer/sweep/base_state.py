@@ -1,7 +1,7 @@
-"""What a resumed sweep starts from: the corrupted run's residual streams, and its cache before every token.
+"""The state that a resumed sweep starts from: the base run's residual streams, and its cache before every token.
 
-The tokens before the first corrupted one are equal in all samples, so they are run once, with one row. The corrupted
-run goes on from there with one row a sample. After it, the state at every block and token is known.
+The tokens before the first corrupted one are equal in all samples, so they are run once, as one row. The base run
+continues from there with one row per sample, and its state is recorded at every block.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from torch import Tensor
 from causal_tracer.experiment.base_run import BaseRun
 from causal_tracer.experiment.embeddings import corrupting
 from causal_tracer.model.hooks import (
-    Edit,
     first_tensor,
     replace_first_tensor,
     replacing_forward,
@@ -25,23 +24,23 @@ from causal_tracer.model.hooks import (
     stream_argument,
 )
 from causal_tracer.model.layers import TracedModel
-from causal_tracer.model.probing import takes_argument
 from causal_tracer.model.runs import run_model
-from causal_tracer.sweep.caches import CacheSnapshot, CannotResume, cropped, has_states, keeps_all_tokens, snapshot
+from causal_tracer.sweep.caches import CacheSnapshot, cropped, has_states, keeps_all_tokens, snapshot
 from causal_tracer.sweep.carried_state import Companions, SharedValues, companions_of, shared_values
+from causal_tracer.sweep.resume_mode import CannotResume, ResumeMode
 
 
 @dataclass(frozen=True, eq=False)
 class BaseState:
-    """The corrupted run, to be resumed at any block and token.
+    """The base run, to be resumed at any block and token.
 
     Attributes:
-        first_token: The first token that has a row a sample; those before it are clean.
-        streams: What each block takes, and last what the last block gives: [samples, tokens - first_token, ...].
-        outputs: What each block returned: the form that a skipped block has to return.
-        companions: What each block handed to the next beside the stream.
-        shared: What earlier blocks had left for each block in dictionaries that all blocks are given.
-        snapshots: The cache before the tokens that a pass begins with; None where nothing is before one.
+        first_token: The first token that has a row per sample; those before it are clean.
+        streams: The input of each block, and the output of the last one: [samples, tokens - first_token, ...].
+        outputs: The output of each block, of one sample: the form that a skipped block must return.
+        companions: The companions of each block.
+        shared: The shared values that each block was given.
+        snapshots: The cache before the tokens that a pass begins with; None where no token is before one.
     """
 
     first_token: int
@@ -53,134 +52,132 @@ class BaseState:
 
     @property
     def first_sharing(self) -> int | None:
-        """The first block that leaves something for later ones in a dictionary."""
+        """The first block that leaves shared values for later ones."""
         return next((block for block, given in enumerate(self.shared[1:]) if given), None)
 
 
-def base_state(
-    traced: TracedModel, base: BaseRun, wanted: Sequence[int], *, use_cache: bool, positions: bool = False
-) -> BaseState:
-    """Run the base run's prompt and keep its streams and, with `use_cache`, its cache before each token in `wanted`.
+def base_state(traced: TracedModel, base: BaseRun, wanted: Sequence[int], mode: ResumeMode) -> BaseState:
+    """Run the base run's prompt; record its streams and, where the mode uses a cache, the cache before `wanted` tokens.
 
-    Without a cache all tokens stay in every run, so token 0 is the only one to resume at. With `positions` the model
-    is told the tokens' positions.
+    Without a cache all tokens stay in every pass, so token 0 is the only one to resume at.
 
     Raises:
-        CannotResume: The model hands back no cache, or its blocks do not hand on a residual stream.
+        CannotResume: The model returns no cache, or its blocks do not take and return a residual stream.
     """
-    prompt, samples = base.prompt, torch.arange(base.samples)
-    tokens = range(min(prompt.subject_range[0], *wanted) if use_cache else 0, len(prompt))
-    record = _Record(traced, base, samples, positions)
-    if not use_cache:
-        record.run(tokens, None, use_cache=False)
-        return record.state(0, {0: None})
+    start = min(base.prompt.subject_range[0], *wanted) if mode.use_cache else 0
+    prefix = _clean_prefix(traced, base, mode, start)
+    record = _Record(traced)
+    with traced.lock, replacing_forward(traced.blocks, record.note):
+        output = _run_tokens(traced, base, mode, range(start, len(base.prompt)), prefix)
+    if len(record.outputs) != traced.n_layers:
+        raise CannotResume(f"{len(record.outputs)} block calls for {traced.n_layers} blocks")
+    snapshots = {start: prefix}
+    if mode.use_cache:
+        end, later = snapshot(traced, output, shared=False), [token for token in wanted if token > start]
+        if later:
+            snapshots |= _later_snapshots(traced, base, mode, later, snapshots, end)
+    return BaseState(
+        first_token=start,
+        streams=tuple(record.streams),
+        outputs=tuple(record.outputs),
+        companions=tuple(record.companions),
+        shared=tuple(record.shared),
+        snapshots=snapshots,
+    )
 
-    def clean_prefix(end: int) -> CacheSnapshot | None:
-        if end == 0:
-            return None
-        given: dict[str, Any] = position_argument(range(end), 1) if positions else {}
-        ids = torch.tensor(prompt.input_ids[:end])
-        with headless(traced):
-            return snapshot(traced, run_model(traced, ids[None], {}, use_cache=True, **given), shared=True)
 
-    prefix = clean_prefix(tokens.start)
-    end = record.run(tokens, prefix, use_cache=True)
-    snapshots: dict[int, CacheSnapshot | None] = {tokens.start: prefix}
-    if end is None:
-        raise CannotResume("it hands back no cache")
-    later = [token for token in wanted if token > tokens.start]
-    if not later:
-        return record.state(tokens.start, snapshots)
+def _later_snapshots(
+    traced: TracedModel,
+    base: BaseRun,
+    mode: ResumeMode,
+    wanted: Sequence[int],
+    first: Mapping[int, CacheSnapshot | None],
+    end: CacheSnapshot,
+) -> dict[int, CacheSnapshot | None]:
+    """Return the cache before each wanted token, from the one before the first token and the one after the last."""
+    prompt = base.prompt
     if keeps_all_tokens(end, len(prompt)):
-        for token in later:
-            snapshots[token] = cropped(end, len(prompt) - token)
-        return record.state(tokens.start, snapshots)
-    again, before = _Record(traced, base, samples, positions), prefix
+        return {token: cropped(end, len(prompt) - token) for token in wanted}
+
+    def after(tokens: range, before: CacheSnapshot | None) -> CacheSnapshot:
+        return snapshot(traced, _run_tokens(traced, base, mode, tokens, before), shared=False)
+
+    ((start, before),) = first.items()
     if has_states(end):
         # States cannot be wound back, and some models leave a less exact one after a single token than after several:
         # run from before the subject to each token, never one token alone.
-        begin = max(0, tokens.start - 1)
-        before = clean_prefix(begin)
-        for token in later:
-            snapshots[token] = again.run(range(begin, token), before, use_cache=True)
-        return record.state(tokens.start, snapshots)
+        start = max(0, start - 1)
+        before = _clean_prefix(traced, base, mode, start)
+        return {token: after(range(start, token), before) for token in wanted}
     # Windows have dropped tokens: step forward and copy on the way.
-    for token in range(tokens.start, max(later)):
-        snapshots[token] = before
-        before = again.run(range(token, token + 1), before, use_cache=True)
-    snapshots[max(later)] = before
-    return record.state(tokens.start, snapshots)
+    found: dict[int, CacheSnapshot | None] = {}
+    for token in range(start, max(wanted)):
+        found[token + 1] = before = after(range(token, token + 1), before)
+    return found
+
+
+def _clean_prefix(traced: TracedModel, base: BaseRun, mode: ResumeMode, end: int) -> CacheSnapshot | None:
+    """Return the cache after the clean tokens before `end`."""
+    if end == 0:
+        return None
+    given: dict[str, Any] = position_argument(range(end), 1) if mode.positions else {}
+    ids = torch.tensor(base.prompt.input_ids[:end])
+    with headless(traced):
+        return snapshot(traced, run_model(traced, ids[None], {}, use_cache=True, **given), shared=True)
+
+
+def _run_tokens(
+    traced: TracedModel, base: BaseRun, mode: ResumeMode, tokens: range, before: CacheSnapshot | None
+) -> Any:
+    """Run some tokens of the base run's prompt after a cache, one row per sample; return the model's output."""
+    samples = torch.arange(base.samples)
+    ids = torch.tensor(base.prompt.input_ids[tokens.start : tokens.stop]).expand(len(samples), -1)
+    edits = {traced.embedding: corrupting(base.embeddings, base.prompt, samples, tokens)}
+    given: dict[str, Any] = {} if before is None else {before.keyword: before.with_rows(samples)}
+    if mode.positions:
+        given |= position_argument(tokens, len(samples))
+    with headless(traced):
+        return run_model(traced, ids, edits, use_cache=mode.use_cache, **given)
 
 
 class _Record:
-    """What the blocks took and gave in a run of consecutive tokens."""
+    """The inputs and outputs of the blocks in one run."""
 
-    def __init__(self, traced: TracedModel, base: BaseRun, samples: Tensor, positions: bool):
+    def __init__(self, traced: TracedModel):
         self._traced = traced
-        self._base = base
-        self._samples = samples
-        self._positions = positions
+        self.streams: list[Tensor] = []
+        self.outputs: list[Any] = []
+        self.companions: list[Companions] = []
+        self.shared: list[SharedValues] = []
 
-    def state(self, first_token: int, snapshots: Mapping[int, CacheSnapshot | None]) -> BaseState:
-        return BaseState(
-            first_token,
-            tuple(self._streams),
-            tuple(self._outputs),
-            tuple(self._companions),
-            tuple(self._shared),
-            snapshots,
-        )
-
-    def run(self, tokens: range, before: CacheSnapshot | None, *, use_cache: bool) -> CacheSnapshot | None:
-        """Run these tokens of the corrupted prompt on top of a cache; the cache after them is returned."""
-        self._streams: list[Tensor] = []
-        self._outputs: list[Any] = []
-        self._companions: list[Companions] = []
-        self._shared: list[SharedValues] = []
-        traced, prompt, samples = self._traced, self._base.prompt, self._samples
-        ids = torch.tensor(prompt.input_ids)[tokens.start : tokens.stop]
-        edits: dict[Any, Edit] = {traced.embedding: corrupting(self._base.embeddings, prompt, samples, tokens)}
-        given: dict[str, Any] = {} if before is None else {before.keyword: before.with_rows(samples)}
-        if self._positions:
-            given |= position_argument(tokens, len(samples))
-        with headless(traced), replacing_forward(traced.blocks, self._note):
-            output = run_model(traced, ids.expand(len(samples), -1), edits, use_cache=use_cache, **given)
-        if len(self._outputs) != traced.n_layers:
-            raise CannotResume(f"{len(self._outputs)} block calls for {traced.n_layers} blocks")
-        return snapshot(traced, output, shared=False) if use_cache else None
-
-    def _note(self, block: int, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    def note(self, block: int, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Run a block and record its input and output."""
         stream = stream_argument(args, kwargs)
         if stream is None or stream.dim() not in (3, 4):
             raise CannotResume(f"block {block} is not given a residual stream [rows, tokens, d_model]")
         stacked = self._traced.stacked_streams
         # Copies, since some models add to the stream in place.
-        self._streams.append(rows_first(stream, stacked).clone())
-        self._shared.append(shared_values(kwargs))
+        self.streams.append(rows_first(stream, stacked).clone())
+        self.shared.append(shared_values(kwargs))
         output = forward(*args, **kwargs)
         given = first_tensor(output)
         if given is None or given.shape != stream.shape:
-            raise CannotResume(f"block {block} does not give a residual stream")
+            raise CannotResume(f"block {block} does not return a residual stream")
         if block == self._traced.n_layers - 1:
-            self._streams.append(rows_first(given, stacked).clone())
-        self._companions.append(companions_of(output, self._streams[-1].shape[:2]))
-        self._outputs.append(replace_first_tensor(output, given[:1]))
+            self.streams.append(rows_first(given, stacked).clone())
+        self.companions.append(companions_of(output, self.streams[-1].shape[:2]))
+        self.outputs.append(replace_first_tensor(output, given[:1]))
         return output
 
 
 def position_argument(tokens: range, rows: int) -> dict[str, Tensor]:
-    """The argument that tells a model the positions of its tokens."""
+    """Return the argument that gives a model the positions of its tokens."""
     return {"position_ids": torch.arange(tokens.start, tokens.stop).expand(rows, -1)}
-
-
-def takes_positions(traced: TracedModel) -> bool:
-    """Whether the model can be told the positions of its tokens."""
-    return takes_argument(type(traced.model).forward, "position_ids")
 
 
 @contextmanager
 def headless(traced: TracedModel) -> Iterator[None]:
-    """Spare the head's work in runs whose logits nobody reads."""
+    """Skip the head's work in runs whose logits are not read."""
 
     def no_logits(_number: int, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         hidden = stream_argument(args, kwargs)

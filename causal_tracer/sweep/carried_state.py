@@ -1,32 +1,32 @@
-"""What goes from block to block beside the residual stream, so that a block can be skipped and rows can join late.
+"""State carried from block to block beside the residual stream, so that blocks can be skipped and rows can join late.
 
-Companions are tensors that a block hands to the next one with the stream (the router states of ZAYA, the chosen tokens
-of sparse attention). Shared values lie in a dictionary that all blocks are given: keys and values of an earlier block,
-in Gemma 3n and 4. Both are recorded in the corrupted run; rows that join a pass bring theirs along.
+Companions are tensors that a block returns with the stream for the next block (ZAYA's router states, the selected
+tokens of sparse attention). Shared values lie in a dictionary that all blocks are given (keys and values of an earlier
+block in Gemma 3n and 4). Both are recorded in the corrupted run, and rows that join a pass take theirs from there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from causal_tracer.model.hooks import all_tensors, first_tensor
+from causal_tracer.model.hooks import all_tensors, first_tensor, with_items
 
 Companions = tuple[Tensor | None, ...]
-"""For each tensor in a block's output but the stream: [samples, tokens, ...], or None if it is nothing of that form."""
+"""For each tensor in a block's output but the stream: [samples, tokens, ...], or None if it has another shape."""
 
 SharedValues = dict[str, dict[Any, Any]]
-"""By the dictionary's name: what it held when a block was called."""
+"""By the dictionary's name: its content when a block was called."""
 
 Rows = Callable[[Tensor], Tensor]
 """From recorded values [samples, tokens, ...] to those of some rows of a pass, at its tokens."""
 
 
 def companions_of(output: Any, rows_and_tokens: Sequence[int]) -> Companions:
-    """The companions in a block's output."""
+    """Return the companions in a block's output."""
     others = all_tensors(output)[1:]
     return tuple(
         tensor if tensor.dim() >= 2 and tuple(tensor.shape[:2]) == tuple(rows_and_tokens) else None for tensor in others
@@ -34,7 +34,7 @@ def companions_of(output: Any, rows_and_tokens: Sequence[int]) -> Companions:
 
 
 def shared_values(kwargs: Mapping[str, Any]) -> SharedValues:
-    """What the dictionaries among a block's arguments hold."""
+    """Return the content of the dictionaries among a block's arguments."""
     return {
         name: dict(value)
         for name, value in kwargs.items()
@@ -43,47 +43,43 @@ def shared_values(kwargs: Mapping[str, Any]) -> SharedValues:
 
 
 def skipped_output(recorded: Any, stream: Tensor, companions: Companions, rows: Rows) -> Any:
-    """What a block that is skipped returns: the recorded output with another stream and the rows of this pass."""
-    replacements = iter([stream, *(None if value is None else rows(value) for value in companions)])
-    return _rebuild(recorded, replacements)
+    """Return the output of a skipped block: the recorded one with another stream and the rows of this pass."""
+    return _rebuild(recorded, iter([stream, *(None if value is None else rows(value) for value in companions)]))
 
 
-def _rebuild(value: Any, replacements: Any) -> Any:
+def _rebuild(value: Any, replacements: Iterator[Tensor | None]) -> Any:
     if isinstance(value, Tensor):
         replacement = next(replacements)
         return value if replacement is None else replacement
-    if isinstance(value, Mapping):
-        rebuild: Callable[[dict[Any, Any]], Any] = type(value)
-        return rebuild({key: _rebuild(item, replacements) for key, item in value.items()})
-    if isinstance(value, (tuple, list)):
-        items = [_rebuild(item, replacements) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    if isinstance(value, (Mapping, tuple, list)):
+        items = value.values() if isinstance(value, Mapping) else value
+        return with_items(value, [_rebuild(item, replacements) for item in items])
     return value
 
 
-class PassValues:
-    """The side values of one pass in which rows join late: those of rows that join come from the corrupted run."""
+class CarriedState:
+    """The carried state of one pass in which rows join late: that of joining rows comes from the corrupted run."""
 
     def __init__(self, companions: Sequence[Companions], shared: Sequence[SharedValues], samples: Tensor):
         self._companions = companions
         self._shared = shared
         self._samples = samples
-        self._handed_on: list[tuple[Tensor, Tensor]] = []
+        self._live_companions: list[tuple[Tensor, Tensor]] = []
 
     def enter(self, block: int, before: int, active: int, rows: Rows, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """The arguments of a block with the values of the rows that join there.
+        """Return the arguments of a block, completed by the values of the rows that join there.
 
         Args:
             block: The block.
             before: Rows that have joined before it.
             active: Rows that run in it.
-            rows: Takes the recorded values of the rows that join.
+            rows: Selects the recorded values of the rows that join.
             args: The block's arguments.
             kwargs: The block's keyword arguments; dictionaries in them are completed in place.
         """
 
         def joined(item: Any) -> Any:
-            for tensor, recorded in self._handed_on:
+            for tensor, recorded in self._live_companions:
                 if item is tensor:
                     return torch.cat([tensor[:before], rows(recorded).to(tensor)])
             return item
@@ -97,28 +93,25 @@ class PassValues:
         return tuple(joined(item) for item in args), {name: joined(item) for name, item in kwargs.items()}
 
     def leave(self, block: int, output: Any) -> None:
-        """Remember what a block hands on, to know it again among the next one's arguments."""
+        """Keep the companions in a block's output, to recognise them among the next one's arguments."""
         others = all_tensors(output)[1:] if first_tensor(output) is not None else []
-        recorded = self._companions[block]
-        self._handed_on = [
-            (tensor, value) for tensor, value in zip(others, recorded, strict=False) if value is not None
-        ]
+        pairs = zip(others, self._companions[block], strict=False)
+        self._live_companions = [(tensor, value) for tensor, value in pairs if value is not None]
 
 
 def _completed(live: Any, recorded: Any, samples: Tensor) -> Any:
-    """A shared value with a row for each of the samples; rows that it lacks are the corrupted run's."""
+    """Return a shared value with a row for each of the samples; missing rows are the corrupted run's."""
     if isinstance(live, Tensor) and isinstance(recorded, Tensor):
         missing = samples[len(live) :]
         if not len(missing):
             return live
         rows = recorded.index_select(0, missing.to(recorded.device))
-        # The corrupted run's pass began earlier, so it may hold more tokens: the last ones are those of this pass.
+        # The corrupted run began at an earlier token, so it may hold more of them: the last are those of this pass.
         for dim in range(1, rows.dim()):
             surplus = rows.shape[dim] - live.shape[dim]
             if surplus > 0:
                 rows = rows.narrow(dim, surplus, live.shape[dim])
         return torch.cat([live, rows.to(live)])
     if isinstance(live, (tuple, list)) and isinstance(recorded, (tuple, list)):
-        items = [_completed(a, b, samples) for a, b in zip(live, recorded, strict=True)]
-        return type(live)(items)
+        return with_items(live, [_completed(a, b, samples) for a, b in zip(live, recorded, strict=True)])
     return live

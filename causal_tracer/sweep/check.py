@@ -1,7 +1,7 @@
-"""The first-use check: which way of resuming gives the full sweep's scores on this model.
+"""The first-use check: which resume mode gives the full sweep's scores on a model.
 
-A few cells of every kind, on a short made-up prompt, are computed by the full sweep and in each way of resuming. The
-first way that agrees is used.
+A few cells of every kind, on a short made-up prompt, are computed by the full sweep and in each resume mode. The first
+mode that agrees is used.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ from causal_tracer.metrics.metric import LogProbability
 from causal_tracer.model.batch_size import default_batch_size
 from causal_tracer.model.engine_mode import engine_mode
 from causal_tracer.model.layers import TracedModel
+from causal_tracer.model.probing import probe_ids, takes_argument
 from causal_tracer.model.quantization import quantizes_activations
 from causal_tracer.model.runs import clean_run, run_model
 from causal_tracer.prompts.prompt import Prompt
 from causal_tracer.request.sites import KINDS
-from causal_tracer.sweep.base_state import takes_positions
-from causal_tracer.sweep.caches import CannotResume, keeps_keys_and_values_only, snapshot
+from causal_tracer.sweep.caches import keeps_keys_and_values_only, snapshot
 from causal_tracer.sweep.full import full_sweep
-from causal_tracer.sweep.plan import Cell, Intervention, SweepChunk, SweepPlan
+from causal_tracer.sweep.plan import Cell, Intervention, Sweep, SweepChunk, SweepPlan
 from causal_tracer.sweep.read_out import MOST_LOGITS
-from causal_tracer.sweep.resumed import WAYS, Way, resumed_sweep
+from causal_tracer.sweep.resume_mode import RESUME_MODES, CannotResume, ResumeMode
+from causal_tracer.sweep.resumed import resumed_sweep
 
 CHECK_TOKENS = 8
 """Length of the prompt that models with plain caches are checked on."""
@@ -40,49 +41,48 @@ _FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, IndexError, Ke
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """How a model is swept.
+class EngineCheck:
+    """The result of checking a model: the engine that computes its maps.
 
     Attributes:
-        way: How it is resumed; None means the full sweep.
-        tried: For each way that was not chosen, why, as a sentence.
-        portable: Whether the verdict holds in other processes.
+        mode: How the model is resumed; None means the full sweep.
+        tried: For each resume mode that failed, the reason, as a sentence.
+        portable: Whether the check holds in other processes.
     """
 
-    way: Way | None
+    mode: ResumeMode | None
     tried: tuple[str, ...]
     portable: bool = True
 
     @property
     def name(self) -> str:
-        """What results call it."""
-        return "full" if self.way is None else self.way.name
+        """The engine's name in results."""
+        return "full" if self.mode is None else self.mode.name
 
 
 _plain_caches: dict[str, bool] = {}
 
 
 def has_plain_cache(traced: TracedModel, digest: str) -> bool:
-    """Whether the model's cache holds keys and values only, or it has none; `digest` is its fingerprint's."""
+    """Check whether the model's cache holds keys and values only, or it has none; `digest` is its fingerprint's."""
     if digest not in _plain_caches:
-        ids = torch.tensor([_ids(traced, 3)])
         try:
-            output = run_model(traced, ids, {}, use_cache=True)
+            output = run_model(traced, probe_ids(traced.model, 3), {}, use_cache=True)
             _plain_caches[digest] = keeps_keys_and_values_only(snapshot(traced, output, shared=True))
         except (CannotResume, *_FAILURES):
-            _plain_caches[digest] = True  # no way of resuming uses such a cache
+            _plain_caches[digest] = True  # no resume mode uses such a cache
     return _plain_caches[digest]
 
 
-def check_ways(traced: TracedModel, n_tokens: int, *, every_token: bool = False) -> Verdict:
-    """Compare each way of resuming with the full sweep on a short made-up prompt of this model.
+def check_resume_modes(traced: TracedModel, n_tokens: int, *, every_token: bool = False) -> EngineCheck:
+    """Compare each resume mode with the full sweep on a short made-up prompt, and choose the first that agrees.
 
     Args:
         traced: The model.
         n_tokens: Length of the prompt.
         every_token: Check cells at every token, or at many spread ones of a long prompt.
     """
-    ids = _ids(traced, n_tokens)
+    ids = tuple(probe_ids(traced.model, n_tokens)[0].tolist())
     prompt = Prompt("", ids, ("",) * n_tokens, "", _SUBJECT, True, 1)
     clean = clean_run(traced, ids)
     metric = LogProbability((clean.top_id,))
@@ -91,63 +91,59 @@ def check_ways(traced: TracedModel, n_tokens: int, *, every_token: bool = False)
     noise = GaussianNoise(NOISE_MULTIPLIER * scale, seed=0)
     batch_size = max(1, min(64, MOST_LOGITS // traced.vocab_size, default_batch_size(traced, n_tokens)))
     corrupted = corrupted_run(traced, prompt, noise, _SAMPLES, metric, batch_size)
-    plan = _check_plan(traced, n_tokens, every_token)
-    expected = _scores(full_sweep(traced, clean, corrupted, plan, metric, batch_size), plan)
-    limits = _allowed(traced, plan, (expected - corrupted.scores).abs().amax(dim=1))
+    work = Sweep(traced, clean, corrupted, _check_plan(traced, n_tokens, every_token), metric, batch_size)
+    expected = _scores(full_sweep(work), work)
+    limits = _allowed(work, (expected - corrupted.scores).abs().amax(dim=1))
     tried = []
-    for way in _ways(traced):
+    for mode in _modes_to_try(traced):
         try:
-            found = _scores(resumed_sweep(traced, clean, corrupted, plan, metric, min(7, batch_size), way=way), plan)
+            found = _scores(resumed_sweep(replace(work, batch_size=min(7, batch_size)), mode=mode), work)
         except torch.OutOfMemoryError:
-            raise  # a RuntimeError too, but it says nothing of the way
+            raise  # a RuntimeError too, but no fault of the mode
         except (CannotResume, *_FAILURES) as error:
             reason = str(error).splitlines()[0][:200] if str(error) else ""
-            tried.append(f"The sweep {way.name!r} failed on this model ({type(error).__name__}: {reason}).")
+            tried.append(f"The sweep {mode.name!r} failed on this model ({type(error).__name__}: {reason}).")
             continue
         errors = (found - expected).abs().amax(dim=1)
         if bool((errors <= limits).all()):  # false for NaN as well
-            return Verdict(way, tuple(dict.fromkeys(tried)))
+            return EngineCheck(mode, tuple(dict.fromkeys(tried)))
         tried.append(
-            f"The sweep {way.name!r} differs from the full sweep by {float(errors.max()):.2g} in log-probability."
+            f"The sweep {mode.name!r} differs from the full sweep by {float(errors.max()):.2g} in log-probability."
         )
-    return Verdict(None, tuple(dict.fromkeys(tried)))
+    return EngineCheck(None, tuple(dict.fromkeys(tried)))
 
 
-def _ids(traced: TracedModel, n_tokens: int) -> tuple[int, ...]:
-    return tuple((traced.vocab_size // 3 + 17 * i) % traced.vocab_size for i in range(n_tokens))
-
-
-def _ways(traced: TracedModel) -> Iterator[Way]:
-    """The ways to try, the fastest first; those with a cache also with positions where the model can be told them."""
-    for way in WAYS:
-        yield way
-        if way.use_cache and takes_positions(traced):
-            # Only then: a few models count positions from their padding token on, and take other ones.
-            yield replace(way, positions=True)
+def _modes_to_try(traced: TracedModel) -> Iterator[ResumeMode]:
+    """Yield the modes to try, the fastest first; those with a cache also with positions where the model takes them."""
+    for mode in RESUME_MODES:
+        yield mode
+        if mode.use_cache and takes_argument(type(traced.model).forward, "position_ids"):
+            # As a second choice: the positions that a few models use do not start from 0.
+            yield replace(mode, positions=True)
 
 
 def tolerance(traced: TracedModel) -> tuple[float, float]:
-    """How far a score may differ between two sweeps: by rounding, and by a share of the largest effect.
+    """Return how far a score may differ between two sweeps: by rounding, and by a share of the largest effect.
 
     Rounding differs with the batch; in half precisions also between cached and uncached runs. Products of 8-bit
-    weights look for large columns in the whole batch.
+    weights depend on the largest columns of the whole batch.
     """
     exact = traced.dtype in (torch.float32, torch.float64) and not quantizes_activations(traced.model)
     return (1e-5, 1e-3) if exact else (0.05, 0.1)
 
 
-def _allowed(traced: TracedModel, plan: SweepPlan, effects: torch.Tensor) -> torch.Tensor:
-    """How far each cell may be off: by rounding and by a small share of the largest effect of its kind."""
-    rounding, share = tolerance(traced)
-    kinds = [cell.interventions[0].site for cell in plan.cells]
+def _allowed(work: Sweep, effects: torch.Tensor) -> torch.Tensor:
+    """Return how far each cell may be off: by rounding and by a small share of the largest effect of its kind."""
+    rounding, share = tolerance(work.traced)
+    kinds = [cell.interventions[0].site for cell in work.plan.cells]
     largest = {kind: max(float(e) for e, k in zip(effects, kinds, strict=True) if k == kind) for kind in set(kinds)}
     return torch.tensor([rounding + share * largest[kind] for kind in kinds], dtype=torch.float32)
 
 
 def _check_plan(traced: TracedModel, n_tokens: int, every_token: bool) -> SweepPlan:
-    """Cells that show whether resuming is right: several layers and tokens of each kind.
+    """Return cells that show whether resuming is right: several layers and tokens of each kind.
 
-    One token is before the subject, where nothing may change: in a model that looks ahead, it does.
+    One token is before the subject, where nothing may change: in a model that attends to later tokens, it does.
     """
     first, middle, last = (0,), (traced.n_layers // 2,), (traced.n_layers - 1,)
     everywhere = tuple(dict.fromkeys((first, middle, last, (*range(middle[0] - 1, middle[0] + 1),))))
@@ -169,8 +165,8 @@ def _check_plan(traced: TracedModel, n_tokens: int, every_token: bool) -> SweepP
     return SweepPlan(tuple(cell for cell in cells if cell.interventions[0].layers))
 
 
-def _scores(chunks: Iterator[SweepChunk], plan: SweepPlan) -> torch.Tensor:
-    scores = torch.full((len(plan.cells), _SAMPLES), math.nan, dtype=torch.float32)
+def _scores(chunks: Iterator[SweepChunk], work: Sweep) -> torch.Tensor:
+    scores = torch.full((len(work.plan.cells), _SAMPLES), math.nan, dtype=torch.float32)
     for chunk in chunks:
         scores[chunk.cells, chunk.samples] = chunk.scores
     return scores

@@ -1,67 +1,83 @@
-"""From what a batch puts back to the edits of the modules it touches."""
+"""The edits of a batch of rows: what is restored where, as edits of the modules concerned."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
-from causal_tracer.experiment.base_run import BaseRun
+from causal_tracer.experiment.sources import BASE
 from causal_tracer.model.hooks import Edit
-from causal_tracer.model.layers import TracedModel
-from causal_tracer.model.runs import CleanRun
-from causal_tracer.sweep.plan import Places, Restored, putting_back
+from causal_tracer.sweep.plan import Cell, Site, Sweep
 
 
-def source_values(clean: CleanRun, base: BaseRun, source: str, name: str) -> Tensor:
-    """What a module gave, or an output projection took, in the run of this name: [1 or samples, tokens, ...]."""
-    if source in base.sources:
-        return base.sources[source][name]
-    return clean.activations[name][None]
+@dataclass(frozen=True, eq=False)
+class Restored:
+    """Activations restored at one site of a batch: entry i at row `rows[i]` and token `tokens[i]`.
+
+    Attributes:
+        source: The run that the values come from.
+        rows: Row numbers [entries].
+        tokens: Positions in the prompt [entries].
+        heads: Attention heads [entries]; None where the whole activation is restored.
+    """
+
+    source: str
+    rows: Tensor
+    tokens: Tensor
+    heads: Tensor | None = None
+
+    def part(self, start: int, stop: int) -> Restored:
+        """Return the entries of the rows start ... stop - 1, numbered from there."""
+        there = (self.rows >= start) & (self.rows < stop)
+        heads = None if self.heads is None else self.heads[there]
+        return Restored(self.source, self.rows[there] - start, self.tokens[there], heads)
 
 
-def restoring(
-    clean: CleanRun,
-    base: BaseRun,
-    name: str,
-    restored: Sequence[Restored],
-    samples: Tensor,
-    first_token: int,
-    heads: int,
-) -> Edit:
-    """The edit of one module for all that is put back in it, one after the other."""
-    steps = [
-        putting_back(source_values(clean, base, part.source, name), part, samples, base.samples, first_token, heads)
-        for part in restored
-    ]
-    return partial(_in_turn, steps)
+Places = Mapping[tuple[Site, int], tuple[Restored, ...]]
+"""For each site and layer, what is restored there."""
 
 
-def _in_turn(steps: Sequence[Edit], activation: Tensor) -> Tensor:
-    for step in steps:
-        changed = step(activation)
-        activation = activation if changed is None else changed
-    return activation
+def restored_places(cells: Sequence[Cell], cell_of: Tensor) -> Places:
+    """Return where activations are restored in a batch whose row r is a run of `cells[cell_of[r]]`."""
+    found: dict[tuple[Site, int], dict[str, list[tuple[int, ...]]]] = defaultdict(lambda: defaultdict(list))
+    numbers, counts = torch.unique_consecutive(cell_of, return_counts=True)
+    start = 0
+    for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
+        for intervention in cells[number].interventions:
+            head = -1 if intervention.head is None else intervention.head
+            for layer in intervention.layers:
+                entries = found[intervention.site, layer][intervention.source]
+                entries += [(start, count, token, head) for token in intervention.tokens]
+        start += count
+
+    def restored(site: Site, source: str, entries: list[tuple[int, ...]]) -> Restored:
+        starts, counts, tokens, heads = torch.tensor(entries, dtype=torch.long).reshape(-1, 4).unbind(dim=1)
+        entry = torch.arange(len(entries)).repeat_interleave(counts)
+        rows = starts[entry] + torch.arange(len(entry)) - (counts.cumsum(dim=0) - counts)[entry]
+        return Restored(source, rows, tokens[entry], heads[entry] if site == "head" else None)
+
+    return {
+        (site, layer): tuple(
+            # What is held comes first: a restoration of the same activation overrides it.
+            restored(site, source, by_source[source])
+            for source in sorted(by_source, key=lambda source: source != BASE)
+        )
+        for (site, layer), by_source in found.items()
+    }
 
 
 def site_edits(
-    traced: TracedModel,
-    clean: CleanRun,
-    base: BaseRun,
-    places: Places,
-    samples: Tensor,
-    first_token: int,
-    *,
-    hidden: bool,
+    work: Sweep, places: Places, samples: Tensor, first_token: int, *, hidden: bool
 ) -> tuple[dict[nn.Module, Edit], dict[nn.Module, Edit]]:
-    """The edits of a batch: of what modules give, and of what output projections take.
+    """Return the edits of a batch: of modules' outputs, and of the inputs of output projections.
 
     Args:
-        traced: The model.
-        clean: Where restored activations come from.
-        base: The base run.
-        places: What is put back.
+        work: The sweep.
+        places: What is restored.
         samples: The sample of each row.
         first_token: The token that the batch begins with.
         hidden: Whether the blocks' own outputs are among the edits.
@@ -70,9 +86,62 @@ def site_edits(
     inputs: dict[nn.Module, Edit] = {}
     for (site, layer), restored in places.items():
         if site == "head":
-            name, heads = traced.head_sites[layer]
-            inputs[traced.modules[name]] = restoring(clean, base, name, restored, samples, first_token, heads)
+            name, heads = work.traced.head_sites[layer]
+            inputs[work.traced.modules[name]] = restoring(work, name, restored, samples, first_token, heads)
         elif hidden or site != "hidden":
-            for name in traced.site_names[site][layer]:
-                outputs[traced.modules[name]] = restoring(clean, base, name, restored, samples, first_token, 1)
+            for name in work.traced.site_names[site][layer]:
+                outputs[work.traced.modules[name]] = restoring(work, name, restored, samples, first_token)
     return outputs, inputs
+
+
+def restoring(
+    work: Sweep, name: str, restored: Sequence[Restored], samples: Tensor, first_token: int, n_heads: int = 1
+) -> Callable[[Tensor], Tensor]:
+    """Return the edit that makes all restorations in one module's activation, one after the other."""
+    steps = []
+    for part in restored:
+        sources = work.base.sources
+        values = sources[part.source][name] if part.source in sources else work.clean.activations[name][None]
+        steps.append(_restoring_once(values, part, samples, work.base.samples, first_token, n_heads))
+
+    def restore(activation: Tensor) -> Tensor:
+        for step in steps:
+            activation = step(activation)
+        return activation
+
+    return restore
+
+
+def _restoring_once(
+    values: Tensor, restored: Restored, samples: Tensor, all_samples: int, first_token: int, n_heads: int
+) -> Callable[[Tensor], Tensor]:
+    """Return the edit that writes activations of a run into a batch.
+
+    Args:
+        values: The activations [n, all tokens, d_model] of the run that they come from: one for all samples, one for
+            each sample, or one for each of n groups of as many samples.
+        restored: Which of them, and where.
+        samples: The noise sample of each row of the batch.
+        all_samples: Number of samples of the base run.
+        first_token: The token that the batch begins with.
+        n_heads: Number of attention heads, where heads are restored.
+    """
+    here = restored.tokens >= first_token
+    rows, tokens = restored.rows[here], restored.tokens[here]
+    taken = samples[rows] // (all_samples // len(values))
+    heads = None if restored.heads is None else restored.heads[here]
+
+    def restore(activation: Tensor) -> Tensor:
+        changed = activation.clone(memory_format=torch.contiguous_format)
+        # Blocks before the one where a row joins may hold activations, and the row is not there yet.
+        there = rows < len(activation)
+        row, token, source = rows[there], tokens[there], taken[there]
+        if heads is None:
+            changed[row, token - first_token] = values.to(activation)[source, token]
+        else:
+            taken_heads = values.to(activation).reshape(*values.shape[:-1], n_heads, -1)
+            by_head = changed.view(*changed.shape[:-1], n_heads, -1)
+            by_head[row, token - first_token, heads[there]] = taken_heads[source, token, heads[there]]
+        return changed
+
+    return restore

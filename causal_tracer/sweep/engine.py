@@ -1,8 +1,8 @@
-"""Which sweep computes a map: the fastest one that the first-use check has shown to be right on this very model.
+"""Choosing the engine that computes a map: the fastest one that the first-use check has shown to be right on the model.
 
-A verdict holds for the model as it was checked: its fingerprint is part of the key. Prompts longer than a model's
-sliding window are checked at such a length when one first comes, and models whose caches hold more than keys and values
-at each new length.
+A check holds for the model as it was checked: its fingerprint is part of the key. A model is checked again for the
+first prompt that is longer than its sliding window, and at each new length if its cache holds more than keys and
+values.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import gc
 import hashlib
 import logging
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -18,34 +17,32 @@ from typing import Any
 import torch
 import transformers
 
-from causal_tracer.experiment.base_run import BaseRun, Watch, renumbered
-from causal_tracer.metrics.metric import Metric
+from causal_tracer.experiment.base_run import Watch, renumbered
 from causal_tracer.model.fingerprint import fingerprint
-from causal_tracer.model.fork_safety import usable_in_forks
 from causal_tracer.model.layers import TracedModel
-from causal_tracer.model.runs import CleanRun
 from causal_tracer.request.records import EngineChoice
 from causal_tracer.request.sites import KINDS
-from causal_tracer.sweep.check import CHECK_TOKENS, Verdict, check_ways, has_plain_cache
+from causal_tracer.sweep.check import CHECK_TOKENS, EngineCheck, check_resume_modes, has_plain_cache
 from causal_tracer.sweep.full import full_sweep
-from causal_tracer.sweep.plan import SweepChunk, SweepPlan
-from causal_tracer.sweep.resumed import WAYS, Way, resumed_sweep
+from causal_tracer.sweep.plan import Sweep, SweepChunk
+from causal_tracer.sweep.resume_mode import RESUME_MODES, ResumeMode
+from causal_tracer.sweep.resumed import resumed_sweep
 from causal_tracer.version import __version__
 
 logger = logging.getLogger(__name__)
 
-# Lengths up to here are checked one by one where the cache is not plain, longer ones in steps of as many.
+# Where the cache is not plain, each length up to this is checked by itself, longer ones in steps of it.
 _SINGLE_LENGTHS = 16
 _MOST_CHECKED = 48
 
-_verdicts: dict[str, Verdict] = {}
-_verdicts_guard = usable_in_forks(threading.Lock())
+# Threads share it without a lock: each access is a single operation of the dict.
+_engine_checks: dict[str, EngineCheck] = {}
 
 
-def choose_engine(traced: TracedModel, choice: EngineChoice, n_tokens: int) -> Verdict:
-    """The sweep for a prompt of this length; the model is checked if it has not been yet."""
+def choose_engine(traced: TracedModel, choice: EngineChoice, n_tokens: int) -> EngineCheck:
+    """Return the engine for a prompt of this length; the model is checked if it has not been yet."""
     if choice == "full":
-        return Verdict(None, ())
+        return EngineCheck(None, ())
     with traced.lock:
         found = fingerprint(traced.model)
         window = _shortest_window(traced)
@@ -55,13 +52,11 @@ def choose_engine(traced: TracedModel, choice: EngineChoice, n_tokens: int) -> V
         if every_token and not beyond:
             length = _checked_length(n_tokens)
         key = hashlib.sha256(repr((*_identity(traced), found.digest, length)).encode()).hexdigest()
-        with _verdicts_guard:
-            known = _verdicts.get(key)
+        known = _engine_checks.get(key)
         if known is None:
-            known = replace(check_ways(traced, length, every_token=every_token), portable=found.portable)
-            with _verdicts_guard:
-                _verdicts[key] = known
-            if known.way != WAYS[0]:
+            known = replace(check_resume_modes(traced, length, every_token=every_token), portable=found.portable)
+            _engine_checks[key] = known
+            if known.mode != RESUME_MODES[0]:
                 logger.warning(
                     "%s uses the slower sweep %r: %s", type(traced.model).__name__, known.name, " ".join(known.tried)
                 )
@@ -69,62 +64,55 @@ def choose_engine(traced: TracedModel, choice: EngineChoice, n_tokens: int) -> V
 
 
 def _checked_length(n_tokens: int) -> int:
-    """The length that stands for this one where a cache holds more than keys and values."""
+    """Return the length that is checked for prompts of this length where a cache holds more than keys and values."""
     if n_tokens <= _SINGLE_LENGTHS:
         return max(n_tokens, CHECK_TOKENS)
     return min(-(-n_tokens // _SINGLE_LENGTHS) * _SINGLE_LENGTHS, _MOST_CHECKED)
 
 
-def known_verdicts() -> dict[str, Any]:
-    """What checks have found so far, as JSON types: for another process, which then need not check again."""
-    with _verdicts_guard:
-        return {key: asdict(verdict) for key, verdict in _verdicts.items()}
+def known_engine_checks() -> dict[str, Any]:
+    """Return all checks so far as JSON types, for another process, which then need not check again."""
+    return {key: asdict(engine_check) for key, engine_check in _engine_checks.copy().items()}
 
 
-def adopt_verdicts(known: Mapping[str, Any]) -> None:
-    """Take over what `known_verdicts` gave in another process.
+def adopt_engine_checks(known: Mapping[str, Any]) -> None:
+    """Take over what `known_engine_checks` returned in another process.
 
-    A verdict is used only for the fingerprint, kind of device and versions that it was found with.
+    A check is used only for the fingerprint, kind of device and versions that it was made with.
 
     Raises:
-        KeyError, TypeError, ValueError: The data is not what `known_verdicts` gives.
+        KeyError, TypeError, ValueError: The data does not have the form that `known_engine_checks` returns.
     """
     taken = {}
     for key, data in known.items():
-        way = data["way"]
+        mode = data["mode"]
         tried = tuple(str(reason) for reason in data["tried"])
-        taken[key] = Verdict(None if way is None else Way(**way), tried, bool(data["portable"]))
-    with _verdicts_guard:
-        _verdicts.update(taken)
+        taken[key] = EngineCheck(None if mode is None else ResumeMode(**mode), tried, bool(data["portable"]))
+    _engine_checks.update(taken)
 
 
 def sweep(
-    verdict: Verdict,
-    traced: TracedModel,
-    clean: CleanRun,
-    base: BaseRun,
-    plan: SweepPlan,
-    metric: Metric,
-    batch_size: int,
+    engine_check: EngineCheck,
+    work: Sweep,
     cancelled: Callable[[], bool],
     watch: Watch | None = None,
     halved: Callable[[int], None] = lambda _size: None,
 ) -> Iterator[SweepChunk]:
-    """Compute the plan's cells in the chosen way; see `full_sweep` and `resumed_sweep`.
+    """Compute the plan's cells by the engine chosen; see `full_sweep` and `resumed_sweep`.
 
     Where a device's memory does not hold the batch, the sweep continues with half as many rows and calls `halved` with
-    that number. No score is yielded twice; `watch` sees all samples of an unfinished cell again.
+    that number. No score is yielded twice; `watch` gets all samples of an unfinished cell again.
 
     Raises:
         OutOfMemoryError: torch's: the memory does not hold a single row.
     """
-    known = torch.zeros(len(plan.cells), base.samples, dtype=torch.bool)
+    known = torch.zeros(len(work.plan.cells), work.base.samples, dtype=torch.bool)
+    batch_size = work.batch_size
     while True:
         rest = (~known.all(dim=1)).nonzero()[:, 0]
-        left = replace(plan, cells=tuple(plan.cells[number] for number in rest.tolist()))
-        run = (traced, clean, base, left, metric, batch_size, cancelled, renumbered(watch, rest))
+        run = (replace(work.part(rest), batch_size=batch_size), cancelled, renumbered(watch, rest))
         try:
-            for chunk in full_sweep(*run) if verdict.way is None else resumed_sweep(*run, verdict.way):
+            for chunk in full_sweep(*run) if engine_check.mode is None else resumed_sweep(*run, engine_check.mode):
                 cells = rest[chunk.cells]
                 new = ~known[cells, chunk.samples]
                 known[cells, chunk.samples] = True
@@ -133,7 +121,7 @@ def sweep(
         except torch.OutOfMemoryError:
             if batch_size == 1:
                 raise
-        # Not before the exception is gone: it holds on to the tensors of the pass that failed.
+        # Only after the exception is gone: it keeps the tensors of the failed pass.
         gc.collect()
         torch.cuda.empty_cache()
         batch_size //= 2
@@ -141,7 +129,7 @@ def sweep(
 
 
 def halving_note(sizes: Sequence[int]) -> str:
-    """What a result says of batches that did not fit in the device's memory."""
+    """Return the note about batches that did not fit in the device's memory."""
     return f"Out of memory with {sizes[0]} rows together; computed with {sizes[-1]}."
 
 
@@ -153,7 +141,7 @@ def _shortest_window(traced: TracedModel) -> int | None:
 
 
 def _identity(traced: TracedModel) -> tuple[Any, ...]:
-    """What a verdict holds for beside the fingerprint: sites, device, and the versions of what runs the model."""
+    """Return what a check holds for beside the fingerprint: sites, device, and versions of the libraries."""
     sites = tuple((kind, traced.site_names[kind]) for kind in KINDS)
     versions = (__version__, torch.__version__, transformers.__version__)
     return sites, traced.input_device.type, str(getattr(traced.model, "hf_device_map", None)), versions

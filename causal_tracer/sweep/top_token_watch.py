@@ -1,4 +1,4 @@
-"""Keeping the most probable next tokens of restored runs as their logits come."""
+"""Keeping the most probable next tokens of restored runs as their logits are computed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from causal_tracer.results.top_tokens import TokenProbability, Tokens
 
 
 class TopTokenWatch:
-    """Takes the logits of a sweep's rows and keeps each cell's most probable tokens, averaged over samples.
+    """Averages the probabilities of each cell's rows over samples, and keeps its most probable tokens.
 
     Rows of one cell come after each other, so at most one cell's distribution is unfinished at a time.
     """
@@ -26,7 +26,7 @@ class TopTokenWatch:
         self._found: dict[int, Tokens] = {}
 
     def __call__(self, watched: Watched) -> None:
-        """See `base_run.Watch`; looks at the first position read."""
+        """Take the logits of some rows, at the first position read; see `base_run.Watch`."""
         logits = watched.logits[:, 0]
         largest, log_total = largest_and_log_total(logits)
         numbers, counts = torch.unique_consecutive(watched.cells, return_counts=True)
@@ -44,15 +44,15 @@ class TopTokenWatch:
                 self._found[number] = self._top(total / seen)
 
     def begin_again(self) -> None:
-        """Forget the cell whose samples have come in part: all of them will come again."""
+        """Forget a cell with only some of its samples: all of them will be computed again."""
         self._open.clear()
 
     def of_cell(self, number: int) -> Tokens | None:
-        """Those of a cell of the plan, once all its samples have come; -1 is the base run."""
+        """Return the top tokens of a cell of the plan, once all its samples are known; -1 is the base run."""
         return self._found.get(number)
 
     def of_logits(self, logits: Tensor) -> Tokens:
-        """Those of a single run's logits [vocabulary]."""
+        """Return the top tokens of a single run's logits [vocabulary]."""
         return self._top(logits.softmax(dim=-1))
 
     def _top(self, probabilities: Tensor) -> Tokens:

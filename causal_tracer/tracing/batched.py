@@ -23,10 +23,10 @@ from causal_tracer.model.runs import read_logits
 from causal_tracer.model.torch_state import in_standard_torch_state
 from causal_tracer.request.records import MapSpec, RunOptions, SamplesUntil, TraceRequest
 from causal_tracer.results.flow import HiddenFlow
-from causal_tracer.sweep.audited import Sweep, audit_scores
+from causal_tracer.sweep.audited import audit_scores
 from causal_tracer.sweep.engine import choose_engine, sweep
 from causal_tracer.sweep.full import full_sweep
-from causal_tracer.sweep.plan import Cell, SweepChunk, SweepPlan, map_plan
+from causal_tracer.sweep.plan import Cell, Sweep, SweepChunk, SweepPlan, map_plan
 from causal_tracer.tracing.maps import Results
 
 _ROUNDING = {torch.float32: 1e-3, torch.float64: 1e-3}
@@ -140,11 +140,11 @@ class _Group:
         names = experiments[0].clean.activations
         clean = {name: torch.stack([e.clean.activations[name] for e in experiments]) for name in names}
         base = BaseRun(base.prompt, base.embeddings, scores, {"clean": clean})
-        verdict = choose_engine(traced, self._options.engine, len(sequence))
+        engine_check = choose_engine(traced, self._options.engine, len(sequence))
         cells = _cells(experiments[0], self._spec)
         owned = [(0, cell) for cell in cells]
         for number, result in enumerate(results):
-            result.begin(verdict, scores[number * samples : (number + 1) * samples], owned, None)
+            result.begin(engine_check, scores[number * samples : (number + 1) * samples], owned, None)
         # Before the first corrupted token nothing can change.
         start = min(e.sequence.subject_range[0] for e in experiments)
         run = [number for number, cell in enumerate(cells) if cell.position >= start]
@@ -170,9 +170,8 @@ class _Group:
                 result.halved(size)
 
         plan = SweepPlan(tuple(cells[number] for number in run), experiments[0].reads)
-        for chunk in sweep(
-            verdict, traced, experiments[0].clean, base, plan, _nothing, self._batch_size, cancelled, look, halved
-        ):
+        work = Sweep(traced, experiments[0].clean, base, plan, _nothing, self._batch_size)
+        for chunk in sweep(engine_check, work, cancelled, look, halved):
             found = known[chunk.cells, chunk.samples]
             # Cells that change nothing are not run, and come with the base run's scores.
             found = torch.where(found.isnan(), chunk.scores, found)
@@ -180,7 +179,7 @@ class _Group:
                 rows = chunk.samples // samples == number
                 take(number, SweepChunk(numbers[chunk.cells[rows]], chunk.samples[rows] % samples, found[rows]))
             yield len(chunk.samples)
-        if verdict.way is None:
+        if engine_check.mode is None:
             return
         for number, (experiment, result) in enumerate(zip(experiments, results, strict=True)):
             own = BaseRun(experiment.sequence, corrupted[number], scores[number * samples : (number + 1) * samples])
@@ -199,12 +198,12 @@ class _Group:
         if not self._options.audit:
             return
         traced, clean, metric = experiment.context.traced, experiment.clean, experiment.metric
-        plan, maps = SweepPlan(cells, experiment.reads), torch.zeros(len(cells), dtype=torch.long)
-        work = Sweep(traced, clean, base, plan, metric, self._batch_size, maps, experiment.request.seed)
+        plan = SweepPlan(cells, experiment.reads)
+        work = Sweep(traced, clean, base, plan, metric, self._batch_size, seed=experiment.request.seed)
         audit = audit_scores(work, scores, 0, cancelled)
         result.audited(0, audit)
         if audit.recomputed:
-            for chunk in full_sweep(traced, clean, base, plan, metric, self._batch_size, cancelled):
+            for chunk in full_sweep(work, cancelled):
                 result.take(torch.zeros_like(chunk.cells), chunk)
 
     def _all_embeddings(self, experiment: Experiment, corrupted: Tensor | None) -> Tensor:

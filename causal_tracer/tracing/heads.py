@@ -21,9 +21,9 @@ from causal_tracer.results.analysis import standard_error
 from causal_tracer.results.audit import Audit
 from causal_tracer.results.flow import TraceSettings
 from causal_tracer.results.short_forms import head_flow_figure, head_flow_lines
-from causal_tracer.sweep.audited import Sweep, audited_sweep
+from causal_tracer.sweep.audited import audited_sweep
 from causal_tracer.sweep.engine import choose_engine
-from causal_tracer.sweep.plan import head_plan
+from causal_tracer.sweep.plan import Sweep, head_plan
 from causal_tracer.tracing.maps import Results
 
 
@@ -111,17 +111,16 @@ def trace_heads(
     base, low_scores = base_of_samples(experiment, experiment.embeddings(0, request.samples), (), batch_size, None)
     base = replace(base, sources={**base.sources, CLEAN_HEADS: clean_heads(experiment)})
     plan = head_plan(traced, position, layers, spec.window, experiment.reads)
-    verdict = choose_engine(traced, options.engine, len(experiment.sequence))
-    results.begin(verdict, low_scores, [], None)
+    engine_check = choose_engine(traced, options.engine, len(experiment.sequence))
+    results.begin(engine_check, low_scores, [], None)
     heads = max(count for _, count in sites.values())
     sample_scores = torch.full((base.samples, heads, traced.n_layers), torch.nan, dtype=torch.float32)
     rows = torch.tensor([cell.position for cell in plan.cells], dtype=torch.long)
     columns = torch.tensor([cell.layer for cell in plan.cells], dtype=torch.long)
     left = torch.ones(len(plan.cells), base.samples, dtype=torch.bool)
-    maps = torch.zeros(len(plan.cells), dtype=torch.long)
     for chunk in audited_sweep(
-        Sweep(traced, experiment.clean, base, plan, experiment.metric, batch_size, maps, request.seed),
-        verdict,
+        Sweep(traced, experiment.clean, base, plan, experiment.metric, batch_size, seed=request.seed),
+        engine_check,
         cancelled or (lambda: False),
         audit=options.audit,
         halved=results.halved,

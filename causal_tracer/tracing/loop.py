@@ -17,9 +17,9 @@ from causal_tracer.prompts.decoding import token_text
 from causal_tracer.prompts.prompt import Prompt
 from causal_tracer.request.records import MapSpec, RunOptions, SamplesUntil, TraceRequest
 from causal_tracer.results.flow import HiddenFlow
-from causal_tracer.sweep.audited import Sweep, audited_sweep
+from causal_tracer.sweep.audited import audited_sweep
 from causal_tracer.sweep.engine import choose_engine
-from causal_tracer.sweep.plan import Cell, SweepPlan, map_plan, telling_order
+from causal_tracer.sweep.plan import Cell, Sweep, SweepPlan, map_plan, priority_order
 from causal_tracer.sweep.top_token_watch import TopTokenWatch
 from causal_tracer.tracing.maps import Results
 
@@ -117,7 +117,7 @@ def _cells(experiment: Experiment, specs: Mapping[str, MapSpec]) -> list[tuple[i
             severed=spec.severed,
         )
         owned += [(plane, cell) for cell in plan.cells]
-    order = telling_order(prompt)
+    order = priority_order(prompt)
     return sorted(owned, key=lambda item: order(item[1].position))
 
 
@@ -150,15 +150,15 @@ def _samples(
         tokenizer = experiment.context.tokenizer
         watch = TopTokenWatch(request.top_tokens, len(embeddings), lambda token: token_text(tokenizer, token))
     base, low_scores = base_of_samples(experiment, embeddings, specs.values(), results.batch_size, watch)
-    verdict = choose_engine(traced, results.options.engine, len(experiment.sequence))
+    engine_check = choose_engine(traced, results.options.engine, len(experiment.sequence))
     plan = SweepPlan(tuple(cell for _, cell in owned), experiment.reads)
     planes = torch.tensor([plane for plane, _ in owned], dtype=torch.long)
-    results.begin(verdict, low_scores, owned, watch)
+    results.begin(engine_check, low_scores, owned, watch)
     left = torch.ones(len(plan.cells), base.samples, dtype=torch.bool)
     yield MapsUpdate(results.flows(complete=not left.numel()), 0, left.numel())
     chunks = audited_sweep(
         Sweep(traced, experiment.clean, base, plan, experiment.metric, results.batch_size, planes, request.seed),
-        verdict,
+        engine_check,
         cancelled,
         audit=results.options.audit,
         watch=watch,

@@ -20,7 +20,7 @@ from causal_tracer.request.records import MapSpec, RunOptions, StoredRequest
 from causal_tracer.results.audit import Audit
 from causal_tracer.results.flow import HiddenFlow, TraceSettings
 from causal_tracer.results.top_tokens import TopTokens
-from causal_tracer.sweep.check import Verdict
+from causal_tracer.sweep.check import EngineCheck
 from causal_tracer.sweep.engine import halving_note
 from causal_tracer.sweep.plan import Cell, SweepChunk
 from causal_tracer.sweep.top_token_watch import TopTokenWatch
@@ -62,10 +62,10 @@ class Results:
         self._outputs = {name: activations[name][:tokens].to("cpu", torch.float32, copy=True) for name in names}
 
     def begin(
-        self, verdict: Verdict, low_scores: Tensor, owned: list[tuple[int, Cell]], watch: TopTokenWatch | None
+        self, engine_check: EngineCheck, low_scores: Tensor, owned: list[tuple[int, Cell]], watch: TopTokenWatch | None
     ) -> None:
         """More samples begin, with these scores in their corrupted runs, of these cells by number of their map."""
-        self._verdict = verdict
+        self._engine_check = engine_check
         self._first = self.samples
         self.samples += len(low_scores)
         self._low_scores = torch.cat([self._low_scores, low_scores])
@@ -159,7 +159,7 @@ class Results:
             start_layer=layers.start,
             end_layer=layers.stop,
             subject_tokens_only=spec.subject_tokens_only,
-            engine="full" if self._recomputed(plane) else self._verdict.name,
+            engine="full" if self._recomputed(plane) else self._engine_check.name,
             versions=dict(_versions()),
             corruption="Gaussian noise" if gaussian else described(self._experiment.corruption),
             metric=own.name if own is not None else str(metric),
@@ -179,13 +179,15 @@ class Results:
             notes.append(f"The subject occurs {count} times in the prompt; the {request.occurrence} one is traced.")
         if missing := experiment.context.traced.missing_layers(spec.kind):
             notes.append(f"Layers without {spec.kind}: {', '.join(map(str, missing))}.")
-        if self.options.engine == "auto" and self._verdict.tried:
-            notes.append(f"Computed by the slower sweep {self._verdict.name!r}. {' '.join(self._verdict.tried)}")
+        if self.options.engine == "auto" and self._engine_check.tried:
+            notes.append(
+                f"Computed by the slower sweep {self._engine_check.name!r}. {' '.join(self._engine_check.tried)}"
+            )
         if self._recomputed(plane):
             audit = self._audits[plane]
             notes.append(
-                f"Computed again by the full sweep: the audit found a score of the sweep {self._verdict.name!r} to be "
-                f"off by {audit.largest_difference:.2g} ({audit.allowed:.2g} is allowed)."
+                f"Computed again by the full sweep: the audit found a score of the sweep {self._engine_check.name!r} "
+                f"to be off by {audit.largest_difference:.2g} ({audit.allowed:.2g} is allowed)."
             )
         if len(self._sizes) > 1:
             notes.append(halving_note(self._sizes))

@@ -16,7 +16,7 @@ from causal_tracer import CausalTracer
 from causal_tracer.corruption import GaussianNoise, SubjectsNoise
 from causal_tracer.errors import NumericsError, SettingsError
 from causal_tracer.experiment.embeddings import corrupting
-from causal_tracer.experiment.noise_levels import automatic_noise_level, embedding_scale, noise_level
+from causal_tracer.experiment.noise_levels import embedding_scale, noise_level
 from causal_tracer.prompts.prompt import make_prompt
 from tests.support.tiny_models import (
     ARCHITECTURES,
@@ -102,7 +102,7 @@ def test_the_automatic_level_holds_where_the_mean_is_far_from_zero() -> None:
         model.model.embed_tokens.weight += 100
     traced = CausalTracer(model, tiny_tokenizer(), noise=0).context.traced
     expected = 3 * float(model.model.embed_tokens.weight.detach().double().std())
-    assert automatic_noise_level(traced) == pytest.approx(expected, rel=1e-4)
+    assert 3 * embedding_scale(traced) == pytest.approx(expected, rel=1e-4)
 
 
 def test_an_embedding_with_nan_gives_an_error_that_says_so() -> None:
@@ -111,7 +111,7 @@ def test_an_embedding_with_nan_gives_an_error_that_says_so() -> None:
     with torch.no_grad():
         model.transformer.wte.weight[300, 0] = torch.nan
     with pytest.raises(NumericsError, match="wte"):
-        automatic_noise_level(traced)
+        embedding_scale(traced)
 
 
 def test_noise_goes_on_the_subjects_tokens_and_nowhere_else() -> None:

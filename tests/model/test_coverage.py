@@ -14,12 +14,13 @@ import transformers
 
 from benchmarks import tiny_configs
 from benchmarks.coverage import Base, Report, examine
+from causal_tracer.corruption import NOISE_MULTIPLIER
 from causal_tracer.errors import ModelStructureError
-from causal_tracer.experiment.noise_levels import automatic_noise_level
+from causal_tracer.experiment.noise_levels import embedding_scale
 from causal_tracer.model.contributions import additive_contributions
 from causal_tracer.model.layers import TracedModel, trace_model
 from causal_tracer.model.probing import Call
-from causal_tracer.sweep.check import check_ways
+from causal_tracer.sweep.check import check_resume_modes
 from causal_tracer.sweep.engine import choose_engine
 from causal_tracer.sweep.plan import Cell, Intervention, reach
 
@@ -108,11 +109,11 @@ def test_the_way_chosen_is_the_fastest_that_works(model_type: str) -> None:
 @pytest.mark.parametrize("model_type", ["longcat_flash", "inkling_text", "gemma4_text", "nemotron_h"])
 def test_the_way_chosen_equals_the_full_sweep_in_the_last_block(model_type: str) -> None:
     traced = tiny(model_type)
-    base = Base.make(traced, automatic_noise_level(traced))
-    verdict = choose_engine(traced, "auto", len(base.prompt))
+    base = Base.make(traced, NOISE_MULTIPLIER * embedding_scale(traced))
+    engine_check = choose_engine(traced, "auto", len(base.prompt))
     for kind in ("attention", "mlp"):
         cells = [cell for cell in base.map_cells(kind, 1) if cell.layer >= traced.n_layers - 2]
-        torch.testing.assert_close(base.scores(cells, verdict), base.scores(cells), atol=1e-5, rtol=0)
+        torch.testing.assert_close(base.scores(cells, engine_check), base.scores(cells), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -144,16 +145,16 @@ def test_modules_that_add_the_residual_and_normalise_are_refused() -> None:
 
 def test_a_model_that_looks_ahead_gets_the_full_sweep() -> None:
     """PaliGemma's text attention is not causal: what is restored before the subject changes its score."""
-    verdict = check_ways(tiny("paligemma"), 8)
-    assert verdict.way is None
-    assert len(verdict.tried) == 3
+    engine_check = check_resume_modes(tiny("paligemma"), 8)
+    assert engine_check.mode is None
+    assert len(engine_check.tried) == 3
 
 
 def test_logits_to_keep_does_not_take_tokens_from_blocks() -> None:
     """Gemma 4 drops all tokens but the last from its later blocks when logits are asked for after the last only."""
     traced = tiny("gemma4_text")
     assert traced.logits_to_keep_trims
-    base = Base.make(traced, automatic_noise_level(traced))
+    base = Base.make(traced, NOISE_MULTIPLIER * embedding_scale(traced))
     assert all(len(activation) == len(base.prompt) for activation in base.clean.activations.values())
     assert not tiny("gemma2").logits_to_keep_trims
 

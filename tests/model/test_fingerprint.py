@@ -14,7 +14,7 @@ from causal_tracer import CausalTracer, HiddenFlow
 from causal_tracer.model.fingerprint import fingerprint
 from causal_tracer.sweep import engine
 from causal_tracer.sweep.engine import choose_engine
-from causal_tracer.sweep.resumed import WAYS
+from causal_tracer.sweep.resume_mode import RESUME_MODES
 from tests.support.tiny_models import PROMPT, SUBJECT, build_tiny_model, tiny_tokenizer, tiny_tracer
 
 
@@ -167,11 +167,11 @@ def test_a_model_is_checked_again_with_another_attention_function(monkeypatch: p
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import eager_mask
 
-    monkeypatch.setattr(engine, "_verdicts", {})
+    monkeypatch.setattr(engine, "_engine_checks", {})
     model = build_tiny_model("llama")
     tracer = CausalTracer(model, tiny_tokenizer(), noise=1.0)
     tracer.calculate_hidden_flow(PROMPT, SUBJECT, samples=2)
-    assert choose_engine(tracer.context.traced, "auto", 8).way == WAYS[0]
+    assert choose_engine(tracer.context.traced, "auto", 8).mode == RESUME_MODES[0]
     AttentionInterface.register("counts tokens", looks_at_the_other_tokens_of_its_call)
     AttentionMaskInterface.register("counts tokens", eager_mask)
     model.set_attn_implementation("counts tokens")
@@ -181,15 +181,15 @@ def test_a_model_is_checked_again_with_another_attention_function(monkeypatch: p
     torch.testing.assert_close(found.sample_scores, full.sample_scores, rtol=0, atol=1e-5)
 
 
-def test_models_of_equal_config_of_which_one_is_patched_have_verdicts_of_their_own(
+def test_models_of_equal_config_of_which_one_is_patched_are_checked_one_by_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(engine, "_verdicts", {})
-    assert choose_engine(tiny_tracer("llama").context.traced, "auto", 8).way == WAYS[0]
+    monkeypatch.setattr(engine, "_engine_checks", {})
+    assert choose_engine(tiny_tracer("llama").context.traced, "auto", 8).mode == RESUME_MODES[0]
     model = build_tiny_model("llama")
     mlp = model.model.layers[1].mlp
     own = mlp.forward
     mlp.forward = lambda hidden: own(hidden) * (1 + 0.1 * hidden.shape[1])
     tracer = CausalTracer(model, tiny_tokenizer())
     assert choose_engine(tracer.context.traced, "auto", 8).name == "resumed in depth"
-    assert choose_engine(tiny_tracer("llama").context.traced, "auto", 8).way == WAYS[0]
+    assert choose_engine(tiny_tracer("llama").context.traced, "auto", 8).mode == RESUME_MODES[0]

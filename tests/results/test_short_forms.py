@@ -26,7 +26,7 @@ from causal_tracer import (
     TraceRequest,
 )
 from causal_tracer.errors import PicklingError
-from causal_tracer.model.layers import LLAMA_LAYER_CONFIG
+from causal_tracer.model.layer_config import LLAMA_LAYER_CONFIG
 from causal_tracer.request.sites import KINDS
 from causal_tracer.tracing.heads import HeadFlow
 from tests.support.flows import some_flow
@@ -159,7 +159,7 @@ def test_tracers_pickle_and_copy(again: Any, family: str) -> None:
     assert repr(copied) == repr(tracer)
     found = copied.trace(REQUEST)
     assert torch.allclose(found.scores, expected.scores, atol=1e-6)
-    assert copied.layer_config.matcher("hidden") == tracer.layer_config.matcher("hidden")
+    assert copied.layer_config.hidden_layers_matcher == tracer.layer_config.hidden_layers_matcher
     # One that was copied traces its own model.
     with torch.no_grad():
         copied.model.get_output_embeddings().weight.mul_(2)

@@ -16,14 +16,14 @@ from causal_tracer.model.layers import TracedModel
 from causal_tracer.model.runs import CleanRun, clean_run
 from causal_tracer.prompts.prompt import Prompt, make_prompt
 from causal_tracer.request.sites import LayerKind
-from causal_tracer.sweep.plan import Cell, SweepChunk, SweepPlan, map_plan
+from causal_tracer.sweep.plan import Cell, Sweep, SweepChunk, SweepPlan, map_plan
 from tests.support.tiny_models import (
     PROMPT,
     SUBJECT,
     tiny_tracer,
 )
 
-Engine = Callable[[TracedModel, CleanRun, BaseRun, SweepPlan, Metric, int], Iterable[SweepChunk]]
+Engine = Callable[[Sweep], Iterable[SweepChunk]]
 
 
 SAMPLES = 2
@@ -67,8 +67,8 @@ def base_runs(name: str, noise: float | None = None, text: str = PROMPT, subject
 def sweep_cells(engine: Engine, base: Base, cells: Sequence[Cell], batch_size: int = 64) -> Tensor:
     """Scores [samples, cells]; every one must have been yielded exactly once."""
     scores = torch.full((SAMPLES, len(cells)), torch.nan)
-    plan = SweepPlan(tuple(cells))
-    for chunk in engine(base.traced, base.clean, base.corrupted, plan, base.metric, batch_size):
+    work = Sweep(base.traced, base.clean, base.corrupted, SweepPlan(tuple(cells)), base.metric, batch_size)
+    for chunk in engine(work):
         assert scores[chunk.samples, chunk.cells].isnan().all(), "a score was yielded twice"
         scores[chunk.samples, chunk.cells] = chunk.scores
     assert not scores.isnan().any(), "a score was never yielded"

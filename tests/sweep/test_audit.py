@@ -13,9 +13,9 @@ import torch
 
 from causal_tracer import CausalTracer, HiddenFlow, MapSpec, RunOptions, SamplesUntil, TraceRequest
 from causal_tracer.sweep import engine
-from causal_tracer.sweep.check import Verdict
-from causal_tracer.sweep.plan import SweepChunk
-from causal_tracer.sweep.resumed import WAYS
+from causal_tracer.sweep.check import EngineCheck
+from causal_tracer.sweep.plan import Sweep, SweepChunk
+from causal_tracer.sweep.resume_mode import RESUME_MODES
 from tests.support.tiny_models import PROMPT, SUBJECT, tiny_tracer
 
 REQUEST = TraceRequest(PROMPT, SUBJECT, samples=3)
@@ -35,9 +35,9 @@ def break_the_resumed_sweep(monkeypatch: pytest.MonkeyPatch, wrong: Callable[[Sw
     """Change the scores of the sweep that is used after the check."""
     real = engine.resumed_sweep
 
-    def broken(traced: Any, clean: Any, base: Any, plan: Any, *rest: Any) -> Iterator[SweepChunk]:
-        for chunk in real(traced, clean, base, plan, *rest):
-            yield replace(chunk, scores=wrong(chunk, plan))
+    def broken(work: Sweep, *rest: Any) -> Iterator[SweepChunk]:
+        for chunk in real(work, *rest):
+            yield replace(chunk, scores=wrong(chunk, work.plan))
 
     monkeypatch.setattr(engine, "resumed_sweep", broken)
 
@@ -197,8 +197,8 @@ def test_the_audit_is_saved_with_the_result(tracer: CausalTracer, tmp_path: Any)
     assert HiddenFlow.from_dict(older).audit is None
 
 
-def test_a_verdict_of_the_full_sweep_runs_no_audit(tracer: CausalTracer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("causal_tracer.tracing.loop.choose_engine", lambda *_: Verdict(None, ("It failed.",)))
+def test_the_full_sweep_needs_no_audit(tracer: CausalTracer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("causal_tracer.tracing.loop.choose_engine", lambda *_: EngineCheck(None, ("It failed.",)))
     flow = tracer.trace(REQUEST)
     assert flow.audit is None
-    assert WAYS[0].name not in flow.notes[0]
+    assert RESUME_MODES[0].name not in flow.notes[0]

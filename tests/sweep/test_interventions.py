@@ -87,7 +87,7 @@ def test_all_heads_of_a_layer_together_are_its_attention(name: str) -> None:
     from causal_tracer.experiment.set_up import base_of_samples, set_up
     from causal_tracer.experiment.sources import CLEAN_HEADS
     from causal_tracer.sweep.full import full_sweep
-    from causal_tracer.sweep.plan import SweepPlan
+    from causal_tracer.sweep.plan import Sweep, SweepPlan
     from causal_tracer.tracing.heads import clean_heads
 
     tracer = tiny_tracer(name)
@@ -102,7 +102,7 @@ def test_all_heads_of_a_layer_together_are_its_attention(name: str) -> None:
         Cell(1, 0, (Intervention((layer,), "attention", (5,)),)),
     )
     seen: list[Watched] = []
-    list(full_sweep(traced, experiment.clean, base, SweepPlan(cells), experiment.metric, 8, watch=seen.append))
+    list(full_sweep(Sweep(traced, experiment.clean, base, SweepPlan(cells), experiment.metric, 8), watch=seen.append))
     by_cell = torch.cat([watched.logits for watched in seen])
     close(by_cell[:2], by_cell[2:], 1e-4)
 

@@ -9,13 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from causal_tracer.experiment.base_run import BaseRun
 from causal_tracer.experiment.embeddings import subject_embeddings
-from causal_tracer.metrics.metric import AnswerProbability, Metric
+from causal_tracer.metrics.metric import AnswerProbability
 from causal_tracer.model.layers import TracedModel
-from causal_tracer.model.runs import CleanRun
 from causal_tracer.sweep.full import full_sweep
-from causal_tracer.sweep.plan import Cell, Intervention, SweepChunk, SweepPlan
+from causal_tracer.sweep.plan import Cell, Intervention, Sweep, SweepChunk, SweepPlan
 from tests.support import structure_checks as layer_checks
 from tests.support import sweep_checks as checks
 from tests.support.tiny_models import tiny_tracer
@@ -32,31 +30,23 @@ def _with_interventions(plan: SweepPlan, change: Callable[[Intervention], Interv
     return SweepPlan(tuple(changed(cell) for cell in plan.cells))
 
 
-def ignores_restoration(
-    traced: TracedModel, clean: CleanRun, corrupted: BaseRun, plan: SweepPlan, metric: Metric, batch_size: int
-) -> Chunks:
-    yield from full_sweep(traced, clean, corrupted, _with_interventions(plan, lambda _: None), metric, batch_size)
+def ignores_restoration(work: Sweep) -> Chunks:
+    yield from full_sweep(replace(work, plan=_with_interventions(work.plan, lambda _: None)))
 
 
-def returns_low_score(
-    traced: TracedModel, clean: CleanRun, corrupted: BaseRun, plan: SweepPlan, metric: Metric, batch_size: int
-) -> Chunks:
-    cells = torch.arange(len(plan.cells)).repeat_interleave(corrupted.samples)
-    samples = torch.arange(corrupted.samples).repeat(len(plan.cells))
-    yield SweepChunk(cells, samples, corrupted.scores[samples])
+def returns_low_score(work: Sweep) -> Chunks:
+    cells = torch.arange(len(work.plan.cells)).repeat_interleave(work.base.samples)
+    samples = torch.arange(work.base.samples).repeat(len(work.plan.cells))
+    yield SweepChunk(cells, samples, work.base.scores[samples])
 
 
-def returns_high_score(
-    traced: TracedModel, clean: CleanRun, corrupted: BaseRun, plan: SweepPlan, metric: Metric, batch_size: int
-) -> Chunks:
-    for chunk in returns_low_score(traced, clean, corrupted, plan, metric, batch_size):
-        yield replace(chunk, scores=torch.full_like(chunk.scores, float(clean.probabilities.max())))
+def returns_high_score(work: Sweep) -> Chunks:
+    for chunk in returns_low_score(work):
+        yield replace(chunk, scores=torch.full_like(chunk.scores, float(work.clean.probabilities.max())))
 
 
-def swaps_attention_and_mlp(
-    traced: TracedModel, clean: CleanRun, corrupted: BaseRun, plan: SweepPlan, metric: Metric, batch_size: int
-) -> Chunks:
-    yield from full_sweep(swapped(traced), clean, corrupted, plan, metric, batch_size)
+def swaps_attention_and_mlp(work: Sweep) -> Chunks:
+    yield from full_sweep(replace(work, traced=swapped(work.traced)))
 
 
 def swapped(traced: TracedModel) -> TracedModel:
@@ -65,123 +55,94 @@ def swapped(traced: TracedModel) -> TracedModel:
     return replace(traced, site_names=swap)  # type: ignore[arg-type]
 
 
-def shifts_rows(
-    traced: TracedModel, clean: CleanRun, corrupted: BaseRun, plan: SweepPlan, metric: Metric, batch_size: int
-) -> Chunks:
-    for chunk in full_sweep(traced, clean, corrupted, plan, metric, batch_size):
+def shifts_rows(work: Sweep) -> Chunks:
+    for chunk in full_sweep(work):
         yield replace(chunk, scores=chunk.scores.roll(1))
 
 
-def restores_only_the_first_row_of_a_batch(
-    traced: TracedModel, clean: CleanRun, corrupted: BaseRun, plan: SweepPlan, metric: Metric, batch_size: int
-) -> Chunks:
-    for chunk in full_sweep(traced, clean, corrupted, plan, metric, batch_size):
-        scores = corrupted.scores[chunk.samples]
+def restores_only_the_first_row_of_a_batch(work: Sweep) -> Chunks:
+    for chunk in full_sweep(work):
+        scores = work.base.scores[chunk.samples]
         scores[0] = chunk.scores[0]
         yield replace(chunk, scores=scores)
 
 
-def uses_one_noise_for_all_samples(
-    traced: TracedModel, clean: CleanRun, corrupted: BaseRun, plan: SweepPlan, metric: Metric, batch_size: int
-) -> Chunks:
-    noise = corrupted.embeddings[:1].expand_as(corrupted.embeddings)
-    yield from full_sweep(traced, clean, replace(corrupted, embeddings=noise), plan, metric, batch_size)
+def uses_one_noise_for_all_samples(work: Sweep) -> Chunks:
+    noise = work.base.embeddings[:1].expand_as(work.base.embeddings)
+    yield from full_sweep(replace(work, base=replace(work.base, embeddings=noise)))
 
 
-def uses_another_samples_noise(
-    traced: TracedModel, clean: CleanRun, corrupted: BaseRun, plan: SweepPlan, metric: Metric, batch_size: int
-) -> Chunks:
-    rolled = replace(corrupted, embeddings=corrupted.embeddings.roll(1, 0))
-    yield from full_sweep(traced, clean, rolled, plan, metric, batch_size)
+def uses_another_samples_noise(work: Sweep) -> Chunks:
+    rolled = replace(work.base, embeddings=work.base.embeddings.roll(1, 0))
+    yield from full_sweep(replace(work, base=rolled))
 
 
-def corrupts_one_token_of_the_subject(
-    traced: TracedModel, clean: CleanRun, corrupted: BaseRun, plan: SweepPlan, metric: Metric, batch_size: int
-) -> Chunks:
-    noise = corrupted.embeddings.clone()
-    noise[:, 1:] = subject_embeddings(traced, corrupted.prompt).embedded[1:]
-    yield from full_sweep(traced, clean, replace(corrupted, embeddings=noise), plan, metric, batch_size)
+def corrupts_one_token_of_the_subject(work: Sweep) -> Chunks:
+    noise = work.base.embeddings.clone()
+    noise[:, 1:] = subject_embeddings(work.traced, work.base.prompt).embedded[1:]
+    yield from full_sweep(replace(work, base=replace(work.base, embeddings=noise)))
 
 
-def shifts_noise_by_one_token(
-    traced: TracedModel, clean: CleanRun, corrupted: BaseRun, plan: SweepPlan, metric: Metric, batch_size: int
-) -> Chunks:
-    start, end = corrupted.prompt.subject_range
-    moved = replace(corrupted.prompt, subject_range=(start - 1, end - 1))
-    yield from full_sweep(traced, clean, replace(corrupted, prompt=moved), plan, metric, batch_size)
+def shifts_noise_by_one_token(work: Sweep) -> Chunks:
+    start, end = work.base.prompt.subject_range
+    moved = replace(work.base.prompt, subject_range=(start - 1, end - 1))
+    yield from full_sweep(replace(work, base=replace(work.base, prompt=moved)))
 
 
-def restores_the_next_token(
-    traced: TracedModel, clean: CleanRun, corrupted: BaseRun, plan: SweepPlan, metric: Metric, batch_size: int
-) -> Chunks:
-    last = len(corrupted.prompt) - 1
+def restores_the_next_token(work: Sweep) -> Chunks:
+    last = len(work.base.prompt) - 1
 
     def next_token(intervention: Intervention) -> Intervention:
         return replace(intervention, tokens=tuple(min(token + 1, last) for token in intervention.tokens))
 
-    yield from full_sweep(traced, clean, corrupted, _with_interventions(plan, next_token), metric, batch_size)
+    yield from full_sweep(replace(work, plan=_with_interventions(work.plan, next_token)))
 
 
-def restores_only_one_token_of_many(
-    traced: TracedModel, clean: CleanRun, corrupted: BaseRun, plan: SweepPlan, metric: Metric, batch_size: int
-) -> Chunks:
+def restores_only_one_token_of_many(work: Sweep) -> Chunks:
     def first_token(intervention: Intervention) -> Intervention:
         return replace(intervention, tokens=intervention.tokens[:1])
 
-    yield from full_sweep(traced, clean, corrupted, _with_interventions(plan, first_token), metric, batch_size)
+    yield from full_sweep(replace(work, plan=_with_interventions(work.plan, first_token)))
 
 
-def moves_windows_by_one_layer(
-    traced: TracedModel, clean: CleanRun, corrupted: BaseRun, plan: SweepPlan, metric: Metric, batch_size: int
-) -> Chunks:
+def moves_windows_by_one_layer(work: Sweep) -> Chunks:
     def moved(intervention: Intervention) -> Intervention:
-        layers = tuple(min(layer + 1, traced.n_layers - 1) for layer in intervention.layers)
+        layers = tuple(min(layer + 1, work.traced.n_layers - 1) for layer in intervention.layers)
         return replace(intervention, layers=layers)
 
-    yield from full_sweep(traced, clean, corrupted, _with_interventions(plan, moved), metric, batch_size)
+    yield from full_sweep(replace(work, plan=_with_interventions(work.plan, moved)))
 
 
-def drops_the_last_layer_of_a_window(
-    traced: TracedModel, clean: CleanRun, corrupted: BaseRun, plan: SweepPlan, metric: Metric, batch_size: int
-) -> Chunks:
+def drops_the_last_layer_of_a_window(work: Sweep) -> Chunks:
     def shorter(intervention: Intervention) -> Intervention:
         layers = intervention.layers
         return replace(intervention, layers=layers[:-1] if len(layers) > 1 else layers)
 
-    yield from full_sweep(traced, clean, corrupted, _with_interventions(plan, shorter), metric, batch_size)
+    yield from full_sweep(replace(work, plan=_with_interventions(work.plan, shorter)))
 
 
-def restores_values_of_the_next_token(
-    traced: TracedModel, clean: CleanRun, corrupted: BaseRun, plan: SweepPlan, metric: Metric, batch_size: int
-) -> Chunks:
-    shifted = {name: values.roll(-1, 0) for name, values in clean.activations.items()}
-    yield from full_sweep(traced, replace(clean, activations=shifted), corrupted, plan, metric, batch_size)
+def restores_values_of_the_next_token(work: Sweep) -> Chunks:
+    shifted = {name: values.roll(-1, 0) for name, values in work.clean.activations.items()}
+    yield from full_sweep(replace(work, clean=replace(work.clean, activations=shifted)))
 
 
-def restores_zeros(
-    traced: TracedModel, clean: CleanRun, corrupted: BaseRun, plan: SweepPlan, metric: Metric, batch_size: int
-) -> Chunks:
-    zeros = {name: torch.zeros_like(values) for name, values in clean.activations.items()}
-    yield from full_sweep(traced, replace(clean, activations=zeros), corrupted, plan, metric, batch_size)
+def restores_zeros(work: Sweep) -> Chunks:
+    zeros = {name: torch.zeros_like(values) for name, values in work.clean.activations.items()}
+    yield from full_sweep(replace(work, clean=replace(work.clean, activations=zeros)))
 
 
-def reads_another_answer(
-    traced: TracedModel, clean: CleanRun, corrupted: BaseRun, plan: SweepPlan, metric: Any, batch_size: int
-) -> Chunks:
-    yield from full_sweep(traced, clean, corrupted, plan, AnswerProbability((metric.answer_ids[0] - 1,)), batch_size)
+def reads_another_answer(work: Sweep) -> Chunks:
+    metric: Any = work.metric
+    yield from full_sweep(replace(work, metric=AnswerProbability((metric.answer_ids[0] - 1,))))
 
 
-def depends_on_the_batch_size(
-    traced: TracedModel, clean: CleanRun, corrupted: BaseRun, plan: SweepPlan, metric: Metric, batch_size: int
-) -> Chunks:
-    for chunk in full_sweep(traced, clean, corrupted, plan, metric, batch_size):
-        yield replace(chunk, scores=chunk.scores + 1e-4 * (batch_size == 3))
+def depends_on_the_batch_size(work: Sweep) -> Chunks:
+    for chunk in full_sweep(work):
+        yield replace(chunk, scores=chunk.scores + 1e-4 * (work.batch_size == 3))
 
 
-def forgets_the_last_batch(
-    traced: TracedModel, clean: CleanRun, corrupted: BaseRun, plan: SweepPlan, metric: Metric, batch_size: int
-) -> Chunks:
-    yield from list(full_sweep(traced, clean, corrupted, plan, metric, batch_size))[:-1]
+def forgets_the_last_batch(work: Sweep) -> Chunks:
+    yield from list(full_sweep(work))[:-1]
 
 
 MUTANTS: tuple[checks.Engine, ...] = (

@@ -120,8 +120,8 @@ def test_a_memory_that_does_not_hold_one_row_raises_and_leaves_the_model_as_it_w
     assert_unchanged(tracer.model, fingerprint(sound.model))
 
 
-def test_running_out_while_the_model_is_checked_is_no_verdict_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "_verdicts", {})
+def test_running_out_while_the_model_is_checked_does_not_count_against_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "_engine_checks", {})
     traced = tiny_tracer("llama").context.traced
     original = check_module.resumed_sweep
 

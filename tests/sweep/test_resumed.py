@@ -1,4 +1,4 @@
-"""The resumed sweep: the full sweep's numbers, whichever way a model is resumed, and never a wrong one in silence."""
+"""The resumed sweep: the full sweep's numbers, in every resume mode, and never a wrong one in silence."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ from causal_tracer.errors import TraceCancelled
 from causal_tracer.model.batch_size import default_batch_size
 from causal_tracer.model.fingerprint import fingerprint
 from causal_tracer.request.sites import KINDS
-from causal_tracer.sweep import engine, resumed
-from causal_tracer.sweep.base_state import CacheSnapshot, CannotResume
-from causal_tracer.sweep.check import Verdict, check_ways, has_plain_cache
+from causal_tracer.sweep import engine, plan, resumed
+from causal_tracer.sweep.caches import CacheSnapshot
+from causal_tracer.sweep.check import EngineCheck, check_resume_modes, has_plain_cache
 from causal_tracer.sweep.engine import choose_engine
 from causal_tracer.sweep.full import full_sweep
 from causal_tracer.sweep.plan import Cell, Intervention, Reach, reach
-from causal_tracer.sweep.resumed import WAYS, Way, resumed_sweep
+from causal_tracer.sweep.resume_mode import RESUME_MODES, CannotResume, ResumeMode
+from causal_tracer.sweep.resumed import resumed_sweep
+from causal_tracer.sweep.resumed_pass import ResumedPass
 from tests.support import sweep_checks as checks
 from tests.support.sweeps import base_runs, sweep_cells, sweep_map
 from tests.support.tiny_models import (
@@ -41,47 +43,47 @@ from tests.support.tiny_models import (
 NEEDS_ALL_ROWS = ("bloom",)
 
 
-def by_way(way: Way) -> checks.Engine:
-    return functools.partial(resumed_sweep, way=way)
+def by_mode(mode: ResumeMode) -> checks.Engine:
+    return functools.partial(resumed_sweep, mode=mode)
 
 
 def cases() -> list[Any]:
     return [
-        pytest.param(name, way, id=f"{name}-{way.name}")
+        pytest.param(name, mode, id=f"{name}-{mode.name}")
         for name in ARCHITECTURES
-        for way in WAYS
-        if not (way.broadcast and name in NEEDS_ALL_ROWS)
+        for mode in RESUME_MODES
+        if not (mode.broadcast and name in NEEDS_ALL_ROWS)
     ]
 
 
-@pytest.mark.parametrize(("name", "way"), cases())
-def test_resumed_sweep_equals_the_full_one(name: str, way: Way) -> None:
+@pytest.mark.parametrize(("name", "mode"), cases())
+def test_resumed_sweep_equals_the_full_one(name: str, mode: ResumeMode) -> None:
     base = base_runs(name)
     for kind in KINDS:
         for window, batch_size in ((1, 64), (3, 5), (checks.WIDE, 7)):
             expected = sweep_map(full_sweep, base, kind, window)
-            found = sweep_map(by_way(way), base, kind, window, batch_size)
+            found = sweep_map(by_mode(mode), base, kind, window, batch_size)
             effect = float((expected - base.corrupted.scores[:, None, None]).abs().max())
             torch.testing.assert_close(found, expected, atol=min(1e-5, 1e-2 * effect), rtol=0)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_resumed_sweep_obeys_the_identities(name: str) -> None:
-    way = WAYS[1] if name in NEEDS_ALL_ROWS else WAYS[0]
-    checks.check_the_answer_moves(by_way(way), name)
-    checks.check_no_noise_gives_high_score_everywhere(by_way(way), name)
-    checks.check_no_intervention_gives_low_score(by_way(way), name)
-    checks.check_last_layer_of_hidden_map(by_way(way), name)
-    checks.check_tokens_before_subject_give_low_score(by_way(way), name)
-    checks.check_all_tokens_at_one_layer_give_high_score(by_way(way), name)
-    checks.check_batch_size_does_not_matter(by_way(way), name)
-    checks.check_same_call_twice_is_bit_identical(by_way(way), name)
+    mode = RESUME_MODES[1] if name in NEEDS_ALL_ROWS else RESUME_MODES[0]
+    checks.check_the_answer_moves(by_mode(mode), name)
+    checks.check_no_noise_gives_high_score_everywhere(by_mode(mode), name)
+    checks.check_no_intervention_gives_low_score(by_mode(mode), name)
+    checks.check_last_layer_of_hidden_map(by_mode(mode), name)
+    checks.check_tokens_before_subject_give_low_score(by_mode(mode), name)
+    checks.check_all_tokens_at_one_layer_give_high_score(by_mode(mode), name)
+    checks.check_batch_size_does_not_matter(by_mode(mode), name)
+    checks.check_same_call_twice_is_bit_identical(by_mode(mode), name)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_the_engine_chosen_is_the_fastest_that_works(name: str) -> None:
-    verdict = check_ways(tiny_tracer(name).context.traced, 8)
-    assert verdict.way == (WAYS[1] if name in NEEDS_ALL_ROWS else WAYS[0])
+    engine_check = check_resume_modes(tiny_tracer(name).context.traced, 8)
+    assert engine_check.mode == (RESUME_MODES[1] if name in NEEDS_ALL_ROWS else RESUME_MODES[0])
 
 
 def test_several_interventions_at_once_equal_the_full_sweep() -> None:
@@ -94,8 +96,8 @@ def test_several_interventions_at_once_equal_the_full_sweep() -> None:
         Cell(0, 3, (Intervention((0, 2, 3), "hidden", (4, 6)), Intervention((1,), "hidden", (4,)))),
     ]
     expected = sweep_cells(full_sweep, base, mixed)
-    for way in WAYS:
-        torch.testing.assert_close(sweep_cells(by_way(way), base, mixed, 3), expected, atol=1e-5, rtol=0)
+    for mode in RESUME_MODES:
+        torch.testing.assert_close(sweep_cells(by_mode(mode), base, mixed, 3), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +134,7 @@ def test_work_shrinks_with_the_cells_that_are_left() -> None:
     ]
     try:
         last = base.n_tokens - 1
-        sweep_cells(by_way(WAYS[0]), base, [Cell(0, 0, (Intervention((1,), "hidden", (last,)),))])
+        sweep_cells(by_mode(RESUME_MODES[0]), base, [Cell(0, 0, (Intervention((1,), "hidden", (last,)),))])
         base_run = [call for call in calls if call[2] > 1 or call[0] < 2]
         assert (2, checks.SAMPLES, 1) in calls, "one block, one token, one row a sample"
         # The clean tokens before the subject, and the corrupted run: nothing else of earlier blocks.
@@ -150,7 +152,11 @@ def test_prompts_longer_than_the_window_and_long_contexts_equal_the_full_sweep(n
     for kind in KINDS:
         expected = sweep_map(full_sweep, base, kind, 2, positions=positions)
         torch.testing.assert_close(
-            sweep_map(by_way(WAYS[0]), base, kind, 2, positions=positions), expected, atol=2e-5, rtol=0, equal_nan=True
+            sweep_map(by_mode(RESUME_MODES[0]), base, kind, 2, positions=positions),
+            expected,
+            atol=2e-5,
+            rtol=0,
+            equal_nan=True,
         )
 
 
@@ -163,22 +169,22 @@ def wrong_sample(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def one_row_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = resumed._Pass._joining
+    real = ResumedPass._joining
 
     def shifted(self: Any, block: int, part: slice, like: Tensor) -> Tensor:
         return real(self, block, part, like).roll(1, dims=0)
 
-    monkeypatch.setattr(resumed._Pass, "_joining", shifted)
+    monkeypatch.setattr(ResumedPass, "_joining", shifted)
 
 
 def one_block_late(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = resumed.reach
+    real = plan.reach
 
     def late(*args: Any, **kwargs: Any) -> Reach | None:
         found = real(*args, **kwargs)
         return None if found is None else replace(found, join=found.join + 1)
 
-    monkeypatch.setattr(resumed, "reach", late)
+    monkeypatch.setattr(plan, "reach", late)
 
 
 def nothing_restored(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,9 +204,9 @@ def test_a_broken_resumed_sweep_is_found_out_at_first_use(
     name: str, break_it: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     break_it(monkeypatch)
-    verdict = check_ways(tiny_tracer(name).context.traced, 8)
-    assert verdict.way is None or (break_it is wrong_sample and not verdict.way.use_cache)
-    assert verdict.tried
+    engine_check = check_resume_modes(tiny_tracer(name).context.traced, 8)
+    assert engine_check.mode is None or (break_it is wrong_sample and not engine_check.mode.use_cache)
+    assert engine_check.tried
 
 
 @pytest.mark.parametrize(
@@ -215,27 +221,27 @@ def test_caches_that_hold_more_than_keys_and_values_are_known(name: str, plain: 
 def test_a_pass_that_is_wrong_from_one_token_only_is_found_where_caches_hold_states(
     token: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = resumed._Pass.run
+    real = ResumedPass.final_states
 
     def wrong(self: Any) -> Tensor:
         states = real(self)
         return states.roll(1, dims=-1) if self.token == token else states
 
-    monkeypatch.setattr(resumed._Pass, "run", wrong)
-    monkeypatch.setattr(engine, "_verdicts", {})
+    monkeypatch.setattr(ResumedPass, "final_states", wrong)
+    monkeypatch.setattr(engine, "_engine_checks", {})
     assert choose_engine(tiny_tracer("qwen3_next").context.traced, "auto", 8).name == "resumed in depth"
 
 
 def test_models_whose_caches_hold_states_are_checked_at_each_length(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "_verdicts", {})
+    monkeypatch.setattr(engine, "_engine_checks", {})
     lengths: list[int] = []
 
-    def noted(traced: Any, n_tokens: int, every_token: bool) -> Verdict:
+    def noted(traced: Any, n_tokens: int, every_token: bool) -> EngineCheck:
         lengths.append(n_tokens)
         assert every_token
-        return Verdict(WAYS[0], ())
+        return EngineCheck(RESUME_MODES[0], ())
 
-    monkeypatch.setattr(engine, "check_ways", noted)
+    monkeypatch.setattr(engine, "check_resume_modes", noted)
     for n_tokens in (1, 5, 8, 9, 16, 17, 30, 32, 33, 500):
         choose_engine(tiny_tracer("qwen3_next").context.traced, "auto", n_tokens)
     assert lengths == [8, 9, 16, 32, 48]
@@ -245,7 +251,7 @@ def test_a_fallback_warns_and_shows_in_the_result(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     no_cache(monkeypatch)
-    monkeypatch.setattr(engine, "_verdicts", {})
+    monkeypatch.setattr(engine, "_engine_checks", {})
     tracer = CausalTracer(tiny_model("gpt2"), tiny_tokenizer())
     with caplog.at_level(logging.WARNING):
         flow = tracer.calculate_hidden_flow(PROMPT, SUBJECT, samples=2)
@@ -260,20 +266,20 @@ def test_a_fallback_warns_and_shows_in_the_result(
 
 
 def test_a_model_is_checked_once_and_again_past_its_window(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "_verdicts", {})
+    monkeypatch.setattr(engine, "_engine_checks", {})
     lengths: list[int] = []
 
-    def noted(traced: Any, n_tokens: int, every_token: bool) -> Verdict:
+    def noted(traced: Any, n_tokens: int, every_token: bool) -> EngineCheck:
         lengths.append(n_tokens)
-        return Verdict(WAYS[0], ())
+        return EngineCheck(RESUME_MODES[0], ())
 
-    monkeypatch.setattr(engine, "check_ways", noted)
+    monkeypatch.setattr(engine, "check_resume_modes", noted)
     traced = tiny_tracer("mistral").context.traced
     for n_tokens in (3, 3, 4, 9, 2):
         choose_engine(traced, "auto", n_tokens)
     assert len(lengths) == 2
     assert lengths[1] > 4, "the second check is longer than the window"
-    assert choose_engine(traced, "full", 3).way is None
+    assert choose_engine(traced, "full", 3).mode is None
 
 
 # Stopping -------------------------------------------------------------------------------------------------------------
@@ -325,7 +331,7 @@ def test_cancelling_is_asked_for_at_every_block_and_before_the_head() -> None:
     tracer.calculate_hidden_flow(PROMPT, SUBJECT, samples=2, cancelled=cancelled)
     base = base_runs("llama")
     passes = base.n_tokens - base.prompt.subject_range[0]
-    # The head is run for each of the two most telling tokens, and for all others together; then comes the audit.
+    # The head is run for each of the two tokens that come first, and for all others together; then comes the audit.
     assert len(asked) == passes * tracer.count_layers() + 4
 
 
@@ -366,7 +372,7 @@ def test_kinds_in_one_sweep_equal_single_sweeps(name: str) -> None:
         assert list(flow.layer_outputs) == list(alone.layer_outputs)
 
 
-def test_the_most_telling_tokens_come_first() -> None:
+def test_the_last_subject_token_and_the_last_token_come_first() -> None:
     tracer = tiny_tracer("gpt2")
     seen: list[int] = []
     for update in tracer.stream(TraceRequest(PROMPT, SUBJECT, samples=2), {"map": MapSpec()}, RunOptions(batch_size=4)):

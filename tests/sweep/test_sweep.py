@@ -16,7 +16,7 @@ from causal_tracer.errors import NumericsError, TraceCancelled
 from causal_tracer.experiment.base_run import BaseRun
 from causal_tracer.request.sites import window_layers
 from causal_tracer.sweep.full import full_sweep
-from causal_tracer.sweep.plan import Cell, Intervention, SweepChunk, map_plan
+from causal_tracer.sweep.plan import Cell, Intervention, Sweep, SweepChunk, map_plan
 from tests.support.hand_hooks import hand_window, map_by_hand
 from tests.support.sweep_checks import (
     CHECKS,
@@ -81,7 +81,7 @@ def test_windows_are_those_of_romes_code(layer: int, window: int, expected: list
     assert list(window_layers(layer, window, 48)) == expected == hand_window(layer, window, 48)
 
 
-def test_plan_has_each_cell_once_and_the_telling_tokens_first() -> None:
+def test_plan_has_each_cell_once_and_the_last_subject_token_first() -> None:
     base = base_runs("gpt2")
     plan = map_plan(base.traced, base.prompt, "mlp", 3, range(base.n_tokens), [1, 2])
     places = [(cell.position, cell.layer) for cell in plan.cells]
@@ -148,8 +148,10 @@ def test_cancelling_raises_and_leaves_the_model_bit_identical(name: str, engine:
         asked.append(None)
         return len(asked) > 2
 
+    work = Sweep(base.traced, base.clean, base.corrupted, plan, base.metric, 4)
+
     def sweep() -> Iterator[SweepChunk]:
-        return iter(ENGINES[engine](base.traced, base.clean, base.corrupted, plan, base.metric, 4, cancelled))  # type: ignore[call-arg]
+        return iter(ENGINES[engine](work, cancelled))  # type: ignore[call-arg]
 
     chunks = sweep()
     with pytest.raises(TraceCancelled):
@@ -162,7 +164,7 @@ def test_leaving_the_iteration_early_leaves_the_model_bit_identical(engine: str)
     base = base_runs("gpt2")
     plan = map_plan(base.traced, base.prompt, "hidden", 1, range(base.n_tokens), range(base.traced.n_layers))
     before = fingerprint(base.traced.model)
-    chunks = iter(ENGINES[engine](base.traced, base.clean, base.corrupted, plan, base.metric, 4))
+    chunks = iter(ENGINES[engine](Sweep(base.traced, base.clean, base.corrupted, plan, base.metric, 4)))
     next(chunks)
     assert_unchanged(base.traced.model, before)  # also while the iteration is suspended
     chunks.close()  # type: ignore[attr-defined]
@@ -174,7 +176,7 @@ def test_nan_logits_raise_numerics_error_that_names_the_run() -> None:
     plan = map_plan(base.traced, base.prompt, "hidden", 1, [5], [0])
     broken = BaseRun(base.prompt, torch.full_like(base.corrupted.embeddings, torch.nan), base.corrupted.scores)
     with pytest.raises(NumericsError, match="restored run"):
-        list(full_sweep(base.traced, base.clean, broken, plan, base.metric, 4))
+        list(full_sweep(Sweep(base.traced, base.clean, broken, plan, base.metric, 4)))
 
 
 @pytest.mark.parametrize(("value", "where"), [(torch.nan, "clean"), (torch.inf, "clean"), (-torch.inf, "clean")])

@@ -70,7 +70,7 @@ def test_prompts_of_one_length_really_share_passes(monkeypatch: pytest.MonkeyPat
     sweep: Callable[..., object] = together.sweep
 
     def noted(*args: object) -> object:
-        sizes.append(args[3].samples)  # type: ignore[attr-defined]
+        sizes.append(args[1].base.samples)  # type: ignore[attr-defined]
         return sweep(*args)
 
     monkeypatch.setattr(together, "sweep", noted)
@@ -86,7 +86,7 @@ def test_a_model_that_looks_at_token_ids_elsewhere_takes_its_prompts_one_by_one(
     sweep: Callable[..., object] = together.sweep
 
     def noted(*args: object) -> object:
-        sizes.append(args[3].samples)  # type: ignore[attr-defined]
+        sizes.append(args[1].base.samples)  # type: ignore[attr-defined]
         return sweep(*args)
 
     tracer = tiny_tracer("llama")

@@ -17,9 +17,10 @@ from causal_tracer.loading.embedded import find_embedded_model, is_embedded_name
 from causal_tracer.loading.models import load_model
 from causal_tracer.prompts.chat import has_chat_template
 from causal_tracer.request.records import MapSpec, RunOptions, TraceRequest
-from causal_tracer.sweep.engine import choose_engine, known_verdicts
+from causal_tracer.sweep.engine import choose_engine, known_engine_checks
 from causal_tracer.tracer import CausalTracer
 from causal_tracer.tracing.loop import MapsUpdate, trace_maps
+from causal_tracer.web.service.engine_check_files import adopt_stored_engine_checks, store_engine_checks
 from causal_tracer.web.service.limits import Line
 from causal_tracer.web.service.model_files import (
     public_name,
@@ -29,7 +30,6 @@ from causal_tracer.web.service.model_files import (
     stored_identity,
     stored_parameters,
 )
-from causal_tracer.web.service.verdict_files import adopt_stored_verdicts, store_verdicts
 
 ModelState = Literal["waiting", "loading", "ready", "failed"]
 
@@ -141,10 +141,10 @@ def load_tracer(source: str, report: Report, *, device_map: str = "") -> LoadedT
     report("finding its layers", 1.0)
     name = loaded.public_name
     tracer = CausalTracer(loaded.model, loaded.tokenizer, model_id=name, revision=loaded.revision)
-    adopt_stored_verdicts(name, loaded.revision)
+    adopt_stored_engine_checks(name, loaded.revision)
     report("comparing the fast sweep with the full one", 1.0)
     choose_engine(tracer.context.traced, "auto", 1)
-    store_verdicts(name, loaded.revision, known_verdicts())
+    store_engine_checks(name, loaded.revision, known_engine_checks())
     return LoadedTracer(tracer, loaded.title, loaded.license)
 
 

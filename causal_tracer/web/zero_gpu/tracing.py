@@ -11,8 +11,8 @@
 The page's process has no GPU. There each model is twice: on the CPU, for what the page asks by itself (tokens, likely
 answers), and as weights that ZeroGPU moves to the GPU of whichever process has one. A map's request goes to that
 process as JSON text and its cells come back as JSON text, errors too: of an exception ZeroGPU hands on the class's name
-only. No lock, cache or verdict is shared: the process has its own, and verdicts travel with the request and with the
-answer, so that the check of a model's sweep is made in one call and not in each.
+only. No lock, cache or engine check is shared: the process has its own, and engine checks travel with the request and
+with the answer, so that a model is checked in one call and not in each.
 
 Tested with a stand-in that forks as ZeroGPU does; not run on ZeroGPU itself.
 """
@@ -40,12 +40,12 @@ from causal_tracer.model.layers import TracedModel
 from causal_tracer.request.record import from_data, to_data
 from causal_tracer.request.records import MapSpec, RunOptions, SamplesUntil, TraceRequest
 from causal_tracer.results.flow import HiddenFlow
-from causal_tracer.sweep.engine import adopt_verdicts, known_verdicts
+from causal_tracer.sweep.engine import adopt_engine_checks, known_engine_checks
 from causal_tracer.tracer import CausalTracer
 from causal_tracer.tracing.loop import MapsUpdate, trace_maps
+from causal_tracer.web.service.engine_check_files import adopt_stored_engine_checks, store_engine_checks
 from causal_tracer.web.service.model_files import require_safetensors, split_source
 from causal_tracer.web.service.registry import LoadedTracer, Loader, Report
-from causal_tracer.web.service.verdict_files import adopt_stored_verdicts, store_verdicts
 
 Call = Callable[[str], Generator[str, None, None]]
 """From a request's text to those of its answers: what `spaces.GPU` makes of a generator function."""
@@ -80,7 +80,7 @@ class ZeroGpuModels:
 
     def __init__(self, models: Mapping[str, PlacedModel]) -> None:
         self._models = dict(models)
-        self._verdicts = known_verdicts()
+        self._engine_checks = known_engine_checks()
         self._answered: set[str] = set()
         self._guard = threading.Lock()
 
@@ -104,7 +104,7 @@ class ZeroGpuModels:
             yield json.dumps({"error": type(error).__name__, "words": str(error)})
 
     def _answers(self, asked: Mapping[str, Any]) -> Iterator[str]:
-        adopt_verdicts(asked["verdicts"])
+        adopt_engine_checks(asked["engine_checks"])
         placed = self._models[asked["model"]]
         context = replace(placed.loaded.tracer.context, traced=placed.on_gpu)
         request = from_data(TraceRequest, asked["request"])
@@ -118,7 +118,7 @@ class ZeroGpuModels:
                 sent = time.monotonic()
                 flows = {name: flow.to_dict() for name, flow in update.flows.items()}
                 yield json.dumps(
-                    {"flows": flows, "done": update.done, "total": update.total, "verdicts": known_verdicts()}
+                    {"flows": flows, "done": update.done, "total": update.total, "engine_checks": known_engine_checks()}
                 )
 
     def _run(
@@ -136,13 +136,13 @@ class ZeroGpuModels:
         The other process is not asked within a batch: a run that is cancelled ends with its next answer.
         """
         with self._guard:
-            verdicts, checked = dict(self._verdicts), source in self._answered
+            engine_checks, checked = dict(self._engine_checks), source in self._answered
         asked = {
             "model": source,
             "request": to_data(request),
             "specs": {name: to_data(spec) for name, spec in specs.items()},
             "options": to_data(options or RunOptions()),
-            "verdicts": verdicts,
+            "engine_checks": engine_checks,
             "seconds": gpu_seconds(context, request, specs, checked=checked),
         }
         with _words_of_zero_gpu(), closing(call(json.dumps(asked, ensure_ascii=False))) as answers:
@@ -152,20 +152,20 @@ class ZeroGpuModels:
                 answer = json.loads(text)
                 if "error" in answer:
                     raise _error(answer["error"], answer["words"])
-                self._take(source, answer["verdicts"])
+                self._take(source, answer["engine_checks"])
                 flows = {name: HiddenFlow.from_dict(flow) for name, flow in answer["flows"].items()}
                 yield MapsUpdate(flows, answer["done"], answer["total"])
 
-    def _take(self, source: str, verdicts: Mapping[str, Any]) -> None:
+    def _take(self, source: str, engine_checks: Mapping[str, Any]) -> None:
         """Note what a call has found out, here and on disk."""
         with self._guard:
             self._answered.add(source)
-            if verdicts.keys() <= self._verdicts.keys():
+            if engine_checks.keys() <= self._engine_checks.keys():
                 return
-            self._verdicts.update(verdicts)
-            found = dict(self._verdicts)
+            self._engine_checks.update(engine_checks)
+            found = dict(self._engine_checks)
         context = self._models[source].loaded.tracer.context
-        store_verdicts(context.model_id, context.revision, found)
+        store_engine_checks(context.model_id, context.revision, found)
 
 
 def place_models(sources: tuple[str, ...]) -> ZeroGpuModels:
@@ -226,7 +226,7 @@ def _placed(source: str, device: str) -> PlacedModel:
     require_safetensors(name)
     loaded = load_model(name, revision=revision, dtype="auto", device="cpu")
     tracer = CausalTracer(loaded.model, loaded.tokenizer, model_id=loaded.public_name, revision=loaded.revision)
-    adopt_stored_verdicts(tracer.context.model_id, tracer.context.revision)
+    adopt_stored_engine_checks(tracer.context.model_id, tracer.context.revision)
     copied = copy.deepcopy(tracer.model).to(device)
     on_gpu = replace(tracer.context.traced, model=copied)
     return PlacedModel(LoadedTracer(tracer, loaded.title, loaded.license), on_gpu)

@@ -14,15 +14,15 @@ from causal_tracer import CausalTracer
 from causal_tracer.corruption import GaussianNoise, SubjectsNoise
 from causal_tracer.errors import BusyError, NumericsError, SettingsError, SubjectError, TraceCancelled
 from causal_tracer.metrics.metric import METRICS
-from causal_tracer.model.layers import model_lock
+from causal_tracer.model.engine_mode import model_lock
 from causal_tracer.prompts.chat import ChatText
 from causal_tracer.request.record import from_data, to_data
 from causal_tracer.request.records import HiddenFlowQuery, MapSpec, RunOptions, SamplesUntil, TraceRequest
 from causal_tracer.sweep import engine
 from causal_tracer.tracing.loop import trace_maps
+from causal_tracer.web.service.engine_check_files import adopt_stored_engine_checks, store_engine_checks
 from causal_tracer.web.service.settings import ServiceSettings
 from causal_tracer.web.service.tracing import TraceService
-from causal_tracer.web.service.verdict_files import adopt_stored_verdicts, store_verdicts
 from causal_tracer.web.zero_gpu import tracing as zero_gpu
 from causal_tracer.web.zero_gpu.tracing import place_models, seconds_asked
 from tests.support.forking_gpu import ForkingGpu
@@ -47,15 +47,15 @@ def checks(monkeypatch, tmp_path):
     """A file with a line for each check of a model's sweep, in whatever process; nothing is known at first."""
     log = tmp_path / "checks"
     log.touch()
-    check = engine.check_ways
+    check = engine.check_resume_modes
 
     def noted(*args, **kwargs):
         with log.open("a") as file:
             file.write("checked\n")
         return check(*args, **kwargs)
 
-    monkeypatch.setattr(engine, "check_ways", noted)
-    monkeypatch.setattr(engine, "_verdicts", {})
+    monkeypatch.setattr(engine, "check_resume_modes", noted)
+    monkeypatch.setattr(engine, "_engine_checks", {})
     monkeypatch.setenv("CAUSAL_TRACER_CACHE", str(tmp_path / "cache"))
     return lambda: len(log.read_text().splitlines())
 
@@ -113,28 +113,28 @@ def test_a_model_is_checked_in_one_call_and_not_in_each(placed, checks):
 def test_a_later_start_need_not_check_a_known_revision(folder, checks, monkeypatch):
     tracer = CausalTracer(build_tiny_model("gpt2"), tiny_tokenizer())
     engine.choose_engine(tracer.context.traced, "auto", 1)
-    known = engine.known_verdicts()
-    store_verdicts("owner/tiny", "abc123", known)
-    monkeypatch.setattr(engine, "_verdicts", {})
-    adopt_stored_verdicts("owner/tiny", "other")
-    assert engine.known_verdicts() == {}
-    adopt_stored_verdicts("owner/tiny", "abc123")
+    known = engine.known_engine_checks()
+    store_engine_checks("owner/tiny", "abc123", known)
+    monkeypatch.setattr(engine, "_engine_checks", {})
+    adopt_stored_engine_checks("owner/tiny", "other")
+    assert engine.known_engine_checks() == {}
+    adopt_stored_engine_checks("owner/tiny", "abc123")
     engine.choose_engine(tracer.context.traced, "auto", 1)
     assert checks() == 1
-    assert engine.known_verdicts() == known
+    assert engine.known_engine_checks() == known
 
 
-@pytest.mark.parametrize("damage", ["", "{", "[]", '{"a": 1}', '{"a": {"way": {"name": 1}, "tried": []}}'])
-def test_a_damaged_file_of_verdicts_is_passed_over(checks, tmp_path, damage):
-    folder = tmp_path / "cache" / "verdicts"
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"a": 1}', '{"a": {"mode": {"name": 1}, "tried": []}}'])
+def test_a_damaged_file_of_engine_checks_is_passed_over(checks, tmp_path, damage):
+    folder = tmp_path / "cache" / "engine_checks"
     folder.mkdir(parents=True)
     (folder / "owner-tiny-abc.json").write_text(damage)
-    adopt_stored_verdicts("owner/tiny", "abc")
-    assert engine.known_verdicts() == {}
+    adopt_stored_engine_checks("owner/tiny", "abc")
+    assert engine.known_engine_checks() == {}
 
 
-def test_verdicts_of_a_model_without_a_revision_are_not_kept(checks, tmp_path):
-    store_verdicts("a-folder", None, {})
+def test_engine_checks_of_a_model_without_a_revision_are_not_kept(checks, tmp_path):
+    store_engine_checks("a-folder", None, {})
     assert not (tmp_path / "cache").exists()
 
 

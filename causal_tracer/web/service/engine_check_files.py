@@ -1,4 +1,4 @@
-"""What the check of a model's sweep has found, kept by model and revision: a later start need not check again."""
+"""Engine checks stored by model and revision, so that a later start need not check the model again."""
 
 from __future__ import annotations
 
@@ -12,43 +12,45 @@ from pathlib import Path
 from typing import Any
 
 from causal_tracer.loading.converted import cache_root
-from causal_tracer.sweep.engine import adopt_verdicts
+from causal_tracer.sweep.engine import adopt_engine_checks
 
 _logger = logging.getLogger(__name__)
 
 
-def adopt_stored_verdicts(model: str, revision: str | None) -> None:
-    """Take over what an earlier process has found; nothing where there is none, or the file cannot be read."""
+def adopt_stored_engine_checks(model: str, revision: str | None) -> None:
+    """Take over the checks that an earlier process stored; a missing or unreadable file is passed over."""
     path = _path(model, revision)
     if path is None:
         return
     try:
-        adopt_verdicts(json.loads(path.read_text(encoding="utf-8")))
+        adopt_engine_checks(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return
     except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         _logger.warning(
-            "The stored check %s could not be read (%s): the model is checked again.", path.name, type(error).__name__
+            "The stored engine check %s could not be read (%s): the model is checked again.",
+            path.name,
+            type(error).__name__,
         )
 
 
-def store_verdicts(model: str, revision: str | None, found: Mapping[str, Any]) -> None:
-    """Keep the portable ones of `known_verdicts` for later starts; a disk that cannot be written to does not matter."""
+def store_engine_checks(model: str, revision: str | None, found: Mapping[str, Any]) -> None:
+    """Store the portable ones of `known_engine_checks` for later starts; a failed write is logged only."""
     path = _path(model, revision)
     if path is None:
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(path, json.dumps({key: verdict for key, verdict in found.items() if verdict["portable"]}))
+        _replace(path, json.dumps({key: check for key, check in found.items() if check["portable"]}))
     except OSError as error:
-        _logger.warning("The check of a model could not be stored in %s: %s.", path.name, error)
+        _logger.warning("The engine check of a model could not be stored in %s: %s.", path.name, error)
 
 
 def _path(model: str, revision: str | None) -> Path | None:
-    """The file of a model; none for a model without a revision, whose weights may change under its name."""
+    """Return a model's file; None for a model without a revision, whose weights may change under its name."""
     if revision is None:
         return None
-    return cache_root() / "verdicts" / (re.sub(r"[^A-Za-z0-9.-]+", "-", f"{model}-{revision}") + ".json")
+    return cache_root() / "engine_checks" / (re.sub(r"[^A-Za-z0-9.-]+", "-", f"{model}-{revision}") + ".json")
 
 
 def _replace(path: Path, text: str) -> None:
