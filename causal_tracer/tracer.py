@@ -96,6 +96,7 @@ class CausalTracer(VersionOneCalls):
             revision=revision or getattr(config, "_commit_hash", None),
             noise=level,
             noise_rule=rule,
+            noise_given=level if rule == "given" else noise,
         )
 
     @classmethod

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from causal_tracer.arguments import function, shown
-from causal_tracer.corruption import Corruption, SubjectEmbeddings, corruption_named
+from causal_tracer.corruption import Corruption, NoiseRule, SubjectEmbeddings, corruption_named
 from causal_tracer.errors import CausalTracerError, SettingsError
 from causal_tracer.experiment.answers import asked_answer
 from causal_tracer.experiment.base_run import BaseRun, Watch, base_run
@@ -31,7 +31,17 @@ from causal_tracer.request.records import MapSpec, Text, TraceRequest
 
 @dataclass(frozen=True, eq=False)
 class TracingContext:
-    """What a trace is done on: a model with its tokenizer and its noise."""
+    """What a trace is done on: a model with its tokenizer and its noise.
+
+    Attributes:
+        traced: The model.
+        tokenizer: Its tokenizer.
+        model_id: The model's name in results.
+        revision: Its revision in results.
+        noise: The noise level of requests that name none.
+        noise_rule: Where that number came from, in words.
+        noise_given: What it was asked for by; None is the automatic level.
+    """
 
     traced: TracedModel
     tokenizer: Any
@@ -39,6 +49,7 @@ class TracingContext:
     revision: str | None
     noise: float
     noise_rule: str
+    noise_given: NoiseRule = None
 
 
 def prompt_for(context: TracingContext, text: Text, part: str | None, occurrence: Occurrence = "last") -> Prompt:
@@ -58,7 +69,7 @@ class Experiment:
 
     Attributes:
         context: The model.
-        request: What was asked for.
+        request: What was asked for, with the noise level that the tracer was given where the request names none.
         prompt: The prompt.
         sequence: What is run: the prompt with the answer's tokens but the last after it, and with the tokens that are
             corrupted as its subject.
@@ -129,7 +140,7 @@ def set_up(context: TracingContext, request: TraceRequest) -> Experiment:
         corruption = corruption_named(corruption, noise, request.seed)
     return Experiment(
         context=context,
-        request=request,
+        request=replace(request, noise=context.noise_given if request.noise is None else request.noise),
         prompt=prompt,
         sequence=replace(answer.sequence, subject_range=corrupted),
         reads=answer.reads,

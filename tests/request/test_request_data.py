@@ -12,7 +12,7 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
-from causal_tracer import HiddenFlow, HiddenFlowQuery, MapSpec, TraceRequest
+from causal_tracer import CausalTracer, HiddenFlow, HiddenFlowQuery, MapSpec, TraceRequest
 from causal_tracer.corruption import (
     CounterfactualSubjects,
     GaussianNoise,
@@ -27,7 +27,15 @@ from causal_tracer.prompts.chat import ChatText
 from causal_tracer.prompts.prompt import make_prompt
 from causal_tracer.request.record import from_data, to_data
 from causal_tracer.request.records import RunOptions, SamplesUntil, StoredRequest
-from tests.support.tiny_models import OTHER_PROMPT, OTHER_SUBJECT, PROMPT, SUBJECT, tiny_tokenizer, tiny_tracer
+from tests.support.tiny_models import (
+    OTHER_PROMPT,
+    OTHER_SUBJECT,
+    PROMPT,
+    SUBJECT,
+    build_tiny_model,
+    tiny_tokenizer,
+    tiny_tracer,
+)
 
 CHAT = ChatText.from_user("Where is it?", system="Be brief.", thinking=False, assistant_prefix="It is in")
 
@@ -175,6 +183,16 @@ class TestInResults:
             # Alone, the rows stand in other batches.
             torch.testing.assert_close(traced.sample_scores, flow.sample_scores, atol=1e-6, rtol=0)
             assert (traced.request, traced.settings) == (flow.request, flow.settings)
+
+    @pytest.mark.parametrize("noise", [None, 0.3, "2 sigma", SubjectsNoise(("Paris", "Rome"))], ids=str)
+    def test_it_names_the_noise_that_the_tracer_was_given(self, noise: Any) -> None:
+        model, tokenizer = build_tiny_model("gpt2"), tiny_tokenizer()
+        flow = CausalTracer(model, tokenizer, noise=noise).trace(PROMPT, SUBJECT, samples=2)
+        asked = flow.asked()
+        traced = CausalTracer(model, tokenizer).trace(asked.request, spec=asked.map, options=asked.options)
+        assert asked.request.noise == noise
+        assert traced.settings == flow.settings
+        assert torch.equal(traced.sample_scores, flow.sample_scores)
 
     def test_it_is_saved_with_the_result(self, tmp_path: Any) -> None:
         flow = tiny_tracer("gpt2").trace(PROMPT, SUBJECT, samples=2, metric=own_metric)
