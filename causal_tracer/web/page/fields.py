@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 from causal_tracer.errors import SettingsError
 from causal_tracer.plots.heatmap import display_token
@@ -37,25 +37,23 @@ class Picked:
 # How the answer's field names a token that has no text of its own.
 _NAMED_TOKEN = re.compile(r"token (\d{1,15})")
 
-# In the order of the page's inputs.
-FIELD_NAMES: tuple[str, ...] = (
-    "model",
-    "prompt",
-    "subject",
-    "answer",
-    "samples",
-    "noise",
-    "corruption",
-    "seed",
-    "start_layer",
-    "end_layer",
-    "batch_size",
-    "subject_tokens_only",
-    "chat",
-    *(f"window_{kind}" for kind in KINDS),
-)
+_MAIN_FIELDS = ("model", "prompt", "subject", "answer", "chat")
+# Chosen by clicks, or by the tab that is run; the windows have a field for each kind.
+_WITHOUT_A_FIELD = {"kind", "window", "windows", "occurrence", "answer_id", "answer_form"}
 
-_OPTIONAL_NUMBERS = {"noise": "The noise level", "end_layer": "The last layer", "batch_size": "The batch size"}
+ADVANCED_FIELDS = tuple(name for name in APP_FIELDS if name not in {*_MAIN_FIELDS, *_WITHOUT_A_FIELD})
+"""What stands under Advanced: every other field of the app."""
+
+FIELD_NAMES = (*_MAIN_FIELDS, *ADVANCED_FIELDS, *(f"window_{kind}" for kind in KINDS))
+"""The page's fields, in the order in which its events get them."""
+
+
+def is_optional(name: str) -> bool:
+    """Return whether a field is a number that may be left out."""
+    return type(None) in get_args(APP_FIELDS[name].type)
+
+
+_OPTIONAL_NUMBERS = {name: APP_FIELDS[name].title for name in ADVANCED_FIELDS if is_optional(name)}
 
 
 def asked_for(kind: str, picked: Picked, *values: Any) -> dict[str, Any]:

@@ -8,16 +8,15 @@ from typing import Any
 
 import gradio as gr
 
-from causal_tracer.corruption import CORRUPTIONS
-from causal_tracer.request.sites import DEFAULT_WINDOWS, KINDS
 from causal_tracer.web.page import handlers
+from causal_tracer.web.page.advanced_layout import advanced_fields
 from causal_tracer.web.page.assets import static_text
 from causal_tracer.web.page.chips import inspection_html, stored_inspection
-from causal_tracer.web.page.explore import TAB_TITLES
 from causal_tracer.web.page.field_notes import field_notes
 from causal_tracer.web.page.fields import FIELD_NAMES, Picked
 from causal_tracer.web.page.summary import message_html, model_words, status_html
 from causal_tracer.web.page.texts import EXAMPLES
+from causal_tracer.web.service.asking import APP_FIELDS
 from causal_tracer.web.service.inspection import Inspection
 from causal_tracer.web.service.stored import STORED_PROMPT, stored_map
 from causal_tracer.web.service.tracing import TraceService
@@ -75,7 +74,7 @@ def input_fields(service: TraceService, demo: gr.Blocks) -> tuple[Inputs, Any]:
         example_labels=[example.label for example in EXAMPLES],
         api_visibility="private",
     )
-    advanced, noise_level = _advanced_fields()
+    advanced, noise_level = advanced_fields()
     fields = {**main, **advanced}
     inputs = Inputs([fields[name] for name in FIELD_NAMES], picked, notes, message, link_message, line)
     _wire_model(service, demo, inputs, noise_level)
@@ -88,7 +87,7 @@ def _main_fields(service: TraceService, first: Inspection) -> tuple[dict[str, An
         model = gr.Dropdown(
             [(_model_label(status.title, status.size_words), status.model) for status in statuses],
             value=statuses[0].model,
-            label="Model",
+            label=APP_FIELDS["model"].title,
             scale=2,
             min_width=240,
             elem_id="ct-model-choice",
@@ -108,7 +107,7 @@ def _main_fields(service: TraceService, first: Inspection) -> tuple[dict[str, An
             with gr.Column(scale=scale, min_width=width, elem_classes="ct-field"):
                 fields[name] = gr.Textbox(
                     STORED_PROMPT if name == "prompt" else "",
-                    label=name.capitalize(),
+                    label=APP_FIELDS[name].title,
                     info=info,
                     placeholder=placeholder,
                     lines=1,
@@ -117,8 +116,8 @@ def _main_fields(service: TraceService, first: Inspection) -> tuple[dict[str, An
                 )
                 notes.append(gr.HTML(note, elem_id=f"ct-{name}-note", elem_classes="ct-field-note"))
     fields["chat"] = gr.Checkbox(
-        False,
-        label="Chat message",
+        APP_FIELDS["chat"].default,
+        label=APP_FIELDS["chat"].title,
         info="The prompt is what the user says, the answer how the model's reply begins. For models with a chat "
         "template.",
         interactive=statuses[0].chat,
@@ -134,83 +133,6 @@ def first_inspection() -> Inspection:
 
 def _model_label(title: str, size: str) -> str:
     return f"{title} · {size}" if size else title
-
-
-def _advanced_fields() -> tuple[dict[str, Any], gr.HTML]:
-    with gr.Accordion("Advanced", open=False, elem_id="ct-advanced"):
-        with gr.Row():
-            samples = gr.Number(
-                10,
-                label="Noise samples",
-                info="Each map is their mean.",
-                precision=0,
-                min_width=130,
-                elem_id="ct-samples",
-            )
-            noise = gr.Textbox(
-                "",
-                label="Noise level",
-                info="Empty: automatic. 0: none.",
-                placeholder="automatic",
-                max_lines=1,
-                min_width=130,
-                elem_id="ct-noise",
-            )
-            corruption = gr.Dropdown(
-                [(named.label, name) for name, named in CORRUPTIONS.items()],
-                value="gaussian",
-                label="Corruption",
-                info="The first four take the level.",
-                filterable=False,
-                min_width=220,
-                elem_id="ct-corruption",
-            )
-            seed = gr.Number(
-                1,
-                label="Seed of the noise",
-                info="Same seed, same noise.",
-                precision=0,
-                min_width=130,
-                elem_id="ct-seed",
-            )
-        noise_level = gr.HTML("", elem_id="ct-noise-level")
-        with gr.Row():
-            windows = {
-                f"window_{kind}": gr.Number(
-                    DEFAULT_WINDOWS[kind],
-                    label=f"Window: {TAB_TITLES[kind]}",
-                    info="Layers restored together.",
-                    precision=0,
-                    min_width=130,
-                    elem_id=f"ct-window-{kind}",
-                )
-                for kind in KINDS
-            }
-        with gr.Row():
-            start_layer = gr.Number(0, label="First layer", precision=0, min_width=130, elem_id="ct-start-layer")
-            end_layer = gr.Textbox(
-                "",
-                label="One past the last layer",
-                placeholder="all layers",
-                max_lines=1,
-                min_width=130,
-                elem_id="ct-end-layer",
-            )
-            batch_size = gr.Textbox(
-                "", label="Batch size", placeholder="the app's own", max_lines=1, min_width=130, elem_id="ct-batch-size"
-            )
-        subject_only = gr.Checkbox(False, label="Restore at the subject's tokens only", elem_id="ct-subject-only")
-    named = {
-        "samples": samples,
-        "noise": noise,
-        "corruption": corruption,
-        "seed": seed,
-        "start_layer": start_layer,
-        "end_layer": end_layer,
-        "batch_size": batch_size,
-        "subject_tokens_only": subject_only,
-    }
-    return {**named, **windows}, noise_level
 
 
 def _wire_model(service: TraceService, demo: gr.Blocks, inputs: Inputs, noise_level: gr.HTML) -> None:

@@ -41,7 +41,7 @@ def choose(page: Any, name: str, option: str) -> None:
 
 def open_advanced(page: Any) -> None:
     page.get_by_role("button", name="Advanced").click()
-    expect(page.locator("#ct-subject-only input")).to_be_enabled()
+    expect(page.locator("#ct-subject-tokens-only input")).to_be_enabled()
 
 
 def run(page: Any, tab: str) -> None:
