@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import nn
@@ -24,7 +24,6 @@ from causal_tracer.request.records import HiddenFlowQuery, MapSpec, RunOptions, 
 from causal_tracer.request.sites import LayerKind, require_kind
 from causal_tracer.results.flow import HiddenFlow
 from causal_tracer.results.noise_calibration import NoiseCalibration
-from causal_tracer.tracing.batched import can_share_passes, trace_together
 from causal_tracer.tracing.heads import HeadFlow, trace_heads
 from causal_tracer.tracing.loop import MapsUpdate, trace_maps
 
@@ -179,48 +178,72 @@ class CausalTracer(VersionOneCalls):
         request, spec, options = trace_records(prompt, settings, (spec, options))
         return self.trace_maps(request, {"map": spec}, options, progress=progress, cancelled=cancelled)["map"]
 
+    @overload
     def trace_maps(
         self,
-        request: TraceRequest,
+        requests: TraceRequest,
         specs: Mapping[str, MapSpec],
         options: RunOptions | None = None,
         *,
         progress: Progress | None = None,
         cancelled: Cancelled | None = None,
-    ) -> dict[str, HiddenFlow]:
+    ) -> dict[str, HiddenFlow]: ...
+
+    @overload
+    def trace_maps(
+        self,
+        requests: Sequence[TraceRequest],
+        specs: Mapping[str, MapSpec],
+        options: RunOptions | None = None,
+        *,
+        progress: Progress | None = None,
+        cancelled: Cancelled | None = None,
+    ) -> list[dict[str, HiddenFlow]]: ...
+
+    def trace_maps(
+        self,
+        requests: TraceRequest | Sequence[TraceRequest],
+        specs: Mapping[str, MapSpec],
+        options: RunOptions | None = None,
+        *,
+        progress: Progress | None = None,
+        cancelled: Cancelled | None = None,
+    ) -> dict[str, HiddenFlow] | list[dict[str, HiddenFlow]]:
         """Trace several maps of one prompt in one sweep: kinds and windows, severed ones, placebos.
 
+        Several prompts, of any lengths, are traced one after the other; on GPUs, those of equal length share passes.
+
         Args:
-            request: The prompt, and what all maps share.
+            requests: A prompt and what its maps share, or several of them.
             specs: The maps, by names of your choice.
             options: How they are computed; None takes the defaults.
             progress: As in `trace`, like `cancelled`.
             cancelled: True stops the trace.
 
         Returns:
-            A map for each name; all see the same noise, so that their cells can be paired sample by sample.
+            A map for each name, of several prompts a list of them. All maps of a prompt see the same noise, so that
+            their cells can be paired sample by sample; each equals that of the prompt alone.
         """
-        flows: Mapping[str, HiddenFlow] = {}
-        for update in self.stream(request, specs, options, cancelled=cancelled, progress=progress):
-            flows = update.flows
-        return dict(flows)
+        flows: dict[int, dict[str, HiddenFlow]] = {}
+        for update in self.stream(requests, specs, options, cancelled=cancelled, progress=progress):
+            flows[update.request] = dict(update.flows)
+        return flows[0] if isinstance(requests, TraceRequest) else [flows[number] for number in range(len(flows))]
 
     def stream(
         self,
-        request: TraceRequest,
+        requests: TraceRequest | Sequence[TraceRequest],
         specs: Mapping[str, MapSpec],
         options: RunOptions | None = None,
         *,
         progress: Progress | None = None,
         cancelled: Cancelled | None = None,
     ) -> Iterator[MapsUpdate]:
-        """Trace maps of one prompt and hand them on as they fill in, the most telling tokens first; see `trace_maps`.
+        """Trace maps and hand them on as they fill in, the most telling tokens first; see `trace_maps`.
 
         Leaving the iteration early stops the work; nothing is left behind on the model.
         """
         _check_callbacks(progress, cancelled)
-        instance("request", request, TraceRequest)
-        return _reported(trace_maps(self._context, request, specs, options, cancelled or _never), progress)
+        return _reported(trace_maps(self._context, requests, specs, options, cancelled or _never), progress)
 
     def trace_many(
         self,
@@ -231,7 +254,7 @@ class CausalTracer(VersionOneCalls):
         progress: Progress | None = None,
         cancelled: Cancelled | None = None,
     ) -> list[HiddenFlow]:
-        """Trace one map of several prompts, of any lengths; each result equals that of the prompt alone.
+        """Trace one map of several prompts; see `trace_maps`.
 
         Args:
             requests: The prompts.
@@ -240,23 +263,9 @@ class CausalTracer(VersionOneCalls):
             progress: As in `trace`, like `cancelled`.
             cancelled: True stops the trace.
         """
-        _check_callbacks(progress, cancelled)
-        requests = [instance("Each of requests", request, TraceRequest) for request in several("requests", requests)]
-        spec = MapSpec() if spec is None else instance("spec", spec, MapSpec)
-        options = RunOptions() if options is None else instance("options", options, RunOptions)
-        shared = self.device.type == "cuda" and len(requests) > 1
-        if shared and all(can_share_passes(request, spec) for request in requests):
-            return trace_together(self._context, requests, spec, options, progress or _unseen, cancelled or _never)
-        flows: list[HiddenFlow] = []
-        before = 0
-        for number, request in enumerate(requests):
-            for update in trace_maps(self._context, request, {"map": spec}, options, cancelled or _never):
-                if progress is not None:
-                    # Prompts still to come are counted at the size of this one.
-                    progress(before + update.done, before + update.total * (len(requests) - number))
-            before += update.total
-            flows.append(update.flows["map"])
-        return flows
+        specs = {"map": MapSpec() if spec is None else instance("spec", spec, MapSpec)}
+        many = several("requests", requests)
+        return [flows["map"] for flows in self.trace_maps(many, specs, options, progress=progress, cancelled=cancelled)]
 
     def calibrate_noise(
         self,

@@ -2,12 +2,40 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from causal_tracer.arguments import shown
 from causal_tracer.errors import CausalTracerError, NumericsError, SettingsError
 from causal_tracer.metrics.metric import Metric
+
+
+@dataclass(frozen=True)
+class MetricOfGroups:
+    """A metric for each of several groups of samples, one after the other.
+
+    Attributes:
+        metrics: The metrics.
+        samples: Samples of each group.
+    """
+
+    metrics: tuple[Metric, ...]
+    samples: int
+
+    def values(self, logits: Tensor, samples: Tensor) -> Tensor:
+        """Return the values for rows of these samples; see `metric_values`."""
+        found = torch.empty(len(logits), dtype=torch.float32)
+        for number in (samples // self.samples).unique().tolist():
+            rows = (samples // self.samples == number).nonzero()[:, 0]
+            found[rows] = metric_values(self.metrics[number], logits[rows.to(logits.device)])
+        return found
+
+
+def sample_values(metric: Metric | MetricOfGroups, logits: Tensor, samples: Tensor) -> Tensor:
+    """Return the values of a metric that may differ between samples; see `metric_values`."""
+    return metric.values(logits, samples) if isinstance(metric, MetricOfGroups) else metric_values(metric, logits)
 
 
 def metric_values(metric: Metric, logits: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from causal_tracer.sweep.check import EngineCheck, tolerance
 from causal_tracer.sweep.engine import sweep
 from causal_tracer.sweep.full import full_sweep
 from causal_tracer.sweep.plan import Cell, Sweep, SweepChunk
+from causal_tracer.sweep.shared import shared_sweep
 
 # Share of a sweep's work that its audit may add, as far as whole rows allow.
 _SHARE = 0.015
@@ -28,62 +29,80 @@ _MOST_CELLS = 6
 
 
 def audited_sweep(
-    work: Sweep,
+    works: Sequence[Sweep],
     engine_check: EngineCheck,
     cancelled: Callable[[], bool],
     *,
     audit: bool = True,
-    watch: Watch | None = None,
+    watches: Sequence[Watch | None] = (None,),
     halved: Callable[[int], None] = lambda _size: None,
-    restarted: Callable[[], None] = lambda: None,
-    report: Callable[[int, Audit], None] = lambda _map, _audit: None,
-) -> Iterator[SweepChunk]:
-    """Compute the plan's cells and audit them; see `engine.sweep`.
+    restarted: Callable[[int], None] = lambda _sweep: None,
+    report: Callable[[int, int, Audit], None] = lambda _sweep, _map, _audit: None,
+) -> Iterator[tuple[int, SweepChunk]]:
+    """Compute and audit the cells of one sweep, or of several that can share passes; see `shared_sweep`.
 
     Args:
-        work: The sweep.
+        works: The sweeps.
         engine_check: The engine to use. The full sweep needs no audit.
-        cancelled: Called as the sweep runs; True stops it.
+        cancelled: Called as the sweeps run; True stops them.
         audit: Whether to audit at all.
-        watch: Called with the logits of every row.
+        watches: For each sweep, what is called with the logits of every row.
         halved: Called with the smaller batch size where memory did not hold a batch.
-        restarted: Called before maps are computed again.
-        report: Called with each map's number and audit.
+        restarted: Called with a sweep's number before maps of it are computed again.
+        report: Called with each map's audit, after the numbers of its sweep and its map.
 
     Yields:
-        Scores as they are computed, the last ones after the audit. Maps that fail it come once more: first as NaN, then
-        as the full sweep's scores.
+        The number of a sweep, and scores as they are computed, the last ones of each after the audit. Maps that fail it
+        come once more: first as NaN, then as the full sweep's scores.
     """
-    if not audit or engine_check.mode is None or not work.plan.cells:
-        yield from sweep(engine_check, work, cancelled, watch, halved)
+    chunks = shared_sweep(works, engine_check, cancelled, watches, halved)
+    if not audit or engine_check.mode is None:
+        yield from chunks
         return
-    scores = torch.full((len(work.plan.cells), work.base.samples), torch.nan, dtype=torch.float32)
-    left = torch.ones_like(scores, dtype=torch.bool)
-    held: list[SweepChunk] = []
-    for chunk in sweep(engine_check, work, cancelled, watch, halved):
-        scores[chunk.cells, chunk.samples] = chunk.scores
-        left[chunk.cells, chunk.samples] = False
-        if bool(left.any()):
-            yield chunk
+    shapes = [(len(work.plan.cells), work.base.samples) for work in works]
+    scores = [torch.full(shape, torch.nan, dtype=torch.float32) for shape in shapes]
+    left = [torch.ones(shape, dtype=torch.bool) for shape in shapes]
+    held: list[tuple[int, SweepChunk]] = []
+    for number, chunk in chunks:
+        scores[number][chunk.cells, chunk.samples] = chunk.scores
+        left[number][chunk.cells, chunk.samples] = False
+        if bool(left[number].any()):
+            yield number, chunk
         else:
-            held.append(chunk)
-    maps = torch.zeros(len(work.plan.cells), dtype=torch.long) if work.maps is None else work.maps
-    failed = []
-    for number in sorted(set(maps.tolist())):
-        found = audit_scores(work, scores, number, cancelled)
-        report(number, found)
-        if found.recomputed:
-            failed.append(number)
-    yield from held
-    if not failed:
-        return
-    restarted()
-    again = torch.isin(maps, torch.tensor(failed)).nonzero()[:, 0]
+            held.append((number, chunk))
+    for number, chunk in held:
+        failed = []
+        for plane in sorted(set(_maps(works[number]).tolist())):
+            found = audit_scores(works[number], scores[number], plane, cancelled)
+            report(number, plane, found)
+            if found.recomputed:
+                failed.append(plane)
+        yield number, chunk
+        if failed:
+            restarted(number)
+            for again in _computed_again(works[number], failed, cancelled, watches[number], halved):
+                yield number, again
+
+
+def _computed_again(
+    work: Sweep,
+    failed: Sequence[int],
+    cancelled: Callable[[], bool],
+    watch: Watch | None,
+    halved: Callable[[int], None],
+) -> Iterator[SweepChunk]:
+    """The maps of these numbers, as NaN and then by the full sweep."""
+    again = torch.isin(_maps(work), torch.tensor(failed)).nonzero()[:, 0]
     unknown = torch.full((len(again) * work.base.samples,), torch.nan, dtype=torch.float32)
     samples = torch.arange(work.base.samples).repeat(len(again))
     yield SweepChunk(again.repeat_interleave(work.base.samples), samples, unknown)
     for chunk in sweep(EngineCheck(None, ()), work.part(again), cancelled, renumbered(watch, again), halved):
         yield replace(chunk, cells=again[chunk.cells])
+
+
+def _maps(work: Sweep) -> Tensor:
+    """For each cell, the number of its map."""
+    return torch.zeros(len(work.plan.cells), dtype=torch.long) if work.maps is None else work.maps
 
 
 def audit_scores(work: Sweep, scores: Tensor, number: int, cancelled: Callable[[], bool] = lambda: False) -> Audit:
@@ -96,9 +115,7 @@ def audit_scores(work: Sweep, scores: Tensor, number: int, cancelled: Callable[[
         cancelled: Called before the full sweep runs; True stops it.
     """
     generator = torch.Generator().manual_seed(work.seed)
-    members = torch.arange(len(work.plan.cells))
-    if work.maps is not None:
-        members = members[work.maps == number]
+    members = (_maps(work) == number).nonzero()[:, 0]
     cells = [work.plan.cells[cell] for cell in members.tolist()]
     chosen = members[_chosen(cells, _count(work, cells), generator)]
     sample = int(torch.randint(work.base.samples, (1,), generator=generator))

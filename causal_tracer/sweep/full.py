@@ -14,7 +14,7 @@ import torch
 from causal_tracer.errors import TraceCancelled
 from causal_tracer.experiment.base_run import Watch, Watched
 from causal_tracer.experiment.embeddings import corrupting
-from causal_tracer.metrics.values import metric_values
+from causal_tracer.metrics.values import sample_values
 from causal_tracer.model.runs import read_logits
 from causal_tracer.sweep.edits import restored_places, site_edits
 from causal_tracer.sweep.plan import Sweep, SweepChunk
@@ -49,4 +49,4 @@ def full_sweep(
         logits = read_logits(traced, ids, edits, "restored", work.reads, input_edits)
         if watch is not None:
             watch(Watched(cell_of, sample_of, logits))
-        yield SweepChunk(cells=cell_of, samples=sample_of, scores=metric_values(work.metric, logits))
+        yield SweepChunk(cells=cell_of, samples=sample_of, scores=sample_values(work.metric, logits, sample_of))

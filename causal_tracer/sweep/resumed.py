@@ -24,7 +24,7 @@ import torch
 
 from causal_tracer.errors import TraceCancelled
 from causal_tracer.experiment.base_run import Watch, Watched
-from causal_tracer.metrics.values import metric_values
+from causal_tracer.metrics.values import sample_values
 from causal_tracer.sweep.base_state import BaseState, base_state
 from causal_tracer.sweep.edits import restored_places
 from causal_tracer.sweep.plan import Sweep, SweepChunk
@@ -75,7 +75,7 @@ def resumed_sweep(
             logits = read_out(ready.states)
             if watch is not None:
                 watch(Watched(ready.cells, ready.samples, logits))
-            yield SweepChunk(ready.cells, ready.samples, metric_values(work.metric, logits))
+            yield SweepChunk(ready.cells, ready.samples, sample_values(work.metric, logits, ready.samples))
 
 
 def _groups(work: Sweep, mode: ResumeMode) -> tuple[dict[int, list[tuple[int, int]]], list[int]]:

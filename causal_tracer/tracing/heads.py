@@ -118,13 +118,14 @@ def trace_heads(
     rows = torch.tensor([cell.position for cell in plan.cells], dtype=torch.long)
     columns = torch.tensor([cell.layer for cell in plan.cells], dtype=torch.long)
     left = torch.ones(len(plan.cells), base.samples, dtype=torch.bool)
-    for chunk in audited_sweep(
-        Sweep(traced, experiment.clean, base, plan, experiment.metric, batch_size, seed=request.seed),
+    work = Sweep(traced, experiment.clean, base, plan, experiment.metric, batch_size, seed=request.seed)
+    for _, chunk in audited_sweep(
+        [work],
         engine_check,
         cancelled or (lambda: False),
         audit=options.audit,
         halved=results.halved,
-        report=results.audited,
+        report=lambda _, plane, audit: results.audited(plane, audit),
     ):
         sample_scores[chunk.samples, rows[chunk.cells], columns[chunk.cells]] = chunk.scores
         left[chunk.cells, chunk.samples] = chunk.scores.isnan()

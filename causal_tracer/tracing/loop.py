@@ -1,15 +1,16 @@
-"""One trace from request to result: prompt, clean run, base run, sweep, HiddenFlow."""
+"""Traces from request to result: prompt, clean run, base run, sweep, HiddenFlow."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from causal_tracer.arguments import instance
+from causal_tracer.arguments import instance, several
 from causal_tracer.errors import SettingsError
-from causal_tracer.experiment.set_up import Experiment, TracingContext, base_of_samples, set_up
+from causal_tracer.experiment.set_up import Experiment, TracingContext, base_of_samples, prompt_for, set_up
 from causal_tracer.experiment.sources import CORRUPTED, PLACEBO
 from causal_tracer.model.batch_size import default_batch_size
 from causal_tracer.model.torch_state import stepping_in_standard_torch_state
@@ -18,8 +19,10 @@ from causal_tracer.prompts.prompt import Prompt
 from causal_tracer.request.records import MapSpec, RunOptions, SamplesUntil, TraceRequest
 from causal_tracer.results.flow import HiddenFlow
 from causal_tracer.sweep.audited import audited_sweep
+from causal_tracer.sweep.check import EngineCheck
 from causal_tracer.sweep.engine import choose_engine
-from causal_tracer.sweep.plan import Cell, Sweep, SweepPlan, map_plan, priority_order
+from causal_tracer.sweep.plan import Cell, Sweep, SweepChunk, SweepPlan, map_plan, priority_order
+from causal_tracer.sweep.shared import can_share_passes
 from causal_tracer.sweep.top_token_watch import TopTokenWatch
 from causal_tracer.tracing.maps import Results
 
@@ -29,14 +32,16 @@ class MapsUpdate:
     """Maps on their way, by the names that they were asked for with: the cells known so far, NaN in the others.
 
     Attributes:
-        flows: The maps; complete in the last update.
-        done: Restored runs done.
+        flows: The maps of one prompt; complete in its last update.
+        done: Restored runs done, of all prompts.
         total: Restored runs in all.
+        request: Which of several requests the maps are of.
     """
 
     flows: Mapping[str, HiddenFlow]
     done: int
     total: int
+    request: int = 0
 
     def __repr__(self) -> str:
         """How far the maps are, and each in a few lines."""
@@ -47,55 +52,207 @@ class MapsUpdate:
 @stepping_in_standard_torch_state
 def trace_maps(
     context: TracingContext,
-    request: TraceRequest,
+    requests: TraceRequest | Sequence[TraceRequest],
     specs: Mapping[str, MapSpec],
     options: RunOptions | None = None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Iterator[MapsUpdate]:
-    """Trace one prompt for several maps in one sweep, which share clean run, noise and corrupted run.
+    """Trace one or several prompts, each for several maps in one sweep, which share clean run, noise and corrupted run.
+
+    On GPUs, prompts of equal length share passes.
 
     Args:
         context: The model.
-        request: What is asked for.
+        requests: What is asked for.
         specs: The maps, by name.
         options: How the maps are computed; None takes the defaults.
         cancelled: Asked as the sweep goes; True stops it.
 
     Yields:
-        One update before the first cell, and one each time cells have become known.
+        For each request one update before the first cell, and more as cells become known, the last with all of them.
 
     Raises:
-        SettingsError, PromptError, TokenizerError: The request does not fit the model.
+        SettingsError, PromptError, TokenizerError: A request does not fit the model.
         NumericsError: A run gave NaN or infinite logits.
         TraceCancelled: `cancelled` said so.
     """
-    instance("request", request, TraceRequest)
+    given = [requests] if isinstance(requests, TraceRequest) else several("requests", requests)
+    asked = [instance("Each of requests", request, TraceRequest) for request in given]
     instance("specs", specs, Mapping)  # type: ignore[type-abstract]
     for name, spec in specs.items():
         instance(f"specs[{name!r}]", spec, MapSpec)
     options = RunOptions() if options is None else instance("options", options, RunOptions)
     for spec in specs.values():
         spec.layer_range(context.traced.n_layers)
-    experiment = set_up(context, request)
-    owned = _cells(experiment, specs)
-    batch_size = options.batch_size or default_batch_size(context.traced, len(experiment.sequence))
-    results = Results(experiment, specs, options, batch_size)
-    wanted = request.samples
-    if not isinstance(wanted, SamplesUntil):
-        yield from _samples(experiment, specs, owned, results, 0, wanted, cancelled)
+    before, waiting = 0, len(asked)
+    for group in _groups(context, asked, specs, options):
+        traces = [_Trace(context, asked[number], specs, options) for number in group]
+        waiting -= len(group)
+        update = None
+        for update in _traced(traces, cancelled):
+            # Prompts still to come are counted at the size of these.
+            total = before + update.total + update.total * waiting // len(group)
+            yield MapsUpdate(update.flows, before + update.done, total, group[update.request])
+        before += update.done if update else 0
+
+
+def _groups(
+    context: TracingContext, requests: Sequence[TraceRequest], specs: Mapping[str, MapSpec], options: RunOptions
+) -> list[list[int]]:
+    """The numbers of the requests that are traced at a time."""
+    prompts = [prompt_for(context, each.prompt, each.subject, each.occurrence) for each in requests]
+    if len(requests) == 1 or not sharing_pays(context):
+        return [[number] for number in range(len(requests))]
+    groups: dict[object, list[int]] = {}
+    # Prompts whose subjects begin at one place compute nothing in vain.
+    for number in sorted(range(len(requests)), key=lambda number: prompts[number].subject_range[0]):
+        samples, tokens = requests[number].samples, len(prompts[number])
+        if isinstance(samples, SamplesUntil):
+            groups[number] = [number]
+            continue
+        batch_size = options.batch_size or default_batch_size(context.traced, tokens)
+        rows = len(specs) * context.traced.n_layers * samples
+        place = tokens, samples, requests[number].direction
+        shared = groups.setdefault(place, [])
+        # As many prompts as fill a batch with the rows of one token.
+        if len(shared) * rows >= batch_size:
+            groups[number] = groups.pop(place)
+            shared = groups.setdefault(place, [])
+        shared.append(number)
+    return sorted(groups.values())
+
+
+def sharing_pays(context: TracingContext) -> bool:
+    """Whether launching a pass costs more than its arithmetic: on a CPU it does not."""
+    return context.traced.input_device.type == "cuda"
+
+
+class _Trace:
+    """One request on its way to its maps.
+
+    Attributes:
+        results: The maps.
+        engine_check: The engine that computes them.
+        watch: Keeps the most probable tokens, where they are asked for.
+        runs: Restored runs of the samples that have begun.
+    """
+
+    def __init__(
+        self, context: TracingContext, request: TraceRequest, specs: Mapping[str, MapSpec], options: RunOptions
+    ):
+        self._experiment = set_up(context, request)
+        self._specs = specs
+        self._owned = _cells(self._experiment, specs)
+        self._planes = torch.tensor([plane for plane, _ in self._owned], dtype=torch.long)
+        tokens = len(self._experiment.sequence)
+        batch_size = options.batch_size or default_batch_size(context.traced, tokens)
+        self.engine_check: EngineCheck = choose_engine(context.traced, options.engine, tokens)
+        self.results = Results(self._experiment, specs, options, batch_size)
+        self.watch: TopTokenWatch | None = None
+        self.runs = 0
+        self._left: Tensor = torch.empty(0, dtype=torch.bool)
+
+    @property
+    def request(self) -> TraceRequest:
+        """What is asked for."""
+        return self._experiment.request
+
+    @property
+    def remaining(self) -> int:
+        """Restored runs that are still to be done."""
+        return int(self._left.sum())
+
+    def begin(self, start: int, stop: int) -> Sweep:
+        """Run the samples start ... stop - 1 corrupted, and return the sweep of their cells."""
+        experiment, request = self._experiment, self.request
+        embeddings = experiment.embeddings(start, stop)
+        self.watch = None
+        if request.top_tokens:
+            tokenizer = experiment.context.tokenizer
+            self.watch = TopTokenWatch(request.top_tokens, len(embeddings), lambda token: token_text(tokenizer, token))
+        specs, batch_size = self._specs.values(), self.results.batch_size
+        base, low_scores = base_of_samples(experiment, embeddings, specs, batch_size, self.watch)
+        self.results.begin(self.engine_check, low_scores, self._owned, self.watch)
+        self._left = torch.ones(len(self._owned), base.samples, dtype=torch.bool)
+        self.runs = self._left.numel()
+        return Sweep(
+            experiment.context.traced,
+            experiment.clean,
+            base,
+            SweepPlan(tuple(cell for _, cell in self._owned), experiment.reads),
+            experiment.metric,
+            batch_size,
+            self._planes,
+            request.seed,
+        )
+
+    def take(self, chunk: SweepChunk) -> None:
+        """Scores have become known, or unknown again where they are NaN."""
+        self.results.take(self._planes[chunk.cells], chunk)
+        self._left[chunk.cells, chunk.samples] = chunk.scores.isnan()
+
+
+def _traced(traces: Sequence[_Trace], cancelled: Callable[[], bool]) -> Iterator[MapsUpdate]:
+    """The maps of requests that ask for as many samples, with as many tokens."""
+    wanted = traces[0].request.samples
+    if isinstance(wanted, SamplesUntil):
+        yield from _until(traces[0], wanted, cancelled)
         return
-    before: MapsUpdate | None = None
+    works = [trace.begin(0, wanted) for trace in traces]
+    if len(works) == 1 or can_share_passes(works):
+        yield from _swept(traces, works, cancelled)
+        return
+    before, total = 0, sum(trace.runs for trace in traces)
+    for number, (trace, work) in enumerate(zip(traces, works, strict=True)):
+        for update in _swept([trace], [work], cancelled):
+            yield MapsUpdate(update.flows, before + update.done, total, number)
+        before += trace.runs
+
+
+def _until(trace: _Trace, wanted: SamplesUntil, cancelled: Callable[[], bool]) -> Iterator[MapsUpdate]:
+    """The maps of one request, until their peaks are sure enough."""
+    results, before = trace.results, 0
     for start in range(0, wanted.most, wanted.step):
         stop = min(start + wanted.step, wanted.most)
-        for update in _samples(experiment, specs, owned, results, start, stop, cancelled):
-            done = update.done + (before.done if before else 0)
-            latest = MapsUpdate(update.flows, done, update.total + (before.total if before else 0))
+        work = trace.begin(start, stop)
+        for update in _swept([trace], [work], cancelled):
+            latest = MapsUpdate(update.flows, before + update.done, before + update.total)
             yield latest
-        before = latest
+        before = latest.total
         if results.samples < stop or all(flow.peak_width() <= wanted.width for flow in latest.flows.values()):
             return
     results.note(f"After {wanted.most} samples the interval of a peak is still wider than ±{wanted.width:g}.")
-    yield MapsUpdate(results.flows(), before.done, before.total) if before else MapsUpdate(results.flows(), 0, 0)
+    yield MapsUpdate(results.flows(), before, before)
+
+
+def _swept(traces: Sequence[_Trace], works: Sequence[Sweep], cancelled: Callable[[], bool]) -> Iterator[MapsUpdate]:
+    """The maps of some samples: one sweep."""
+    total = sum(trace.runs for trace in traces)
+
+    def update(number: int) -> MapsUpdate:
+        done = total - sum(trace.remaining for trace in traces)
+        flows = traces[number].results.flows(complete=not traces[number].remaining)
+        return MapsUpdate(flows, done, total, number)
+
+    def halved(size: int) -> None:
+        for trace in traces:
+            trace.results.halved(size)
+
+    yield from map(update, range(len(traces)))
+    for number, chunk in audited_sweep(
+        works,
+        traces[0].engine_check,
+        cancelled,
+        audit=traces[0].results.options.audit,
+        watches=[trace.watch for trace in traces],
+        halved=halved,
+        restarted=lambda number: traces[number].results.begin_again(),
+        report=lambda number, plane, audit: traces[number].results.audited(plane, audit),
+    ):
+        traces[number].take(chunk)
+        # Of several prompts in one pass, one is enough to tell how far they are.
+        if not traces[number].remaining or number == len(traces) - 1:
+            yield update(number)
 
 
 def _cells(experiment: Experiment, specs: Mapping[str, MapSpec]) -> list[tuple[int, Cell]]:
@@ -131,43 +288,3 @@ def _positions(spec: MapSpec, prompt: Prompt) -> tuple[int, ...]:
         )
     subject = range(*prompt.subject_range)
     return tuple(position for position in positions if position in subject or not spec.subject_tokens_only)
-
-
-def _samples(
-    experiment: Experiment,
-    specs: Mapping[str, MapSpec],
-    owned: list[tuple[int, Cell]],
-    results: Results,
-    start: int,
-    stop: int,
-    cancelled: Callable[[], bool],
-) -> Iterator[MapsUpdate]:
-    """The maps as more samples come in: one sweep."""
-    traced, request = experiment.context.traced, experiment.request
-    watch: TopTokenWatch | None = None
-    embeddings = experiment.embeddings(start, stop)
-    if request.top_tokens:
-        tokenizer = experiment.context.tokenizer
-        watch = TopTokenWatch(request.top_tokens, len(embeddings), lambda token: token_text(tokenizer, token))
-    base, low_scores = base_of_samples(experiment, embeddings, specs.values(), results.batch_size, watch)
-    engine_check = choose_engine(traced, results.options.engine, len(experiment.sequence))
-    plan = SweepPlan(tuple(cell for _, cell in owned), experiment.reads)
-    planes = torch.tensor([plane for plane, _ in owned], dtype=torch.long)
-    results.begin(engine_check, low_scores, owned, watch)
-    left = torch.ones(len(plan.cells), base.samples, dtype=torch.bool)
-    yield MapsUpdate(results.flows(complete=not left.numel()), 0, left.numel())
-    chunks = audited_sweep(
-        Sweep(traced, experiment.clean, base, plan, experiment.metric, results.batch_size, planes, request.seed),
-        engine_check,
-        cancelled,
-        audit=results.options.audit,
-        watch=watch,
-        halved=results.halved,
-        restarted=results.begin_again,
-        report=results.audited,
-    )
-    for chunk in chunks:
-        results.take(planes[chunk.cells], chunk)
-        left[chunk.cells, chunk.samples] = chunk.scores.isnan()
-        remaining = int(left.sum())
-        yield MapsUpdate(results.flows(complete=not remaining), left.numel() - remaining, left.numel())

@@ -28,6 +28,7 @@ from causal_tracer import (
 from causal_tracer.errors import PicklingError
 from causal_tracer.model.layer_config import LLAMA_LAYER_CONFIG
 from causal_tracer.request.sites import KINDS
+from causal_tracer.tracing import loop
 from causal_tracer.tracing.heads import HeadFlow
 from tests.support.flows import some_flow
 from tests.support.tiny_models import (
@@ -217,13 +218,9 @@ def test_maps_of_one_call_share_no_tensors() -> None:
 
 
 def test_maps_of_several_prompts_share_no_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
-    from causal_tracer.tracing.batched import trace_together
-
-    tracer = tiny_tracer("gpt2")
     requests = [REQUEST, dataclasses.replace(REQUEST, prompt=OTHER_PROMPT, subject=OTHER_SUBJECT), REQUEST]
-    assert_apart(
-        trace_together(tracer.context, requests, MapSpec(), RunOptions(), lambda done, total: None, lambda: False)
-    )
+    monkeypatch.setattr(loop, "sharing_pays", lambda _context: True)
+    assert_apart(tiny_tracer("gpt2").trace_many(requests))
 
 
 @pytest.mark.parametrize("samples", [2, SamplesUntil(1e-9, most=4, step=2)])

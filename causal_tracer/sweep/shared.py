@@ -1,0 +1,139 @@
+"""The sweeps of one or several prompts, in passes that they share.
+
+Sharing pays where launching many small passes costs more than the arithmetic. The samples are stacked: sample p·S + s
+of the shared sweep is sample s of prompt p. A pass depends on a prompt only through its length, which they share, and
+through embeddings and other runs, which are given for each sample. Token ids are those of the first prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from causal_tracer.experiment.base_run import BaseRun, Watch, Watched
+from causal_tracer.experiment.embeddings import corrupting
+from causal_tracer.experiment.noise_levels import embedded_tokens
+from causal_tracer.metrics.values import MetricOfGroups
+from causal_tracer.model.runs import Activations, read_logits
+from causal_tracer.sweep.check import EngineCheck
+from causal_tracer.sweep.engine import sweep
+from causal_tracer.sweep.plan import Cell, Sweep, SweepChunk, SweepPlan
+
+_ROUNDING = {torch.float32: 1e-3, torch.float64: 1e-3}
+_HALF_ROUNDING = 0.5
+
+
+def can_share_passes(works: Sequence[Sweep]) -> bool:
+    """Whether sweeps can be stacked: the same cells and reads in prompts of one length, and as many samples.
+
+    A model that looks at token ids elsewhere than in its embedding cannot share passes either.
+    """
+    return len({_form(work) for work in works}) == 1 and _only_embeddings_know_tokens(works)
+
+
+def shared_sweep(
+    works: Sequence[Sweep],
+    engine_check: EngineCheck,
+    cancelled: Callable[[], bool],
+    watches: Sequence[Watch | None],
+    halved: Callable[[int], None],
+) -> Iterator[tuple[int, SweepChunk]]:
+    """Compute sweeps that can share passes; see `engine.sweep`.
+
+    Yields:
+        The number of a sweep, and some of its scores.
+    """
+    if len(works) == 1:
+        for chunk in sweep(engine_check, works[0], cancelled, watches[0], halved):
+            yield 0, chunk
+        return
+    samples = works[0].base.samples
+    numbers = torch.tensor([_numbers(work, works[0]) for work in works], dtype=torch.long)
+    reached = torch.tensor([[work.reach(cell) is not None for cell in works[0].plan.cells] for work in works])
+    # The shared sweep does not know where each subject begins: what is before all of them is left out here.
+    unchanged, run = (~reached.any(dim=0)).nonzero()[:, 0], reached.any(dim=0).nonzero()[:, 0]
+    for number, work in enumerate(works):
+        if len(unchanged):
+            cells = numbers[number, unchanged].repeat_interleave(samples)
+            low = work.base.scores.repeat(len(unchanged))
+            yield number, SweepChunk(cells, torch.arange(samples).repeat(len(unchanged)), low)
+    numbers = numbers[:, run]
+
+    def watch(watched: Watched) -> None:
+        for number, one in enumerate(watches):
+            rows = (watched.samples // samples == number).nonzero()[:, 0]
+            if one is not None and len(rows):
+                logits = watched.logits[rows.to(watched.logits.device)]
+                one(Watched(numbers[number, watched.cells[rows]], watched.samples[rows] % samples, logits))
+
+    watched = watch if any(one is not None for one in watches) else None
+    for chunk in sweep(engine_check, _stacked(works).part(run), cancelled, watched, halved):
+        owner = chunk.samples // samples
+        for number in owner.unique().tolist():
+            rows = owner == number
+            cells = numbers[number, chunk.cells[rows]]
+            yield number, SweepChunk(cells, chunk.samples[rows] % samples, chunk.scores[rows])
+
+
+def _form(work: Sweep) -> tuple[object, ...]:
+    """What sweeps that share passes have in common."""
+    runs = frozenset(work.base.sources)
+    return len(work.base.prompt), work.base.samples, work.reads, work.batch_size, runs, frozenset(_named(work))
+
+
+def _named(work: Sweep) -> list[tuple[int, Cell]]:
+    """The cells, with the numbers of their maps."""
+    maps = [0] * len(work.plan.cells) if work.maps is None else work.maps.tolist()
+    return list(zip(maps, work.plan.cells, strict=True))
+
+
+def _numbers(work: Sweep, first: Sweep) -> list[int]:
+    """The number in a sweep of each cell of another: those of the prompts' most telling tokens come first in each."""
+    places = {cell: number for number, cell in enumerate(_named(work))}
+    return [places[cell] for cell in _named(first)]
+
+
+def _stacked(works: Sequence[Sweep]) -> Sweep:
+    """One sweep of all prompts' samples."""
+    first = works[0]
+    sources = {name: _joined([work.base.sources[name] for work in works]) for name in first.base.sources}
+    clean = [{name: values[None] for name, values in work.clean.activations.items()} for work in works]
+    base = BaseRun(
+        prompt=replace(first.base.prompt, subject_range=(0, len(first.base.prompt))),
+        embeddings=torch.cat([_all_embeddings(work) for work in works]),
+        scores=torch.cat([work.base.scores for work in works]),
+        sources={"clean": _joined(clean), **sources},
+    )
+    metrics = tuple(work.metric for work in works if not isinstance(work.metric, MetricOfGroups))
+    metric = MetricOfGroups(metrics, first.base.samples)
+    return replace(first, base=base, plan=SweepPlan(first.plan.cells, first.reads), metric=metric)
+
+
+def _joined(runs: Sequence[Activations]) -> Activations:
+    """Runs of one or all samples each, one after the other."""
+    return {name: torch.cat([run[name] for run in runs]) for name in runs[0]}
+
+
+def _all_embeddings(work: Sweep) -> Tensor:
+    """The embeddings of all tokens in each sample [samples, tokens, width], with the subject's as in the base run."""
+    clean = embedded_tokens(work.traced, work.base.prompt.input_ids)
+    whole = clean.expand(work.base.samples, -1, -1).clone()
+    whole[:, slice(*work.base.prompt.subject_range)] = work.base.embeddings
+    return whole
+
+
+def _only_embeddings_know_tokens(works: Sequence[Sweep]) -> bool:
+    """Whether each prompt's embeddings say with the first one's token ids what the prompt itself says."""
+    first, rows = works[0], torch.arange(len(works))
+    traced, prompt = first.traced, replace(first.base.prompt, subject_range=(0, len(first.base.prompt)))
+    clean = torch.stack([embedded_tokens(traced, work.base.prompt.input_ids) for work in works])
+    ids = torch.tensor(prompt.input_ids).expand(len(rows), -1)
+    edits = {traced.embedding: corrupting(clean, prompt, rows)}
+    found = read_logits(traced, ids, edits, "clean", first.reads).log_softmax(dim=-1).cpu()
+    expected = torch.stack([work.clean.logits for work in works]).log_softmax(dim=-1).cpu()
+    best = expected.topk(min(8, expected.shape[-1])).indices
+    difference = float((found.gather(-1, best) - expected.gather(-1, best)).abs().max())
+    return difference <= _ROUNDING.get(traced.dtype, _HALF_ROUNDING)
