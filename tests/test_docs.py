@@ -97,8 +97,8 @@ def test_links_lead_to_files_that_are_there(page: Path) -> None:
 def test_the_guide_to_metrics_and_corruptions_runs_and_keeps_to_fifteen_lines(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    blocks = python_blocks("extending.md")
-    assert len(blocks) == 3
+    # The other guides change the package: test_extending.py applies them to a copy.
+    blocks = python_blocks("extending.md")[:3]
     names: dict[str, Any] = {"tracer": tiny_tracer("llama"), "prompt": PROMPT, "subject": SUBJECT}
     for block in blocks:
         made = re.search(r"@dataclass.*?(?=\n\n\n(?:flow|def))", block, re.DOTALL)
