@@ -34,7 +34,9 @@ def find_contributions(
     """
     block = model.get_submodule(block_name)
     inside = [f"{block_name}.{name}" for name, _ in block.named_modules() if name]
-    *calls, whole = record_calls(model, [*inside, block_name], ids)
+    recorded = record_calls(model, [*inside, block_name], ids)
+    # Blocks may share modules, such as an activation function, which other blocks call afterwards.
+    *calls, whole = recorded[: 1 + next(n for n, call in enumerate(recorded) if call.name == block_name)]
     if whole.source is None:
         raise ModelStructureError(f"Block {block_name!r} of {type(model).__name__} was not given the residual stream.")
     candidates = _distinct([call for call in calls if call.output.shape[-1] in (whole.output.shape[-1], width)], whole)

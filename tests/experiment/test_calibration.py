@@ -39,7 +39,7 @@ def test_the_least_noise_that_does_nearly_all_is_recommended() -> None:
 
 @pytest.mark.parametrize(("facts", "multipliers"), [([], (1.0,)), (FACTS, ()), (FACTS, (0.0, 1.0)), (FACTS, (-1.0,))])
 def test_nothing_to_calibrate_on_is_refused(facts: list[HiddenFlowQuery], multipliers: tuple[float, ...]) -> None:
-    with pytest.raises(SettingsError, match="Give at least one fact"):
+    with pytest.raises(SettingsError, match="needs at least one fact and multipliers above 0"):
         tiny_tracer("llama").calibrate_noise(facts, multipliers)
 
 

@@ -269,7 +269,7 @@ def test_first_use_converts_and_second_does_not(
         folder = embedded_model_folder(
             "embedded", cache_dir=cache, progress=lambda stage, fraction: seen.append((stage, fraction))
         )
-    assert caplog.text.count("Tiny is converted into") == 1
+    assert caplog.text.count("Converting Tiny into") == 1
     fractions = [fraction for _, fraction in seen]
     assert fractions == sorted(fractions)
     assert fractions[-1] == 1
@@ -361,7 +361,7 @@ def test_damaged_copy_is_rebuilt_with_a_warning(
     damage(folder)
     with caplog.at_level(logging.WARNING, "causal_tracer"):
         assert embedded_model_folder("embedded", cache_dir=tmp_path) == folder
-    assert "Tiny is converted again, since " in caplog.text
+    assert "Tiny is converted again: " in caplog.text
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert entries(tmp_path) == {"tiny"}
     caplog.clear()
@@ -554,7 +554,7 @@ def test_two_processes_convert_once(package: SimpleNamespace, tmp_path: Path) ->
     assert (first.returncode, second.returncode) == (0, 0)
     assert str(tmp_path / "tiny") in output
     assert str(tmp_path / "tiny") in waited
-    assert (log + waiting_log).count("Tiny is converted") == 1
+    assert (log + waiting_log).count("Converting Tiny into") == 1
     assert entries(tmp_path) == {"tiny"}
 
 

@@ -83,11 +83,10 @@ def test_batches_and_groups_of_any_size_give_the_same(batch_size: int) -> None:
         ({"direction": "corrupt"}, MapSpec("mlp", 2)),
         ({"read": 7}, MapSpec()),
         ({"metric": "KL from clean"}, MapSpec()),
-        ({"answer": " city in"}, MapSpec()),
+        ({"answer": " city in", "metric": "log-probability"}, MapSpec()),
         ({"corruption": "mean", "samples": 1}, MapSpec("attention", 2)),
         ({}, MapSpec("mlp", 2, severed="attention")),
         ({}, MapSpec(positions=(5, 8), start_layer=1)),
-        ({}, MapSpec(subject_tokens_only=True)),
         ({"placebo": HiddenFlowQuery(OTHER_PROMPT, OTHER_SUBJECT)}, MapSpec("mlp", 2, source="placebo")),
     ],
     ids=str,
@@ -99,6 +98,12 @@ def test_whatever_is_asked_for_may_be_shared(
     found, expected = shared_and_alone("llama", asked, {"map": spec})
     assert_same(found, expected, least_effect=1e-6)
     assert max(samples_of_sweeps) > asked[0].samples  # type: ignore[operator]
+
+
+def test_cells_at_the_same_tokens_are_shared(samples_of_sweeps: list[int]) -> None:
+    asked = [TraceRequest(PROMPT, SUBJECT, samples=2, seed=seed) for seed in (1, 2)]
+    assert_same(*shared_and_alone("llama", asked, {"map": MapSpec(subject_tokens_only=True)}))
+    assert max(samples_of_sweeps) == 4
 
 
 def test_top_tokens_are_those_of_the_prompt_alone() -> None:
@@ -144,7 +149,7 @@ def test_every_prompt_is_checked_before_the_first_is_traced(samples_of_sweeps: l
 
 def test_only_the_prompt_whose_map_fails_its_audit_is_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
     tracer = tiny_tracer("gpt2")
-    asked = requests()[:2]
+    asked = [requests()[0], requests()[3]]
     expected = [tracer.trace_maps(request, HIDDEN, RunOptions(engine="full")) for request in asked]
     real = shared.sweep
 
