@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from causal_tracer import CausalTracer
+from causal_tracer import CausalTracer, TraceRequest
 from causal_tracer.study.cost import estimate_cost
 from causal_tracer.study.facts import alternating_relations, facts_digest, load_facts
 from causal_tracer.study.runner import run_study
@@ -31,9 +31,8 @@ def main() -> None:
     parser.add_argument("--tries", type=int, default=2)
     arguments = parser.parse_args()
     facts = load_facts(arguments.facts)
-    settings = StudySettings(
-        model=arguments.model, facts=arguments.facts, facts_digest=facts_digest(facts), samples=arguments.samples
-    )
+    request = TraceRequest("", samples=arguments.samples)
+    settings = StudySettings(arguments.model, arguments.facts, facts_digest(facts), request)
     context = CausalTracer.from_pretrained(arguments.model).context
     wanted = alternating_relations(facts)[: arguments.limit]
     begun = time.perf_counter(), time.process_time()

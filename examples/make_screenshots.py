@@ -17,9 +17,8 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 from playwright.sync_api import sync_playwright
 
-from causal_tracer.web.page.layout import build_demo
 from causal_tracer.web.service.tracing import TraceService
-from causal_tracer.web.serving import page_options
+from causal_tracer.web.serving import build_demo, page_options
 
 LAST_STEP = 4
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from plotly.subplots import make_subplots
 
 from causal_tracer import save_figure
-from causal_tracer.study.stored import open_study
+from causal_tracer.study.figures import study_figures
+from causal_tracer.study.stored import StoredStudy
 
 ROOT = Path(__file__).resolve().parent.parent
 STUDY = ROOT / "causal_tracer" / "web" / "stored" / "studies" / "gemma-3-270m"
@@ -22,7 +23,7 @@ PANELS = {
 
 def main() -> None:
     """Write docs/study.png."""
-    view = open_study(STUDY)
+    figures = study_figures(StoredStudy.open(STUDY).effects)
     picture = make_subplots(
         2,
         3,
@@ -33,7 +34,7 @@ def main() -> None:
         row_heights=[0.55, 0.45],
     )
     for number, name in enumerate(PANELS):
-        single = view.figures[name]
+        single = figures[name]
         row, column = number // 3 + 1, number % 3 + 1
         for trace in single.data:
             picture.add_trace(trace, row=row, col=column)

@@ -1,7 +1,7 @@
 """The command `causal-tracer`: trace one prompt, open the app, or run a study.
 
-Exit status: 0 done · 2 the command line, a setting or the prompt is at fault · 1 anything else that is known to go
-wrong · 130 interrupted. Results go to standard output, everything else to standard error.
+Exit status: 0 done · 2 a wrong option, setting or prompt · 1 any other known error · 130 interrupted. Results go to
+standard output, everything else to standard error.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def _print_version(wanted: bool) -> None:
 
 
 def with_exit_status(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The command, which tells what went wrong in one line and leaves with the status that stands for it."""
+    """Wrap a command: an error is printed as one line, and its exit status is set."""
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -47,7 +47,7 @@ def with_exit_status(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def causal_tracer(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """Causal tracing: where does a language model keep a fact?"""
@@ -74,7 +74,7 @@ app = typer.Typer(
 app.command("trace")(with_exit_status(trace))
 app.command(
     "app",
-    # All that follows is the app's own to read, --help included.
+    # The app reads all options itself, --help included.
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
 )(with_exit_status(open_app))
 app.command("study")(with_exit_status(study))

@@ -1,21 +1,21 @@
-"""What the `trace` command prints and writes."""
+"""The output of the `trace` command: files and printed text."""
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
 
 import typer
 
 from causal_tracer.errors import ExportError, SettingsError
+from causal_tracer.files import write_atomically
 from causal_tracer.results.analysis import COLUMNS, acts, effects, rows, share
 from causal_tracer.results.flow import HiddenFlow
+from causal_tracer.results.tables import csv_text
 from causal_tracer.results.words import effect_label, metric_label, metric_of, named_title, patched_word
 
 _PRINT = "-"
@@ -32,7 +32,7 @@ class Outputs:
         csv: A file, or "-": one row for each cell of each map.
         html: A file: all maps on one page.
         image: A file that ends in .png, .svg or .pdf; of several maps each gets its name before the ending.
-        quiet: Print nothing that was not asked for.
+        quiet: Print only what was asked for.
     """
 
     json: str | None = None
@@ -48,13 +48,13 @@ class Outputs:
             raise SettingsError(f"--html {self.html} does not end in .html. Pictures are written with --image.")
         if self.image is not None and self.image.suffix.lower() not in _IMAGES:
             raise SettingsError(f"--image {self.image} ends in none of {', '.join(_IMAGES)}.")
-        # Before the work, not after it.
+        # Checked before the trace, not after it.
         for path in (self.json, self.csv, self.html, self.image):
             if path is not None and path != _PRINT and Path(path).is_dir():
                 raise SettingsError(f"{path} is a folder. Give the name of a file.")
 
     def write(self, flows: Mapping[str, HiddenFlow]) -> None:
-        """Write maps, by name, wherever they are to go; without a "-", print what they show.
+        """Write maps, by name, to all outputs; without a "-", print what they show.
 
         Raises:
             ExportError: A file could not be written.
@@ -64,7 +64,8 @@ class Outputs:
                 lines = (json.dumps(flow.to_dict(), ensure_ascii=False, allow_nan=False) for flow in flows.values())
                 _put(self.json, "".join(f"{line}\n" for line in lines))
             if self.csv is not None:
-                self._write_csv(flows)
+                cells = ((name, *row) for name, flow in flows.items() for row in rows(flow))
+                _put(self.csv, csv_text(("map", *COLUMNS), cells))
             if self.html is not None:
                 self._write_page(self.html, flows)
             if self.image is not None:
@@ -74,24 +75,14 @@ class Outputs:
         if not self.quiet and _PRINT not in (self.json, self.csv):
             typer.echo("\n\n".join("\n".join(describe(name, flow)) for name, flow in flows.items()))
 
-    def _write_csv(self, flows: Mapping[str, HiddenFlow]) -> None:
-        if self.csv == _PRINT:
-            _write_rows(sys.stdout, flows)
-            return
-        path = _with_folder(Path(str(self.csv)))
-        with path.open("w", encoding="utf-8", newline="") as file:
-            _write_rows(file, flows)
-
     def _write_page(self, path: Path, flows: Mapping[str, HiddenFlow]) -> None:
         from causal_tracer.plots.heatmap import plot_hidden_flow_heatmap
+        from causal_tracer.plots.pages import figure_html, standalone_page
 
         figures = [
             plot_hidden_flow_heatmap(flow, show=False, title=named_title(name, flow)) for name, flow in flows.items()
         ]
-        parts = [figure.to_html(full_html=False, include_plotlyjs=number == 0) for number, figure in enumerate(figures)]
-        head = '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>Causal tracing</title></head><body>'
-        page = "\n".join([head, *parts, "</body></html>\n"])
-        _with_folder(path).write_text(page, encoding="utf-8")
+        write_atomically(path, standalone_page("Causal tracing", "\n".join(map(figure_html, figures))))
 
     def _write_images(self, path: Path, flows: Mapping[str, HiddenFlow]) -> None:
         from causal_tracer.plots.heatmap import plot_hidden_flow_heatmap, save_figure
@@ -106,25 +97,11 @@ def _put(place: str, text: str) -> None:
         sys.stdout.write(text)
         sys.stdout.flush()
     else:
-        _with_folder(Path(place)).write_text(text, encoding="utf-8")
-
-
-def _with_folder(path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path
-
-
-def _write_rows(file: TextIO, flows: Mapping[str, HiddenFlow]) -> None:
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["map", *COLUMNS])
-    for name, flow in flows.items():
-        for row in rows(flow):
-            # Not computed is empty, as spreadsheets and pandas read it.
-            writer.writerow([name, *("" if isinstance(x, float) and math.isnan(x) else x for x in row)])
+        write_atomically(Path(place), text)
 
 
 def describe(name: str, flow: HiddenFlow) -> Iterable[str]:
-    """A map in words and shades: what it is of, the answer with and without the subject, the map, its peaks."""
+    """Yield lines that describe a map: title, clean and corrupted score, the map in shades, its peaks."""
     settings, metric = flow.settings, metric_of(flow)
     yield f"{named_title(name, flow)}: {metric_label(flow)}, {settings.model}"
     how = (settings.corruption, _counted(len(flow.low_sample_scores), "sample"), _counted(settings.window, "layer"))
@@ -149,7 +126,7 @@ def _counted(number: int, word: str) -> str:
 
 
 def _shaded(flow: HiddenFlow) -> Iterable[str]:
-    """The map, token by layer: the darker, the larger the effect's share of the total effect."""
+    """Yield the map, token by layer: the darker, the larger the effect's share of the total effect."""
     start, end = flow.subject_range
     labels = [
         f"{token.strip() or repr(token)}{'*' if start <= i < end else ''}" for i, token in enumerate(flow.input_tokens)
@@ -167,6 +144,6 @@ def _shade(flow: HiddenFlow, effect: float) -> str:
         return " "
     part = share(flow, effect)
     if math.isnan(part):
-        # There is no total effect to take a share of, or it is infinite.
+        # The total effect is zero, of the wrong sign, or infinite.
         return _SHADES[-1 if math.isinf(effect) and acts(flow, effect) else 0]
     return _SHADES[min(len(_SHADES) - 1, max(0, int(part * len(_SHADES))))]

@@ -1,4 +1,4 @@
-"""How far a long command is: a bar on a terminal, log lines anywhere else. Both go to standard error."""
+"""The progress of a long command on standard error: a bar on a terminal, log lines anywhere else."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 @contextmanager
 def progress_reporter(title: str, *, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
-    """Hands out what is called with (done, total), as often as one likes; nothing is shown where `quiet`."""
+    """Yield a function to call with (done, total) as often as needed; with `quiet`, nothing is shown."""
     if quiet:
         yield lambda _done, _total: None
     elif sys.stderr.isatty():
@@ -42,7 +42,7 @@ def _bar(title: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def _log_lines(title: str) -> Callable[[int, int], None]:
-    """At the start, at the end, and every ten seconds in between."""
+    """Return a function that logs at the start, at the end, and every ten seconds in between."""
     said_at = -_SECONDS_BETWEEN_LINES
 
     def report(done: int, total: int) -> None:

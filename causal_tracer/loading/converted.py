@@ -1,9 +1,9 @@
 """The cache of converted GGUF files, which are checked at each use.
 
-A file is converted once into a folder that transformers loads (`causal_tracer.loading.gguf_conversion`), under the
-folder that the environment variable `CAUSAL_TRACER_CACHE` names, else in the user's cache folder. A copy is used only
-if its manifest, written last, names the same source and converter, and the SHA-256 of every file agrees; otherwise it
-is converted again. One process converts at a time, the others wait for it.
+A file is converted once into a folder that transformers loads (`causal_tracer.loading.gguf_conversion`), under
+`causal_tracer.files.cache_root`. A copy is used only if its manifest, written last, names the same source and
+converter, and the SHA-256 of every file agrees; otherwise it is converted again. One process converts at a time, the
+others wait for it.
 """
 
 from __future__ import annotations
@@ -23,13 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from platformdirs import user_cache_path
 
 from causal_tracer.errors import ModelLoadError
+from causal_tracer.files import CACHE_VARIABLE, cache_root
 from causal_tracer.loading.gguf_conversion import CONVERTER_VERSION, Progress, convert_gguf
-
-# The environment variable that names the folder for converted models.
-CACHE_VARIABLE = "CAUSAL_TRACER_CACHE"
 
 _logger = logging.getLogger(__name__)
 _MANIFEST = "manifest.json"
@@ -60,11 +57,6 @@ class Conversion:
     source: Callable[[Path, Progress], AbstractContextManager[Path]]
     error: type[ModelLoadError] = ModelLoadError
     notice: str = ""
-
-
-def cache_root(cache_dir: str | os.PathLike[str] | None = None) -> Path:
-    """Return the folder of converted models."""
-    return Path(cache_dir or os.environ.get(CACHE_VARIABLE) or user_cache_path("causal-tracer")).expanduser()
 
 
 def converted_folder(

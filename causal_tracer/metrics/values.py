@@ -27,8 +27,9 @@ class MetricOfGroups:
     def values(self, logits: Tensor, samples: Tensor) -> Tensor:
         """Return the values for rows of these samples; see `metric_values`."""
         found = torch.empty(len(logits), dtype=torch.float32)
-        for number in (samples // self.samples).unique().tolist():
-            rows = (samples // self.samples == number).nonzero()[:, 0]
+        groups = samples // self.samples
+        for number in sorted(set(groups.tolist())):
+            rows = (groups == number).nonzero()[:, 0]
             found[rows] = metric_values(self.metrics[number], logits[rows.to(logits.device)])
         return found
 

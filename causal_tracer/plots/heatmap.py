@@ -15,7 +15,9 @@ import plotly.graph_objects as go
 
 from causal_tracer.arguments import file_path, instance, real_number
 from causal_tracer.errors import ExportError
+from causal_tracer.files import write_atomically
 from causal_tracer.plots.options import check_plot_options
+from causal_tracer.plots.pages import figure_html, standalone_page
 from causal_tracer.plots.scale import ColorLimits, color_limits, colored
 from causal_tracer.request.sites import LayerKind
 from causal_tracer.results.analysis import effects
@@ -174,30 +176,32 @@ def save_figure(figure: go.Figure, path: str | PathLike[str], *, scale: float = 
     if ending not in ("html", "png", "svg", "pdf"):
         raise ExportError(f"{path.name!r} ends in {path.suffix!r}. Figures are written as .html, .png, .svg or .pdf.")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         if ending == "html":
-            figure.write_html(path, include_plotlyjs=True)
-            return path
+            write_atomically(path, standalone_page("Causal tracing", figure_html(figure)))
+        else:
+            write_atomically(path, _image(figure, path.name, ending, scale))
     except (OSError, ValueError) as error:
         raise ExportError(f"{str(path)!r} could not be written: {error}") from error
+    return path
+
+
+def _image(figure: go.Figure, name: str, ending: str, scale: float) -> bytes:
     if find_spec("kaleido") is None:
         raise ExportError(
-            f"Writing {path.name!r} needs Kaleido, and it is not installed: pip install kaleido. "
+            f"Writing {name!r} needs Kaleido, and it is not installed: pip install kaleido. "
             "An .html file needs nothing more."
         )
     from choreographer.errors import BrowserFailedError, ChromeNotFoundError
     from kaleido.errors import ChromeNotFoundError as KaleidoChromeNotFoundError
 
     try:
-        figure.write_image(path, format=ending, scale=scale)
-    except (OSError, ValueError) as error:
-        raise ExportError(f"{str(path)!r} could not be written: {error}") from error
+        image: bytes = figure.to_image(format=ending, scale=scale)
     except (ChromeNotFoundError, KaleidoChromeNotFoundError, BrowserFailedError, RuntimeError) as error:
         raise ExportError(
-            f"Writing {path.name!r} needs Chrome or Chromium, and Kaleido could not start one ({error}). Install one, "
+            f"Writing {name!r} needs Chrome or Chromium, and Kaleido could not start one ({error}). Install one, "
             "or run plotly_get_chrome, or write an .html file."
         ) from error
-    return path
+    return image
 
 
 def shared_limits(results: Sequence[HiddenFlow]) -> ColorLimits:

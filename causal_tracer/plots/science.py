@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import plotly.graph_objects as go
@@ -13,6 +12,7 @@ from causal_tracer.plots.heatmap import COLOR_SCALES, color_bar_title, escape_ma
 from causal_tracer.plots.scale import colored
 from causal_tracer.results.analysis import effects
 from causal_tracer.results.flow import HiddenFlow
+from causal_tracer.results.intervals import margin
 from causal_tracer.results.noise_calibration import NoiseCalibration
 from causal_tracer.results.words import (
     display_token,
@@ -36,15 +36,15 @@ def plot_noise_calibration(calibration: NoiseCalibration, show: bool = True) -> 
 
     Bars are 95 % intervals of the mean over facts.
     """
-    mean, error = calibration.mean_corrupted.tolist(), calibration.standard_error.tolist()
+    half = margin(calibration.standard_error, len(calibration.corrupted)).nan_to_num(0.0)
     figure = go.Figure(
         go.Scatter(
             x=calibration.multipliers,
-            y=mean,
+            y=calibration.mean_corrupted.tolist(),
             mode="lines+markers",
             name="corrupted run",
             line={"color": "#6c3bab"},
-            error_y={"array": [0 if math.isnan(e) else 1.96 * e for e in error], "color": "#9e75de"},
+            error_y={"array": half.tolist(), "color": "#9e75de"},
         )
     )
     figure.add_hline(y=calibration.mean_clean, line_dash="dot", annotation_text="clean run")
@@ -88,9 +88,10 @@ def plot_head_flow_heatmap(flow: HeadFlow, title: str | None = None, show: bool 
 def plot_severed_bars(
     flows: Mapping[str, HiddenFlow], token: int | None = None, title: str | None = None, show: bool = True
 ) -> go.Figure:
-    """Three bars a layer: a single state restored, the same with the MLP severed, and with attention severed.
+    """Draw three bars a layer: a single state restored, the same with the MLP severed, and with attention severed.
 
-    ROME's Figure 3. There is no path from a state to the answer through the MLP of its token where the first two agree.
+    ROME's Figure 3, with 95 % intervals over noise samples. Where the first two agree, there is no path from a state to
+    the answer through the MLP of its token.
 
     Args:
         flows: Maps of hidden states of one prompt, by any names: one plain, and severed ones (`MapSpec.severed`).
@@ -112,11 +113,11 @@ def plot_severed_bars(
     for severed in ("", "mlp", "attention"):
         if severed in by_severed:
             flow = by_severed[severed]
-            errors = [0 if math.isnan(e) else 1.96 * e for e in flow.standard_error[position].tolist()]
+            half = margin(flow.standard_error[position], len(flow.sample_scores)).nan_to_num(0.0)
             figure.add_bar(
                 x=list(range(flow.scores.shape[1])),
                 y=effects(flow)[position].tolist(),
-                error_y={"array": errors, "thickness": 1},
+                error_y={"array": half.tolist(), "thickness": 1},
                 name=_SEVERED_NAMES[severed] if severed else f"single state {done}",
                 marker_color=_SEVERED_COLORS[severed],
             )

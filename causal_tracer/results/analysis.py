@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from causal_tracer.results import intervals
 from causal_tracer.results.words import AnyFlow, control_of, metric_of
 
 if TYPE_CHECKING:
@@ -90,56 +91,17 @@ def share(flow: AnyFlow, effect: float) -> float:
 
 def standard_error(flow: AnyFlow) -> Tensor:
     """Return the standard error of each cell's effect over noise samples; NaN with a single sample."""
-    samples = len(flow.sample_scores)
-    if samples < 2:
-        return torch.full_like(flow.scores, math.nan)
     # The clean run is the same in every sample.
     paired = flow.settings.direction == "restore"
-    differences = flow.sample_scores - flow.low_sample_scores[:, None, None] if paired else flow.sample_scores
-    return differences.std(dim=0, correction=1) / math.sqrt(samples)
+    return intervals.standard_error(
+        flow.sample_scores - flow.low_sample_scores[:, None, None] if paired else flow.sample_scores
+    )
 
 
 def interval(flow: HiddenFlow, level: float) -> tuple[Tensor, Tensor]:
-    """The interval of each cell's effect over noise samples: its mean ± a quantile of Student's t x its error.
-
-    The error is `standard_error`, with samples - 1 degrees of freedom.
-    """
-    samples = flow.sample_scores.shape[0]
-    half = student_t_quantile(0.5 + level / 2, samples - 1) * standard_error(flow)
-    effect = effects(flow)
+    """Return the interval of each cell's effect over noise samples: `standard_error`, by Student's t."""
+    effect, half = effects(flow), intervals.margin(standard_error(flow), len(flow.sample_scores), level)
     return effect - half, effect + half
-
-
-def student_t_quantile(probability: float, degrees: int) -> float:
-    """The quantile of Student's t distribution, for a probability from 0.5 to 1: exact to 1e-6, by bisection.
-
-    The distribution function is that of the regularised incomplete beta function, as a finite sum for whole degrees
-    (Abramowitz & Stegun 26.7.3 and 26.7.4).
-    """
-    if degrees < 1:
-        return math.nan
-
-    def within(t: float) -> float:
-        angle = math.atan(t / math.sqrt(degrees))
-        cosine, term, total = math.cos(angle) ** 2, 1.0, 0.0
-        if degrees % 2:
-            term = math.cos(angle)
-            for k in range(3, degrees + 1, 2):
-                total += term
-                term *= cosine * (k - 1) / k
-            return 2 / math.pi * (angle + math.sin(angle) * total)
-        for k in range(2, degrees + 1, 2):
-            total += term
-            term *= cosine * (k - 1) / k
-        return math.sin(angle) * total
-
-    low, high = 0.0, 1.0
-    while (1 + within(high)) / 2 < probability and high < 1e8:
-        high *= 2
-    while high - low > 1e-7 * max(1.0, high):
-        middle = (low + high) / 2
-        low, high = (middle, high) if (1 + within(middle)) / 2 < probability else (low, middle)
-    return high
 
 
 def peaks(flow: HiddenFlow, count: int) -> tuple[Peak, ...]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from causal_tracer.arguments import file_path, real_number, whole_number
 from causal_tracer.errors import ExportError, ResultFormatError, SettingsError
+from causal_tracer.files import write_atomically
 from causal_tracer.metrics.descriptions import MetricDescription
 from causal_tracer.request.sites import KINDS, LayerKind
 from causal_tracer.results import analysis as reading
@@ -250,10 +251,7 @@ class HiddenFlow:
         """
         file = file_path(path)
         try:
-            # Encoded first: a text that cannot be must not cost an earlier file.
-            encoded = json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False).encode("utf-8")
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(encoded)
+            write_atomically(file, json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False))
         except (OSError, ValueError) as error:
             raise ExportError(f"The result could not be written to {str(file)!r}: {error}") from error
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from torch import Tensor
+
+from causal_tracer.results.intervals import standard_error
 
 _SHARE = 0.1
 
@@ -41,10 +42,7 @@ class NoiseCalibration:
     @property
     def standard_error(self) -> Tensor:
         """Standard error of the mean of P* over facts [multipliers]; NaN with a single fact."""
-        facts = len(self.corrupted)
-        return (
-            self.corrupted.std(dim=0, correction=1) / math.sqrt(facts) if facts > 1 else self.mean_corrupted * math.nan
-        )
+        return standard_error(self.corrupted)
 
     @property
     def recommended_multiplier(self) -> float:

@@ -70,7 +70,10 @@ def head_flow_figure(flow: HeadFlow) -> str | None:
 
 def _framed(figure: Any) -> str:
     """Return a page of its own in a frame: it needs no network, and nothing else on the notebook's page."""
-    page = html.escape(figure.to_html(include_plotlyjs=True, default_width="100%"), quote=True)
+    from causal_tracer.plots.pages import figure_html, standalone_page
+
+    fill = "<style>body { margin: 0; padding: 0; max-width: none; }</style>"
+    page = html.escape(standalone_page("Causal tracing", fill + figure_html(figure)))
     height = int(figure.layout.height or 450) + 20
     return f'<iframe srcdoc="{page}" style="width: 100%; height: {height}px; border: 0" title="map"></iframe>'
 

@@ -1,16 +1,15 @@
-"""The audit of a study: what its sweep gave against what the full sweep gave, in cells drawn by the seed."""
+"""The audit of a study: cells drawn by the seed, computed again by the full sweep."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
 from causal_tracer.errors import StudyError
-from causal_tracer.study.records import AuditedCell, FactRecord
+from causal_tracer.study.records import FactRecord
 from causal_tracer.study.settings import StudySettings
 
 
@@ -30,13 +29,9 @@ class AuditSummary:
     largest: float
     p99: float
 
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON types."""
-        return asdict(self)
-
 
 def audit_summary(records: Sequence[FactRecord]) -> tuple[AuditSummary, ...]:
-    """The audit by map."""
+    """Return the audit of each map."""
     by_map: dict[str, list[float]] = defaultdict(list)
     for record in records:
         for cell in record.audit:
@@ -51,23 +46,20 @@ def check_audit(records: Sequence[FactRecord], settings: StudySettings, dtype: s
 
     Args:
         records: The records to check.
-        settings: The study's.
-        dtype: Of the weights, where it is known; else what the settings ask for, or float32.
+        settings: The study's settings.
+        dtype: Dtype of the weights; None takes what the settings ask for, or float32.
 
     Raises:
-        StudyError: A cell differs by more than the limit, or is no number in one sweep.
+        StudyError: A cell differs by more than the limit, or is NaN in one sweep only.
     """
     limit = settings.limit_of(dtype or settings.dtype or "float32")
     for record in records:
         for cell in record.audit:
+            # Also where one of them is NaN.
             if not cell.difference <= limit:
-                raise StudyError(_message(record, cell, limit))
-
-
-def _message(record: FactRecord, cell: AuditedCell, limit: float) -> str:
-    return (
-        f"The audit found a cell that differs from the full sweep by {cell.difference:.2g}, more than {limit:g}: "
-        f"{record.fact.prompt!r}, map {cell.map_name!r}, token {cell.position}, layer {cell.layer}: {cell.score:.6g} "
-        f"by {record.engine!r}, {cell.full_score:.6g} in full. The study is stopped. Report this, with the model's "
-        "name; a coarser dtype may need a larger --audit-limit."
-    )
+                raise StudyError(
+                    f"The audit found a cell that differs from the full sweep by {cell.difference:.2g}, more than "
+                    f"{limit:g}: {record.fact.prompt!r}, map {cell.map_name!r}, token {cell.position}, layer "
+                    f"{cell.layer}: {cell.score:.6g} by {record.engine!r}, {cell.full_score:.6g} in full. The study is "
+                    "stopped. Report this, with the model's name; a coarser dtype may need a larger --audit-limit."
+                )

@@ -1,11 +1,11 @@
-"""What a study will cost, before it is begun: its size by counting, its speed by tracing a few of its facts."""
+"""The cost of a study before it is begun: its size is counted, its speed measured on a few of its facts."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import torch
@@ -13,15 +13,15 @@ import torch
 from causal_tracer.errors import StudyError
 from causal_tracer.experiment.set_up import TracingContext, prompt_for
 from causal_tracer.prompts.prompt import Prompt
+from causal_tracer.request.records import MapSpec
 from causal_tracer.study.facts import Fact, recall
-from causal_tracer.study.records import MapSettings
-from causal_tracer.study.settings import StudySettings, derived_seed, map_spec
-from causal_tracer.study.tracing import control_positions, placebo_for, study_fact
-from causal_tracer.sweep.plan import SweepPlan, map_plan, reach
+from causal_tracer.study.settings import StudySettings, derived_seed
+from causal_tracer.study.tracing import placebo_for, study_fact
+from causal_tracer.sweep.plan import reach
+from causal_tracer.tracing.cells import spec_plan
 
 
-@dataclass(frozen=True)
-class Work:
+class Work(NamedTuple):
     """The size of a part of a study.
 
     Attributes:
@@ -36,19 +36,10 @@ class Work:
     flops: float
     audit_flops: float
 
-    def __add__(self, other: Work) -> Work:
-        """Both together."""
-        return Work(
-            self.cells + other.cells,
-            self.rows + other.rows,
-            self.flops + other.flops,
-            self.audit_flops + other.audit_flops,
-        )
-
 
 @dataclass(frozen=True)
 class CostEstimate:
-    """What a study will cost.
+    """The cost of a study.
 
     Attributes:
         facts: Facts asked for.
@@ -59,7 +50,6 @@ class CostEstimate:
         rate: Operations per second that they reached, audit included.
         memory: Peak memory of a device, in bytes, while they were traced.
         processes: Processes that share the work.
-        hours: How long the study will take with these.
     """
 
     facts: int
@@ -70,10 +60,14 @@ class CostEstimate:
     rate: float
     memory: int
     processes: int
-    hours: float
+
+    @property
+    def hours(self) -> float:
+        """How long the study will take with these processes."""
+        return self.work.flops / self.rate / self.processes / 3600
 
     def text(self) -> str:
-        """The estimate for people."""
+        """Return the estimate in lines of text."""
         processes = "1 process" if self.processes == 1 else f"{self.processes} processes"
         return "\n".join(
             [
@@ -103,70 +97,66 @@ def estimate_cost(
 
     Args:
         context: The model.
-        settings: The study's.
+        settings: The study's settings.
         facts: The whole set of facts, from which placebos come.
         wanted: The facts to trace.
         processes: Processes that will share the work, as fast as this one each.
         tries: Facts to trace. They are drawn by the seed from those of middling size.
-        clock: Seconds; the study's own time is measured by the same one.
+        clock: Returns seconds; the study's own time is measured by the same one.
 
     Raises:
         StudyError: The model knows none of the facts, or none of those tried could be traced.
     """
-    answers, refused = recall(context, wanted)
+    answers, refused = recall(context, wanted, settings.request)
     known = [found.fact for found in answers if found.known]
     if not known:
         raise StudyError(
             f"The model knows none of these {len(wanted)} facts: its most probable next token is never the "
             "attribute's first. Give facts that it knows."
         )
-    sizes = {fact.fact_id: fact_work(context, settings, fact) for fact in known}
-    work = sum(sizes.values(), Work(0, 0, 0.0, 0.0))
-    by_size = sorted(known, key=lambda fact: sizes[fact.fact_id].flops)
+    sizes = {fact: fact_work(context, settings, fact) for fact in known}
+    by_size = sorted(known, key=lambda fact: sizes[fact].flops)
     middling = by_size[len(by_size) // 4 : max(len(by_size) * 3 // 4, len(by_size) // 4 + tries)]
-    chosen = sorted(middling, key=lambda fact: derived_seed(settings.seed, fact.fact_id, "tried"))[:tries]
-    # The first trace of a process also checks the engine: that is no part of what each fact takes.
-    study_fact(context, replace(settings, samples=1), chosen[0], placebo_for(settings.seed, chosen[0], facts))
-    seconds = flops = 0.0
-    traced = 0
-    memory = _MemoryWatch()
-    for fact in chosen:
+    chosen = sorted(middling, key=lambda fact: derived_seed(settings.request.seed, fact.fact_id, "tried"))[:tries]
+    placebos = {fact: placebo_for(settings.request.seed, fact, facts) for fact in chosen}
+    # The first trace of a process also checks the engine, which is not part of the time of each fact.
+    once = replace(settings, request=replace(settings.request, samples=1))
+    study_fact(context, once, chosen[0], placebos[chosen[0]])
+    seconds: dict[Fact, float] = {}
+    memory = 0
+    for fact, placebo in placebos.items():
         begun = clock()
-        record = study_fact(context, settings, fact, placebo_for(settings.seed, fact, facts))
+        record = study_fact(context, settings, fact, placebo)
         if record.status == "traced":
-            seconds += clock() - begun
-            flops += sizes[fact.fact_id].flops
-            traced += 1
-        memory.look()
-    if not traced:
+            seconds[fact] = clock() - begun
+        memory = max(memory, _memory_used())
+    if not seconds:
         raise StudyError(f"None of the {len(chosen)} facts tried could be traced; {record.cause}")
-    rate = flops / seconds
     return CostEstimate(
         facts=len(wanted),
         known=len(known),
         refused=len(refused),
-        work=work,
-        tried=traced,
-        rate=rate,
-        memory=memory.peak,
+        work=_together(sizes.values()),
+        tried=len(seconds),
+        rate=sum(sizes[fact].flops for fact in seconds) / sum(seconds.values()),
+        memory=memory,
         processes=processes,
-        hours=work.flops / rate / processes / 3600,
     )
 
 
 def fact_work(context: TracingContext, settings: StudySettings, fact: Fact) -> Work:
-    """The size of one fact's maps and of their audit."""
-    prompt = prompt_for(context, fact.prompt, fact.subject)
-    return sum((_map_work(context, settings, prompt, asked) for asked in settings.maps()), Work(0, 0, 0.0, 0.0))
+    """Count the work of one fact's maps and of their audit."""
+    prompt = prompt_for(context, fact.prompt, fact.subject, settings.request.occurrence)
+    return _together(_map_work(context, settings, prompt, spec) for spec in settings.maps_of(prompt).values())
 
 
-def _map_work(context: TracingContext, settings: StudySettings, prompt: Prompt, asked: MapSettings) -> Work:
+def _together(parts: Iterable[Work]) -> Work:
+    return Work(*map(sum, zip(*parts, strict=True)))
+
+
+def _map_work(context: TracingContext, settings: StudySettings, prompt: Prompt, spec: MapSpec) -> Work:
     traced = context.traced
-    positions = range(len(prompt)) if asked.everywhere else control_positions(prompt)
-    spec = map_spec(asked)
-    plan: SweepPlan = map_plan(
-        traced, prompt, spec.kind, spec.window, positions, range(traced.n_layers), severed=spec.severed
-    )
+    plan = spec_plan(traced, prompt, spec, settings.request.direction)
     block = 2.0 * _matrix_weights(traced.blocks) / traced.n_layers
     head = 2.0 * traced.d_model * traced.vocab_size
     reads = plan.read_positions(len(prompt))
@@ -186,19 +176,10 @@ def _matrix_weights(modules: Sequence[Any]) -> int:
     return sum(parameter.numel() for module in modules for parameter in module.parameters() if parameter.dim() > 1)
 
 
-class _MemoryWatch:
-    """The most memory held so far: a GPU's own count, or this process's resident set when looked at."""
-
-    def __init__(self) -> None:
-        self.peak = 0
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
-        self.look()
-
-    def look(self) -> None:
-        if torch.cuda.is_available():
-            self.peak = max(self.peak, torch.cuda.max_memory_allocated())
-        else:
-            memory = psutil.Process().memory_info()
-            # Windows knows the peak; elsewhere the set does not shrink much between looks.
-            self.peak = max(self.peak, getattr(memory, "peak_wset", memory.rss))
+def _memory_used() -> int:
+    """Return the peak memory of a GPU, or of this process as far as the system knows it."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    memory = psutil.Process().memory_info()
+    # Windows knows the peak; elsewhere the resident set hardly shrinks between facts.
+    return int(getattr(memory, "peak_wset", memory.rss))

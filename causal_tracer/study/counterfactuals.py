@@ -1,19 +1,21 @@
-"""Other subjects that can stand in a subject's place, for `corruption.CounterfactualSubjects`."""
+"""Subjects of equal length to put in a subject's place, for `corruption.CounterfactualSubjects`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import islice
 from typing import Any
 
 from causal_tracer.corruption.counterfactual import counterfactual_ids
 from causal_tracer.errors import SettingsError, SubjectError
 from causal_tracer.prompts.prompt import Prompt
+from causal_tracer.study.facts import load_facts
 
 
 def equal_length_subjects(
     tokenizer: Any, prompt: Prompt, candidates: Iterable[str] | None = None, count: int = 10
 ) -> tuple[str, ...]:
-    """Those candidates that have as many tokens as the prompt's subject and leave all other tokens as they are.
+    """Return candidates that have as many tokens as the prompt's subject and leave all other tokens as they are.
 
     Args:
         tokenizer: The tokenizer that made the prompt.
@@ -30,13 +32,9 @@ def equal_length_subjects(
     """
     if count < 1:
         raise SettingsError(f"count={count} asks for no subject. Give 1 or more.")
-    found: list[str] = []
-    for other in _shipped_subjects(prompt.subject) if candidates is None else candidates:
-        if other != prompt.subject and other not in found and _fits(tokenizer, prompt, other):
-            found.append(other)
-            if len(found) == count:
-                break
-    return tuple(found)
+    others = dict.fromkeys(_shipped_subjects(prompt.subject) if candidates is None else candidates)
+    fitting = (other for other in others if other != prompt.subject and _fits(tokenizer, prompt, other))
+    return tuple(islice(fitting, count))
 
 
 def _fits(tokenizer: Any, prompt: Prompt, other: str) -> bool:
@@ -48,8 +46,6 @@ def _fits(tokenizer: Any, prompt: Prompt, other: str) -> bool:
 
 
 def _shipped_subjects(subject: str) -> list[str]:
-    from causal_tracer.study.facts import load_facts
-
     facts = load_facts()
     relations = {fact.relation for fact in facts if fact.subject == subject}
     return [fact.subject for fact in sorted(facts, key=lambda fact: fact.relation not in relations)]

@@ -1,10 +1,10 @@
-"""Facts: what a study traces, read from files or data sets, and which of them a model knows."""
+"""Facts to trace: read from files or data sets, and asked of a model to see which ones it knows."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import as_file, files
@@ -21,6 +21,7 @@ from causal_tracer.model.runs import read_logits
 from causal_tracer.prompts.answer_forms import Continuation, LogitsAfter, choose, continuations
 from causal_tracer.prompts.prompt import Prompt
 from causal_tracer.prompts.subject import occurrences
+from causal_tracer.request.records import TraceRequest
 
 SHIPPED = "shipped"
 """The name of the facts that come with the package: known to Gemma 3 270M, see `examples/find_known_facts.py`."""
@@ -32,7 +33,9 @@ _COLUMNS: Mapping[str, tuple[str, ...]] = {
     "relation": ("relation", "relation_id"),
     "fact_id": ("fact_id", "known_id", "case_id", "id"),
 }
+_NEEDED = "prompt, subject, attribute and relation"
 _CHECK_ROWS = 32
+_PLAIN = TraceRequest("")
 
 
 @dataclass(frozen=True)
@@ -55,20 +58,20 @@ class Fact:
 
 
 def load_facts(source: str | PathLike[str] = SHIPPED) -> tuple[Fact, ...]:
-    """Read facts: the shipped ones, a file, or a data set.
+    """Read the shipped facts, a file, or a data set.
 
     Files are JSON (a list of records), JSONL, CSV or Parquet, with the columns prompt, subject, attribute and relation;
     ROME's `known_1000.json` is one of them. A prompt may hold {} in place of its subject. Anything else is the id of a
     Hugging Face data set, with the split after a colon: "name/of-it:train".
 
     Raises:
-        FactsError: There is no such source, or its records are incomplete, ambiguous or doubled.
+        FactsError: There is no such source, or its records are incomplete, ambiguous or repeated.
     """
     name = str(source)
     path = Path(source)
     if name == SHIPPED:
         with as_file(files("causal_tracer") / "facts" / "known_facts.json") as shipped:
-            return facts_from_records(_read_file(shipped), SHIPPED)
+            return facts_from_records(_read_file(shipped), name)
     if path.is_file():
         return facts_from_records(_read_file(path), path.name)
     if path.suffix.lower() in _READERS:
@@ -77,48 +80,45 @@ def load_facts(source: str | PathLike[str] = SHIPPED) -> tuple[Fact, ...]:
 
 
 def facts_from_records(records: Iterable[Mapping[str, Any]], name: str = "these records") -> tuple[Fact, ...]:
-    """Facts from records such as the rows of a table.
+    """Return facts from records such as the rows of a table.
 
     Raises:
         FactsError: A record lacks a column or its subject, or two records are the same fact.
     """
-    facts: list[Fact] = []
-    seen: dict[str, int] = {}
+    facts: dict[str, Fact] = {}
     for number, record in enumerate(records):
         fact = _fact(record, f"record {number} of {name}")
         # Without ids of their own, equal facts have equal ids.
-        if fact.fact_id in seen:
+        if fact.fact_id in facts:
             raise FactsError(
-                f"Records {seen[fact.fact_id]} and {number} of {name} have the same id {fact.fact_id!r} "
+                f"Records {list(facts).index(fact.fact_id)} and {number} of {name} have the same id {fact.fact_id!r} "
                 f"({fact.prompt!r}). Leave one of them out."
             )
-        seen[fact.fact_id] = number
-        facts.append(fact)
+        facts[fact.fact_id] = fact
     if not facts:
-        raise FactsError(f"{name} holds no facts. Give records with prompt, subject, attribute and relation.")
-    return tuple(facts)
+        raise FactsError(f"{name} has no facts. Give records with {_NEEDED}.")
+    return tuple(facts.values())
 
 
 def facts_digest(facts: Sequence[Fact]) -> str:
-    """A hash of the facts, whatever their order: what tells one set from another."""
+    """Return a hash of a set of facts, whatever their order."""
     lines = sorted(json.dumps(asdict(fact), sort_keys=True, ensure_ascii=False) for fact in facts)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def alternating_relations(facts: Sequence[Fact]) -> tuple[Fact, ...]:
-    """The facts in an order that takes one of each relation in turn, so that the first n cover all relations."""
-    by_relation: dict[str, list[Fact]] = defaultdict(list)
+    """Return the facts in an order that takes one of each relation in turn, so that the first n cover all relations."""
+    earlier: Counter[str] = Counter()
+    turns = []
     for fact in facts:
-        by_relation[fact.relation].append(fact)
-    longest = max(map(len, by_relation.values()), default=0)
-    return tuple(
-        group[turn] for turn in range(longest) for _, group in sorted(by_relation.items()) if turn < len(group)
-    )
+        turns.append((earlier[fact.relation], fact.relation))
+        earlier[fact.relation] += 1
+    return tuple(fact for _, fact in sorted(zip(turns, facts, strict=True), key=lambda pair: pair[0]))
 
 
 @dataclass(frozen=True)
 class Recall:
-    """What a model says to a fact's prompt.
+    """A model's answer to a fact's prompt.
 
     Attributes:
         fact: The fact.
@@ -143,41 +143,43 @@ class Recall:
         return self.answer_id == self.top_id
 
 
-def recall(context: TracingContext, facts: Sequence[Fact]) -> tuple[list[Recall], dict[str, str]]:
+def recall(
+    context: TracingContext, facts: Sequence[Fact], request: TraceRequest = _PLAIN
+) -> tuple[list[Recall], dict[str, str]]:
     """Ask the model for each fact, prompts of equal length together.
+
+    Args:
+        context: The model.
+        facts: The facts.
+        request: How subject and answer are found in text: its occurrence and answer form.
 
     Returns:
         The answers in the facts' order, and for each fact that cannot be asked (by its id) why.
     """
-    prompts: dict[str, Prompt] = {}
-    forms: dict[str, tuple[Continuation, ...]] = {}
+    by_length: dict[int, list[tuple[Fact, Prompt, tuple[Continuation, ...]]]] = defaultdict(list)
     refused: dict[str, str] = {}
     for fact in facts:
         try:
-            prompt = prompt_for(context, fact.prompt, fact.subject)
-            forms[fact.fact_id] = continuations(context.tokenizer, prompt, fact.attribute)
-            prompts[fact.fact_id] = prompt
+            prompt = prompt_for(context, fact.prompt, fact.subject, request.occurrence)
+            forms = continuations(context.tokenizer, prompt, fact.attribute, request.answer_form)
+            by_length[len(prompt)].append((fact, prompt, forms))
         except (PromptError, TokenizerError) as error:
             refused[fact.fact_id] = str(error)
-    by_length: dict[int, list[Fact]] = defaultdict(list)
-    for fact in facts:
-        if fact.fact_id not in refused:
-            by_length[len(prompts[fact.fact_id])].append(fact)
     found: dict[str, Recall] = {}
     for group in by_length.values():
         for start in range(0, len(group), _CHECK_ROWS):
             batch = group[start : start + _CHECK_ROWS]
-            rows = torch.tensor([prompts[fact.fact_id].input_ids for fact in batch])
+            rows = torch.tensor([prompt.input_ids for _, prompt, _ in batch])
             logits = read_logits(context.traced, rows, {}, "clean").cpu()
-            for fact, row in zip(batch, logits, strict=True):
-                ids = choose(forms[fact.fact_id], _logits_after(context, prompts[fact.fact_id], row)).ids
+            for (fact, prompt, forms), row in zip(batch, logits, strict=True):
+                ids = choose(forms, _logits_after(context, prompt, row)).ids
                 probability = float(row[0].softmax(dim=-1)[ids[0]])
                 found[fact.fact_id] = Recall(fact, ids, int(row[0].argmax()), probability)
     return [found[fact.fact_id] for fact in facts if fact.fact_id in found], refused
 
 
 def _logits_after(context: TracingContext, prompt: Prompt, row: Tensor) -> LogitsAfter:
-    """The prompt's logits, which are known [1, vocabulary], and those after more tokens."""
+    """Return what gives the logits after the prompt, which are known [1, vocabulary], and after more tokens."""
 
     def logits(forced: tuple[int, ...]) -> Tensor:
         if not forced:
@@ -197,8 +199,8 @@ def _fact(record: Mapping[str, Any], where: str) -> Fact:
         if default is not None:
             return default
         raise FactsError(
-            f"{where} has no {' or '.join(_COLUMNS[name])}; it has {', '.join(map(str, record)) or 'nothing'}. Facts "
-            "need prompt, subject, attribute and relation."
+            f"{where} has no {' or '.join(_COLUMNS[name])}; it has {', '.join(map(str, record)) or 'nothing'}. Give "
+            f"{_NEEDED}."
         )
 
     subject, attribute = column("subject").strip(), column("attribute").strip()
@@ -244,7 +246,7 @@ def _read_file(path: Path) -> list[Mapping[str, Any]]:
     except (OSError, ValueError) as error:
         raise FactsError(f"{path.name!r} could not be read as {path.suffix.lower()} ({error}).") from error
     if not all(isinstance(record, Mapping) for record in records):
-        raise FactsError(f"{path.name!r} is not a list of records with prompt, subject, attribute and relation.")
+        raise FactsError(f"{path.name!r} is not a list of records with {_NEEDED}.")
     return records
 
 

@@ -1,93 +1,131 @@
-"""Plotly figures of a study: the paper's Figures 2, 3 and 7, where the best layers lie, and two studies together."""
+"""Plotly figures of a study: the paper's Figures 2, 3 and 7, where the best layers lie, and studies compared."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
+import plotly.graph_objects as go
 
 from causal_tracer.errors import StudyError
+from causal_tracer.plots.heatmap import COLOR_SCALES
+from causal_tracer.plots.scale import color_stops, scale_ends
 from causal_tracer.results.words import KIND_NAMES
-from causal_tracer.study.records import ROLES
+from causal_tracer.study.records import READ_ROLES, ROLES
 from causal_tracer.study.statistics import Mean, StudyEffects, fact_peaks
 
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
-
-KIND_SCALES = {"hidden": "Purples", "mlp": "Greens", "attention": "Reds"}
 # Okabe and Ito's colours, which most colour-blind people can tell apart; one dash each as well.
-ROLE_COLORS = ("#56B4E9", "#E69F00", "#D55E00", "#009E73", "#999999", "#0072B2")
-ROLE_DASHES = ("dot", "dash", "solid", "dashdot", "longdash", "solid")
-BAR_COLORS = {"hidden": "#7F6BB0", "hidden, mlp severed": "#009E73", "hidden, attention severed": "#D55E00"}
-BAR_NAMES = {
-    "hidden": "nothing severed",
-    "hidden, mlp severed": "MLP severed",
-    "hidden, attention severed": "attention severed",
-}
-_HEIGHT = 340
-_TITLES = {
-    "map": "Map by token role: {of}",
-    "lines": "Layers with intervals: {of}",
-    "corrected": "Less the placebo: {of}",
-    "severed": "Severed paths",
-    "best layers": "Best layers of single facts: {of} token",
-    "compared": "Studies beside each other: {of} token",
-}
-_CAPTIONS = {
-    "map": "Average indirect effect of restoring {of}, by token role and layer (the paper's Figure 2).",
-    "lines": "Average indirect effect of restoring {of}, with 95 % intervals (the paper's Figure 7).",
-    "corrected": "Beside it the placebo, which restores another fact's activations, and the difference of the two.",
-    "severed": "Hidden states restored while the MLP's or attention's outputs at that token stay corrupted (Figure 3).",
-    "best layers": "Each fact's own best layer at the {of} token: how far facts agree with the average.",
-    "compared": "Average indirect effect ({of} token), over the relative depth of the layer, with 95 % intervals.",
+LINE_STYLES = (
+    ("#56B4E9", "dot"),
+    ("#E69F00", "dash"),
+    ("#D55E00", "solid"),
+    ("#009E73", "dashdot"),
+    ("#999999", "longdash"),
+    ("#0072B2", "solid"),
+)
+BAR_COLORS = {"hidden": "#7F6BB0", "mlp": "#009E73", "attention": "#D55E00"}
+_PATCHING = {"restore": ("restoring", "restored"), "corrupt": ("corrupting", "corrupted")}
+_WORDS = {
+    "map": (
+        "Map by token role: {of}",
+        "Average indirect effect of {doing} {of}, by token role and layer (the paper's Figure 2).",
+    ),
+    "lines": (
+        "Layers with intervals: {of}",
+        "Average indirect effect of {doing} {of}, with 95 % intervals (the paper's Figure 7).",
+    ),
+    "corrected": (
+        "Minus the placebo: {of}",
+        "Average indirect effect, the same of the placebo, which restores another fact's activations, and the "
+        "difference of the two.",
+    ),
+    "severed": (
+        "Severed paths",
+        "Hidden states {done} while the MLP's or attention's outputs at that token stay corrupted (Figure 3).",
+    ),
+    "best layers": (
+        "Best layers of single facts: {of} token",
+        "Each fact's own best layer at the {of} token: how far facts agree with the average.",
+    ),
+    "compared": (
+        "Studies compared: {of} token",
+        "Average indirect effect ({of} token), over the relative depth of the layer, with 95 % intervals.",
+    ),
 }
 
 
-def study_figures(effects: StudyEffects, seed: int = 0) -> dict[str, go.Figure]:
-    """All figures of a study, by name: those for which it has the maps.
+def study_figures(effects: StudyEffects) -> dict[str, go.Figure]:
+    """Draw all figures for which a study has the maps.
 
-    Names: "map KIND", "lines KIND", "corrected KIND", "severed", "best layers ROLE".
+    Returns:
+        The figures by name: "map KIND", "lines KIND", "corrected KIND", "severed", "best layers ROLE".
     """
     figures: dict[str, go.Figure] = {}
     kinds = [kind for kind in KIND_NAMES if kind in effects.maps]
     for kind in kinds:
-        figures[f"map {kind}"] = role_map(effects, kind, seed)
-        figures[f"lines {kind}"] = role_lines(effects, kind, seed)
+        figures[f"map {kind}"] = _role_map(effects, kind)
+        figures[f"lines {kind}"] = _role_lines(effects, kind)
         if (corrected := effects.corrected(kind)) is not None:
-            figures[f"corrected {kind}"] = placebo_lines(effects, kind, corrected, seed)
-    if any(name in effects.maps for name in ("hidden, mlp severed", "hidden, attention severed")):
-        figures["severed"] = severed_bars(effects, "last subject", seed)
-    for role in ("last subject", "last"):
-        figures[f"best layers {role}"] = best_layer_histogram(effects, kinds, role)
+            figures[f"corrected {kind}"] = _placebo_lines(effects, kind, corrected)
+    if any(effects.settings.maps[name].severed for name in effects.maps):
+        figures["severed"] = _severed_bars(effects, "last subject")
+    for role in READ_ROLES:
+        figures[f"best layers {role}"] = _best_layer_histogram(effects, kinds, role)
     return figures
 
 
-def figure_title(name: str) -> str:
-    """What a figure of `study_figures` or `comparison_figures` is called."""
-    return _said(_TITLES, name)
+def comparison_figures(studies: Mapping[str, StudyEffects]) -> dict[str, go.Figure]:
+    """Draw the AIE of several studies in one figure for each kind and role that they share: "compared KIND, ROLE".
+
+    Layers are drawn at their relative depth, since models differ in how many they have.
+
+    Raises:
+        StudyError: The studies differ in metric or direction.
+    """
+    labels = sorted({effects.label for effects in studies.values()})
+    directions = sorted({effects.settings.request.direction for effects in studies.values()})
+    for what, found in (("metric", labels), ("direction", directions)):
+        if len(found) > 1:
+            raise StudyError(f"These studies have several {what}s: {', '.join(found)}. Compare studies of one {what}.")
+    figures: dict[str, go.Figure] = {}
+    for kind in KIND_NAMES:
+        having = {name: effects for name, effects in studies.items() if kind in effects.maps}
+        if len(having) < 2:
+            continue
+        for role in READ_ROLES:
+            figure = go.Figure()
+            for number, (name, effects) in enumerate(having.items()):
+                aie = effects.mean(effects.at(kind, role))
+                # The first colours are those that differ most.
+                style = LINE_STYLES[(2, 5, 3, 1, 0, 4)[number % 6]][0], LINE_STYLES[number % 6][1]
+                _add_line(figure, name, aie, *style, x=np.linspace(0, 1, len(aie.mean)).tolist())
+            depths = f"depth of the layer, from first to last ({KIND_NAMES[kind]})"
+            figures[f"compared {kind}, {role}"] = _styled(figure, depths, f"AIE at the {role} token, {labels[0]}")
+    return figures
 
 
-def figure_caption(name: str) -> str:
-    """What a figure of `study_figures` or `comparison_figures` shows."""
-    return _said(_CAPTIONS, name)
+def figure_words(name: str, direction: str = "restore") -> tuple[str, str]:
+    """Return title and caption of a figure of `study_figures` or `comparison_figures`, for a study's direction."""
+    start = next(start for start in _WORDS if name.startswith(start))
+    about = name.removeprefix(start).strip().split(", ")
+    of = ", ".join(KIND_NAMES.get(part, part) for part in about)
+    doing, done = _PATCHING[direction]
+    title, caption = (words.format(of=of, doing=doing, done=done) for words in _WORDS[start])
+    return title, caption
 
 
-def role_map(effects: StudyEffects, kind: str, seed: int = 0) -> go.Figure:
-    """The AIE of a kind by token role and layer (the paper's Figure 2)."""
-    import plotly.graph_objects as go
-
-    from causal_tracer.plots.scale import color_stops, scale_ends
-
-    aie = effects.mean(effects.maps[kind].effects, seed)
-    ends = scale_ends(effects.strength(aie.mean[~np.isnan(aie.mean)]).tolist(), 0.0)
+def _role_map(effects: StudyEffects, kind: str) -> go.Figure:
+    """Draw the AIE of a kind by token role and layer (the paper's Figure 2)."""
+    aie = effects.mean(effects.maps[kind]).mean
+    ends = scale_ends(effects.strength(aie[~np.isnan(aie)]).tolist(), 0.0)
     weakest, strongest = effects.strength(np.array(ends)).tolist()
     figure = go.Figure(
         go.Heatmap(
-            x=list(range(aie.mean.shape[1])),
-            z=_gaps(aie.mean),
-            y=_role_labels(),
-            colorscale=color_stops(KIND_SCALES[kind], weakest, 0.0, strongest),
+            x=list(range(aie.shape[1])),
+            z=aie.tolist(),
+            y=["further tokens" if role == "further" else f"{role} token" for role in ROLES],
+            colorscale=color_stops(COLOR_SCALES[effects.settings.maps[kind].kind], weakest, 0.0, strongest),
             zmin=min(weakest, strongest),
             zmax=max(weakest, strongest),
             hovertemplate="%{y}, layer %{x}<br>AIE %{z:.4f}<extra></extra>",
@@ -96,143 +134,75 @@ def role_map(effects: StudyEffects, kind: str, seed: int = 0) -> go.Figure:
             ygap=1,
         )
     )
-    return _styled(figure, _layer_title(effects, kind), "", reverse=True)
+    figure.update_yaxes(autorange="reversed")
+    return _styled(figure, _layer_title(effects, kind), "")
 
 
-def role_lines(effects: StudyEffects, kind: str, seed: int = 0) -> go.Figure:
-    """The AIE of a kind at each role over layers, with 95 % intervals (the paper's Figure 7)."""
-    aie = effects.mean(effects.maps[kind].effects, seed)
-    figure = _lines({role: _row(aie, number) for number, role in enumerate(_role_labels())})
+def _role_lines(effects: StudyEffects, kind: str) -> go.Figure:
+    """Draw the AIE of a kind at each role over layers, with 95 % intervals (the paper's Figure 7)."""
+    figure = go.Figure()
+    for role, style in zip(ROLES, LINE_STYLES, strict=True):
+        label = "further tokens" if role == "further" else f"{role} token"
+        _add_line(figure, label, effects.mean(effects.at(kind, role)), *style)
     return _styled(figure, _layer_title(effects, kind), f"average indirect effect, {effects.label}")
 
 
-def placebo_lines(effects: StudyEffects, kind: str, corrected: np.ndarray, seed: int = 0) -> go.Figure:
-    """At the last subject token and the last: AIE, that of the placebo, and their paired difference."""
-    import plotly.graph_objects as go
-
+def _placebo_lines(effects: StudyEffects, kind: str, corrected: np.ndarray) -> go.Figure:
+    """Draw AIE, placebo and their paired difference at the last subject token and at the last token."""
     figure = go.Figure()
-    parts = {"AIE": effects.maps[kind].effects, "placebo": effects.maps[f"{kind}, placebo"].effects}
-    for role, color in (("last subject", "#D55E00"), ("last", "#0072B2")):
+    for role in READ_ROLES:
         number = ROLES.index(role)
         for name, values, dash in (
-            ("AIE", parts["AIE"], "dot"),
-            ("placebo", parts["placebo"], "dash"),
-            ("AIE less placebo", corrected, "solid"),
+            ("AIE", effects.at(kind, role), "dot"),
+            ("placebo", effects.at(f"{kind}, placebo", role), "dash"),
+            ("AIE minus placebo", corrected[:, number], "solid"),
         ):
-            _add_line(figure, f"{_label(role)}: {name}", _row(effects.mean(values, seed), number), color, dash)
+            _add_line(figure, f"{role} token: {name}", effects.mean(values), LINE_STYLES[number][0], dash)
     return _styled(figure, _layer_title(effects, kind), f"average indirect effect, {effects.label}")
 
 
-def severed_bars(effects: StudyEffects, role: str, seed: int = 0) -> go.Figure:
-    """The AIE of hidden states with the MLP's or attention's outputs held (the paper's Figure 3)."""
-    import plotly.graph_objects as go
-
+def _severed_bars(effects: StudyEffects, role: str) -> go.Figure:
+    """Draw the AIE of hidden states with the MLP's or attention's outputs held (the paper's Figure 3)."""
     figure = go.Figure()
-    number = ROLES.index(role)
-    for name in ("hidden", "hidden, mlp severed", "hidden, attention severed"):
-        if name not in effects.maps:
+    for name in effects.maps:
+        spec = effects.settings.maps[name]
+        held = spec.severed
+        if spec.kind != "hidden" or spec.source == "placebo":
             continue
-        aie = _row(effects.mean(effects.maps[name].effects, seed), number)
-        figure.add_bar(
-            name=BAR_NAMES[name],
-            x=list(range(len(aie.mean))),
-            y=_list(aie.mean),
-            marker_color=BAR_COLORS[name],
-            error_y={
-                "type": "data",
-                "symmetric": False,
-                "array": _list(aie.high - aie.mean),
-                "arrayminus": _list(aie.mean - aie.low),
-                "thickness": 1,
-                "width": 0,
-            },
-            hovertemplate="layer %{x}: %{y:.4f}<extra>" + BAR_NAMES[name] + "</extra>",
-        )
-    figure.update_layout(barmode="group")
-    return _styled(figure, "layer at which the hidden state is restored", f"AIE at the {_label(role)}, {effects.label}")
+        aie = effects.mean(effects.at(name, role))
+        high, low = (aie.high - aie.mean).tolist(), (aie.mean - aie.low).tolist()
+        error = {"type": "data", "symmetric": False, "array": high, "arrayminus": low, "thickness": 1, "width": 0}
+        label = "nothing severed" if held is None else f"{KIND_NAMES[held]} severed"
+        _add_bars(figure, label, BAR_COLORS[held or "hidden"], aie.mean.tolist(), "%{y:.4f}", error_y=error)
+    return _styled(
+        figure, f"layer at which the hidden state is {_done(effects)}", f"AIE at the {role} token, {effects.label}"
+    )
 
 
-def best_layer_histogram(effects: StudyEffects, kinds: Sequence[str], role: str) -> go.Figure:
-    """How many facts have their best layer where, for each kind: what an average hides."""
-    import plotly.graph_objects as go
-
+def _best_layer_histogram(effects: StudyEffects, kinds: Sequence[str], role: str) -> go.Figure:
+    """Draw how many facts have their best layer where, for each kind: what an average hides."""
     figure = go.Figure()
-    colors = {"hidden": "#7F6BB0", "mlp": "#009E73", "attention": "#D55E00"}
     for kind in kinds:
-        layers, _ = fact_peaks(effects, kind, role)
-        counts = np.bincount(layers, minlength=effects.maps[kind].effects.shape[2])
-        figure.add_bar(
-            name=KIND_NAMES[kind],
-            x=list(range(len(counts))),
-            y=counts.tolist(),
-            marker_color=colors[kind],
-            hovertemplate="layer %{x}: %{y} facts<extra>" + KIND_NAMES[kind] + "</extra>",
-        )
-    figure.update_layout(barmode="group")
-    return _styled(figure, f"best layer at the {_label(role)}", "facts")
+        counts = np.bincount(fact_peaks(effects, kind, role)[0], minlength=effects.maps[kind].shape[2])
+        _add_bars(figure, KIND_NAMES[kind], BAR_COLORS[kind], counts.tolist(), "%{y} facts")
+    return _styled(figure, f"best layer at the {role} token", "facts")
 
 
-def comparison_figures(studies: Mapping[str, StudyEffects], seed: int = 0) -> dict[str, go.Figure]:
-    """The AIE of several studies in one figure for each kind and role that they share.
-
-    Layers are put at their relative depth, since models differ in how many they have.
-
-    Raises:
-        StudyError: The studies differ in metric.
-    """
-    import plotly.graph_objects as go
-
-    labels = {effects.label for effects in studies.values()}
-    if len(labels) > 1:
-        raise StudyError(
-            f"These studies have several metrics: {', '.join(sorted(labels))}. Compare studies of one metric."
-        )
-    figures: dict[str, go.Figure] = {}
-    for kind in KIND_NAMES:
-        having = {name: effects for name, effects in studies.items() if kind in effects.maps}
-        if len(having) < 2:
-            continue
-        for role in ("last subject", "last"):
-            figure = go.Figure()
-            for number, (name, effects) in enumerate(having.items()):
-                aie = _row(effects.mean(effects.maps[kind].effects, seed), ROLES.index(role))
-                depth = np.linspace(0, 1, len(aie.mean)).tolist()
-                color, dash = ROLE_COLORS[(2, 5, 3, 1, 0, 4)[number % 6]], ROLE_DASHES[number % 6]
-                _add_line(figure, name, aie, color, dash, x=depth)
-            depths = f"depth of the layer, from first to last ({KIND_NAMES[kind]})"
-            figures[f"compared {kind}, {role}"] = _styled(
-                figure, depths, f"AIE at the {_label(role)}, {', '.join(labels)}"
-            )
-    return figures
-
-
-def _said(words: Mapping[str, str], name: str) -> str:
-    start = next(start for start in words if name.startswith(start))
-    about = name.removeprefix(start).strip().split(", ")
-    return words[start].replace("{of}", ", ".join(KIND_NAMES.get(part, part) for part in about))
-
-
-def _lines(rows: Mapping[str, Mean]) -> go.Figure:
-    import plotly.graph_objects as go
-
-    figure = go.Figure()
-    for number, (name, row) in enumerate(rows.items()):
-        _add_line(figure, name, row, ROLE_COLORS[number], ROLE_DASHES[number])
-    return figure
+def _add_bars(figure: go.Figure, name: str, color: str, y: list[float], hover: str, **options: Any) -> None:
+    x, template = list(range(len(y))), f"layer %{{x}}: {hover}<extra>{name}</extra>"
+    figure.add_bar(name=name, x=x, y=y, marker_color=color, hovertemplate=template, **options)
 
 
 def _add_line(figure: go.Figure, name: str, row: Mean, color: str, dash: str, x: Sequence[float] | None = None) -> None:
-    """A line with its interval as a band of the same colour, which the legend switches together."""
-    known = ~np.isnan(row.mean)
-    if not known.any():
+    """Add a line with its interval as a band of the same colour, which the legend switches together."""
+    if np.isnan(row.mean).all():
         return
-    places = list(range(len(row.mean))) if x is None else list(x)
+    places = np.arange(len(row.mean)) if x is None else np.array(x)
     sure = ~np.isnan(row.low)
-    band = [place for place, inside in zip(places, sure, strict=True) if inside]
     red, green, blue = (int(color[start : start + 2], 16) for start in (1, 3, 5))
     figure.add_scatter(
-        x=[*band, *reversed(band)],
-        y=[*row.high[sure].tolist(), *reversed(row.low[sure].tolist())],
+        x=[*places[sure].tolist(), *places[sure][::-1].tolist()],
+        y=[*row.high[sure].tolist(), *row.low[sure][::-1].tolist()],
         mode="lines",
         fill="toself",
         fillcolor=f"rgba({red},{green},{blue},0.15)",
@@ -242,8 +212,8 @@ def _add_line(figure: go.Figure, name: str, row: Mean, color: str, dash: str, x:
         legendgroup=name,
     )
     figure.add_scatter(
-        x=places,
-        y=_list(row.mean),
+        x=places.tolist(),
+        y=row.mean.tolist(),
         name=name,
         mode="lines",
         line={"color": color, "dash": dash},
@@ -253,42 +223,26 @@ def _add_line(figure: go.Figure, name: str, row: Mean, color: str, dash: str, x:
     )
 
 
-def _row(mean: Mean, number: int) -> Mean:
-    return Mean(mean.mean[number], mean.low[number], mean.high[number])
-
-
-def _styled(figure: go.Figure, x_title: str, y_title: str, *, reverse: bool = False) -> go.Figure:
+def _styled(figure: go.Figure, x_title: str, y_title: str) -> go.Figure:
     figure.update_layout(
         template="plotly_white",
-        height=_HEIGHT,
+        height=340,
         margin={"l": 60, "r": 20, "t": 20, "b": 50},
         legend={"orientation": "h", "y": -0.25},
+        barmode="group",
     )
     # Layers are numbered in whole steps; depths, which go from 0 to 1, as they come.
-    last = max((max(trace.x, default=0) for trace in figure.data if trace.x is not None), default=0)
+    last = max((max(trace.x, default=0) for trace in figure.data), default=0)
     figure.update_xaxes(title=x_title, tick0=0, dtick=max(1, round(last / 12)) if last > 1 else None)
-    figure.update_yaxes(title=y_title, automargin=True, autorange="reversed" if reverse else None)
+    figure.update_yaxes(title=y_title, automargin=True)
     return figure
 
 
 def _layer_title(effects: StudyEffects, kind: str) -> str:
-    window = effects.maps[kind].settings.window
-    if window == 1:
-        return f"layer ({KIND_NAMES[kind]})"
-    return f"centre of {window} restored layers ({KIND_NAMES[kind]})"
+    window = effects.settings.maps[kind].window
+    layers = "layer" if window == 1 else f"centre of {window} {_done(effects)} layers"
+    return f"{layers} ({KIND_NAMES[kind]})"
 
 
-def _label(role: str) -> str:
-    return f"{role} token"
-
-
-def _role_labels() -> list[str]:
-    return [_label(role) if role != "further" else "further tokens" for role in ROLES]
-
-
-def _list(values: np.ndarray) -> list[float | None]:
-    return [None if np.isnan(value) else float(value) for value in values]
-
-
-def _gaps(values: np.ndarray) -> list[list[float | None]]:
-    return [_list(row) for row in values]
+def _done(effects: StudyEffects) -> str:
+    return _PATCHING[effects.settings.request.direction][1]

@@ -1,13 +1,12 @@
-"""A study as a data set on the Hugging Face hub: a few large files, and a card that tells which is which."""
+"""A study as a data set on the Hugging Face hub: its Parquet files, and a card that names them."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from causal_tracer.errors import StudyError
-from causal_tracer.study.store import read_manifest
-
-TABLES = ("cells", "facts", "audit")
+from causal_tracer.study.store import TABLES
+from causal_tracer.study.stored import StoredStudy
 
 
 def push_to_hub(study: Path, repo_id: str, *, private: bool = True) -> str:
@@ -17,28 +16,20 @@ def push_to_hub(study: Path, repo_id: str, *, private: bool = True) -> str:
         The data set's address.
 
     Raises:
-        StudyError: The study was not brought to an end, or the hub refused.
+        StudyError: There is no study, it was not brought to an end, or the hub refused.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    manifest = read_manifest(study)
-    lacking = [f"{name}.parquet" for name in TABLES if not (study / f"{name}.parquet").exists()]
-    if manifest is None or lacking:
+    card = dataset_card(StoredStudy.open(study).model)
+    if lacking := [f"{name}.parquet" for name in TABLES if not (study / f"{name}.parquet").exists()]:
         raise StudyError(
-            f"The study in {str(study)!r} lacks {', '.join(lacking) or 'manifest.json'}: it was not brought to an end. "
-            "Run it again first."
+            f"The study in {str(study)!r} lacks {', '.join(lacking)}: it was not brought to an end. Run it again first."
         )
-    model = str(manifest.get("model", {}).get("model", manifest["settings"]["model"]))
     api = HfApi()
     try:
         api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
-        api.upload_file(
-            path_or_fileobj=dataset_card(model).encode(),
-            path_in_repo="README.md",
-            repo_id=repo_id,
-            repo_type="dataset",
-        )
+        api.upload_file(path_or_fileobj=card.encode(), path_in_repo="README.md", repo_id=repo_id, repo_type="dataset")
         api.upload_folder(
             folder_path=str(study),
             repo_id=repo_id,
@@ -53,11 +44,11 @@ def push_to_hub(study: Path, repo_id: str, *, private: bool = True) -> str:
 
 
 def dataset_card(model: str) -> str:
-    """The card: one configuration a table, so that `load_dataset(repo_id, "cells")` finds its file."""
+    """Return the card: one configuration for each table, so that `load_dataset(repo_id, "cells")` finds its file."""
     configurations = "".join(f"- config_name: {name}\n  data_files: {name}.parquet\n" for name in TABLES)
     return (
         f"---\ntags: [causal-tracing, interpretability]\nconfigs:\n{configurations}---\n\n"
         f"# Causal tracing study of {model}\n\n"
         "`cells`: one row per cell. `facts`: one row per fact, those left out too. `audit`: cells computed twice. "
-        "`manifest.json` tells how it was made, `report.html` what it shows.\n"
+        "`manifest.json`: how it was made. `report.html`: what it shows.\n"
     )

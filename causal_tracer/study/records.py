@@ -1,16 +1,15 @@
-"""What a study keeps of each fact, and its form in a journal's lines."""
+"""The records that a study keeps of each fact, and their form as JSON in a journal."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from causal_tracer.errors import StudyError
-from causal_tracer.results.flow import HiddenFlow
 from causal_tracer.study.facts import Fact
 
 Floats = NDArray[np.float32]
@@ -19,26 +18,10 @@ Status = Literal["traced", "unknown", "failed"]
 ROLES = ("first subject", "middle subject", "last subject", "first after", "further", "last")
 """The token roles of the paper's Figure 2. Tokens before the subject have the role "before" and no effect at all."""
 
+READ_ROLES = ("last subject", "last")
+"""The roles at which the paper finds the two peaks: tables and comparisons read these."""
 
-@dataclass(frozen=True)
-class MapSettings:
-    """One of the maps that a study makes of each fact.
-
-    Attributes:
-        name: What tables and figures call it.
-        kind: Which activations are restored.
-        window: Number of consecutive layers restored together.
-        severed: Which outputs are held at their corrupted values at the restored token: "mlp", "attention" or None.
-        placebo: Whether activations come from another fact's clean run.
-        everywhere: Restore at every token; else at the last subject token and the last token only.
-    """
-
-    name: str
-    kind: str
-    window: int
-    severed: str | None
-    placebo: bool
-    everywhere: bool
+_NUMBERS = {"high", "low", "scores", "standard_error"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,24 +29,19 @@ class MapResult:
     """One map of one fact.
 
     Attributes:
-        settings: Which map.
+        name: The map's name in `StudySettings.maps`.
         scores: Mean metric over samples [tokens, layers], float32; NaN where nothing was computed.
         standard_error: Standard error of the indirect effect [tokens, layers], float32.
     """
 
-    settings: MapSettings
+    name: str
     scores: Floats
     standard_error: Floats
-
-    @classmethod
-    def of(cls, settings: MapSettings, flow: HiddenFlow) -> MapResult:
-        """The part of a traced map that a study keeps."""
-        return cls(settings, flow.scores.numpy(), flow.standard_error.numpy())
 
 
 @dataclass(frozen=True)
 class AuditedCell:
-    """A cell that was computed once more by the full sweep.
+    """A cell that was computed again by the full sweep.
 
     Attributes:
         map_name: Which map.
@@ -89,7 +67,7 @@ class AuditedCell:
 
 @dataclass(frozen=True, eq=False)
 class FactRecord:
-    """What came of one fact.
+    """The record of one fact.
 
     Attributes:
         fact: The fact.
@@ -102,9 +80,9 @@ class FactRecord:
         seed: Seed of its noise.
         engine: Which sweep computed it.
         batch_size: Rows that went through the model together.
-        seconds: What it took.
+        seconds: Time that it took.
         maps: Its maps.
-        audit: Cells computed once more.
+        audit: Cells computed again.
     """
 
     fact: Fact
@@ -119,37 +97,18 @@ class FactRecord:
     batch_size: int = 0
     seconds: float = 0.0
     maps: tuple[MapResult, ...] = ()
-    audit: tuple[AuditedCell, ...] = field(default=())
-
-    @property
-    def total_effect(self) -> float:
-        """TE: high - low."""
-        return self.high - self.low
+    audit: tuple[AuditedCell, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """The record as JSON types; null stands for NaN."""
-        data = {item.name: getattr(self, item.name) for item in fields(self)}
-        maps = [
-            {
-                "settings": asdict(result.settings),
-                "scores": _lists(result.scores),
-                "standard_error": _lists(result.standard_error),
-            }
-            for result in self.maps
-        ]
-        return data | {
-            "fact": asdict(self.fact),
-            "high": _number(self.high),
-            "low": _number(self.low),
-            "roles": list(self.roles),
-            "tokens": list(self.tokens),
-            "maps": maps,
-            "audit": [asdict(cell) for cell in self.audit],
-        }
+        """Return the record as JSON types; null stands for NaN."""
+        data = asdict(self)
+        for values in (data, *data["maps"]):
+            values.update({name: _plain(values[name]) for name in _NUMBERS & values.keys()})
+        return data
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> FactRecord:
-        """The record that `to_dict` described.
+        """Return the record that `to_dict` described.
 
         Raises:
             StudyError: It is not one.
@@ -157,21 +116,16 @@ class FactRecord:
         try:
             if data["status"] not in get_args(Status):
                 raise ValueError(f"status {data['status']!r}")
-            maps = tuple(
-                MapResult(MapSettings(**m["settings"]), _array(m["scores"]), _array(m["standard_error"]))
-                for m in data["maps"]
-            )
-            plain = {name: data[name] for name in ("status", "cause", "seed", "engine", "batch_size", "seconds")}
-            return cls(
-                fact=Fact(**data["fact"]),
-                high=_float(data["high"]),
-                low=_float(data["low"]),
-                roles=tuple(data["roles"]),
-                tokens=tuple(data["tokens"]),
-                maps=maps,
-                audit=tuple(AuditedCell(**cell) for cell in data["audit"]),
-                **plain,
-            )
+            parts = {
+                "fact": Fact(**data["fact"]),
+                "high": float(np.array(data["high"], dtype=np.float64)),
+                "low": float(np.array(data["low"], dtype=np.float64)),
+                "roles": tuple(data["roles"]),
+                "tokens": tuple(data["tokens"]),
+                "maps": tuple(_map_result(**its) for its in data["maps"]),
+                "audit": tuple(AuditedCell(**cell) for cell in data["audit"]),
+            }
+            return cls(**{**data, **parts})
         except (KeyError, TypeError, ValueError) as error:
             raise StudyError(
                 f"A record of this study is damaged ({error!r}). Remove its file and run again."
@@ -179,7 +133,7 @@ class FactRecord:
 
 
 def latest_records(records: Sequence[FactRecord]) -> tuple[FactRecord, ...]:
-    """One record a fact, in the facts' order: a traced one before one that failed, else the first."""
+    """Return one record for each fact, in the facts' order: a traced one rather than a failed one, else the first."""
     best: dict[str, FactRecord] = {}
     for record in records:
         known = best.get(record.fact.fact_id)
@@ -188,17 +142,13 @@ def latest_records(records: Sequence[FactRecord]) -> tuple[FactRecord, ...]:
     return tuple(best[name] for name in sorted(best))
 
 
-def _number(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)
+def _plain(values: float | Floats) -> Any:
+    """Return a number or an array as JSON types, with None for NaN."""
+    plain = np.array(values, dtype=object)
+    plain[np.isnan(values)] = None
+    return plain.tolist()
 
 
-def _float(value: float | None) -> float:
-    return float("nan") if value is None else float(value)
-
-
-def _lists(values: Floats) -> list[list[float | None]]:
-    return [[_number(value) for value in row] for row in values.tolist()]
-
-
-def _array(rows: Sequence[Sequence[float | None]]) -> Floats:
-    return np.array([[_float(value) for value in row] for row in rows], dtype=np.float32)
+def _map_result(name: str, **planes: Any) -> MapResult:
+    """Return the map that `FactRecord.to_dict` described; NumPy reads None as NaN."""
+    return MapResult(name, **{plane: np.array(values, dtype=np.float32) for plane, values in planes.items()})

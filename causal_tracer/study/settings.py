@@ -1,153 +1,174 @@
-"""What a study is asked to do: the part of it that must not change once it has begun."""
+"""The settings of a study: the part of it that must not change once it has begun."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Annotated, Any, Literal, cast
 
+from pydantic import Field
+
+from causal_tracer.arguments import choice, instance
+from causal_tracer.corruption import CORRUPTIONS
 from causal_tracer.errors import SettingsError, StudyError
 from causal_tracer.metrics.metric import METRICS
-from causal_tracer.request.records import MapSpec
-from causal_tracer.request.sites import DEFAULT_WINDOWS, KINDS, LayerKind
-from causal_tracer.study.records import MapSettings
+from causal_tracer.prompts.prompt import Prompt
+from causal_tracer.request.record import changed_fields, from_data, one_of, record
+from causal_tracer.request.records import MapSpec, RunOptions, TraceRequest
+from causal_tracer.request.sites import DEFAULT_WINDOWS, KINDS, LayerKind, require_kind
 
 SeedRule = Literal["per fact", "one"]
 
+FACT_FIELDS = ("prompt", "subject", "answer", "answer_id", "foil", "read", "elsewhere", "placebo", "top_tokens")
+"""Fields of `TraceRequest` that are not a study's to set: they differ between facts, or no study keeps the result."""
 
-@dataclass(frozen=True)
-class StudySettings:
-    """How each fact of a study is traced. Two runs that differ in any of these are different studies.
 
-    Attributes:
-        model: The model, as `load_model` takes it.
-        facts: Where the facts came from.
-        facts_digest: Their hash.
-        revision: A hub model's branch, tag or commit.
-        dtype: Dtype of the weights; None takes `load_model`'s.
-        noise: Standard deviation of the noise; or a multiple of the embedding output's over the vocabulary, such as
-            "2 sigma", None being three of them; or "subjects", which is three times that of the facts' subjects'
-            embeddings, as in ROME's code.
-        samples: Noise samples of each fact.
-        seed: Seed of the study.
-        seed_rule: "per fact" derives each fact's noise from seed and fact; "one" gives all facts the same, as ROME's
-            code does.
-        metric: What is read off the logits.
+def study_maps(
+    spec: MapSpec | None = None,
+    kinds: Sequence[str] = KINDS,
+    window: int | None = None,
+    *,
+    severed: bool = True,
+    placebo: bool = True,
+) -> dict[str, MapSpec]:
+    """Return a study's usual maps, by the names that tables and figures call them.
+
+    Args:
+        spec: What all maps share, such as their layers.
         kinds: The kinds of which each fact gets a map.
-        windows: The window of each kind.
+        window: Layers restored together, for MLP and attention; None takes the paper's.
         severed: Also restore hidden states with the MLP's, and with attention's, outputs held (ROME, Figure 3).
         placebo: Also restore each kind to another fact's activations.
-        controls_everywhere: Make severed and placebo maps at all tokens; else at the last subject token and the last
-            token only.
-        batch_size: Rows that go through the model together; None takes what model and machine allow.
-        audit_share: Share of the cells that is computed once more by the full sweep.
-        audit_limit: The difference at which the study stops; None takes what the dtype allows.
     """
+    windows = DEFAULT_WINDOWS if window is None else {**dict.fromkeys(KINDS, window), "hidden": 1}
+    maps: dict[str, MapSpec] = {
+        kind: replace(spec or MapSpec(), kind=kind, window=windows[kind]) for kind in map(require_kind, kinds)
+    }
+    placebos = {f"{kind}, placebo": replace(maps[kind], source="placebo") for kind in kinds}
+    if severed and "hidden" in maps:
+        held: tuple[LayerKind, ...] = ("mlp", "attention")
+        maps |= {f"hidden, {kind} severed": replace(maps["hidden"], severed=kind) for kind in held}
+    return maps | placebos if placebo else maps
+
+
+@record
+class StudySettings:
+    """How each fact of a study is traced. Two runs that differ in any of these are different studies."""
 
     model: str
+    """The model: an embedded name, a folder, a .gguf file, or a hub id."""
+
     facts: str
+    """Where the facts came from."""
+
     facts_digest: str
+    """Their hash."""
+
+    request: TraceRequest = TraceRequest("")
+    """What is asked of each fact, but for `FACT_FIELDS`. Noise "subjects" is three times the deviation of the facts'
+    subjects' embeddings, as in ROME's code."""
+
+    maps: Mapping[str, MapSpec] = Field(default_factory=study_maps)
+    """The maps of each fact, by the names that tables and figures call them."""
+
+    options: RunOptions = RunOptions()
+    """How they are computed."""
+
+    seed_rule: Annotated[SeedRule, one_of(SeedRule)] = "per fact"
+    """"per fact" derives each fact's noise from seed and fact; "one" gives all facts the same, as ROME's code does."""
+
     revision: str | None = None
+    """A hub model's branch, tag or commit."""
+
     dtype: str | None = None
-    noise: float | str | None = None
-    samples: int = 10
-    seed: int = 1
-    seed_rule: SeedRule = "per fact"
-    metric: str = "probability"
-    kinds: tuple[LayerKind, ...] = KINDS
-    windows: tuple[int, ...] = tuple(DEFAULT_WINDOWS[kind] for kind in KINDS)
-    severed: bool = True
-    placebo: bool = True
+    """Dtype of the weights: float32, bfloat16, float16 or auto; if not given, `load_model`'s."""
+
     controls_everywhere: bool = False
-    batch_size: int | None = None
-    audit_share: float = 0.005
-    audit_limit: float | None = None
+    """Make severed and placebo maps at all tokens, not only at the last subject token and the last token."""
+
+    audit_share: float = Field(default=0.005, ge=0, le=1)
+    """Share of cells computed again by the full sweep."""
+
+    audit_limit: float | None = Field(default=None, ge=0)
+    """Difference at which the study stops; if not given, what the dtype allows."""
 
     def __post_init__(self) -> None:
-        if not self.kinds or len(self.kinds) != len(self.windows):
-            raise SettingsError(f"kinds={self.kinds} and windows={self.windows} do not fit. Give one window a kind.")
-        if self.seed_rule not in get_args(SeedRule):
-            raise SettingsError(f'seed_rule={self.seed_rule!r} is not known. Choose "per fact" or "one".')
-        if self.metric not in METRICS:
-            raise SettingsError(f"metric={self.metric!r} is not known. Choose one of {', '.join(METRICS)}.")
-        if self.metric == "logit difference":
+        request = self.request
+        if taken := [name for name in FACT_FIELDS[1:] if name in changed_fields(request)]:
+            raise SettingsError(f"{taken[0]}={getattr(request, taken[0])!r} cannot be one for all facts. Leave it out.")
+        choice("corruption", request.corruption, CORRUPTIONS)
+        choice("metric", request.metric, METRICS)
+        instance("samples", request.samples, int)
+        if request.metric == "logit difference":
             raise SettingsError("metric='logit difference' needs a foil, and a study's facts have none. Give another.")
-        if not 0 <= self.audit_share <= 1:
-            raise SettingsError(f"audit_share={self.audit_share} is not a share. Give a number from 0 to 1.")
-        if self.samples < 1 or not 0 <= self.seed < 2**32:
-            raise SettingsError(
-                f"samples={self.samples}, seed={self.seed}: give 1 sample or more, and a seed from 0 to 2**32 - 1."
-            )
-        self.maps()
+        if all(spec.source == "placebo" for spec in self.maps.values()):
+            raise SettingsError("A study needs at least one map that is not a placebo.")
+        for name, spec in self.maps.items():
+            if spec.positions is not None:
+                raise SettingsError(f"The map {name!r} has positions, and prompts differ in tokens. Leave them out.")
+            if spec.source == "placebo" and request.direction == "corrupt":
+                raise SettingsError(
+                    "A placebo is restored into the corrupted run. Leave out direction='corrupt' or the placebo maps."
+                )
 
-    def maps(self) -> tuple[MapSettings, ...]:
-        """The maps that each fact gets."""
-        windows = dict(zip(self.kinds, self.windows, strict=True))
-        maps = [MapSettings(kind, kind, window, None, False, True) for kind, window in windows.items()]
-        everywhere = self.controls_everywhere
-        if self.severed and "hidden" in windows:
-            maps += [
-                MapSettings(f"hidden, {held} severed", "hidden", windows["hidden"], held, False, everywhere)
-                for held in ("mlp", "attention")
-            ]
-        if self.placebo:
-            maps += [
-                MapSettings(f"{kind}, placebo", kind, window, None, True, everywhere)
-                for kind, window in windows.items()
-            ]
-        for asked in maps:
-            map_spec(asked)
-        return tuple(maps)
+    @property
+    def samples(self) -> int:
+        """Noise samples of each fact; 1 for a corruption without chance."""
+        named = CORRUPTIONS[cast(str, self.request.corruption)]
+        return cast(int, self.request.samples) if named.is_random else 1
+
+    def maps_of(self, prompt: Prompt) -> dict[str, MapSpec]:
+        """Return a fact's maps, with the tokens of its controls."""
+        last = tuple(sorted({prompt.subject_range[1] - 1, len(prompt) - 1}))
+        return {
+            name: spec if self.everywhere(name) else replace(spec, positions=last) for name, spec in self.maps.items()
+        }
+
+    def everywhere(self, name: str) -> bool:
+        """Return whether a map is made at every token, or at the last subject token and the last token only."""
+        spec = self.maps[name]
+        return self.controls_everywhere or (spec.severed is None and spec.source == "clean")
 
     def seed_of(self, fact_id: str) -> int:
-        """The seed of a fact's noise."""
-        return self.seed if self.seed_rule == "one" else derived_seed(self.seed, fact_id)
+        """Return the seed of a fact's noise."""
+        return self.request.seed if self.seed_rule == "one" else derived_seed(self.request.seed, fact_id)
 
     def limit_of(self, dtype: str) -> float:
-        """The audit's limit for weights of this dtype: rounding is far below it, a wrong cell above."""
+        """Return the audit's limit for weights of this dtype: rounding is far below it, a wrong cell above."""
         if self.audit_limit is not None:
             return self.audit_limit
         return 1e-4 if dtype in ("float32", "float64") else 0.05
 
-    def to_dict(self) -> dict[str, Any]:
-        """The settings as JSON types."""
-        return asdict(self) | {"kinds": list(self.kinds), "windows": list(self.windows)}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> StudySettings:
-        """The settings that `to_dict` described.
-
-        Raises:
-            StudyError: They are not settings of this version.
-        """
-        try:
-            lists = {name: tuple(data[name]) for name in ("kinds", "windows")}
-            return cls(**{**data, **lists})
-        except (KeyError, TypeError, SettingsError) as error:
-            raise StudyError(f"The manifest's settings are not those of this version ({error}).") from error
-
     def changes(self, other: StudySettings) -> list[str]:
-        """What differs in another's settings, in words."""
+        """Describe what differs in other settings."""
+        ours, theirs = self._parts(), other._parts()
         return [
-            f"{item.name} was {getattr(self, item.name)!r} and is {getattr(other, item.name)!r}"
-            for item in fields(self)
-            if getattr(self, item.name) != getattr(other, item.name)
+            f"{name} was {ours.get(name)!r} and is {theirs.get(name)!r}"
+            for name in ours | theirs
+            if ours.get(name) != theirs.get(name)
         ]
 
+    def _parts(self) -> dict[str, Any]:
+        """Return each setting by its name, and each map."""
+        own = {name: value for name, value in vars(self).items() if name not in ("request", "maps", "options")}
+        maps = {f"map {name!r}": spec for name, spec in self.maps.items()}
+        return own | vars(self.request) | vars(self.options) | maps
 
-def map_spec(asked: MapSettings) -> MapSpec:
-    """A map of a study as the engine takes it."""
-    kinds: dict[str | None, LayerKind] = {kind: kind for kind in KINDS}
-    return MapSpec(
-        kinds[asked.kind],
-        asked.window,
-        severed=kinds.get(asked.severed),
-        source="placebo" if asked.placebo else "clean",
-    )
+
+def stored_settings(manifest: Mapping[str, Any]) -> StudySettings:
+    """Return the settings that a manifest has.
+
+    Raises:
+        StudyError: They are not settings of this version.
+    """
+    try:
+        return from_data(StudySettings, manifest.get("settings"))
+    except SettingsError as error:
+        raise StudyError(f"The manifest's settings are not those of this version ({error}).") from error
 
 
 def derived_seed(seed: int, *names: str) -> int:
-    """A seed below 2**32 that follows from another and from names, the same on every machine."""
+    """Return a seed below 2**32 that follows from a seed and names, the same on every machine."""
     text = "\n".join([str(seed), *names])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")

@@ -1,4 +1,4 @@
-"""The processes of a study: one by default; those of `accelerate launch` otherwise."""
+"""The processes that share a study: one, or those of `accelerate launch`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from causal_tracer.errors import SettingsError
 T = TypeVar("T")
 
 # A process that is done waits for the slowest, which may take days.
-_PATIENCE = timedelta(days=30)
+_TIMEOUT = timedelta(days=30)
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Team:
     size: int = 1
 
     def share(self, value: T) -> T:
-        """Rank 0's value, in every process."""
+        """Return rank 0's value in every process."""
         if self.size == 1:
             return value
         from accelerate.utils import broadcast_object_list
@@ -39,11 +39,11 @@ class Team:
         return shared[0]
 
     def own(self, work: Sequence[T]) -> list[T]:
-        """This process's part of the work, dealt out in turn."""
+        """Return this process's part of the work, shared out in turn."""
         return list(work[self.rank :: self.size])
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Wait until all processes are here."""
         if self.size > 1:
             from accelerate import PartialState
 
@@ -51,15 +51,15 @@ class Team:
 
 
 def join_team() -> Team:
-    """The team that `accelerate launch` (or torchrun) started this process in, or a team of one.
+    """Join the team that `accelerate launch` (or torchrun) started this process in, or make a team of one.
 
-    Only the lists of facts go between processes, so they talk through gloo, whatever devices they compute on.
+    Only lists of facts go between processes, so they use gloo, whatever devices they compute on.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return Team()
     from accelerate import PartialState
 
-    state = PartialState(cpu=True, timeout=_PATIENCE)
+    state = PartialState(cpu=True, timeout=_TIMEOUT)
     return Team(state.process_index, state.num_processes)
 
 
@@ -72,13 +72,13 @@ def leave_team(team: Team) -> None:
 
 
 def own_devices(environment: Mapping[str, str], gpus_per_replica: int) -> str:
-    """The value of CUDA_VISIBLE_DEVICES that gives this process its own GPUs, and no other process the same.
+    """Return the value of CUDA_VISIBLE_DEVICES that gives this process GPUs of its own.
 
-    It has to be set before CUDA is first used. Local process i takes the i-th `gpus_per_replica` of those that are
-    visible; where all are hidden, they stay so.
+    It must be set before CUDA is first used. Local process i takes the i-th `gpus_per_replica` visible ones; where all
+    are hidden, they stay hidden.
 
     Raises:
-        SettingsError: There are fewer GPUs than the processes of this host need.
+        SettingsError: This host has fewer GPUs than its processes need.
     """
     if gpus_per_replica < 1:
         raise SettingsError(f"gpus_per_replica={gpus_per_replica} is too small. Give 1 or more.")

@@ -72,7 +72,7 @@ def shared_sweep(
     watched = watch if any(one is not None for one in watches) else None
     for chunk in sweep(engine_check, _stacked(works).part(run), cancelled, watched, halved):
         owner = chunk.samples // samples
-        for number in owner.unique().tolist():
+        for number in sorted(set(owner.tolist())):
             rows = owner == number
             cells = numbers[number, chunk.cells[rows]]
             yield number, SweepChunk(cells, chunk.samples[rows] % samples, chunk.scores[rows])

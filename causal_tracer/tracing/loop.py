@@ -9,21 +9,19 @@ import torch
 from torch import Tensor
 
 from causal_tracer.arguments import instance, several
-from causal_tracer.errors import SettingsError
-from causal_tracer.experiment.set_up import Experiment, TracingContext, base_of_samples, prompt_for, set_up
-from causal_tracer.experiment.sources import CORRUPTED, PLACEBO
+from causal_tracer.experiment.set_up import TracingContext, base_of_samples, prompt_for, set_up
 from causal_tracer.model.batch_size import default_batch_size
 from causal_tracer.model.torch_state import stepping_in_standard_torch_state
 from causal_tracer.prompts.decoding import token_text
-from causal_tracer.prompts.prompt import Prompt
 from causal_tracer.request.records import MapSpec, RunOptions, SamplesUntil, TraceRequest
 from causal_tracer.results.flow import HiddenFlow
 from causal_tracer.sweep.audited import audited_sweep
 from causal_tracer.sweep.check import EngineCheck
 from causal_tracer.sweep.engine import choose_engine
-from causal_tracer.sweep.plan import Cell, Sweep, SweepChunk, SweepPlan, map_plan, priority_order
+from causal_tracer.sweep.plan import Sweep, SweepChunk, SweepPlan
 from causal_tracer.sweep.shared import can_share_passes
 from causal_tracer.sweep.top_token_watch import TopTokenWatch
+from causal_tracer.tracing.cells import owned_cells
 from causal_tracer.tracing.maps import Results
 
 
@@ -142,7 +140,7 @@ class _Trace:
     ):
         self._experiment = set_up(context, request)
         self._specs = specs
-        self._owned = _cells(self._experiment, specs)
+        self._owned = owned_cells(self._experiment, specs)
         self._planes = torch.tensor([plane for plane, _ in self._owned], dtype=torch.long)
         tokens = len(self._experiment.sequence)
         batch_size = options.batch_size or default_batch_size(context.traced, tokens)
@@ -253,38 +251,3 @@ def _swept(traces: Sequence[_Trace], works: Sequence[Sweep], cancelled: Callable
         # Of several prompts in one pass, one is enough to tell how far they are.
         if not traces[number].remaining or number == len(traces) - 1:
             yield update(number)
-
-
-def _cells(experiment: Experiment, specs: Mapping[str, MapSpec]) -> list[tuple[int, Cell]]:
-    """All cells with the number of the map they belong to, the most telling tokens first."""
-    traced, prompt, request = experiment.context.traced, experiment.prompt, experiment.request
-    source = CORRUPTED if request.direction == "corrupt" else "clean"
-    owned = []
-    for plane, spec in enumerate(specs.values()):
-        if spec.source == "placebo" and request.direction == "corrupt":
-            raise SettingsError("A placebo is restored into the corrupted run. Leave out direction='corrupt'.")
-        plan = map_plan(
-            traced,
-            prompt,
-            spec.kind,
-            spec.window,
-            set(_positions(spec, prompt)),
-            spec.layer_range(traced.n_layers),
-            source=PLACEBO if spec.source == "placebo" else source,
-            severed=spec.severed,
-        )
-        owned += [(plane, cell) for cell in plan.cells]
-    order = priority_order(prompt)
-    return sorted(owned, key=lambda item: order(item[1].position))
-
-
-def _positions(spec: MapSpec, prompt: Prompt) -> tuple[int, ...]:
-    """The tokens that a map has cells for."""
-    positions = tuple(range(len(prompt))) if spec.positions is None else spec.positions
-    if not positions or not all(0 <= position < len(prompt) for position in positions):
-        raise SettingsError(
-            f"positions={spec.positions} are not all tokens of the prompt, which has {len(prompt)}. Give numbers from "
-            f"0 to {len(prompt) - 1}."
-        )
-    subject = range(*prompt.subject_range)
-    return tuple(position for position in positions if position in subject or not spec.subject_tokens_only)

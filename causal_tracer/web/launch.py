@@ -44,8 +44,7 @@ def main(argv: Sequence[str] | None = None, load: Loader | None = None) -> int:
         return 2
     # Gradio reads it when it is imported.
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-    from causal_tracer.web.page.layout import build_demo
-    from causal_tracer.web.serving import page_options, without_hot_reload
+    from causal_tracer.web.serving import build_demo, page_options, without_hot_reload
 
     demo = build_demo(service)
     try:

@@ -1,4 +1,4 @@
-"""How the page is served, so that it is soon there: what Gradio's `launch` is told, and what it leaves out."""
+"""The app put together, page and endpoints, and how it is served: what Gradio's `launch` is told and leaves out."""
 
 from __future__ import annotations
 
@@ -13,13 +13,25 @@ from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from causal_tracer.web.api.endpoints import add_endpoints
 from causal_tracer.web.api.health import health_route
+from causal_tracer.web.page.layout import build_page
 from causal_tracer.web.page.theme import CSS, app_theme
 from causal_tracer.web.service.tracing import TraceService
 
 # Higher levels take longer and save little more.
 _LEVEL = 5
 _FRONT_END = Path(gr.__file__).parent / "templates" / "frontend"
+
+
+def build_demo(service: TraceService) -> gr.Blocks:
+    """Build the app of a service: the page, the endpoints, and the queue of requests."""
+    demo = build_page(service)
+    with demo:
+        add_endpoints(service)
+    workers = service.settings.workers
+    demo.queue(max_size=2 * workers, default_concurrency_limit=workers)
+    return demo
 
 
 def page_options(service: TraceService) -> dict[str, Any]:

@@ -368,7 +368,7 @@ def test_without_a_chrome_images_are_refused_with_what_to_do(tmp_path: Path, mon
     def no_chrome(*_args: Any, **_kwargs: Any) -> None:
         raise ChromeNotFoundError("none here")
 
-    monkeypatch.setattr(go.Figure, "write_image", no_chrome)
+    monkeypatch.setattr(go.Figure, "to_image", no_chrome)
     with pytest.raises(ExportError, match=r"Chrome.*plotly_get_chrome"):
         save_figure(draw(some_flow()), tmp_path / "map.png")
 

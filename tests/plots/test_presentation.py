@@ -11,6 +11,7 @@ import html
 import io
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,8 +29,9 @@ from causal_tracer.metrics.metric import METRICS, Target
 from causal_tracer.plots.difference import plot_difference_heatmap
 from causal_tracer.plots.heatmap import COLOR_SCALES, plot_hidden_flow_heatmap, shared_limits
 from causal_tracer.plots.science import plot_head_flow_heatmap, plot_severed_bars
-from causal_tracer.results.analysis import COLUMNS
+from causal_tracer.results.analysis import COLUMNS, rows
 from causal_tracer.results.comparison import compare_flows
+from causal_tracer.results.tables import csv_text
 from causal_tracer.results.words import map_title, metric_label, metric_of
 from tests.support.flows import some_flow
 from tests.support.tiny_models import OTHER_PROMPT, OTHER_SUBJECT, PROMPT, SUBJECT, tiny_tracer
@@ -151,8 +153,7 @@ def test_errors_are_those_of_the_effect(case: Case, direction: str) -> None:
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_infinite_scores_give_no_nan_peaks_and_can_be_drawn(direction: str) -> None:
-    from causal_tracer.web.page.cell_details import cell_details
-    from causal_tracer.web.page.detail import detail_html
+    from causal_tracer.web.page.detail import cell_details, detail_html
     from causal_tracer.web.page.summary import numbers_html
 
     case = replace(CASES[1], corrupted=-math.inf, beyond_corrupted=-math.inf)
@@ -203,8 +204,8 @@ def texts_of(flow: HiddenFlow, folder: Path) -> dict[str, str]:
     pytest.importorskip("gradio")
     from causal_tracer.web.page import explore
     from causal_tracer.web.page.cells import table_html
+    from causal_tracer.web.page.downloads import html_page
     from causal_tracer.web.page.summary import details_html, numbers_html, peaks_html
-    from causal_tracer.web.service.downloads import html_page
 
     outputs = Outputs(html=folder / "map.html", quiet=True)
     outputs.write({"a map": flow})
@@ -215,7 +216,7 @@ def texts_of(flow: HiddenFlow, folder: Path) -> dict[str, str]:
         "numbers": numbers_html(flow),
         "details": details_html(flow),
         "table": table_html(flow, "plot"),
-        "page": page[: page.index("<script")] + page[page.rindex("</script>") :],
+        "page": re.sub(r"<script.*?</script>", "", page, flags=re.S),
         "choices": str(explore.choices((flow,))[-1][0]),
         "comparison": explore.difference_html(compare_flows(flow, flow)),
         "difference": str(plot_difference_heatmap(compare_flows(flow, flow), show=False).layout.title.text),
@@ -244,8 +245,7 @@ def test_words_say_what_the_map_is_of(case: Case, direction: str, control: str, 
 @pytest.mark.parametrize(("case", "direction", "control"), COMBINATIONS)
 def test_a_cell_in_detail_is_drawn_within_its_axis(case: Case, direction: str, control: str) -> None:
     pytest.importorskip("gradio")
-    from causal_tracer.web.page.cell_details import cell_details
-    from causal_tracer.web.page.detail import detail_html
+    from causal_tracer.web.page.detail import cell_details, detail_html
 
     cell = cell_details(made_up(case, direction, control), *PEAK)
     shown = detail_html(cell)
@@ -263,9 +263,7 @@ def test_a_cell_in_detail_is_drawn_within_its_axis(case: Case, direction: str, c
 @pytest.mark.parametrize(("case", "direction", "control"), COMBINATIONS)
 def test_tables_have_the_metric_the_direction_and_the_control(case: Case, direction: str, control: str) -> None:
     pytest.importorskip("gradio")
-    from causal_tracer.web.service.downloads import csv_text
-
-    table = list(csv.DictReader(io.StringIO(csv_text(made_up(case, direction, control)))))
+    table = list(csv.DictReader(io.StringIO(csv_text(COLUMNS, rows(made_up(case, direction, control))))))
     row = table[PEAK[0] * 3 + PEAK[1]]
     assert list(row) == list(COLUMNS)
     assert (row["metric"], row["direction"]) == (case.metric, direction)
@@ -283,13 +281,14 @@ def test_tables_have_the_metric_the_direction_and_the_control(case: Case, direct
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_maps_of_one_result_share_a_scale_and_a_legend(case: Case, direction: str) -> None:
     pytest.importorskip("gradio")
-    from causal_tracer.web.page import views
+    from causal_tracer.web.page.views import numbers
+    from causal_tracer.web.service.figures import SHARED_SCALE, app_figures
 
     flows: Any = {kind: made_up(case, direction, kind=kind) for kind in ("hidden", "mlp", "attention")}
-    figures = views.app_figures(flows)
+    figures = app_figures(flows)
     assert len({(figure.data[0].zmin, figure.data[0].zmax) for figure in figures}) == 1
-    assert all(cell_color(figure.data[0], *PEAK)[1] == views.SHARED_SCALE[-1] for figure in figures)
-    assert case.label in views.numbers(flows)
+    assert all(cell_color(figure.data[0], *PEAK)[1] == SHARED_SCALE[-1] for figure in figures)
+    assert case.label in numbers(flows)
 
 
 @pytest.mark.parametrize("case", CASES[:6], ids=lambda case: case.metric)

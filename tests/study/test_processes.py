@@ -15,6 +15,7 @@ import pytest
 
 from causal_tracer.study.journal import journal_files, read_journal
 from causal_tracer.study.store import cells_table, read_manifest, read_records
+from causal_tracer.study.stored import StoredStudy
 from causal_tracer.study.team import own_devices
 from tests.support.study_model import NOISE, build_model, known_facts
 from tests.support.tiny_models import tiny_tokenizer
@@ -71,7 +72,11 @@ def start(arguments):
 
 def rows(out):
     names = ["fact", "map", "position", "layer"]
-    return cells_table(read_records(out)).sort_by([(name, "ascending") for name in names]).to_pylist()
+    return (
+        cells_table(read_records(out), StoredStudy.open(out).settings)
+        .sort_by([(name, "ascending") for name in names])
+        .to_pylist()
+    )
 
 
 @pytest.fixture(scope="module")

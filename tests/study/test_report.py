@@ -10,27 +10,27 @@ import numpy as np
 import pytest
 
 from causal_tracer.errors import StudyError
+from causal_tracer.request.records import TraceRequest
 from causal_tracer.study.facts import facts_digest
 from causal_tracer.study.figures import comparison_figures, study_figures
 from causal_tracer.study.publish import dataset_card, push_to_hub
 from causal_tracer.study.records import ROLES
-from causal_tracer.study.report import effects_table, report_page, write_report
+from causal_tracer.study.report import effects_table, findings_html, report_page, write_report
 from causal_tracer.study.runner import run_study
-from causal_tracer.study.settings import StudySettings
+from causal_tracer.study.settings import StudySettings, study_maps
 from causal_tracer.study.statistics import halves, study_effects
 from causal_tracer.study.store import read_records
-from causal_tracer.study.stored import compared_figures, open_study, stored_studies
+from causal_tracer.study.stored import StoredStudy, named_effects, stored_studies
 from tests.support.study_model import NOISE, known_facts, tracer
 
 pytest.importorskip("pyarrow")
 FACTS = known_facts()
 SETTINGS = StudySettings(
-    model="tiny",
-    facts="here",
-    facts_digest=facts_digest(FACTS),
-    noise=NOISE,
-    samples=2,
-    windows=(1, 2, 2),
+    "tiny",
+    "here",
+    facts_digest(FACTS),
+    TraceRequest("", noise=NOISE, samples=2),
+    study_maps(window=2),
     audit_share=0.02,
 )
 
@@ -40,14 +40,14 @@ def studies(tmp_path_factory):
     """A folder with two studies, of different noise."""
     root = tmp_path_factory.mktemp("studies")
     run_study(root / "one", SETTINGS, FACTS, lambda: tracer().context)
-    louder = replace(SETTINGS, noise=0.6)
+    louder = replace(SETTINGS, request=replace(SETTINGS.request, noise=0.6))
     run_study(root / "two", louder, FACTS, lambda: replace(tracer().context, noise=0.6, model_id="tiny <loud>"))
     return root
 
 
 @pytest.fixture(scope="module")
 def effects(studies):
-    return study_effects(read_records(studies / "one"))
+    return study_effects(read_records(studies / "one"), SETTINGS)
 
 
 class TestFigures:
@@ -59,14 +59,15 @@ class TestFigures:
 
     def test_the_map_shows_the_averages_by_role_and_layer(self, effects):
         heatmap = study_figures(effects)["map mlp"].data[0]
-        aie = effects.mean(effects.maps["mlp"].effects).mean
+        aie = effects.mean(effects.maps["mlp"]).mean
         assert np.allclose(np.array(heatmap.z, dtype=float), aie, equal_nan=True)
         assert np.abs(aie).max() > 1e-3
         assert [label.removesuffix(" token").removesuffix(" tokens") for label in heatmap.y] == list(ROLES)
 
     def test_lines_have_their_intervals_as_bands(self, effects):
-        figure = study_figures(effects, seed=3)["lines hidden"]
-        aie = effects.mean(effects.maps["hidden"].effects, 3)
+        effects = replace(effects, settings=replace(SETTINGS, request=replace(SETTINGS.request, seed=3)))
+        figure = study_figures(effects)["lines hidden"]
+        aie = effects.mean(effects.maps["hidden"])
         line = next(trace for trace in figure.data if trace.name == "last subject token")
         band = next(t for t in figure.data if t.legendgroup == "last subject token" and t.fill == "toself")
         number = ROLES.index("last subject")
@@ -83,13 +84,8 @@ class TestFigures:
         assert all(sum(bar.y) == len(effects.facts) for bar in figures["best layers last"].data)
 
     def test_studies_of_other_depth_are_laid_over_each_other(self, effects):
-        deeper = replace(
-            effects,
-            maps={
-                name: replace(its, effects=np.concatenate([its.effects, its.effects], axis=2))
-                for name, its in effects.maps.items()
-            },
-        )
+        maps = {name: np.concatenate([values, values], axis=2) for name, values in effects.maps.items()}
+        deeper = replace(effects, maps=maps)
         figure = comparison_figures({"a": effects, "b": deeper})["compared mlp, last subject"]
         ends = [(trace.x[0], trace.x[-1], len(trace.x)) for trace in figure.data if trace.name]
         assert ends == [(0, 1, 3), (0, 1, 6)]
@@ -97,15 +93,15 @@ class TestFigures:
 
 class TestReport:
     def test_it_needs_nothing_from_outside(self, studies):
-        page = report_page(studies / "one")
+        page = report_page(StoredStudy.open(studies / "one"))
         without_code = re.sub(r"<script.*?</script>", "", page, flags=re.S)
         assert page.count("plotly.js v") == 1
         assert not re.findall(r"<(?:script|img|link|iframe)[^>]+(?:src|href)\s*=", page)
         assert set(re.findall(r"https?://[^\s'\"<]+", without_code)) == {"https://arxiv.org/abs/2301.04213"}
 
     def test_it_tells_the_numbers_the_audit_and_how_it_was_made(self, studies, effects):
-        page = report_page(studies / "one")
-        header, rows = effects_table(effects, SETTINGS.seed)
+        page = report_page(StoredStudy.open(studies / "one"))
+        header, rows = effects_table(effects)
         assert {row[0] for row in rows} == {
             "hidden",
             "mlp",
@@ -123,19 +119,19 @@ class TestReport:
         assert facts_digest(FACTS) in page
 
     def test_severed_maps_are_read_where_the_whole_effect_is_largest(self, effects):
-        _, rows = effects_table(effects, SETTINGS.seed)
+        _, rows = effects_table(effects)
         layers = {(row[0], row[1]): row[2] for row in rows}
         for severed in ("hidden, mlp severed", "hidden, attention severed"):
             assert layers[severed, "last subject"] == layers["hidden", "last subject"]
             assert (severed, "last") not in layers
 
-    def test_less_placebo_is_read_on_the_same_half_as_the_effect(self, effects):
-        _, rows = effects_table(effects, SETTINGS.seed)
+    def test_minus_placebo_is_read_on_the_same_half_as_the_effect(self, effects):
+        _, rows = effects_table(effects)
         row = next(row for row in rows if row[:2] == ["mlp", "last subject"])
-        rest = ~halves(effects, SETTINGS.seed)
+        rest = ~halves(effects)
         place = (rest, ROLES.index("last subject"), int(row[2]))
-        less = np.nanmean(effects.maps["mlp"].effects[place] - effects.maps["mlp, placebo"].effects[place])
-        assert row[5].startswith(f"{100 * less:.1f} %")
+        minus = np.nanmean(effects.maps["mlp"][place] - effects.maps["mlp, placebo"][place])
+        assert row[5].startswith(f"{100 * minus:.1f} %")
 
     def test_names_are_escaped_and_studies_compared(self, studies):
         page = write_report(studies / "one", [studies / "two"]).read_text(encoding="utf-8")
@@ -150,28 +146,29 @@ class TestReport:
 
         with pytest.raises(KeyboardInterrupt):
             run_study(tmp_path / "study", SETTINGS, FACTS, lambda: tracer().context, progress=stop)
-        assert "facts</b> of" in report_page(tmp_path / "study")
+        assert "facts</b> of" in report_page(StoredStudy.open(tmp_path / "study"))
 
     def test_a_folder_without_a_study_has_none(self, tmp_path):
         with pytest.raises(StudyError, match="no study"):
-            report_page(tmp_path)
+            write_report(tmp_path)
 
 
 class TestStored:
     def test_studies_in_a_folder_are_listed(self, studies):
         (studies / "other").mkdir(exist_ok=True)
         listed = stored_studies(studies)
-        assert [(its.folder.name, its.model, its.state, its.traced, its.samples) for its in listed] == [
+        assert [(its.folder.name, its.model, its.state, its.traced, its.settings.samples) for its in listed] == [
             ("one", "tiny", "complete", 14, 2),
             ("two", "tiny <loud>", "complete", 14, 2),
         ]
 
     def test_one_is_opened_with_table_and_figures(self, studies, effects):
-        view = open_study(studies / "one")
-        assert view.effects.facts == effects.facts
-        assert "<b>14 facts</b>" in view.findings
-        assert "map hidden" in view.figures
-        assert set(compared_figures([studies / "one", studies / "two"])) == {
+        one, two = (StoredStudy.open(studies / name) for name in ("one", "two"))
+        assert one.effects.facts == effects.facts
+        assert one.effects.seed == SETTINGS.request.seed
+        assert "<b>14 facts</b>" in findings_html(one)
+        assert "map hidden" in study_figures(one.effects)
+        assert set(comparison_figures(named_effects([one, two]))) == {
             f"compared {kind}, {role}" for kind in ("hidden", "mlp", "attention") for role in ("last subject", "last")
         }
 
@@ -228,9 +225,13 @@ class TestCommand:
         from causal_tracer.corruption import SubjectsNoise
 
         assert invoke("--limit", "1", "--noise", "0.5", "--no-report") == 0
-        assert json.loads((tmp_path / "out" / "manifest.json").read_text())["settings"]["noise"] == 0.5
-        assert noise_rule(replace(SETTINGS, noise="2 sigma"), FACTS) == "2 sigma"
-        subjects = noise_rule(replace(SETTINGS, noise="subjects"), FACTS)
+        assert json.loads((tmp_path / "out" / "manifest.json").read_text())["settings"]["request"]["noise"] == 0.5
+
+        def rule(noise):
+            return noise_rule(replace(SETTINGS, request=replace(SETTINGS.request, noise=noise)), FACTS)
+
+        assert rule("2 sigma") == "2 sigma"
+        subjects = rule("subjects")
         assert subjects == SubjectsNoise(tuple(fact.subject for fact in FACTS))
 
     def test_the_report_alone_needs_no_model(self, studies, monkeypatch, capsys):

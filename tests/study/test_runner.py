@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import replace
+import shutil
+from contextlib import closing
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -12,12 +14,13 @@ import torch
 from filelock import FileLock
 
 from causal_tracer.errors import NumericsError, StudyError, TraceCancelled
+from causal_tracer.request.records import RunOptions, TraceRequest
 from causal_tracer.study import tracing
 from causal_tracer.study.facts import facts_digest
 from causal_tracer.study.journal import Journal, journal_files, read_journal
 from causal_tracer.study.records import ROLES
 from causal_tracer.study.runner import run_study
-from causal_tracer.study.settings import StudySettings, map_spec
+from causal_tracer.study.settings import StudySettings, study_maps
 from causal_tracer.study.store import cells_table, compact, read_manifest, read_records
 from causal_tracer.study.tracing import placebo_for
 from tests.support.study_model import NOISE, known_facts, tracer
@@ -25,12 +28,11 @@ from tests.support.study_model import NOISE, known_facts, tracer
 pyarrow = pytest.importorskip("pyarrow")
 FACTS = known_facts()
 SETTINGS = StudySettings(
-    model="tiny",
-    facts="here",
-    facts_digest=facts_digest(FACTS),
-    noise=NOISE,
-    samples=2,
-    windows=(1, 2, 2),
+    "tiny",
+    "here",
+    facts_digest(FACTS),
+    TraceRequest("", noise=NOISE, samples=2),
+    study_maps(window=2),
     audit_share=0.0,
 )
 
@@ -45,7 +47,7 @@ def run(folder, settings=SETTINGS, **options):
 
 def rows(folder):
     """All cells, sorted, without the tables' own order."""
-    table = cells_table(read_records(folder))
+    table = cells_table(read_records(folder), SETTINGS)
     names = ["fact", "map", "position", "layer"]
     return table.sort_by([(name, "ascending") for name in names]).to_pylist()
 
@@ -102,20 +104,20 @@ class TestWhole:
         folder, _ = whole
         assert not journal_files(folder)
         again = folder.parent / "again"
-        with Journal(again) as journal:
+        with closing(Journal(again)) as journal:
             for record in read_records(folder):
                 journal.append(record.to_dict())
         assert rows(again) == rows(folder)
-        compact(again)
+        compact(again, SETTINGS)
         assert rows(again) == rows(folder)
 
     def test_scores_are_those_of_a_trace_of_the_fact_alone(self, whole):
-        from causal_tracer.request.records import HiddenFlowQuery, RunOptions, TraceRequest
+        from causal_tracer.request.records import HiddenFlowQuery
         from causal_tracer.tracing.loop import trace_maps
 
         folder, _ = whole
         record = next(record for record in read_records(folder) if record.status == "traced")
-        placebo = placebo_for(SETTINGS.seed, record.fact, FACTS)
+        placebo = placebo_for(SETTINGS.request.seed, record.fact, FACTS)
         assert placebo is not None
         assert placebo.relation != record.fact.relation
         request = TraceRequest(
@@ -126,15 +128,14 @@ class TestWhole:
             seed=SETTINGS.seed_of(record.fact.fact_id),
             placebo=HiddenFlowQuery(placebo.prompt, placebo.subject),
         )
-        specs = {asked.name: map_spec(asked) for asked in SETTINGS.maps()}
-        *_, update = trace_maps(context(), request, specs, RunOptions(engine="full"))
+        *_, update = trace_maps(context(), request, SETTINGS.maps, RunOptions(engine="full"))
         spread = record.high - record.low
         assert abs(spread) > 0.005
         for result in record.maps:
-            flow = update.flows[result.settings.name]
+            flow = update.flows[result.name]
             computed = ~np.isnan(result.scores)
             assert np.allclose(result.scores[computed], flow.scores.numpy()[computed], atol=1e-5)
-            assert computed.all(axis=1).sum() == (len(record.tokens) if result.settings.everywhere else 2)
+            assert computed.all(axis=1).sum() == (len(record.tokens) if SETTINGS.everywhere(result.name) else 2)
         assert record.high == pytest.approx(flow.high_score, abs=1e-6)
         assert record.low == pytest.approx(flow.low_score, abs=1e-6)
 
@@ -209,13 +210,21 @@ class TestResuming:
         assert before == [row for row in rows(whole[0]) if row["fact"] in facts]
 
     @pytest.mark.parametrize(
-        "change", [{"samples": 3}, {"seed": 2}, {"windows": (1, 1, 2)}, {"facts_digest": "other"}, {"placebo": False}]
+        ("change", "words"),
+        [
+            ({"request": replace(SETTINGS.request, samples=3)}, "samples was 2 and is 3"),
+            ({"request": replace(SETTINGS.request, seed=2)}, "seed was 1 and is 2"),
+            ({"options": RunOptions(batch_size=3)}, "batch_size was None and is 3"),
+            ({"maps": study_maps()}, "map 'mlp' was MapSpec(kind='mlp', window=2) and is MapSpec(kind='mlp')"),
+            ({"maps": study_maps(window=2, placebo=False)}, "map 'mlp, placebo' was"),
+            ({"facts_digest": "other"}, "facts_digest was"),
+        ],
     )
-    def test_other_settings_are_refused_by_name(self, whole, change):
+    def test_other_settings_are_refused_by_name(self, whole, change, words):
         before = rows(whole[0])
         with pytest.raises(StudyError, match="other settings") as caught:
             run(whole[0], replace(SETTINGS, **change))
-        assert f"{next(iter(change))} was" in str(caught.value)
+        assert words in str(caught.value)
         assert rows(whole[0]) == before
 
     def test_another_model_of_the_same_name_is_refused(self, tmp_path):
@@ -229,6 +238,10 @@ class TestResuming:
         folder.mkdir()
         with FileLock(folder / ".lock"), pytest.raises(StudyError, match="Another run"):
             run(folder)
+        (folder / ".1234.part").write_text("a part of a manifest, left by a process that was killed")
+        run(folder, limit=1)
+        shutil.rmtree(folder)
+        folder.mkdir()
         (folder / "thesis.txt").write_text("all of it")
         with pytest.raises(StudyError, match="no study in it"):
             run(folder)
@@ -284,11 +297,11 @@ class TestAudit:
     def test_cells_are_drawn_by_the_seed_and_agree_with_the_full_sweep(self, tmp_path):
         outcome = run(tmp_path / "study", self.AUDITED)
         cells = sum(found.cells for found in outcome.audit)
-        total = cells_table(read_records(tmp_path / "study")).num_rows
+        total = cells_table(read_records(tmp_path / "study"), self.AUDITED).num_rows
         assert 0.03 * total < cells < 0.07 * total
         assert all(found.p99 <= found.largest < 1e-5 for found in outcome.audit)
         manifest = read_manifest(tmp_path / "study")
-        assert manifest["audit"] == [found.to_dict() for found in outcome.audit]
+        assert manifest["audit"] == [asdict(found) for found in outcome.audit]
 
     def test_a_wrong_cell_stops_the_study_for_good(self, tmp_path, monkeypatch):
         right = tracing.trace_maps
@@ -315,7 +328,7 @@ class TestAudit:
 
 
 def test_a_journal_holds_one_whole_line_per_record_at_any_time(tmp_path):
-    with Journal(tmp_path) as journal:
+    with closing(Journal(tmp_path)) as journal:
         for number in range(3):
             journal.append({"number": number, "text": "é\n"})
             assert [json.loads(line)["number"] for line in journal.path.read_bytes().splitlines()] == list(

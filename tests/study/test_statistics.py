@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from causal_tracer.errors import StudyError
+from causal_tracer.request.records import TraceRequest
 from causal_tracer.study.facts import Fact
-from causal_tracer.study.records import ROLES, FactRecord, MapResult, MapSettings
+from causal_tracer.study.records import ROLES, FactRecord, MapResult
 from causal_tracer.study.settings import StudySettings, derived_seed
 from causal_tracer.study.statistics import best_layer, clustered_mean, fact_peaks, halves, study_effects
 
+SETTINGS = StudySettings("m", "f", "d", TraceRequest("", seed=0))
 NAN = math.nan
 FIRST, MIDDLE, LAST_SUBJECT, AFTER, FURTHER, LAST = range(6)
+
+
+def seeded(seed):
+    """The settings of a study with this seed."""
+    return replace(SETTINGS, request=TraceRequest("", seed=seed))
 
 
 def record(name, relation, scores, roles, *, high=0.9, low=0.1, placebo=None):
@@ -22,8 +30,7 @@ def record(name, relation, scores, roles, *, high=0.9, low=0.1, placebo=None):
 
     def of(kind, values):
         array = np.array(values, dtype=np.float32)
-        asked = MapSettings(kind, "hidden", 1, None, "placebo" in kind, True)
-        return MapResult(asked, array, np.zeros_like(array))
+        return MapResult(kind, array, np.zeros_like(array))
 
     maps = [of("hidden", scores)] + ([of("hidden, placebo", placebo)] if placebo is not None else [])
     fact = Fact(name, "p", "s", "a", relation)
@@ -39,8 +46,8 @@ def test_tokens_of_a_role_are_averaged_within_a_fact_before_facts_are():
     # Pooled over tokens, the middle would be (0.3 + 0.3 + 0.9 - 3 * 0.1) / 3 = 0.4; by facts it is (0.2 + 0.8) / 2.
     two = record("a", "r", [[0.1], [0.2], [0.3], [0.3], [0.5], [0.6]], ROLES_OF_FIVE)
     one = record("b", "q", [[0.1], [0.9], [0.5], [0.6]], ("first subject", "middle subject", "last subject", "last"))
-    effects = study_effects([two, one])
-    aie = effects.mean(effects.maps["hidden"].effects).mean[:, 0]
+    effects = study_effects([two, one], SETTINGS)
+    aie = effects.mean(effects.maps["hidden"]).mean[:, 0]
     assert aie[MIDDLE] == pytest.approx((0.2 + 0.8) / 2, abs=1e-6)
     assert aie[FIRST] == pytest.approx((0.1 + 0.0) / 2, abs=1e-6)
     assert aie[LAST_SUBJECT] == pytest.approx(0.4, abs=1e-6)
@@ -50,8 +57,8 @@ def test_tokens_of_a_role_are_averaged_within_a_fact_before_facts_are():
 def test_a_role_that_a_fact_lacks_is_no_effect_of_zero():
     short = record("a", "r", [[0.5], [0.7]], ("last subject", "last"))
     long = record("b", "q", [[0.3], [0.5], [0.7]], ("first subject", "last subject", "last"))
-    effects = study_effects([short, long])
-    values = effects.maps["hidden"].effects
+    effects = study_effects([short, long], SETTINGS)
+    values = effects.maps["hidden"]
     assert np.isnan(values[0, FIRST]).all()
     assert effects.mean(values).mean[FIRST, 0] == pytest.approx(0.2, abs=1e-6)
     assert np.isnan(effects.mean(values).mean[FURTHER, 0])
@@ -59,7 +66,7 @@ def test_a_role_that_a_fact_lacks_is_no_effect_of_zero():
 
 def test_cells_that_were_not_computed_are_left_out():
     partly = record("a", "r", [[0.3, NAN], [NAN, NAN], [0.2, 0.4]], ("middle subject", "middle subject", "last"))
-    effects = study_effects([partly]).maps["hidden"].effects[0]
+    effects = study_effects([partly], SETTINGS).maps["hidden"][0]
     assert effects[MIDDLE, 0] == pytest.approx(0.2, abs=1e-6)
     assert np.isnan(effects[MIDDLE, 1])
 
@@ -71,7 +78,7 @@ def test_the_average_total_effect_is_the_mean_of_high_less_low():
         FactRecord(Fact("c", "p", "s", "a", "r"), "unknown"),
         FactRecord(Fact("d", "p", "s", "a", "r"), "failed", cause="NaN"),
     ]
-    effects = study_effects(records)
+    effects = study_effects(records, SETTINGS)
     assert effects.facts == ("a", "b")
     assert float(effects.mean(effects.total_effect).mean) == pytest.approx((0.8 + 0.2) / 2)
 
@@ -81,11 +88,11 @@ def test_the_placebo_is_taken_off_fact_by_fact():
         record("a", "r", [[0.5], [0.6]], ("last subject", "last"), placebo=[[0.2], [NAN]]),
         record("b", "q", [[0.4], [0.6]], ("last subject", "last"), placebo=[[0.3], [0.1]]),
     ]
-    corrected = study_effects(records).corrected("hidden")
+    corrected = study_effects(records, SETTINGS).corrected("hidden")
     assert corrected is not None
     assert corrected[:, LAST_SUBJECT, 0] == pytest.approx([0.3, 0.1], abs=1e-6)
     assert np.isnan(corrected[0, LAST, 0])
-    assert study_effects([record("c", "r", [[0.5]], ("last",))]).corrected("hidden") is None
+    assert study_effects([record("c", "r", [[0.5]], ("last",))], SETTINGS).corrected("hidden") is None
 
 
 class TestBootstrap:
@@ -124,42 +131,44 @@ class TestBestLayer:
     def test_the_layer_is_chosen_on_one_half_and_read_on_the_other(self):
         # In each fact of the choosing half layer 1 is best, in the other half layer 0: the report must show the loss.
         def build(scores_of):
-            return study_effects(
-                [record(f"f{n}", f"r{n % 3}", [scores_of(n)], ("last subject",), low=0.0) for n in range(12)]
-            )
+            records = [record(f"f{n}", f"r{n % 3}", [scores_of(n)], ("last subject",), low=0.0) for n in range(12)]
+            return study_effects(records, seeded(5))
 
-        chosen = halves(build(lambda n: [0.5, 0.5]), seed=5)
-        found = best_layer(build(lambda n: [0.1, 0.8] if chosen[n] else [0.6, 0.2]), "hidden", "last subject", seed=5)
+        chosen = halves(build(lambda n: [0.5, 0.5]))
+        assert chosen.sum() == 6
+        effects = build(lambda n: [0.1, 0.8] if chosen[n] else [0.6, 0.2])
+        assert effects.at("hidden", "last subject")[chosen, 1].mean() == pytest.approx(0.8)
+        found = best_layer(effects, "hidden", "last subject")
         assert found is not None
-        assert (found.layer, found.facts) == (1, 6)
-        assert found.chosen_mean == pytest.approx(0.8)
-        assert found.mean == pytest.approx(0.2)
+        layer, effect = found
+        assert layer == 1
+        assert effect.mean == pytest.approx(0.2)
 
     def test_halves_are_equal_and_share_every_relation(self):
-        effects = study_effects([record(f"f{n}", f"r{n % 4}", [[0.5]], ("last",)) for n in range(40)])
-        chosen = halves(effects, seed=1)
+        effects = study_effects([record(f"f{n}", f"r{n % 4}", [[0.5]], ("last",)) for n in range(40)], seeded(1))
+        chosen = halves(effects)
         assert chosen.sum() == 20
         for relation in set(effects.relations):
             inside = [c for c, r in zip(chosen, effects.relations, strict=True) if r == relation]
             assert sum(inside) == 5
-        assert not np.array_equal(chosen, halves(effects, seed=2))
+        assert not np.array_equal(chosen, halves(replace(effects, settings=seeded(2))))
 
     def test_a_role_that_no_fact_has_has_none(self):
-        effects = study_effects([record(f"f{n}", "r", [[0.5]], ("last",)) for n in range(4)])
+        effects = study_effects([record(f"f{n}", "r", [[0.5]], ("last",)) for n in range(4)], SETTINGS)
         assert best_layer(effects, "hidden", "last subject") is None
 
     def test_each_fact_has_its_own(self):
         scores = {"a": [0.2, 0.9], "b": [0.7, 0.3]}
         records = [record(name, "r", [its], ("last subject",)) for name, its in scores.items()]
         records.append(record("c", "r", [[0.4, 0.5]], ("last",)))
-        layers, own = fact_peaks(study_effects(records), "hidden", "last subject")
+        layers, own = fact_peaks(study_effects(records, SETTINGS), "hidden", "last subject")
         assert layers.tolist() == [1, 0]
         assert own == pytest.approx([0.8, 0.6], abs=1e-6)
 
 
 def test_a_study_with_nothing_traced_has_no_averages():
     with pytest.raises(StudyError, match="nothing to average"):
-        study_effects([FactRecord(Fact("c", "p", "s", "a", "r"), "unknown")])
+        study_effects([FactRecord(Fact("c", "p", "s", "a", "r"), "unknown")], SETTINGS)
 
 
 def test_roles_are_the_papers_six_in_order():
@@ -168,13 +177,11 @@ def test_roles_are_the_papers_six_in_order():
 
 class TestSeeds:
     def test_each_fact_has_its_own_noise_that_follows_from_seed_and_fact(self):
-        settings = StudySettings("m", "f", "d", seed=4)
+        settings = seeded(4)
         assert settings.seed_of("a") == derived_seed(4, "a") == settings.seed_of("a")
-        assert (
-            len({settings.seed_of("a"), settings.seed_of("b"), StudySettings("m", "f", "d", seed=5).seed_of("a")}) == 3
-        )
+        assert len({settings.seed_of("a"), settings.seed_of("b"), seeded(5).seed_of("a")}) == 3
         assert 0 <= settings.seed_of("a") < 2**32
 
     def test_romes_way_gives_all_facts_the_same(self):
-        settings = StudySettings("m", "f", "d", seed=4, seed_rule="one")
+        settings = replace(seeded(4), seed_rule="one")
         assert settings.seed_of("a") == settings.seed_of("b") == 4

@@ -13,7 +13,7 @@ from causal_tracer.web.service.tracing import TraceService
 @contextmanager
 def running_app(service: TraceService, **options: Any) -> Iterator[str]:
     """The app of a service, as `launch` starts it; gives its address."""
-    from causal_tracer.web.page.layout import build_demo
+    from causal_tracer.web.serving import build_demo
 
     demo = build_demo(service)
     demo.launch(

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from causal_tracer.errors import CausalTracerError
-from causal_tracer.web.page.views import app_figure
+from causal_tracer.web.service.figures import app_figure
 from causal_tracer.web.service.updates import RunUpdate
 
 Json = dict[str, Any]

@@ -8,7 +8,7 @@ import gradio as gr
 
 from causal_tracer.corruption import CORRUPTIONS
 from causal_tracer.request.records import TraceRequest
-from causal_tracer.request.sites import DEFAULT_WINDOWS, KINDS
+from causal_tracer.request.sites import DEFAULT_WINDOWS, KINDS, LayerKind
 from causal_tracer.web.page.explore import TAB_TITLES
 from causal_tracer.web.page.fields import ADVANCED_FIELDS, is_optional
 from causal_tracer.web.service.asking import APP_FIELDS
@@ -45,7 +45,7 @@ def _row(names: list[str]) -> dict[str, Any]:
         return {name: _component(name) for name in names}
 
 
-def _window(kind: str) -> gr.Number:
+def _window(kind: LayerKind) -> gr.Number:
     return gr.Number(
         DEFAULT_WINDOWS[kind],
         label=f"Window: {TAB_TITLES[kind]}",
@@ -59,8 +59,8 @@ def _window(kind: str) -> gr.Number:
 def _component(name: str) -> Any:
     """The component that a field's type asks for."""
     field = APP_FIELDS[name]
-    common = {"label": field.title, "info": _HINTS.get(name), "elem_id": f"ct-{name.replace('_', '-')}"}
-    sized = {**common, "min_width": _WIDTHS.get(name, 130)}
+    common: dict[str, Any] = {"label": field.title, "info": _HINTS.get(name), "elem_id": f"ct-{name.replace('_', '-')}"}
+    sized: dict[str, Any] = {**common, "min_width": _WIDTHS.get(name, 130)}
     if field.type is bool:
         return gr.Checkbox(field.default, **common)
     if get_origin(field.type) is Literal:

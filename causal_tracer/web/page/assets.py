@@ -8,5 +8,5 @@ from importlib.resources import files
 
 @cache
 def static_text(name: str) -> str:
-    """The text of a file of `static/`."""
+    """Return the text of a file of `static/`."""
     return (files("causal_tracer.web") / "static" / name).read_text(encoding="utf-8")

@@ -1,9 +1,9 @@
-"""What the model makes of a prompt before anything is traced: tokens as chips, and the answers it would give."""
+"""A prompt before it is traced, as HTML: its tokens as chips, and the model's most probable answers."""
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterable, Sequence
+from html import escape
 
 from causal_tracer.plots.heatmap import display_token
 from causal_tracer.results.flow import HiddenFlow
@@ -11,10 +11,10 @@ from causal_tracer.web.service.inspection import Inspection, TokenSpan
 
 
 def inspection_html(inspection: Inspection, *, enabled: bool = True) -> str:
-    """Chips and answers; `static/chips.js` hears what is clicked. All that a user typed is escaped."""
+    """Return chips and answers; `static/chips.js` handles clicks. All that a user typed is escaped."""
     if not inspection.tokens:
         words = f"Loading the model ({inspection.loading})." if inspection.loading else "No tokens yet."
-        return f'<div class="ct-inspect"><p class="ct-hint">{html.escape(words)}</p></div>'
+        return f'<div class="ct-inspect"><p class="ct-hint">{escape(words)}</p></div>'
     guessed = " ct-guessed" if inspection.guessed else ""
     return (
         f'<div class="ct-inspect"><p class="ct-hint">{_subject_words(inspection)}</p>'
@@ -24,7 +24,7 @@ def inspection_html(inspection: Inspection, *, enabled: bool = True) -> str:
 
 
 def stored_inspection(flow: HiddenFlow) -> Inspection:
-    """The same of a stored result, for as long as the model is not there to ask."""
+    """Return the inspection that a stored result gives, for as long as the model is not loaded."""
     answers = () if flow.top_tokens is None else flow.top_tokens.clean
     return Inspection(
         tokens=tuple(TokenSpan(token, 0, len(token)) for token in flow.input_tokens),
@@ -33,29 +33,26 @@ def stored_inspection(flow: HiddenFlow) -> Inspection:
         guessed=flow.subject_guessed,
         answers=answers,
         answer=next((answer for answer in answers if answer.token_id == flow.answer_id), None),
-        problems=(),
-        warnings=(),
         noise=flow.settings.noise,
-        loading="",
     )
 
 
 def _subject_words(inspection: Inspection) -> str:
-    how = "Click its first and last token, or type it."
+    marked = f"The subject is {'guessed' if inspection.guessed else 'marked'}."
     if inspection.subject_range is None:
-        return f"<b>Tokens.</b> No subject is marked. {how}"
-    return f"<b>Tokens.</b> The subject is {'guessed' if inspection.guessed else 'marked'}. {how}"
+        marked = "No subject is marked."
+    return f"<b>Tokens.</b> {marked} Click its first and last token, or type it."
 
 
 def _chips(inspection: Inspection, enabled: bool) -> Iterable[str]:
     start, end = inspection.subject_range or (0, 0)
     for place, token in enumerate(inspection.tokens):
-        # A mark such as <bos> stands nowhere in the text, so it can be no part of a subject.
+        # A token such as <bos> has no text in the prompt, so it cannot be part of a subject.
         disabled = "" if enabled and token.end > token.start else " disabled"
         yield (
             f'<li><button type="button" data-token="{place}" data-start="{token.start}" data-end="{token.end}" '
             f'aria-pressed="{str(start <= place < end).lower()}" '
-            f'dir="auto"{disabled}>{html.escape(display_token(token.text))}</button></li>'
+            f'dir="auto"{disabled}>{escape(display_token(token.text))}</button></li>'
         )
 
 
@@ -67,13 +64,13 @@ def _answers(inspection: Inspection, enabled: bool) -> str:
     listed = "".join(
         f'<li><button type="button" data-answer="{place}" aria-pressed="{str(answer.token_id == chosen).lower()}" '
         f'dir="auto" style="--p:{answer.probability:.0%}"{"" if enabled else " disabled"}>'
-        f"{html.escape(name)}<small>{answer.probability:.3f}</small></button></li>"
+        f"{escape(name)}<small>{answer.probability:.3f}</small></button></li>"
         for place, (answer, name) in enumerate(zip(inspection.answers, names, strict=True))
     )
     extra = ""
     if inspection.answer is not None and chosen not in {answer.token_id for answer in inspection.answers}:
         extra = (
-            f" Traced: <b>{html.escape(display_token(inspection.answer.text))}</b> "
+            f" Traced: <b>{escape(display_token(inspection.answer.text))}</b> "
             f"(P = {inspection.answer.probability:.4f})."
         )
     return (

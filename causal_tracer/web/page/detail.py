@@ -1,14 +1,24 @@
-"""One cell of a map in detail, as HTML: the noise samples, the indirect effect, and what the model says there."""
+"""One cell of a map in detail, as HTML: its noise samples, its effect, and the most probable tokens. Needs no model."""
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
 
+from causal_tracer.errors import SettingsError
+from causal_tracer.results.analysis import base_score, effects, share
+from causal_tracer.results.flow import HiddenFlow
 from causal_tracer.results.top_tokens import TokenProbability
-from causal_tracer.results.words import display_token
-from causal_tracer.web.page.cell_details import CellDetails
+from causal_tracer.results.words import (
+    display_token,
+    effect_label,
+    metric_label,
+    metric_of,
+    patched_layers,
+    patched_word,
+)
 
 NO_CELL = (
     '<p class="ct-hint">Click a cell for its noise samples, its indirect effect and what the model says there. '
@@ -18,26 +28,85 @@ NO_CELL = (
 _WIDTH, _LEFT, _RIGHT = 600.0, 10.0, 590.0
 
 
-def detail_html(cell: CellDetails) -> str:
-    """The details of a cell. All that a user typed is escaped."""
-    first, last = cell.restored_layers
-    layers = f"layer {first}" if first == last else f"layer {cell.layer}, with layers {first} to {last} {cell.patched}"
-    title = f"“{html.escape(display_token(cell.token))}”, {layers}"
-    if cell.score is None:
-        return f'<div class="ct-detail"><h3>{title}</h3><p>This cell was not computed.</p></div>'
-    return (
-        f'<div class="ct-detail" role="region" aria-live="polite" aria-label="The chosen cell"><h3>{title}</h3>'
-        f"<p>{_effect_words(cell, cell.score)}</p>{_strip(cell, cell.score)}"
-        f'<div class="ct-columns">{_list(_patched_run(cell), cell.restored)}'
-        f"{_list('Clean run', cell.clean)}{_list('Corrupted run', cell.corrupted)}</div></div>"
+@dataclass(frozen=True, eq=False)
+class CellDetails:
+    """A cell of a map; numbers are None and samples are empty where it was not computed.
+
+    Attributes:
+        flow: The map.
+        position: The restored token's place in the prompt.
+        layer: The layer.
+        samples: The metric in each patched run.
+        score: Their mean.
+        effect: What the patch changes, as `Peak.effect`.
+        interval: Its 95 % interval over noise samples; None with a single sample too.
+        share: The effect as a share of the total effect; None where there is none.
+        restored: The most probable next tokens of the patched runs, where they were kept.
+    """
+
+    flow: HiddenFlow
+    position: int
+    layer: int
+    samples: tuple[float, ...] = ()
+    score: float | None = None
+    effect: float | None = None
+    interval: tuple[float, float] | None = None
+    share: float | None = None
+    restored: tuple[TokenProbability, ...] = ()
+
+
+def cell_details(flow: HiddenFlow, position: int, layer: int) -> CellDetails:
+    """Return a cell in detail.
+
+    Raises:
+        SettingsError: The map has no such cell.
+    """
+    tokens, layers = flow.scores.shape
+    if not (0 <= position < tokens and 0 <= layer < layers):
+        raise SettingsError(
+            f"The map has no cell at token {position}, layer {layer}: it has {tokens} tokens and {layers} layers."
+        )
+    score, effect = float(flow.scores[position, layer]), float(effects(flow)[position, layer])
+    if math.isnan(score):
+        return CellDetails(flow, position, layer)
+    low, high = (float(bound[position, layer]) for bound in flow.interval())
+    part = share(flow, effect)
+    return CellDetails(
+        flow,
+        position,
+        layer,
+        samples=tuple(flow.sample_scores[:, position, layer].tolist()),
+        score=score,
+        effect=effect,
+        interval=(low, high) if math.isfinite(low) and math.isfinite(high) else None,
+        share=None if math.isnan(part) else part,
+        restored=flow.top_tokens.cells(position, layer) if flow.top_tokens is not None else (),
     )
 
 
-def _effect_words(cell: CellDetails, score: float) -> str:
-    metric, effect = cell.metric, cell.effect if cell.effect is not None else math.nan
+def detail_html(cell: CellDetails) -> str:
+    """Return the details of a cell. All that a user typed is escaped."""
+    flow = cell.flow
+    first, last = patched_layers(flow, cell.layer)
+    window = "" if first == last else f", with layers {first} to {last} {patched_word(flow)}"
+    title = f"“{escape(display_token(flow.input_tokens[cell.position]))}”, layer {cell.layer}{window}"
+    if cell.score is None or cell.effect is None:
+        return f'<div class="ct-detail"><h3>{title}</h3><p>This cell was not computed.</p></div>'
+    clean, corrupted = (flow.top_tokens.clean, flow.top_tokens.corrupted) if flow.top_tokens is not None else ((), ())
+    return (
+        f'<div class="ct-detail" role="region" aria-live="polite" aria-label="The chosen cell"><h3>{title}</h3>'
+        f"<p>{_effect_words(cell, cell.score, cell.effect)}</p>{_strip(cell, cell.score)}"
+        f'<div class="ct-columns">{_list(_patched_run(flow), cell.restored)}'
+        f"{_list('Clean run', clean)}{_list('Corrupted run', corrupted)}</div></div>"
+    )
+
+
+def _effect_words(cell: CellDetails, score: float, effect: float) -> str:
+    flow, metric = cell.flow, metric_of(cell.flow)
+    label = effect_label(flow)
     words = (
-        f"{html.escape(cell.metric_label)} = <b>{metric.written(score, more=1)}</b>. "
-        f"{html.escape(_capital(cell.effect_label))} <b>{metric.written(effect, sign=True, more=1)}</b>"
+        f"{escape(metric_label(flow))} = <b>{metric.written(score, more=1)}</b>. "
+        f"{escape(label[:1].upper() + label[1:])} <b>{metric.written(effect, sign=True, more=1)}</b>"
     )
     if cell.interval is not None:
         low, high = (metric.written(bound, sign=True, more=1) for bound in cell.interval)
@@ -45,15 +114,15 @@ def _effect_words(cell: CellDetails, score: float) -> str:
     if cell.share is not None:
         words += f", {cell.share:.0%} of the total effect"
     return (
-        f"{words}. Each dot is one noise sample: corrupted runs above, {_patched_run(cell, plural=True)} below, their "
+        f"{words}. Each dot is one noise sample: corrupted runs above, {_patched_run(flow, plural=True)} below, their "
         "mean as a line."
     )
 
 
 def _strip(cell: CellDetails, score: float) -> str:
-    """Samples of the corrupted and the patched runs on one axis, as SVG."""
-    metric, base = cell.metric, cell.high_score if cell.patched == "corrupted" else cell.low_score
-    bounds = () if cell.interval is None else tuple(base + bound for bound in cell.interval)
+    """Return the samples of the corrupted and the patched runs on one axis, as SVG."""
+    flow, metric = cell.flow, metric_of(cell.flow)
+    low_samples = flow.low_sample_scores.tolist()
     left, right = _axis(cell)
 
     def across(value: float) -> float:
@@ -62,48 +131,42 @@ def _strip(cell: CellDetails, score: float) -> str:
         return _LEFT + (_RIGHT - _LEFT) * part
 
     interval = ""
-    if bounds:
-        low, high = map(across, bounds)
+    if cell.interval is not None:
+        low, high = (across(base_score(flow) + bound) for bound in cell.interval)
         interval = f'<line class="ct-interval" x1="{low:.1f}" x2="{high:.1f}" y1="28" y2="28"></line>'
-    runs = (
-        metric.written(value) for values in (cell.samples, cell.low_samples) for value in (min(values), max(values))
-    )
+    runs = (metric.written(value) for values in (cell.samples, low_samples) for value in (min(values), max(values)))
     label = "{} noise samples: {} from {} to {}, corrupted from {} to {}; clean {}".format(
-        len(cell.samples), _patched_run(cell, plural=True), *runs, metric.written(cell.high_score)
+        len(cell.samples), _patched_run(flow, plural=True), *runs, metric.written(flow.high_score)
     )
     ends = [metric.written(metric.value_at(end)) for end in (left, right)]
     return (
         f'<svg class="ct-strip" viewBox="0 0 {_WIDTH:.0f} 46" preserveAspectRatio="xMinYMid" role="img" '
-        f'aria-label="{html.escape(label)}">'
+        f'aria-label="{escape(label)}">'
         f'<line x1="{_LEFT}" x2="{_RIGHT}" y1="44" y2="44"></line>{interval}'
-        f"{_dots(map(across, cell.low_samples), 10, 'ct-low')}{_dots(map(across, cell.samples), 28, 'ct-high')}"
+        f"{_dots(map(across, low_samples), 10, 'ct-low')}{_dots(map(across, cell.samples), 28, 'ct-high')}"
         f'<line class="ct-mean" x1="{across(score):.1f}" x2="{across(score):.1f}" y1="19" y2="37"></line>'
         f'</svg><p class="ct-hint ct-ends"><span>{ends[0]}</span>'
-        f"<span>{html.escape(cell.metric_label)} = {ends[1]}</span></p>"
+        f"<span>{escape(metric_label(flow))} = {ends[1]}</span></p>"
     )
 
 
 def _axis(cell: CellDetails) -> tuple[float, float]:
-    """Places of the axis' ends: over all finite values, and from or to the metric's limit where it has one side only.
+    """Return the places of the axis' ends: over all finite values, and the metric's limit where it has one side only.
 
     A probability's axis begins at 0, a log-probability's ends at 0.
     """
-    metric = cell.metric
+    metric = metric_of(cell.flow)
     limit = metric.lowest if metric.lowest is not None else metric.highest
-    values = [*cell.samples, *cell.low_samples, cell.high_score, *(() if limit is None else (limit,))]
-    places = [place for value in values if math.isfinite(place := metric.place(value))]
+    values = [*cell.samples, *cell.flow.low_sample_scores.tolist(), cell.flow.high_score, limit]
+    places = [place for value in values if value is not None and math.isfinite(place := metric.place(value))]
     left, right = min(places, default=0.0), max(places, default=1.0)
     return left, right if right > left else left + 1e-9
 
 
-def _patched_run(cell: CellDetails, *, plural: bool = False) -> str:
-    if cell.patched == "corrupted":
+def _patched_run(flow: HiddenFlow, *, plural: bool = False) -> str:
+    if flow.settings.direction == "corrupt":
         return "patched clean runs" if plural else "Patched clean run"
     return "restored runs" if plural else "Restored run"
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 def _dots(places: Iterable[float], y: int, css_class: str) -> str:
@@ -112,6 +175,6 @@ def _dots(places: Iterable[float], y: int, css_class: str) -> str:
 
 def _list(title: str, tokens: Sequence[TokenProbability]) -> str:
     rows = "".join(
-        f"<li><bdi>{html.escape(display_token(token.text))}</bdi> {token.probability:.4f}</li>" for token in tokens
+        f"<li><bdi>{escape(display_token(token.text))}</bdi> {token.probability:.4f}</li>" for token in tokens
     )
     return f"<section><h4>{title}</h4><ol>{rows or '<li>not kept in this result</li>'}</ol></section>"

@@ -1,8 +1,8 @@
-"""What the page says about its fields: problems beside the field that has them, warnings below, both beside Run."""
+"""Messages about the page's fields: problems beside their field, warnings below the fields, both beside Run."""
 
 from __future__ import annotations
 
-import html
+from html import escape
 
 from causal_tracer.web.page.summary import message_html
 from causal_tracer.web.service.inspection import Field, Inspection
@@ -15,7 +15,7 @@ def field_notes(inspection: Inspection) -> tuple[str, ...]:
     """Return the HTML of the notes below `NOTED_FIELDS`. The subject's note names a guess."""
     notes = {field: message_html(*_words(inspection, field)) for field in NOTED_FIELDS}
     if inspection.guessed and not notes["subject"]:
-        subject = f'<b dir="auto">{html.escape(inspection.subject)}</b>'
+        subject = f'<b dir="auto">{escape(inspection.subject)}</b>'
         notes["subject"] = f'<p class="ct-hint">Guessed: {subject}</p>'
     return tuple(notes.values())
 

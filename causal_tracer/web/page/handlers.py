@@ -24,8 +24,9 @@ from causal_tracer.web.page.fields import (
     subject_picked,
 )
 from causal_tracer.web.page.summary import message_html, model_words, progress_words, status_html
-from causal_tracer.web.page.views import Flows, TabView, maps_view
+from causal_tracer.web.page.views import TabView, maps_view
 from causal_tracer.web.service.asking import Fields
+from causal_tracer.web.service.figures import Flows
 from causal_tracer.web.service.limits import client_of
 from causal_tracer.web.service.links import fields_of, page_url
 from causal_tracer.web.service.stored import STORED_PROMPT

@@ -1,31 +1,30 @@
-"""The page: the story, then the tool. All it does is in `handlers` and `explore`, all it says in `texts`."""
+"""The layout of the page: the introduction, then the tool."""
 
 from __future__ import annotations
 
-import html
 from functools import partial
+from html import escape
 from typing import Any
 
 import gradio as gr
 
 from causal_tracer.request.sites import KINDS
-from causal_tracer.web.api.endpoints import add_endpoints
 from causal_tracer.web.page import explore, handlers
 from causal_tracer.web.page.assets import static_text
 from causal_tracer.web.page.inputs_layout import AT_ONCE, IDLE_SECONDS, Inputs, input_fields
 from causal_tracer.web.page.story import story_html
-from causal_tracer.web.page.studies_layout import studies_tab
+from causal_tracer.web.page.studies import studies_tab
 from causal_tracer.web.page.tab_layout import map_tab
 from causal_tracer.web.page.texts import HOW_TO_READ, LEAD, TITLE
 from causal_tracer.web.service.stored import stored_map
 from causal_tracer.web.service.tracing import TraceService
 
 
-def build_demo(service: TraceService) -> gr.Blocks:
-    """The app of a service. Nothing is computed or loaded here: what is shown at first is stored."""
+def build_page(service: TraceService) -> gr.Blocks:
+    """Lay out and wire the page. Nothing is computed or loaded: what is shown at first is stored."""
     demo: gr.Blocks
     with gr.Blocks(title=f"{TITLE}: where does a language model keep a fact?", analytics_enabled=False) as demo:
-        gr.HTML(f"<h1>{html.escape(TITLE)}</h1><p>{html.escape(LEAD)}</p>", elem_classes="ct-header")
+        gr.HTML(f"<h1>{escape(TITLE)}</h1><p>{escape(LEAD)}</p>", elem_classes="ct-header")
         gr.HTML(story_html(stored_map("hidden")), elem_id="ct-story", js_on_load=static_text("story.js"))
         gr.HTML("<h2>Trace a prompt</h2>", elem_id="ct-tool", elem_classes="ct-header")
         inputs, inspected = input_fields(service, demo)
@@ -35,25 +34,16 @@ def build_demo(service: TraceService) -> gr.Blocks:
             maps = [map_tab(service, name, inputs, history, shown) for name in (*KINDS, "all")]
             _compare_tab(history)
             studies_tab(service)
-        _tools(
-            service,
-            inputs,
-            inspected,
-            history,
-            tabs,
-            shown,
-            [output for tab in maps[: len(KINDS)] for output in tab.outputs],
-        )
+        outputs = [output for tab in maps[: len(KINDS)] for output in tab]
+        _open_saved(service, history, [*outputs, tabs, history])
+        _use_from_python(service, inputs, inspected, shown)
         with gr.Accordion("How to read this", open=False):
             gr.Markdown(HOW_TO_READ, elem_classes="ct-help")
-        add_endpoints(service)
         demo.load(
             handlers.PageEvents(service).open_link,
             outputs=[*inputs.values, inputs.picked, tabs, inputs.link_message],
             **AT_ONCE,
         )
-    workers = service.settings.workers
-    demo.queue(max_size=2 * workers, default_concurrency_limit=workers)
     return demo
 
 
@@ -79,15 +69,7 @@ def _compare_tab(history: gr.State) -> None:
     )
 
 
-def _tools(
-    service: TraceService,
-    inputs: Inputs,
-    inspected: Any,
-    history: gr.State,
-    tabs: gr.Tabs,
-    shown: gr.State,
-    outputs: list[Any],
-) -> None:
+def _open_saved(service: TraceService, history: gr.State, outputs: list[Any]) -> None:
     with gr.Row():
         upload = gr.UploadButton(
             "Open a saved result (JSON)", file_types=[".json"], size="sm", scale=0, min_width=240, elem_id="ct-upload"
@@ -95,10 +77,13 @@ def _tools(
     upload.upload(
         handlers.PageEvents(service).open_file,
         inputs=[upload, history],
-        outputs=[*outputs, tabs, history],
+        outputs=outputs,
         show_progress="hidden",
         api_visibility="private",
     )
+
+
+def _use_from_python(service: TraceService, inputs: Inputs, inspected: Any, shown: gr.State) -> None:
     with gr.Accordion("Use from Python", open=False, elem_id="ct-python") as python:
         lines = gr.Code("", language="python", interactive=False, show_label=False, elem_id="ct-python-lines")
     # After the look at the fields and not on their changes: in Gradio 6.31, two events of one trigger set each other

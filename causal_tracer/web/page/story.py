@@ -1,15 +1,16 @@
-"""The story that the page opens with: one stored result in four steps, as HTML that needs no computation.
+"""The introduction that the page opens with: one stored result in four steps, as HTML that needs no model.
 
 The same picture, token x layer, is shown four times: all activations clean, those after the noise corrupted, one of
-them restored, and the map that restoring each in turn gives. `static/story.js` moves it.
+them restored, and the map of restoring each in turn. `static/story.js` moves it.
 """
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from html import escape
+from itertools import count
 
 from causal_tracer.errors import SettingsError
 from causal_tracer.metrics.descriptions import METRIC_DESCRIPTIONS
@@ -20,7 +21,7 @@ from causal_tracer.results.words import control_of, display_token, map_title, me
 
 @dataclass(frozen=True)
 class Step:
-    """One step: what it is called, what it says, and the probability that it ends with."""
+    """One step: its name, its text, and the probability that it ends with, with its label."""
 
     name: str
     words: str
@@ -29,21 +30,21 @@ class Step:
 
 
 def story_steps(flow: HiddenFlow) -> tuple[Step, ...]:
-    """The four steps of a result of hidden states, in the order in which they are told; words are safe HTML.
+    """Return the four steps of a result of hidden states, in order; their texts are safe HTML.
 
     Raises:
-        SettingsError: The result has another metric than the probability, another direction, or a control: these words
+        SettingsError: The result has another metric than the probability, another direction, or a control: the texts
             would not be true of it.
     """
     plain = flow.settings.direction == "restore" and not control_of(flow.settings)
     if metric_of(flow) != METRIC_DESCRIPTIONS["probability"] or not plain:
         raise SettingsError(
-            f"The story is told of the answer's probability in restored runs, without controls, and this result is of "
+            f"The steps describe the answer's probability in restored runs, without controls, and this result has "
             f"{metric_label(flow)}: {map_title(flow)}. Give another result."
         )
-    measured = html.escape(metric_label(flow))
+    measured = escape(metric_label(flow))
     answer = f"<b>{_shown(flow.answer)}</b>"
-    subject = f"“{html.escape(flow.subject)}”"
+    subject = f"“{escape(flow.subject)}”"
     position, layer = told_cell(flow)
     token = f"“{_shown(flow.input_tokens[position])}”"
     restored = float(flow.scores[position, layer])
@@ -78,7 +79,7 @@ def story_steps(flow: HiddenFlow) -> tuple[Step, ...]:
 
 
 def _says_now(flow: HiddenFlow) -> str:
-    """What the corrupted run says instead, as far as it is words."""
+    """Return what the corrupted run says instead, as far as these are words."""
     if flow.top_tokens is None:
         return ""
     words = [token for token in flow.top_tokens.corrupted if any(map(str.isalpha, token.text))][:2]
@@ -89,25 +90,26 @@ def _says_now(flow: HiddenFlow) -> str:
 
 
 def told_cell(flow: HiddenFlow) -> tuple[int, int]:
-    """The cell that the third step restores: the best layer of the subject's last token."""
+    """Return the cell that the third step restores: the best layer of the subject's last token."""
     position = flow.subject_range[1] - 1
     return position, int(flow.scores[position].nan_to_num(0.0).argmax())
 
 
 def story_html(flow: HiddenFlow) -> str:
-    """The story of a result of hidden states."""
+    """Return the introduction, for a result of hidden states."""
     steps = story_steps(flow)
+    first = ' aria-current="step"'
     tabs = "".join(
-        f'<li><button type="button" data-go="{number}"{_current(number)}>{number} {step.name}</button></li>'
-        for number, step in enumerate(steps, start=1)
+        f'<li><button type="button" data-go="{at}"{first if at == 1 else ""}>{at} {step.name}</button></li>'
+        for at, step in enumerate(steps, start=1)
     )
-    articles = "".join(_article(number, step) for number, step in enumerate(steps, start=1))
+    articles = "".join(map(_article, count(1), steps))
     layers = int(flow.scores.shape[1])
     return (
         '<details class="ct-story" open data-step="1"><summary>Causal tracing in four steps</summary>'
         f'<ol class="ct-steps">{tabs}</ol>'
         f'<div class="ct-stage"><div class="ct-words" aria-live="polite">{articles}</div>'
-        f'<div class="ct-picture" role="img" aria-label="{html.escape(_picture_label(flow))}">'
+        f'<div class="ct-picture" role="img" aria-label="{escape(_picture_label(flow))}">'
         f'<div class="ct-grid" style="--layers:{layers}">{"".join(_grid(flow))}</div></div></div>'
         '<div class="ct-nav"><button type="button" data-move="-1" disabled>← Back</button>'
         '<button type="button" data-move="1" class="ct-next">Next →</button>'
@@ -118,16 +120,17 @@ def story_html(flow: HiddenFlow) -> str:
 
 def _article(number: int, step: Step) -> str:
     hidden = "" if number == 1 else " hidden"
+    shown = f"{step.probability:.{2 if step.probability >= 0.01 else 3}f}"
     return (
         f'<article data-for="{number}"{hidden}><h2>{step.name}</h2><p>{step.words}</p>'
-        f'<p class="ct-says">{step.says} <strong>{_probability(step.probability)}</strong></p>'
+        f'<p class="ct-says">{step.says} <strong>{shown}</strong></p>'
         f'<div class="ct-meter" aria-hidden="true"><i style="width:{max(step.probability, 0.004):.1%}"></i></div>'
         "</article>"
     )
 
 
 def _grid(flow: HiddenFlow) -> Iterator[str]:
-    """Rows of a label and a cell per layer, then the layer axis."""
+    """Yield rows of a label and a cell per layer, then the layer axis."""
     layers = int(flow.scores.shape[1])
     subject_start = flow.subject_range[0]
     told = told_cell(flow)
@@ -136,7 +139,7 @@ def _grid(flow: HiddenFlow) -> Iterator[str]:
     best_last = int(flow.scores[last].nan_to_num(0.0).argmax())
     for position, label in enumerate(token_axis_labels(flow)):
         mark = " ct-subject" if label.endswith("*") else ""
-        yield f'<span class="ct-token{mark}" dir="auto">{html.escape(label)}</span>'
+        yield f'<span class="ct-token{mark}" dir="auto">{escape(label)}</span>'
         for layer in range(layers):
             share = (float(flow.scores[position, layer]) - flow.low_score) / span
             classes = "".join(
@@ -155,8 +158,8 @@ def _grid(flow: HiddenFlow) -> Iterator[str]:
 def _color(share: float) -> str:
     if math.isnan(share):
         return "transparent"
-    scale = COLOR_SCALES["hidden"]
-    return scale[min(len(scale) - 1, max(0, round(share * (len(scale) - 1))))]
+    strongest = len(COLOR_SCALES["hidden"]) - 1
+    return COLOR_SCALES["hidden"][min(strongest, max(0, round(share * strongest)))]
 
 
 def _picture_label(flow: HiddenFlow) -> str:
@@ -170,12 +173,4 @@ def _picture_label(flow: HiddenFlow) -> str:
 
 
 def _shown(token: str) -> str:
-    return html.escape(display_token(token))
-
-
-def _probability(value: float) -> str:
-    return f"{value:.2f}" if value >= 0.01 else f"{value:.3f}"
-
-
-def _current(number: int) -> str:
-    return ' aria-current="step"' if number == 1 else ""
+    return escape(display_token(token))

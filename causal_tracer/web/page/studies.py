@@ -1,4 +1,4 @@
-"""Stored studies as the page shows them: what a study found in words and numbers, and one figure at a time."""
+"""The tab of stored studies: findings in words and numbers, and one figure at a time."""
 
 from __future__ import annotations
 
@@ -13,14 +13,20 @@ import gradio as gr
 import plotly.graph_objects as go
 
 from causal_tracer.errors import CausalTracerError, StudyError
-from causal_tracer.study.figures import figure_caption, figure_title
-from causal_tracer.study.report import report_page
+from causal_tracer.files import write_atomically
+from causal_tracer.study.figures import comparison_figures, figure_words, study_figures
+from causal_tracer.study.report import findings_html, report_page
 from causal_tracer.study.store import require_tables
-from causal_tracer.study.stored import StoredStudy, StudyView, compared_figures, open_study, stored_studies
+from causal_tracer.study.stored import StoredStudy, named_effects, stored_studies
+from causal_tracer.web.page.explore import TAB_TITLES
+from causal_tracer.web.page.inputs_layout import AT_ONCE
 from causal_tracer.web.page.summary import message_html
-from causal_tracer.web.page.views import in_the_page, scale_above
+from causal_tracer.web.page.tab_layout import SAVE
+from causal_tracer.web.page.texts import STUDIES
+from causal_tracer.web.service.figures import in_the_page, scale_above
 from causal_tracer.web.service.registry import model_title
 from causal_tracer.web.service.settings import variable
+from causal_tracer.web.service.tracing import TraceService
 
 SHIPPED_STUDIES = Path(__file__).parents[1] / "stored" / "studies"
 ALONE = -1
@@ -43,42 +49,33 @@ class StudyShelf:
 
     @classmethod
     def of(cls, folder: str = "") -> StudyShelf:
-        """What comes with the app, and what is in a folder: of one study, or of several; empty for none."""
+        """Find the studies that come with the app, and those in a folder: of one study or of several; "" for none."""
         own = stored_studies(Path(folder)) if folder else ()
         return cls(tuple(study for study in (*stored_studies(SHIPPED_STUDIES), *own) if study.traced))
 
     def choices(self) -> list[tuple[str, int]]:
-        """The studies by number, as a list to choose from."""
+        """Return the studies by number, as a list to choose from."""
         return [(self._title(study), number) for number, study in enumerate(self.studies)]
 
-    def beside(self) -> list[tuple[str, int]]:
-        """What a study can be compared with."""
-        return [("no other study", ALONE), *self.choices()]
-
     def show(self, number: int | None, other: int | None, figure: str | None) -> tuple[Any, Any, str, str]:
-        """A study: the figures there are, the chosen one, its caption, and what the study found, as HTML."""
+        """Return the list of figures, the chosen one, its caption and the study's findings, the last two as HTML."""
         try:
-            study = self._study(number)
-            view = _opened(study)
-            alone = other in (None, ALONE, number)
-            figures = view.figures if alone else _compared((study, self._study(other)))
+            findings, figures = opened(*self._folders(number, other))
         except CausalTracerError as error:
             return gr.skip(), gr.skip(), message_html(str(error)), gr.skip()
         name = figure if figure and figure in figures else next(iter(figures))
-        listed = gr.Dropdown(choices=[(figure_title(each), each) for each in figures], value=name)
-        caption = f'<p class="ct-made">{figure_caption(name)}</p>'
-        return listed, _on_the_page(figures[name]), caption, view.findings
+        listed = gr.Dropdown(choices=[(figure_words(each)[0], each) for each in figures], value=name)
+        return listed, _on_the_page(figures[name]), f'<p class="ct-made">{figure_words(name)[1]}</p>', findings
 
     def write_report(self, number: int | None, other: int | None) -> tuple[str | None, Any]:
-        """The report as a file to download, and a message where it could not be made."""
+        """Return the report as a file to download, and a message where it could not be made."""
         try:
-            study = self._study(number)
-            others = [] if other in (None, ALONE, number) else [self._study(other).folder]
-            page = report_page(study.folder, others)
+            study, *others = map(StoredStudy.open, self._folders(number, other))
+            page = report_page(study, others)
         except CausalTracerError as error:
             return None, message_html(str(error))
         path = Path(tempfile.mkdtemp(prefix="causal-tracer-")) / f"study-{study.folder.name}.html"
-        path.write_text(page, encoding="utf-8")
+        write_atomically(path, page)
         return str(path), gr.skip()
 
     def _title(self, study: StoredStudy) -> str:
@@ -86,8 +83,8 @@ class StudyShelf:
         alike = sum((its.model, its.traced) == (study.model, study.traced) for its in self.studies)
         return title if alike == 1 else f"{title} ({study.folder.name})"
 
-    def _study(self, number: int | None) -> StoredStudy:
-        """The study of a number.
+    def _folders(self, number: int | None, other: int | None) -> list[Path]:
+        """Return the folders of a study and of the one that it is compared with.
 
         Raises:
             StudyError: There is none of this number, or studies cannot be read here.
@@ -98,40 +95,66 @@ class StudyShelf:
                 "There is no study to show. Run one, causal-tracer study --out FOLDER, and name that folder in "
                 f"{variable('studies_folder')}."
             )
-        if number is None or not 0 <= number < len(self.studies):
-            raise StudyError(f"There is no study {number} among the {len(self.studies)}. Choose one of the list.")
-        return self.studies[number]
+        folders = []
+        for each in [number] if other in (None, ALONE, number) else [number, other]:
+            if each is None or not 0 <= each < len(self.studies):
+                raise StudyError(f"There is no study {each} among the {len(self.studies)}. Choose one of the list.")
+            folders.append(self.studies[each].folder)
+        return folders
 
 
-def _opened(study: StoredStudy) -> StudyView:
-    return _open_once(study.folder, _changed_at(study.folder))
+def studies_tab(service: TraceService) -> None:
+    """Lay out and wire the tab. Records are read when somebody opens it."""
+    shelf = StudyShelf.of(service.settings.studies_folder)
+    with gr.Tab(TAB_TITLES["studies"], id="studies") as tab:
+        gr.Markdown(STUDIES, elem_classes="ct-help")
+        with gr.Row():
+            study = gr.Dropdown(shelf.choices(), value=0, label="Study", elem_id="ct-study", min_width=280)
+            others = [("no other study", ALONE), *shelf.choices()]
+            other = gr.Dropdown(others, value=ALONE, label="Compare with", elem_id="ct-study-other", min_width=280)
+        figure = gr.Dropdown([], label="Figure", elem_id="ct-study-figure")
+        plot = gr.Plot(label="Figure", show_label=False, elem_id="ct-study-plot", elem_classes="ct-map")
+        caption = gr.HTML(elem_id="ct-study-caption")
+        findings = gr.HTML(elem_id="ct-study-findings", elem_classes="ct-findings")
+        report = gr.Button("Report (HTML)", size="sm", scale=0, min_width=160, elem_id="ct-study-report")
+        saved = gr.File(visible=False)
+    gr.on(
+        [tab.select, study.input, other.input, figure.input],
+        shelf.show,
+        inputs=[study, other, figure],
+        outputs=[figure, plot, caption, findings],
+        **AT_ONCE,
+    )
+    report.click(
+        shelf.write_report,
+        inputs=[study, other],
+        outputs=[saved, caption],
+        show_progress="hidden",
+        api_visibility="private",
+    ).success(None, inputs=[saved], js=SAVE, api_visibility="private")
 
 
-@lru_cache(maxsize=8)
-def _open_once(folder: Path, changed_at: tuple[float, ...]) -> StudyView:
-    """The study as it is while its files are unchanged: its intervals take a moment."""
-    return open_study(folder)
+def opened(*folders: Path) -> tuple[str, Mapping[str, go.Figure]]:
+    """Return a study's findings as HTML and its figures, those of the comparison for two; kept until a file changes."""
+    return _open_once(tuple((folder, _changed_at(folder)) for folder in folders))
 
 
-def _compared(studies: tuple[StoredStudy, ...]) -> Mapping[str, go.Figure]:
-    return _compare_once(tuple((study.folder, _changed_at(study.folder)) for study in studies))
-
-
-@lru_cache(maxsize=8)
-def _compare_once(studies: tuple[tuple[Path, tuple[float, ...]], ...]) -> Mapping[str, go.Figure]:
-    figures = compared_figures([folder for folder, _ in studies])
+@lru_cache(maxsize=16)
+def _open_once(folders: tuple[tuple[Path, tuple[float, ...]], ...]) -> tuple[str, Mapping[str, go.Figure]]:
+    studies = [StoredStudy.open(folder) for folder, _ in folders]
+    figures = study_figures(studies[0].effects) if len(studies) == 1 else comparison_figures(named_effects(studies))
     if not figures:
-        raise StudyError("These two studies have no kind of map in common. Choose another one to set beside.")
-    return figures
+        raise StudyError("These two studies have no kind of map in common. Choose another one to compare with.")
+    return findings_html(studies[0]), figures
 
 
 def _changed_at(folder: Path) -> tuple[float, ...]:
-    """When a study's files were last written."""
+    """Return when a study's files were last written."""
     return tuple(path.stat().st_mtime for path in sorted(folder.rglob("*.*")) if path.suffix in _STUDY_FILES)
 
 
 def _on_the_page(figure: go.Figure) -> go.Figure:
-    """A figure on the page's own ground, light or dark; the kept one stays as it is."""
+    """Return a figure on the page's own ground, light or dark; the kept one stays as it is."""
     shown = go.Figure(figure)
     shown.update_layout(paper_bgcolor=_CLEAR, plot_bgcolor=_CLEAR)
     shown.update_xaxes(gridcolor=_GRID, zerolinecolor=_GRID)

@@ -1,10 +1,10 @@
-"""What stands beside a map: its numbers, peaks and warnings and how it was made, as words and as safe HTML."""
+"""The texts beside a map: numbers, peaks, warnings, and how it was made, as words and as safe HTML."""
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Iterable, Sequence
+from html import escape
 
 from causal_tracer.corruption import CORRUPTIONS
 from causal_tracer.results.analysis import Peak, acts, effects
@@ -14,35 +14,24 @@ from causal_tracer.web.service.inspection import map_warnings
 from causal_tracer.web.service.registry import ModelStatus, model_title
 from causal_tracer.web.service.updates import RunUpdate
 
-# A layer counts to a peak's stretch while restoring it brings back this share of what the peak does.
+# A layer belongs to a peak's stretch while its effect is at least this share of the peak's.
 _STRETCH = 0.5
 # What results call the corruptions that a noise level changes, and those that a seed does not.
 _WITH_LEVEL = {named.make(1, 0).description for named in CORRUPTIONS.values() if named.takes_level}
 _WITHOUT_CHANCE = {named.make(1, 0).description for named in CORRUPTIONS.values() if not named.is_random}
 
 
-def warnings(flow: HiddenFlow) -> tuple[str, ...]:
-    """Why the map should not be read, if it should not."""
-    return map_warnings(flow)
-
-
 def recipe(flow: HiddenFlow) -> str:
-    """How the map was made, in one line."""
+    """Return how the map was made, in one line."""
     settings = flow.settings
     window = "single layers" if settings.window == 1 else f"windows of {settings.window} layers"
     tokens = ", subject tokens only" if settings.subject_tokens_only else ""
-    parts = [
-        f"{model_title(settings.model)}, {settings.dtype}",
-        f"{window}{tokens}",
-        _corruption(flow),
-        f"{settings.engine} sweep",
-        audit_words(flow),
-    ]
-    return " · ".join(part for part in parts if part)
+    model, sweep = f"{model_title(settings.model)}, {settings.dtype}", f"{settings.engine} sweep"
+    return " · ".join(filter(None, (model, window + tokens, _corruption(flow), sweep, audit_words(flow))))
 
 
 def numbers_html(*flows: HiddenFlow, filling: bool = False) -> str:
-    """The numbers above maps of one prompt, and what peaks. User's text is escaped."""
+    """Return the numbers above maps of one prompt, and their peaks. User's text is escaped."""
     flow = flows[0]
     metric, label = metric_of(flow), metric_label(flow)
     numbers = [
@@ -52,8 +41,8 @@ def numbers_html(*flows: HiddenFlow, filling: bool = False) -> str:
         ("Total effect", metric.written(flow.total_effect), "clean − corrupted"),
     ]
     cards = "".join(
-        f'<div class="ct-card"><dt>{_safe(name)}</dt><dd dir="auto">{_safe(value)}</dd>'
-        f'<dd class="ct-hint">{_safe(hint)}</dd></div>'
+        f'<div class="ct-card"><dt>{escape(name)}</dt><dd dir="auto">{escape(value)}</dd>'
+        f'<dd class="ct-hint">{escape(hint)}</dd></div>'
         for name, value, hint in numbers
     )
     peaks = "".join(f'<p class="ct-peaks">{"" if filling else peaks_html(each)}</p>' for each in flows)
@@ -61,51 +50,47 @@ def numbers_html(*flows: HiddenFlow, filling: bool = False) -> str:
 
 
 def doubts_html(*flows: HiddenFlow) -> str:
-    """Return warnings and notes of maps of one prompt; below them, so that they do not move.
-
-    Each note is shown once; one that not all maps have names its maps.
-    """
+    """Return warnings and notes of maps of one prompt, each note once; one that not all maps have names its maps."""
     noted = {note: [flow for flow in flows if note in flow.notes] for flow in flows for note in flow.notes}
     notes = [
         note if len(having) == len(flows) else f"{' and '.join(KIND_NAMES[flow.kind] for flow in having)}: {note}"
         for note, having in noted.items()
     ]
-    return _paragraphs("ct-warning", warnings(flows[0])) + _paragraphs("ct-note", notes)
+    return _paragraphs("ct-warning", map_warnings(flows[0])) + _paragraphs("ct-note", notes)
 
 
 def peaks_html(flow: HiddenFlow) -> str:
-    """A sentence that names the strongest cells: token, layers, score and share of the total effect."""
+    """Return a sentence that names the strongest cells: token, layers, score and share of the total effect."""
     strongest = [peak for peak in flow.peaks(2) if acts(flow, peak.effect)]
     what, corrupt = metric_of(flow).restored, flow.settings.direction == "corrupt"
     done = f"takes {what} away" if corrupt else f"brings {what} back"
     if not strongest:
-        return f"<b>{_safe(map_title(flow))}</b> {_safe(done)} nowhere."
+        return f"<b>{escape(map_title(flow))}</b> {escape(done)} nowhere."
     told = " and ".join(_peak(flow, peak) for peak in strongest)
-    return f"<b>{_safe(map_title(flow))}</b> {_safe(done)} most at {told}."
+    return f"<b>{escape(map_title(flow))}</b> {escape(done)} most at {told}."
 
 
 def details_html(flow: HiddenFlow, *, origin: str = "") -> str:
-    """What the map is of and how it was made, but for notes, ending in where it came from. User's text is escaped."""
+    """Return what the map is of, how it was made, and where it came from. User's text is escaped."""
     subject = f"“{flow.subject}”" + (" (guessed)" if flow.subject_guessed else "")
     made = recipe(flow) + (f" · {origin}" if origin else "")
     placebo = flow.settings.placebo
-    other = "" if placebo is None else f'<p class="ct-prompt" dir="auto"><b>Placebo</b> {_safe(placebo)}</p>'
+    other = "" if placebo is None else f'<p class="ct-prompt" dir="auto"><b>Placebo</b> {escape(placebo)}</p>'
     return (
-        f'<p class="ct-prompt" dir="auto"><b>Prompt</b> {_safe(flow.prompt)}</p>'
-        f'<p class="ct-prompt" dir="auto"><b>Subject</b> {_safe(subject)}</p>'
+        f'<p class="ct-prompt" dir="auto"><b>Prompt</b> {escape(flow.prompt)}</p>'
+        f'<p class="ct-prompt" dir="auto"><b>Subject</b> {escape(subject)}</p>'
         f"{other}"
-        f'<p class="ct-prompt"><b>Map</b> {_safe(map_title(flow))}: {_safe(metric_label(flow))}</p>'
-        f'<p class="ct-made">{_safe(made)}</p>'
+        f'<p class="ct-prompt"><b>Map</b> {escape(map_title(flow))}: {escape(metric_label(flow))}</p>'
+        f'<p class="ct-made">{escape(made)}</p>'
     )
 
 
 def progress_words(update: RunUpdate, begun: RunUpdate | None = None) -> str:
-    """How far a run is, and how long it may still take.
+    """Return how far a run is, and how long it may still take.
 
     Args:
         update: The run now.
-        begun: The run when its first cells came. Those that need no computation are among them, so what came at once
-            says nothing about how long the rest takes.
+        begun: The run when its first cells came. Some of these need no computation, so the rate is measured from there.
     """
     if update.waiting:
         return f"Waiting for {update.waiting}."
@@ -123,7 +108,7 @@ def progress_words(update: RunUpdate, begun: RunUpdate | None = None) -> str:
 
 
 def model_words(status: ModelStatus) -> str:
-    """How far the model is, for people."""
+    """Return how far the model is, for people."""
     if status.state == "ready":
         license_words = f", under the {status.license}" if status.license else ""
         noise_words = "" if status.noise is None else f" Automatic noise level: {status.noise:.4g}."
@@ -132,24 +117,22 @@ def model_words(status: ModelStatus) -> str:
         return f"{status.title} could not be loaded. {status.error}"
     if status.state == "waiting":
         return f"{status.title} is loaded when it is first needed."
-    share = "" if status.fraction is None else f", {status.fraction:.0%}"
-    stage = f" ({status.stage}{share})" if status.stage else ""
-    return f"Loading {status.title}{stage}. Run will wait for it; the maps below are stored ones."
+    return f"Loading {status.loading_words}. Run will wait for it; the maps below are stored ones."
 
 
 def status_html(words: str, *, state: str = "") -> str:
-    """A line that screen readers read out when it changes."""
-    return f'<div class="ct-status {_safe(state)}" role="status" aria-live="polite">{_safe(words)}</div>'
+    """Return a line that screen readers read out when it changes."""
+    return f'<div class="ct-status {escape(state)}" role="status" aria-live="polite">{escape(words)}</div>'
 
 
 def message_html(*problems: str, warned: Sequence[str] = ()) -> str:
-    """What is wrong or doubtful, beside the fields; nothing where all is well."""
-    wrong = "".join(f'<div class="ct-error" role="alert">{_safe(words)}</div>' for words in problems if words)
-    return wrong + "".join(f'<div class="ct-warning" role="status">{_safe(words)}</div>' for words in warned)
+    """Return what is wrong or doubtful, beside the fields; nothing where all is well."""
+    wrong = "".join(f'<div class="ct-error" role="alert">{escape(words)}</div>' for words in problems if words)
+    return wrong + "".join(f'<div class="ct-warning" role="status">{escape(words)}</div>' for words in warned)
 
 
 def _corruption(flow: HiddenFlow) -> str:
-    """What was done to the subject: noise samples and seed where it takes chance, a level where it takes one."""
+    """Return what was done to the subject: samples and seed where it is random, a level where it takes one."""
     settings = flow.settings
     parts = []
     if settings.corruption not in _WITHOUT_CHANCE:
@@ -173,32 +156,24 @@ def _answer_words(flow: HiddenFlow) -> str:
 def _peak(flow: HiddenFlow, peak: Peak) -> str:
     first, last = _stretch(flow, peak)
     layers = f"layer {peak.layer}" if first == last else f"layers {first}–{last}, best {peak.layer}"
-    score = f"{_safe(metric_label(flow))} = {metric_of(flow).written(peak.score)}"
+    score = f"{escape(metric_label(flow))} = {metric_of(flow).written(peak.score)}"
     share = "" if math.isnan(peak.share) else f", {peak.share:.0%} of the total effect"
-    return f"<b>“{_safe(display_token(peak.token))}”</b> ({layers}): {score}{share}"
+    return f"<b>“{escape(display_token(peak.token))}”</b> ({layers}): {score}{share}"
 
 
 def _stretch(flow: HiddenFlow, peak: Peak) -> tuple[int, int]:
-    """First and last of the layers around a peak that do much of what it does."""
+    """Return the first and last of the layers around a peak that have much of its effect."""
     least = _STRETCH * abs(peak.effect)
     strong = [acts(flow, effect) and abs(effect) >= least for effect in effects(flow)[peak.position].tolist()]
-    first = last = peak.layer
-    while first > 0 and strong[first - 1]:
-        first -= 1
-    while last + 1 < len(strong) and strong[last + 1]:
-        last += 1
-    return first, last
+    before, after = strong[: peak.layer][::-1], strong[peak.layer + 1 :]
+    return peak.layer - [*before, False].index(False), peak.layer + [*after, False].index(False)
 
 
 def _paragraphs(css_class: str, texts: Iterable[str]) -> str:
-    return "".join(f'<p class="{css_class}">{_safe(text)}</p>' for text in texts)
+    return "".join(f'<p class="{css_class}">{escape(text)}</p>' for text in texts)
 
 
 def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s" if seconds >= 1 else "1 s"
     return f"{seconds / 60:.0f} min"
-
-
-def _safe(text: str) -> str:
-    return html.escape(text)

@@ -1,25 +1,25 @@
-"""A tab of maps: Run and Stop, the maps, what is read off them, and how they are shared."""
+"""A tab of maps: Run and Stop, the maps, their numbers and texts, links and files."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import gradio as gr
 import plotly.graph_objects as go
 
-from causal_tracer.request.sites import KINDS, LayerKind
+from causal_tracer.request.sites import LayerKind
 from causal_tracer.web.page import explore, handlers
 from causal_tracer.web.page.assets import static_text
 from causal_tracer.web.page.cells import table_html
 from causal_tracer.web.page.detail import NO_CELL
+from causal_tracer.web.page.downloads import FORMATS
 from causal_tracer.web.page.inputs_layout import AT_ONCE, IDLE_SECONDS, Inputs
 from causal_tracer.web.page.stopping import RunButtons
 from causal_tracer.web.page.summary import details_html, doubts_html, status_html
 from causal_tracer.web.page.texts import NO_LINK_YET
-from causal_tracer.web.page.views import app_figures, map_id, numbers
-from causal_tracer.web.service.downloads import FORMATS
+from causal_tracer.web.page.views import map_id, numbers
+from causal_tracer.web.service.figures import app_figures
 from causal_tracer.web.service.tracing import TraceService
 
 MODEL_QUEUE = "model"
@@ -29,40 +29,20 @@ SAVE = """file => { if (!file) return; const a = document.createElement('a'); a.
 a.download = file.orig_name || file.path.split('/').pop(); document.body.append(a); a.click(); a.remove(); }"""
 
 
-@dataclass(frozen=True, eq=False)
-class Tab:
-    """The components of a tab of maps that change.
-
-    Attributes:
-        kinds: What its maps restore; more than one stand side by side.
-        outputs: In the order of `TabView.outputs`.
-        flows: The result, which the app keeps for the page.
-    """
-
-    name: str
-    kinds: tuple[LayerKind, ...]
-    outputs: list[Any]
-    flows: gr.State
-
-
-def map_tab(service: TraceService, name: str, inputs: Inputs, history: gr.State, shown: gr.State) -> Tab:
-    """Lay out and wire a tab: of one kind, or of all of them."""
-    kinds = KINDS if name == "all" else tuple(kind for kind in KINDS if kind == name)
+def map_tab(service: TraceService, name: str, inputs: Inputs, history: gr.State, shown: gr.State) -> list[Any]:
+    """Lay out and wire a tab of one kind or of all; return what changes in it, for `TabView.outputs`."""
     stored = explore.stored_flows(name)
+    kinds = tuple(stored)
     with gr.Tab(explore.TAB_TITLES[name], id=name) as page:
-        # Inside: Gradio counts what stands between tabs as tabs.
+        # Inside the tab: Gradio counts components between tabs as tabs.
         flows = gr.State(None, time_to_live=IDLE_SECONDS)
-        # Whether a result is shown: the browser keeps this, while the app may forget the result.
+        # Whether a result is shown: the browser keeps this when the app has lost the result.
         made = gr.Checkbox(False, visible=False)
         with gr.Row(elem_classes="ct-run", equal_height=True):
             run = gr.Button("Run", variant="primary", scale=0, min_width=120, elem_id=f"ct-run-{name}")
             stop = gr.Button("Stop", interactive=False, scale=0, min_width=90, elem_id=f"ct-stop-{name}")
-            status = gr.HTML(
-                status_html("A stored map. Run computes one for the prompt above."),
-                scale=1,
-                min_width=200,
-                elem_id=f"ct-status-{name}",
-            )
+            line = status_html("A stored map. Run computes one for the prompt above.")
+            status = gr.HTML(line, scale=1, min_width=200, elem_id=f"ct-status-{name}")
         above = gr.HTML(numbers(stored), elem_id=f"ct-numbers-{name}")
         with gr.Row():
             figures = [
@@ -70,12 +50,8 @@ def map_tab(service: TraceService, name: str, inputs: Inputs, history: gr.State,
                 for kind, figure in zip(kinds, app_figures(stored), strict=True)
             ]
         doubts = gr.HTML(doubts_html(*stored.values()), elem_id=f"ct-doubts-{name}")
-        write = gr.Checkbox(
-            False,
-            label="Write into each cell what the model says there",
-            elem_id=f"ct-write-{name}",
-            visible=len(kinds) == 1,
-        )
+        label = "Write into each cell what the model says there"
+        write = gr.Checkbox(False, label=label, elem_id=f"ct-write-{name}", visible=len(kinds) == 1)
         cell = gr.HTML(NO_CELL, elem_id=f"ct-cell-{name}")
         tables = [
             gr.HTML(
@@ -85,20 +61,19 @@ def map_tab(service: TraceService, name: str, inputs: Inputs, history: gr.State,
             )
             for kind in kinds
         ]
-        details = gr.HTML(
-            details_html(next(iter(stored.values())), origin="a stored result"), elem_id=f"ct-details-{name}"
-        )
+        made_of = details_html(stored[kinds[0]], origin="a stored result")
+        details = gr.HTML(made_of, elem_id=f"ct-details-{name}")
         link = _sharing(name, kinds, [flows, made], inputs)
     outputs = [inputs.message, status, above, doubts, cell, details, flows, made, link, *figures, *tables, run, stop]
-    tab = Tab(name, kinds, outputs, flows)
     page.select(partial(handlers.named, name), outputs=[shown], **AT_ONCE)
     for kind, table in zip(kinds, tables, strict=True):
         table.select(explore.CellChoice(name, kind).show, inputs=[flows, made], outputs=[cell], **AT_ONCE)
     if len(kinds) == 1:
         redrawn = [*figures, inputs.message]
         write.input(partial(explore.redraw, name), inputs=[flows, made, write], outputs=redrawn, **AT_ONCE)
-    _wire_run(service, tab, inputs, write, history, status, (run, stop))
-    return tab
+    running = _run(service, name, len(kinds), outputs, [inputs.picked, write, *inputs.values])
+    running.success(explore.remembered, inputs=[history, flows], outputs=[history], **AT_ONCE)
+    return outputs
 
 
 def _map(name: str, kind: LayerKind, figure: go.Figure, *, titled: bool) -> gr.Plot:
@@ -111,22 +86,14 @@ def _map(name: str, kind: LayerKind, figure: go.Figure, *, titled: bool) -> gr.P
         )
 
 
-def _wire_run(
-    service: TraceService,
-    tab: Tab,
-    inputs: Inputs,
-    write: gr.Checkbox,
-    history: gr.State,
-    status: gr.HTML,
-    pressed: tuple[gr.Button, gr.Button],
-) -> None:
-    run, stop = pressed
-    buttons = RunButtons(len(tab.kinds))
-    begun = run.click(buttons.begin, outputs=tab.outputs, **AT_ONCE)
-    running = begun.then(
-        handlers.MapRun(service, tab.name, len(tab.kinds)).run,
-        inputs=[inputs.picked, write, *inputs.values],
-        outputs=tab.outputs,
+def _run(service: TraceService, name: str, maps: int, outputs: list[Any], inputs: list[Any]) -> Any:
+    """Wire Run and Stop; return the event of the run."""
+    _message, status, *_, run, stop = outputs
+    buttons = RunButtons(maps)
+    running = run.click(buttons.begin, outputs=outputs, **AT_ONCE).then(
+        handlers.MapRun(service, name, maps).run,
+        inputs=inputs,
+        outputs=outputs,
         # The usual overlay would hide the map while it fills in.
         show_progress="minimal",
         show_progress_on=[status],
@@ -134,9 +101,9 @@ def _wire_run(
         concurrency_limit=service.settings.workers,
         api_visibility="private",
     )
-    running.success(explore.remembered, inputs=[history, tab.flows], outputs=[history], **AT_ONCE)
-    running.failure(buttons.ended, outputs=tab.outputs, **AT_ONCE)
-    stop.click(buttons.stop, outputs=tab.outputs, cancels=[running], **AT_ONCE)
+    running.failure(buttons.ended, outputs=outputs, **AT_ONCE)
+    stop.click(buttons.stop, outputs=outputs, cancels=[running], **AT_ONCE)
+    return running
 
 
 def _sharing(name: str, kinds: tuple[LayerKind, ...], result: list[Any], inputs: Inputs) -> gr.Textbox:

@@ -23,27 +23,27 @@ is lost.
 - **Restored run**: a corrupted run in which one activation is put back to its clean value. Each cell of the map is \
 one: its colour is {_PROBABILITY} then. The stronger the colour, the more of the answer comes back. White is the \
 corrupted run, full colour the clean run or better; sand-coloured cells make the answer less probable still.
-- A result that is opened from a file may have another metric, or corrupt the clean run instead; its labels say so.
+- A result opened from a file may have another metric, or corrupt the clean run instead; its labels name what it has.
 - **Total effect** = clean − corrupted. **Indirect effect** of a cell = restored − corrupted; point at a cell to see \
 it with its standard error over the noise samples.
-- **Hidden states** restores what a whole layer hands on; **MLP** and **Attention** only what these add to it, in a \
-window of several layers together, centred on the column's layer.
+- **Hidden states** restores the output of a whole layer; **MLP** and **Attention** restore only what these add to it, \
+in a window of several layers together, centred on the column's layer.
 - Look for two places: the last token of the subject in early layers, and the last token of the prompt in late ones.
 
 **What a map does not show**
-- It does not predict where *editing* a fact works: that has been measured, and the two hardly agree \
+- It does not predict where *editing* a fact works: measurements of the two hardly agree \
 (Hase et al. 2023, arXiv 2301.04213).
 - A low {_PROBABILITY} in the clean run, or a small total effect, makes a map unreadable.
-- It is one prompt, one answer and one kind of noise. Say something about facts in general only after averaging many.
-- A cell without colour is not an unused one: what is spread over several places is not brought back from one of them.
+- It is one prompt, one answer and one kind of noise. Facts in general need the average of many maps.
+- A cell without colour may still be used: information in several places does not come back from one of them.
 - Grey cells were not computed. That is not the same as no effect.
 
 Method: Meng et al. 2022, *Locating and Editing Factual Associations in GPT*, arXiv 2202.05262, section 2.
 """
 
 STUDIES = (
-    "One map is an anecdote. A study traces many facts, and averages the indirect effect over each fact's tokens of a "
-    "role, then over facts (AIE). These were run before and are stored; `causal-tracer study` runs another."
+    "One map shows one fact. A study traces many facts, and averages the indirect effect over each fact's tokens of a "
+    "role, then over facts (AIE). These studies are stored; `causal-tracer study` runs another."
 )
 
 

@@ -11,7 +11,7 @@ _MONO = tuple(gr.themes.Font(name) for name in ("ui-monospace", "SFMono-Regular"
 
 
 def app_theme() -> gr.themes.Base:
-    """The theme: white on a violet that is dark enough to be read (7.6:1; Gradio's own primary button has 2.8:1)."""
+    """Return the theme: white on a violet dark enough to be read (7.6:1; Gradio's own primary button has 2.8:1)."""
     theme = gr.themes.Default(primary_hue="violet", neutral_hue="slate", font=_SANS, font_mono=_MONO)
     return theme.set(
         layout_gap="10px",

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from causal_tracer.loading.converted import cache_root
+from causal_tracer.files import cache_root, write_atomically
 from causal_tracer.sweep.engine import adopt_engine_checks
 
 _logger = logging.getLogger(__name__)
@@ -40,8 +38,7 @@ def store_engine_checks(model: str, revision: str | None, found: Mapping[str, An
     if path is None:
         return
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(path, json.dumps({key: check for key, check in found.items() if check["portable"]}))
+        write_atomically(path, json.dumps({key: check for key, check in found.items() if check["portable"]}))
     except OSError as error:
         _logger.warning("The engine check of a model could not be stored in %s: %s.", path.name, error)
 
@@ -51,15 +48,3 @@ def _path(model: str, revision: str | None) -> Path | None:
     if revision is None:
         return None
     return cache_root() / "engine_checks" / (re.sub(r"[^A-Za-z0-9.-]+", "-", f"{model}-{revision}") + ".json")
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write in one step: another process may read or write the same file."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".partial")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(temporary, path)
-    except OSError:
-        Path(temporary).unlink(missing_ok=True)
-        raise

@@ -1,4 +1,4 @@
-"""A look at a prompt before it is traced: its tokens, its subject, the model's answers, and warnings."""
+"""Inspecting a prompt before it is traced: its tokens, its subject, the model's answers, problems and warnings."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from causal_tracer.prompts.chat import ChatText, written
 from causal_tracer.prompts.decoding import decode_together, token_text
 from causal_tracer.prompts.encoding import encode_with_spans
 from causal_tracer.prompts.prompt import Prompt
-from causal_tracer.prompts.subject import Occurrence, guess_subject, occurrences
+from causal_tracer.prompts.subject import Occurrence, guess_subject, not_found, occurrences
 from causal_tracer.request.records import Text, TraceRequest
 from causal_tracer.results.flow import HiddenFlow
 from causal_tracer.results.top_tokens import TokenProbability
 from causal_tracer.results.words import metric_label, metric_of
-from causal_tracer.web.service.settings import ServiceSettings, limit
+from causal_tracer.web.service.limits import too_long
+from causal_tracer.web.service.settings import ServiceSettings
 
 CANDIDATES = 5
 
@@ -34,7 +35,7 @@ class TokenSpan:
     Attributes:
         text: Its label, as the map's axis has it.
         start: Its first character in what was typed: the prompt, or the user's message.
-        end: One past its last; equal to `start` for tokens that stand for none of it.
+        end: One past its last; equal to `start` for tokens that are no part of it.
     """
 
     text: str
@@ -57,7 +58,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What is known of a prompt before it is traced.
+    """A prompt before it is traced.
 
     Attributes:
         tokens: Its tokens; empty while the model loads.
@@ -85,7 +86,7 @@ class Inspection:
 
 
 def inspect_prompt(context: TracingContext, request: TraceRequest, typed: str, settings: ServiceSettings) -> Inspection:
-    """Look at what is asked for, with one clean run at most; what somebody typed wrong is in `problems`.
+    """Inspect a prompt with one clean run at most; what somebody typed wrong is in `problems`.
 
     Args:
         context: The model.
@@ -96,53 +97,38 @@ def inspect_prompt(context: TracingContext, request: TraceRequest, typed: str, s
     Raises:
         NumericsError: The clean run gave NaN or infinite logits.
     """
-    text = request.prompt
-    found = Inspection(noise=context.noise)
-    subject_problem: Problem | None = None
     try:
-        prompt = prompt_for(context, text, request.subject, request.occurrence)
-    except SubjectError as error:
-        subject_problem = Problem("subject", str(error))
-        # The prompt itself may well be looked at.
-        prompt_or_problem = _without_subject(context, text, typed)
-        if isinstance(prompt_or_problem, Problem):
-            return replace(found, problems=(prompt_or_problem,))
-        prompt = prompt_or_problem
+        prompt, problems = _prompt(context, request, typed)
     except CausalTracerError as error:
-        return replace(found, problems=(Problem("prompt", str(error)),))
-    spans = _typed_spans(context, text, typed, prompt)
-    found = replace(
-        found,
+        return Inspection(noise=context.noise, problems=(Problem("prompt", str(error)),))
+    spans = _typed_spans(context, request.prompt, typed, prompt)
+    found = Inspection(
         tokens=tuple(TokenSpan(label, *span) for label, span in zip(prompt.tokens, spans, strict=True)),
-        problems=() if subject_problem is None else (subject_problem,),
+        noise=context.noise,
+        problems=problems,
     )
-    if subject_problem is None:
+    if not problems:
         found = replace(
             found, subject=prompt.subject, subject_range=prompt.subject_range, guessed=prompt.subject_guessed
         )
-    if len(prompt) > settings.max_prompt_tokens:
-        words = (
-            f"The prompt has {len(prompt)} tokens, and this app takes at most "
-            f"{limit('max_prompt_tokens', settings.max_prompt_tokens)}. Shorten it."
-        )
-        return replace(found, problems=(*found.problems, Problem("prompt", words)))
+    if words := too_long(len(prompt), settings):
+        return replace(found, problems=(*problems, Problem("prompt", words)))
     return _with_answers(context, request, prompt, found)
 
 
 def inspect_unloaded(text: str, subject: str | None, loading: str) -> Inspection:
-    """The same as far as it goes without the model: the subject."""
+    """Inspect a prompt without the model: only its subject."""
     try:
         guessed = guess_subject(text) if subject is None else subject
     except SubjectError as error:
         return Inspection(problems=(Problem("subject", str(error)),), loading=loading)
     if not occurrences(text, guessed):
-        words = f"The subject {guessed!r} is not in the prompt. Give a part of it exactly as it stands there."
-        return Inspection(problems=(Problem("subject", words),), loading=loading)
+        return Inspection(problems=(Problem("subject", not_found(text, guessed)),), loading=loading)
     return Inspection(subject=guessed, guessed=subject is None, loading=loading)
 
 
 def subject_of_tokens(inspection: Inspection, prompt: str, first: int, last: int) -> tuple[str, Occurrence]:
-    """The subject that a range of tokens is, and which of its occurrences.
+    """Return the text of a range of tokens as a subject, and which of its occurrences it is.
 
     Args:
         inspection: Of the prompt.
@@ -150,13 +136,13 @@ def subject_of_tokens(inspection: Inspection, prompt: str, first: int, last: int
         first, last: The first and the last token of the subject.
 
     Raises:
-        SubjectError: The tokens are no text, or a text that stands in the prompt more than twice and is neither the
-            first of them nor the last.
+        SubjectError: The tokens have no text, or a text that occurs in the prompt more than twice and is neither the
+            first occurrence nor the last.
     """
     chosen = inspection.tokens[max(0, min(first, last)) : max(first, last) + 1]
     covered = [token for token in chosen if token.end > token.start]
     if not covered:
-        raise SubjectError("These tokens stand for no text. Choose others as the subject.")
+        raise SubjectError("These tokens have no text. Choose others as the subject.")
     start, end = covered[0].start, covered[-1].end
     subject = prompt[start:end].strip()
     if not subject:
@@ -167,13 +153,13 @@ def subject_of_tokens(inspection: Inspection, prompt: str, first: int, last: int
     if start == prompt.find(subject):
         return subject, "first"
     raise SubjectError(
-        f"{subject!r} stands in the prompt {prompt.count(subject)} times, and only the first or the last can be "
+        f"{subject!r} occurs in the prompt {prompt.count(subject)} times, and only the first or the last can be "
         "traced. Choose more tokens, so that the subject is unique."
     )
 
 
 def map_warnings(flow: HiddenFlow) -> tuple[str, ...]:
-    """Why a map should not be read, if it should not."""
+    """Return why a map should not be read, if it should not."""
     metric, label = metric_of(flow), metric_label(flow)
     found = list(_doubts(metric, label, flow.high_score))
     worse = flow.total_effect if metric.higher_is_better else -flow.total_effect
@@ -187,14 +173,8 @@ def map_warnings(flow: HiddenFlow) -> tuple[str, ...]:
     return tuple(found)
 
 
-def answer_warnings(probability: float) -> tuple[str, ...]:
-    """Why an answer of this probability makes a map hard to read, if it does."""
-    metric = METRIC_DESCRIPTIONS["probability"]
-    return _doubts(metric, metric.labelled("answer"), probability)
-
-
 def _doubts(metric: MetricDescription, label: str, clean: float) -> tuple[str, ...]:
-    """What the clean run says against its answer."""
+    """Return a warning where the clean run is unsure of its answer."""
     limit_ = metric.doubtful_beyond
     if limit_ is None or (clean >= limit_ if metric.higher_is_better else clean <= limit_):
         return ()
@@ -206,7 +186,7 @@ def _doubts(metric: MetricDescription, label: str, clean: float) -> tuple[str, .
 
 
 def _typed_spans(context: TracingContext, text: Text, typed: str, prompt: Prompt) -> Sequence[tuple[int, int]]:
-    """Where each token stands in what was typed; what the chat template adds stands nowhere in it."""
+    """Return where each token is in what was typed; what the chat template adds is nowhere in it."""
     spans = encode_with_spans(context.tokenizer, prompt.text, prompt.special_tokens)[1]
     if not isinstance(text, ChatText):
         return spans
@@ -219,12 +199,12 @@ def _typed_spans(context: TracingContext, text: Text, typed: str, prompt: Prompt
     return [(first - start + shift, last - start + shift) for first, last in clipped]
 
 
-def _without_subject(context: TracingContext, text: Text, typed: str) -> Prompt | Problem:
-    """The prompt with all of it as its subject, where the one asked for is not there."""
+def _prompt(context: TracingContext, request: TraceRequest, typed: str) -> tuple[Prompt, tuple[Problem, ...]]:
+    """Return the prompt; where its subject is wrong, with all of it as the subject, and the problem."""
     try:
-        return prompt_for(context, text, typed.strip() or None)
-    except CausalTracerError as error:
-        return Problem("prompt", str(error))
+        return prompt_for(context, request.prompt, request.subject, request.occurrence), ()
+    except SubjectError as error:
+        return prompt_for(context, request.prompt, typed.strip() or None), (Problem("subject", str(error)),)
 
 
 def _with_answers(context: TracingContext, request: TraceRequest, prompt: Prompt, found: Inspection) -> Inspection:
@@ -244,6 +224,7 @@ def _with_answers(context: TracingContext, request: TraceRequest, prompt: Prompt
         return replace(found, answers=answers, problems=(*found.problems, problem), warnings=prompt.notes)
     answer = candidate(asked.ids[0])
     if len(asked.ids) > 1:
-        answer = TokenProbability(asked.ids[0], decode_together(context.tokenizer, asked.ids), asked.probability)
-    warnings = (*prompt.notes, *asked.notes, *answer_warnings(answer.probability))
-    return replace(found, answers=answers, answer=answer, warnings=warnings)
+        answer = replace(answer, text=decode_together(context.tokenizer, asked.ids), probability=asked.probability)
+    metric = METRIC_DESCRIPTIONS["probability"]
+    doubts = _doubts(metric, metric.labelled("answer"), answer.probability)
+    return replace(found, answers=answers, answer=answer, warnings=(*prompt.notes, *asked.notes, *doubts))

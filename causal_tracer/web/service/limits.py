@@ -1,30 +1,60 @@
-"""Who may do how much: work for a model's size, turns on a model, and a client's share."""
+"""The app's limits: work for a model's size, turns on a model, and a client's share."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from causal_tracer.errors import BusyError, SettingsError
+from causal_tracer.experiment.set_up import TracingContext, prompt_for
+from causal_tracer.request.records import MapSpec, SamplesUntil, TraceRequest
+from causal_tracer.request.sites import LayerKind
 from causal_tracer.web.service.settings import REFERENCE_PARAMETERS, ServiceSettings, limit
 
 _SHARE_SECONDS = 600.0
-# Clients that were not seen for a while are forgotten beyond this many.
+# Beyond this many, the clients seen longest ago are forgotten.
 _MOST_CLIENTS = 10_000
 
 
-def check_work(cells: int, samples: int, parameters: int, settings: ServiceSettings) -> int:
-    """Whether a request of so many cells and samples is within the limit for a model of this size.
-
-    Returns:
-        The work in restored runs of a model of 0.3 billion parameters.
+def asked_work(
+    context: TracingContext, request: TraceRequest, specs: Mapping[LayerKind, MapSpec] | Mapping[str, MapSpec]
+) -> tuple[int, int, int]:
+    """Return the tokens of a request's prompt, the cells of its maps, and the samples of each cell.
 
     Raises:
-        SettingsError: It is too much; the message names the limit.
+        SettingsError: A map has no layers of this model.
+        PromptError, SubjectError, TokenizerError: The prompt cannot be traced.
+    """
+    prompt = prompt_for(context, request.prompt, request.subject, request.occurrence)
+    start, end = prompt.subject_range
+    cells = sum(
+        (end - start if spec.subject_tokens_only else len(prompt)) * len(spec.layer_range(context.traced.n_layers))
+        for spec in specs.values()
+    )
+    return len(prompt), cells, request.samples.most if isinstance(request.samples, SamplesUntil) else request.samples
+
+
+def too_long(tokens: int, settings: ServiceSettings) -> str:
+    """Return why a prompt of so many tokens is not traced; empty where it is."""
+    most = settings.max_prompt_tokens
+    words = (
+        f"The prompt has {tokens} tokens, and this app takes at most {limit('max_prompt_tokens', most)}. Shorten it."
+    )
+    return words if tokens > most else ""
+
+
+def check_work(cells: int, samples: int, parameters: int, settings: ServiceSettings) -> int:
+    """Check the work of a request against the limit for a model of this size.
+
+    Returns:
+        The work, in restored runs of a model of 0.3 billion parameters.
+
+    Raises:
+        SettingsError: It is above the limit, which the message names.
     """
     runs = cells * samples
     weight = max(1.0, parameters / REFERENCE_PARAMETERS)
@@ -40,10 +70,7 @@ def check_work(cells: int, samples: int, parameters: int, settings: ServiceSetti
 
 
 class Line:
-    """The line before a model: one run at a time, in the order in which they came.
-
-    Turns may be taken and given back by different threads.
-    """
+    """The queue of a model: one run at a time, in order of arrival. Any thread may take and give back a turn."""
 
     def __init__(self, most_waiting: int) -> None:
         self._most = most_waiting
@@ -51,12 +78,12 @@ class Line:
         self._changed = threading.Condition()
 
     def __len__(self) -> int:
-        """How many are in it, the one that runs included."""
+        """Return how many are in it, the one that runs included."""
         with self._changed:
             return len(self._tickets)
 
     def join(self) -> object:
-        """Stand at the end of the line; `leave` whatever happens then.
+        """Join the end of the line and return a ticket; call `leave` with it in any case.
 
         Raises:
             BusyError: The line is full.
@@ -65,20 +92,20 @@ class Line:
         with self._changed:
             if len(self._tickets) > self._most:
                 raise BusyError(
-                    f"{self._most} requests are waiting already, as many as this app lets in "
+                    f"{self._most} requests are waiting already, the most that this app takes "
                     f"({limit('max_queue', self._most)}). Try again in a minute."
                 )
             self._tickets.append(ticket)
         return ticket
 
     def wait(self, ticket: object, seconds: float) -> int:
-        """How many are before this ticket, after at most so many seconds; 0 means that it is its turn."""
+        """Wait at most so many seconds for this ticket's turn; return how many are before it, 0 when it is its turn."""
         with self._changed:
             self._changed.wait_for(lambda: self._tickets[0] is ticket, seconds)
             return self._tickets.index(ticket)
 
     def leave(self, ticket: object) -> None:
-        """Give the turn or the place back."""
+        """Give back the turn or the place."""
         with self._changed:
             if ticket in self._tickets:
                 self._tickets.remove(ticket)
@@ -86,40 +113,35 @@ class Line:
 
 
 class ClientShares:
-    """What each client has under way, and what it asked for in the last ten minutes.
-
-    The empty client, the app itself, has no limits.
-    """
+    """The running requests of each client, and its work of the last ten minutes. The client "" has no limits."""
 
     def __init__(self, settings: ServiceSettings, clock: Callable[[], float] = time.monotonic) -> None:
         self._settings = settings
         self._clock = clock
-        self._running: dict[str, int] = {}
+        self._running: Counter[str] = Counter()
         self._work: dict[str, deque[tuple[float, int]]] = {}
         self._guard = threading.Lock()
 
     @contextmanager
     def request(self, client: str) -> Iterator[None]:
-        """One request of a client, while it runs or waits.
+        """Count one request of a client, while it runs or waits.
 
         Raises:
-            BusyError: It has as many under way as it may.
+            BusyError: It has as many running as it may.
         """
         most = self._settings.max_client_runs
         with self._guard:
-            if client and most and self._running.get(client, 0) >= most:
+            if client and most and self._running[client] >= most:
                 raise BusyError(
-                    f"You have {most} requests under way, as many as one client may "
+                    f"You have {most} requests running or waiting, the most for one client "
                     f"({limit('max_client_runs', most)}). Wait until one is done, or stop one."
                 )
-            self._running[client] = self._running.get(client, 0) + 1
+            self._running[client] += 1
         try:
             yield
         finally:
             with self._guard:
-                self._running[client] -= 1
-                if not self._running[client]:
-                    del self._running[client]
+                self._running -= Counter([client])
 
     def charge(self, client: str, work: int) -> None:
         """Count work against a client's share.
@@ -138,8 +160,8 @@ class ClientShares:
             if used + work > most:
                 freed_in = _SHARE_SECONDS - (now - done[0][0]) if done else _SHARE_SECONDS
                 raise BusyError(
-                    f"This asks for {work} restored runs, and you have had {used} in the last ten minutes; one client "
-                    f"may have {limit('max_client_cell_samples', most)}. Ask for less, or again in "
+                    f"This asks for {work} restored runs, and you have used {used} in the last ten minutes; one client "
+                    f"has {limit('max_client_cell_samples', most)}. Ask for less, or again in "
                     f"{max(1, round(freed_in / 60))} min."
                 )
             done.append((now, work))
@@ -156,10 +178,10 @@ class ClientShares:
 
 
 def client_of(request: Any, settings: ServiceSettings) -> str:
-    """Who sent a request (a `gr.Request`): the address that the trusted proxies saw, or that of the connection.
+    """Return who sent a request (a `gr.Request`): the address that the trusted proxies saw, or the connection's.
 
-    Only as many entries of X-Forwarded-For as there are trusted proxies count, from the end: the rest is what the
-    client itself wrote.
+    Of X-Forwarded-For, only as many entries count as there are trusted proxies, from the end: the client may have
+    written the others itself.
     """
     if settings.trusted_proxies:
         forwarded = str((getattr(request, "headers", None) or {}).get("x-forwarded-for", ""))

@@ -1,4 +1,4 @@
-"""What the app writes to its log: one JSON object a line, and no prompt unless the operator asks for it."""
+"""The app's log: one JSON object a line, without prompts unless the operator asks for them."""
 
 from __future__ import annotations
 
@@ -21,20 +21,16 @@ _LONGEST_MESSAGE = 2000
 
 
 class JsonFormatter(logging.Formatter):
-    """A record as one line of JSON, so that no text in it can pass for another line."""
+    """Write a record as one line of JSON, so that no text in it can look like another line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line."""
+        """Return the line."""
         line: dict[str, Any] = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created)),
             "level": record.levelname,
             "logger": record.name,
         }
-        fields = getattr(record, "fields", None)
-        if fields is not None:
-            line |= fields
-        else:
-            line["message"] = record.getMessage()[:_LONGEST_MESSAGE]
+        line |= getattr(record, "fields", None) or {"message": record.getMessage()[:_LONGEST_MESSAGE]}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=True, default=str)
@@ -47,14 +43,15 @@ def configure(settings: ServiceSettings) -> None:
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     _requests.setLevel(logging.INFO)
     if settings.log_prompts:
-        _requests.warning("", extra={"fields": {"event": "start", "note": "prompts stand in this log"}})
+        _requests.warning("", extra={"fields": {"event": "start", "note": "prompts are written to this log"}})
 
 
 @contextmanager
 def logged(event: str, fields: Fields, settings: ServiceSettings) -> Iterator[dict[str, object]]:
-    """Write a request down when it is over, whatever became of it: what kind of thing it was, not what was typed.
+    """Log a request when it is over, with its outcome and not what was typed.
 
-    Gives the fields of its line, for more to be added.
+    Yields:
+        The fields of its line, for more to be added.
     """
     line: dict[str, object] = {"event": event, "outcome": "done"}
     begun = time.monotonic()

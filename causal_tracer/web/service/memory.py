@@ -1,4 +1,4 @@
-"""The app's memory: a want of it said in words, and what is free handed back."""
+"""The app's memory: errors of the app's own where it runs out, and free memory returned to the system."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from causal_tracer.errors import BusyError
 
 @contextmanager
 def memory_errors_in_words() -> Iterator[None]:
-    """Turn a want of memory into a `BusyError`, and give back what there is: the app serves on."""
+    """Turn an out-of-memory error into a `BusyError`, and free what can be freed: the app keeps serving."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not _is_want_of_memory(error):
+        # On the CPU torch raises a plain RuntimeError.
+        out_of_memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+        if not out_of_memory:
             raise
         gc.collect()
         if torch.cuda.is_available():
@@ -31,18 +33,13 @@ def memory_errors_in_words() -> Iterator[None]:
 
 
 def hand_back_freed_memory() -> None:
-    """Hand what is free back to the system.
+    """Return free memory to the system.
 
-    glibc keeps it in the arena of each thread, so that an app with many of them grows for hours.
+    glibc keeps it in the arena of each thread, so that an app with many threads grows for hours.
     """
     if sys.platform != "linux":
         return
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    # Other C libraries have no such call, and no such habit.
+    # Other C libraries have no such call, and do not keep memory like this.
     if trim is not None:
         trim(0)
-
-
-def _is_want_of_memory(error: Exception) -> bool:
-    # On the CPU torch raises a plain RuntimeError.
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

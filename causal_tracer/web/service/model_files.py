@@ -1,16 +1,18 @@
-"""What can be said of a model from its name and files, before it is loaded."""
+"""What a model's name and files tell before it is loaded: its revision, its identity, its size."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from pathlib import Path
 
 from huggingface_hub import try_to_load_from_cache
+from safetensors import SafetensorError, safe_open
 
 from causal_tracer.errors import ModelLoadError, SettingsError
-from causal_tracer.loading.converted import cache_root
+from causal_tracer.files import cache_root
 from causal_tracer.loading.embedded import find_embedded_model, is_embedded_name
 from causal_tracer.loading.gguf_files import local_gguf
 from causal_tracer.loading.gguf_header import read_gguf_header
@@ -19,36 +21,34 @@ from causal_tracer.loading.models import public_model_name
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,99}")
 _MODEL_FILES = (".json", ".safetensors", ".gguf", ".model", ".txt", ".jinja")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-# The first eight bytes of a safetensors file are its header's length; no real header reaches this.
-_LONGEST_HEADER = 100 * 2**20
 
 
 def split_source(source: str) -> tuple[str, str | None]:
-    """A model's name and its revision, where "name@revision" gives one.
+    """Return a model's name and its revision, where "name@revision" gives one.
 
     Raises:
-        SettingsError: The revision is none that a hub could have.
+        SettingsError: The revision is not one that a hub could have.
     """
     if Path(source).expanduser().exists() or "@" not in source:
         return source, None
     name, _, revision = source.rpartition("@")
     if not name or not _REVISION.fullmatch(revision) or ".." in revision:
         raise SettingsError(
-            f"{source!r} names no model and revision. Write it as owner/name@revision, with a branch, tag or commit."
+            f"{source!r} is not a model and a revision. Write owner/name@revision, with a branch, tag or commit."
         )
     return name, revision
 
 
 def public_name(source: str) -> str:
-    """The name by which a model is asked for: its own, or that of its folder or file."""
+    """Return the name by which a model is asked for: its own, or that of its folder or file."""
     return public_model_name(split_source(source)[0])
 
 
 def stored_identity(source: str) -> str | None:
-    """What tells a model's weights from all others, or None where only loading it will tell.
+    """Return a text that identifies a model's weights, or None where they must be loaded first.
 
-    A hub model is known by a pinned commit, an embedded one by the hash of its file, a folder by the names, sizes and
-    times of its files, a GGUF file by its own.
+    A pinned commit identifies a hub model, the hash of its file an embedded one, the names, sizes and times of its
+    files a folder or a GGUF file.
     """
     name, revision = split_source(source)
     if is_embedded_name(name):
@@ -62,15 +62,15 @@ def stored_identity(source: str) -> str | None:
 
 
 def stored_parameters(source: str) -> int | None:
-    """How many parameters the model's weight files hold, as far as they are on this machine; None if they are not."""
+    """Return how many parameters the model's weight files have; None where they are not on this machine."""
     try:
         path = Path(split_source(source)[0]).expanduser()
         gguf = local_gguf(source, path) if path.exists() else None
         if gguf is not None:
             return sum(tensor.elements for tensor in read_gguf_header(gguf).tensors)
         return _counted(_weight_files(source))
-    except (OSError, ValueError, TypeError, KeyError, ModelLoadError):
-        # Damaged files are the loading's to report.
+    except (OSError, ValueError, SafetensorError, ModelLoadError):
+        # Loading the model reports damaged files.
         return None
 
 
@@ -88,15 +88,6 @@ def require_safetensors(source: str) -> None:
         )
 
 
-def size_words(parameters: int | None) -> str:
-    """The size as people write it: "268M parameters"; empty where it is not known."""
-    if parameters is None:
-        return ""
-    if parameters >= 1e9:
-        return f"{parameters / 1e9:.1f}B parameters"
-    return f"{parameters / 1e6:.0f}M parameters" if parameters >= 1e6 else f"{parameters} parameters"
-
-
 def _weight_files(source: str) -> list[Path]:
     name, revision = split_source(source)
     if is_embedded_name(name):
@@ -111,15 +102,6 @@ def _weight_files(source: str) -> list[Path]:
 def _counted(files: list[Path]) -> int | None:
     total = 0
     for path in files:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if length > _LONGEST_HEADER:
-                return None
-            header = json.loads(file.read(length))
-        for name, tensor in header.items():
-            if name != "__metadata__":
-                count = 1
-                for size in tensor["shape"]:
-                    count *= size
-                total += count
+        with safe_open(path, framework="pt") as tensors:
+            total += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
     return total or None

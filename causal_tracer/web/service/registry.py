@@ -1,4 +1,4 @@
-"""The models of the app: loaded behind the page, one thread each, with a status that can be asked at any time."""
+"""The models of the app: each is loaded in a thread of its own, and has a status at any time."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ from causal_tracer.web.service.limits import Line
 from causal_tracer.web.service.model_files import (
     public_name,
     require_safetensors,
-    size_words,
     split_source,
     stored_identity,
     stored_parameters,
@@ -34,29 +33,29 @@ from causal_tracer.web.service.model_files import (
 ModelState = Literal["waiting", "loading", "ready", "failed"]
 
 Report = Callable[[str, float], None]
-"""Called with words for what is going on, and a fraction from 0 to 1."""
+"""Called with the current stage in words, and a fraction from 0 to 1."""
 
 TraceMaps = Callable[
     [TracingContext, TraceRequest, Mapping[str, MapSpec], RunOptions | None, Callable[[], bool]], Iterator[MapsUpdate]
 ]
-"""As `trace_maps`; closed when nobody waits for it any more."""
+"""Like `trace_maps`; closed when nobody waits for it any more."""
 
 _logger = logging.getLogger(__name__)
 
-# A model that could not be loaded, for want of memory or of a connection, may be tried again after a while.
+# A model that could not be loaded, without memory or a connection, may be tried again after a while.
 _RETRY_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
 class ModelStatus:
-    """How far a model is.
+    """The status of a model.
 
     Attributes:
-        model: The name to ask for it by.
-        title: What to show.
+        model: Its name in requests.
+        title: Its name on the page.
         state: "waiting" until loading starts, then "loading", then "ready" or "failed".
-        stage: While it loads: what is going on.
-        fraction: While it loads: from 0 to 1, or None where nobody can tell.
+        stage: While it loads: the current stage.
+        fraction: While it loads: from 0 to 1, or None where it is not known.
         error: Why it failed, and what to do.
         license: Of the model, where it is known.
         noise: The automatic noise level, once it is ready.
@@ -81,27 +80,31 @@ class ModelStatus:
 
     @property
     def loading_words(self) -> str:
-        """How far the loading is."""
+        """Title, stage and fraction of a model that loads."""
         share = "" if self.fraction is None else f", {self.fraction:.0%}"
         return f"{self.title} ({self.stage}{share})"
 
     @property
     def size_words(self) -> str:
-        """The size as people write it; empty where it is not known."""
-        return size_words(self.parameters)
+        """The size as people write it, such as "268M parameters"; empty where it is not known."""
+        if self.parameters is None:
+            return ""
+        if self.parameters >= 1e9:
+            return f"{self.parameters / 1e9:.1f}B parameters"
+        return f"{self.parameters / 1e6:.0f}M parameters" if self.parameters >= 1e6 else f"{self.parameters} parameters"
 
     @property
     def settled(self) -> bool:
-        """Whether nothing more will happen."""
+        """Whether loading is over."""
         return self.state in ("ready", "failed")
 
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """What tells a model's weights from all others.
+    """The identity of a model's weights.
 
     Attributes:
-        text: The same for the same weights.
+        text: The same for the same weights, and for no others.
         lasting: Whether that holds beyond this process.
     """
 
@@ -111,13 +114,13 @@ class ModelIdentity:
 
 @dataclass(frozen=True, eq=False)
 class LoadedTracer:
-    """A tracer with what people should know of its model.
+    """A tracer with title and licence of its model.
 
     Attributes:
-        tracer: For looking at prompts and, by default, for tracing them.
-        title: What to show.
-        license: Of the model, where it is known.
-        run: What computes maps: `trace_maps`, or something that has it done elsewhere.
+        tracer: Inspects prompts and, by default, traces them.
+        title: The model's name on the page.
+        license: The model's licence, where it is known.
+        run: Computes maps: `trace_maps`, or a function that has them computed elsewhere.
     """
 
     tracer: CausalTracer
@@ -127,14 +130,11 @@ class LoadedTracer:
 
 
 Loader = Callable[[str, Report], LoadedTracer]
-"""From what `load_model` takes to a tracer."""
+"""Loads what `load_model` takes."""
 
 
 def load_tracer(source: str, report: Report, *, device_map: str = "") -> LoadedTracer:
-    """Load a model and make a tracer of it: the loader of the real app.
-
-    Safetensors and GGUF files only, and never a model's code.
-    """
+    """Load a model and make a tracer of it; safetensors and GGUF files only, and never a model's code."""
     asked, revision = split_source(source)
     require_safetensors(asked)
     loaded = load_model(asked, revision=revision, device_map=device_map or None, progress=report)
@@ -149,23 +149,19 @@ def load_tracer(source: str, report: Report, *, device_map: str = "") -> LoadedT
 
 
 def model_title(name: str) -> str:
-    """What to show for a model's name."""
+    """Return the title of a model's name."""
     return find_embedded_model(name).title if is_embedded_name(name) else name
 
 
 class ModelSlot:
-    """One model of the registry.
+    """One model of the app.
 
     Attributes:
-        line: Of those who wait for their turn on the model, the one that runs included.
+        line: The requests that wait for their turn on the model, with the one that runs.
     """
 
     def __init__(
-        self,
-        source: str,
-        load: Loader,
-        most_waiting: int = 32,
-        clock: Callable[[], float] = time.monotonic,
+        self, source: str, load: Loader, most_waiting: int = 32, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._source = source
         self._load = load
@@ -182,19 +178,19 @@ class ModelSlot:
 
     @property
     def status(self) -> ModelStatus:
-        """How far the model is."""
+        """The model's status."""
         with self._guard:
             return self._status
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names by which the model may be asked for: its own, and the one that results have."""
+        """The model's names in requests: its own, and the one that results have."""
         name = self._status.model
         return (name, find_embedded_model(name).name) if is_embedded_name(name) else (name,)
 
     @property
     def identity(self) -> ModelIdentity:
-        """What tells the model's weights from all others."""
+        """The identity of the model's weights."""
         if self._identity is not None:
             return ModelIdentity(self._identity, lasting=True)
         context = self._loaded.tracer.context if self._loaded is not None else None
@@ -204,14 +200,14 @@ class ModelSlot:
 
     @property
     def hub_revision(self) -> str | None:
-        """The revision to ask the hub for; None for models that come with pip or from a local folder or file."""
+        """The revision on the hub; None for models that come with pip or from a local folder or file."""
         name, asked = split_source(self._source)
         if is_embedded_name(name) or Path(name).expanduser().exists():
             return None
         return self.status.revision or asked
 
     def start(self) -> None:
-        """Begin to load in a thread of its own; nothing happens where that has begun, or failed just now."""
+        """Start loading in a thread, unless that has begun already or failed just now."""
         with self._guard:
             failed = self._status.state == "failed" and self._clock() >= self._retry_at
             if self._status.state != "waiting" and not failed:
@@ -221,14 +217,14 @@ class ModelSlot:
         threading.Thread(target=self._run, name=f"load {self._status.model}", daemon=True).start()
 
     def wait(self, seconds: float) -> bool:
-        """Whether the model is ready or has failed, after at most so many seconds."""
+        """Wait at most so many seconds; return whether the model is ready or has failed."""
         return self._settled.wait(seconds)
 
     def loaded(self) -> LoadedTracer:
-        """The model.
+        """Return the model.
 
         Raises:
-            ModelLoadError: It could not be loaded, or is not yet.
+            ModelLoadError: It could not be loaded, or is not loaded yet.
         """
         if self._loaded is None:
             status = self.status
@@ -243,6 +239,8 @@ class ModelSlot:
             self._loaded = loaded
             self._set(
                 state="ready",
+                stage="",
+                fraction=None,
                 title=loaded.title,
                 license=loaded.license,
                 noise=tracer.noise,
@@ -261,16 +259,14 @@ class ModelSlot:
             self._settled.set()
 
     def _failed(self, words: str) -> None:
-        # People are told the name of a folder or file, not where it is.
+        # The name of a folder or file is public, its place is not.
         words = words.replace(str(Path(self._source).expanduser()), self._status.model)
         self._retry_at = self._clock() + _RETRY_SECONDS
-        self._set(state="failed", error=words)
+        self._set(state="failed", stage="", fraction=None, error=words)
 
     def _report(self, stage: str, fraction: float) -> None:
         self._set(stage=stage, fraction=fraction if fraction < 1 else None)
 
     def _set(self, **changes: object) -> None:
         with self._guard:
-            # What only a model that loads has is left behind when it settles.
-            emptied: dict[str, object] = {"stage": "", "fraction": None} if "state" in changes else {}
-            self._status = replace(self._status, **{**emptied, **changes})  # type: ignore[arg-type]
+            self._status = replace(self._status, **changes)  # type: ignore[arg-type]

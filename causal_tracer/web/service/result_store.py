@@ -1,13 +1,12 @@
-"""Finished results: kept in memory and in a folder, found again by everything that determines them.
+"""Finished results in memory and in a folder, by a key of everything that determines them.
 
     store = ResultStore(folder, memory_bytes, disk_bytes)
     key = result_key(identity, StoredRequest(request, spec, options))
     flow = store.get(key)
     store.put(key, flow)
 
-A file is written beside its place and moved there, so it is whole or not there; its first line is the SHA-256 of the
-rest, so what was damaged later is found out, removed and computed again. Several apps may share a folder. Nothing that
-goes wrong with the disk keeps a result from being shown.
+A file's first line is the SHA-256 of the rest: a file that was damaged is removed, and its result computed again.
+Several apps may share a folder. A result is shown whatever goes wrong with the disk.
 """
 
 from __future__ import annotations
@@ -16,12 +15,11 @@ import hashlib
 import json
 import logging
 import os
-import secrets
 import threading
 import time
 from collections import OrderedDict
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -31,6 +29,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from causal_tracer.errors import ResultFormatError
+from causal_tracer.files import PART_SUFFIX, write_atomically
 from causal_tracer.request.record import to_data
 from causal_tracer.request.records import StoredRequest
 from causal_tracer.results.flow import HiddenFlow
@@ -40,7 +39,6 @@ from causal_tracer.web.service.registry import ModelIdentity
 _logger = logging.getLogger(__name__)
 
 _SUFFIX = ".flow"
-_TEMPORARY = ".part"
 _LEFTOVER_SECONDS = 3600.0
 # A token with its probability, as Python holds it.
 _TOP_TOKEN_BYTES = 200
@@ -48,7 +46,7 @@ _TOP_TOKEN_BYTES = 200
 
 @dataclass(frozen=True)
 class ResultKey:
-    """Where a result is kept.
+    """The key of a result.
 
     Attributes:
         digest: SHA-256 of everything that determines it, in hexadecimal.
@@ -60,7 +58,7 @@ class ResultKey:
 
 
 def result_key(identity: ModelIdentity, asked: StoredRequest) -> ResultKey:
-    """The key of one map: the model's weights, what is asked for, and the versions at work."""
+    """Return the key of one map: the model's weights, what is asked for, and the versions at work."""
     everything = {"model": identity.text, "asked": to_data(asked), "runtime": _runtime()}
     text = json.dumps(everything, sort_keys=True, ensure_ascii=True)
     return ResultKey(hashlib.sha256(text.encode("ascii")).hexdigest(), identity.lasting)
@@ -68,13 +66,13 @@ def result_key(identity: ModelIdentity, asked: StoredRequest) -> ResultKey:
 
 @cache
 def _runtime() -> tuple[str, ...]:
-    """What else moves the last digits of a result."""
+    """Return what else changes the last digits of a result."""
     accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     return (__version__, torch.__version__, version("transformers"), accelerator)
 
 
 class ResultStore:
-    """Finished results in memory and on disk, the least recently used going first; safe to share between threads.
+    """Finished results in memory and on disk, for all threads; the least recently used are removed first.
 
     Args:
         folder: Where they are kept on disk; None keeps them in memory only.
@@ -97,7 +95,7 @@ class ResultStore:
             return self._size
 
     def get(self, key: ResultKey) -> HiddenFlow | None:
-        """The result of this key; None where there is none, or none that can be read."""
+        """Return the result of this key; None where there is none that can be read."""
         with self._guard:
             if key.digest in self._held:
                 self._held.move_to_end(key.digest)
@@ -108,7 +106,7 @@ class ResultStore:
         return flow
 
     def put(self, key: ResultKey, flow: HiddenFlow) -> None:
-        """Keep a finished result, without the activations that no page shows."""
+        """Keep a finished result, without its activations, which no page shows."""
         flow = replace(flow, layer_outputs=OrderedDict())
         self._hold(key, flow)
         if self._folder is not None and key.lasting:
@@ -150,51 +148,37 @@ class ResultStore:
 
     def _write(self, folder: Path, key: ResultKey, flow: HiddenFlow) -> None:
         body = json.dumps(flow.to_dict(), ensure_ascii=True, allow_nan=False).encode("ascii")
-        target = folder / f"{key.digest}{_SUFFIX}"
-        part = folder / f"{key.digest}.{os.getpid()}.{secrets.token_hex(4)}{_TEMPORARY}"
+        checksum = hashlib.sha256(body).hexdigest().encode()
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with part.open("wb") as file:
-                file.write(hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(target)
+            write_atomically(folder / f"{key.digest}{_SUFFIX}", checksum + b"\n" + body)
             self._make_room(folder)
         except OSError as error:
             _logger.warning("A result could not be stored on disk (%s): it is kept in memory.", error.strerror)
-            with suppress(OSError):
-                part.unlink(missing_ok=True)
 
     def _make_room(self, folder: Path) -> None:
         """Remove what was read longest ago, and what a killed process left half written."""
-        try:
-            with FileLock(folder / "lock", timeout=0):
-                found, now = [], time.time()
-                for entry in os.scandir(folder):
-                    with suppress(FileNotFoundError):
-                        status = entry.stat()
-                        if entry.name.endswith(_SUFFIX):
-                            found.append((status.st_mtime, status.st_size, entry.path))
-                        elif entry.name.endswith(_TEMPORARY) and now - status.st_mtime > _LEFTOVER_SECONDS:
-                            Path(entry.path).unlink(missing_ok=True)
-                size = sum(bytes_ for _, bytes_, _ in found)
-                for _, bytes_, path in sorted(found):
-                    if size <= self._disk_bytes:
-                        break
-                    Path(path).unlink(missing_ok=True)
-                    size -= bytes_
-        except Timeout:
-            # Another app is at it.
-            return
+        # Where another process has the lock, it is doing this.
+        with suppress(Timeout), FileLock(folder / "lock", timeout=0):
+            found, now = [], time.time()
+            for path in folder.iterdir():
+                with suppress(FileNotFoundError):
+                    status = path.stat()
+                    if path.suffix == _SUFFIX:
+                        found.append((status.st_mtime, status.st_size, path))
+                    elif path.suffix == PART_SUFFIX and now - status.st_mtime > _LEFTOVER_SECONDS:
+                        path.unlink()
+            size = sum(bytes_ for _, bytes_, _ in found)
+            for _, bytes_, path in sorted(found):
+                if size <= self._disk_bytes:
+                    break
+                path.unlink(missing_ok=True)
+                size -= bytes_
 
 
 def memory_of(flow: HiddenFlow) -> int:
-    """About how much memory a result takes, in bytes."""
-    tensors = sum(
-        value.numel() * value.element_size()
-        for item in fields(flow)
-        if isinstance(value := getattr(flow, item.name), Tensor)
-    )
+    """Return about how much memory a result takes, in bytes."""
+    tensors = sum(value.nbytes for value in vars(flow).values() if isinstance(value, Tensor))
     tops = flow.top_tokens
     tokens = 0 if tops is None else sum(map(len, (tops.clean, tops.corrupted, *tops.restored.values())))
     return tensors + _TOP_TOKEN_BYTES * tokens + 4 * len(flow.prompt) + 2048

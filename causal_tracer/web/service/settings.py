@@ -1,19 +1,18 @@
-"""What the operator of the app decides: which models, how much work, and what is kept and logged."""
+"""The operator's settings of the app: models, limits, and what is kept and logged."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
 
 from causal_tracer.errors import SettingsError
-from causal_tracer.loading.converted import CACHE_VARIABLE
+from causal_tracer.files import cache_root
 
 PREFIX = "CAUSAL_TRACER_"
 
 REFERENCE_PARAMETERS = 300_000_000
-"""The limits on work are meant for a model of this size; a larger one gets less, in proportion."""
+"""The model size that the limits on work are for; a larger model gets less, in proportion."""
 
 _WORDS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 _BESIDE_THE_LINES = 32
@@ -30,18 +29,17 @@ class ServiceSettings:
             "owner/repo:file.gguf".
         max_prompt_tokens: The longest prompt.
         max_samples: The most noise samples.
-        max_cell_samples: The most restored runs of one request, cells of its maps times noise samples, for a model of
-            0.3 billion parameters.
+        max_cell_samples: The most restored runs of one request (cells times samples), for a model of 0.3 billion
+            parameters.
         max_seconds: The longest run, once it has begun.
         max_queue: How many requests may wait for a model.
         max_client_runs: How many requests of one client may run or wait; 0 sets no limit.
         max_client_cell_samples: The most restored runs of one client in ten minutes, weighed as `max_cell_samples`; 0
             sets no limit.
-        max_sessions: How many open pages are remembered; a program's single request counts as one for a while. Gradio
-            keeps about 0.4 MiB for each.
-        trusted_proxies: How many proxies stand before the app and say, in X-Forwarded-For, who asks.
-        batch_size: Rows that go through the model together. Small ones bring the first cells sooner, and Stop stops
-            sooner; on two cores they take no longer in all.
+        max_sessions: How many open pages the app remembers, about 0.4 MiB each; a program's request counts as one.
+        trusted_proxies: How many proxies before the app report in X-Forwarded-For who asks.
+        batch_size: Rows that go through the model together. A small batch gives the first cells sooner, and Stop stops
+            sooner.
         device_map: "auto" spreads a model over several GPUs; empty takes one, or the CPU.
         result_bytes: Memory for finished results.
         result_disk_bytes: Disk space for finished results.
@@ -72,7 +70,7 @@ class ServiceSettings:
 
     def __post_init__(self) -> None:
         if not self.models:
-            raise SettingsError(f"{variable('models')} names no model. Leave it out, or give one.")
+            raise SettingsError(f"{variable('models')} has no model. Leave it out, or give one.")
         for item in fields(self):
             least = 0 if item.name in _MAY_BE_ZERO else 1
             if item.type == "int" and getattr(self, item.name) < least:
@@ -82,22 +80,22 @@ class ServiceSettings:
 
     @property
     def workers(self) -> int:
-        """How many requests Gradio lets in: all that the models' lines hold, and some that need no model.
+        """How many requests Gradio lets in: all that the models' queues hold, and some that need no model.
 
-        So a known result is not held up by those who wait, and who comes to a full line is told so.
+        So a known result does not wait, and who comes to a full queue gets an error.
         """
         return (self.max_queue + 1) * len(self.models) + _BESIDE_THE_LINES
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> ServiceSettings:
-        """The settings that the environment gives, with the defaults for the rest.
+        """Return the settings that the environment gives, with the defaults for the rest.
 
-        Finished results are kept on disk, in the folder of the converted models, unless a variable says otherwise.
+        Finished results are kept on disk in the cache folder, unless a variable names another one.
 
         Raises:
-            SettingsError: A variable holds no whole number or no yes or no, or a number that is too small.
+            SettingsError: A variable is not an integer or not yes or no, or its number is too small.
         """
-        given: dict[str, object] = {"results_folder": str(_default_results_folder(environ))}
+        given: dict[str, object] = {"results_folder": str(cache_root(environ=environ) / "results")}
         for item in fields(cls):
             text = environ.get(variable(item.name), "").strip()
             if not text:
@@ -107,12 +105,12 @@ class ServiceSettings:
 
 
 def variable(name: str) -> str:
-    """The environment variable of a setting."""
+    """Return the environment variable of a setting."""
     return PREFIX + name.upper()
 
 
 def limit(name: str, value: object) -> str:
-    """A limit as messages give it: its value, and the setting that changes it."""
+    """Return a limit as messages give it: its value, and the setting that changes it."""
     return f"{value} ({variable(name)})"
 
 
@@ -128,11 +126,4 @@ def _read(name: str, kind: str, text: str) -> object:
     try:
         return int(text)
     except ValueError as error:
-        raise SettingsError(f"{variable(name)}={text!r} is no whole number. Give one.") from error
-
-
-def _default_results_folder(environ: Mapping[str, str]) -> Path:
-    from platformdirs import user_cache_path
-
-    root = environ.get(CACHE_VARIABLE) or user_cache_path("causal-tracer")
-    return Path(root).expanduser() / "results"
+        raise SettingsError(f"{variable(name)}={text!r} is not an integer. Give one.") from error

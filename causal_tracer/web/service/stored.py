@@ -1,4 +1,4 @@
-"""The example that the page opens with: its maps are stored, so that it needs no model."""
+"""The stored maps of the example that the page opens with, which need no model."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ STORED_REQUEST = TraceRequest(STORED_PROMPT, STORED_SUBJECT, top_tokens=TOP_TOKE
 
 
 def stored_name(kind: LayerKind) -> str:
-    """The file name of a stored map."""
+    """Return the file name of a stored map."""
     return f"space_needle_{require_kind(kind)}.json"
 
 
 @cache
 def stored_map(kind: LayerKind) -> HiddenFlow:
-    """The stored map of a kind, made by `examples/make_stored_maps.py`."""
+    """Return the stored map of a kind, made by `examples/make_stored_maps.py`."""
     with as_file(files("causal_tracer.web") / "stored" / stored_name(kind)) as path:
         return HiddenFlow.load(path)

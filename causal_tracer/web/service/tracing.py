@@ -21,7 +21,7 @@ from typing import Any, cast
 
 from causal_tracer.arguments import shown
 from causal_tracer.errors import BusyError, CausalTracerError, PromptError, SettingsError, SubjectError
-from causal_tracer.experiment.set_up import TracingContext, prompt_for
+from causal_tracer.experiment.set_up import TracingContext
 from causal_tracer.request.records import MapSpec, StoredRequest
 from causal_tracer.request.sites import LayerKind
 from causal_tracer.results.flow import HiddenFlow
@@ -29,7 +29,7 @@ from causal_tracer.tracing.loop import MapsUpdate
 from causal_tracer.web.service import links
 from causal_tracer.web.service.asking import CheckedFields, Fields, check_fields
 from causal_tracer.web.service.inspection import Inspection, Problem, inspect_prompt, inspect_unloaded
-from causal_tracer.web.service.limits import ClientShares, check_work
+from causal_tracer.web.service.limits import ClientShares, asked_work, check_work, too_long
 from causal_tracer.web.service.links import ParsedLink
 from causal_tracer.web.service.logs import logged
 from causal_tracer.web.service.memory import hand_back_freed_memory, memory_errors_in_words
@@ -255,20 +255,10 @@ class TraceService:
 
     def _check_work(self, context: TracingContext, checked: CheckedFields, parameters: int) -> int:
         """The work asked for, within the limits that depend on the prompt's tokens and the model."""
-        request, settings = checked.request, self.settings
-        prompt = prompt_for(context, request.prompt, request.subject, request.occurrence)
-        if len(prompt) > settings.max_prompt_tokens:
-            raise PromptError(
-                f"The prompt has {len(prompt)} tokens, and this app takes at most "
-                f"{limit('max_prompt_tokens', settings.max_prompt_tokens)}. Shorten it."
-            )
-        start, end = prompt.subject_range
-        layers = context.traced.n_layers
-        cells = sum(
-            (end - start if spec.subject_tokens_only else len(prompt)) * len(spec.layer_range(layers))
-            for spec in checked.specs.values()
-        )
-        return check_work(cells, request.samples if isinstance(request.samples, int) else 0, parameters, settings)
+        tokens, cells, samples = asked_work(context, checked.request, checked.specs)
+        if problem := too_long(tokens, self.settings):
+            raise PromptError(problem)
+        return check_work(cells, samples, parameters, self.settings)
 
 
 def _waiting_words(ahead: int) -> str:

@@ -1,4 +1,4 @@
-"""A run on its way, and how it reaches a page or a program: not too often, and for no longer than somebody waits."""
+"""The updates of a run on their way to a page or a program: not too often, and only while somebody waits for them."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from causal_tracer.request.sites import LayerKind
 from causal_tracer.results.flow import HiddenFlow
 
 Cancelled = Callable[[], bool]
-"""Asked as a run goes; True stops it."""
+"""Called during a run; True stops it."""
 
 Step = TypeVar("Step")
 
 
 @dataclass(frozen=True, eq=False)
 class RunUpdate:
-    """A trace on its way.
+    """A trace in progress.
 
     Attributes:
-        flows: The maps by kind, NaN in cells that are still to come; empty while the run has not begun.
+        flows: The maps by kind, NaN in cells not computed yet; empty while the run has not begun.
         done: Restored runs done.
         total: Restored runs in all.
         seconds: Since the computation began.
-        waiting: What the run waits for, in words; empty once it has begun.
+        waiting: What the run waits for; empty once it has begun.
         cached: Whether the maps were there already.
         position: How many have to finish first, in the model's line.
     """
@@ -48,13 +48,13 @@ class RunUpdate:
 
 
 def thinned(updates: Generator[RunUpdate], seconds: float) -> Generator[RunUpdate]:
-    """The updates, but not more often than people or programs want them: first and last always."""
+    """Yield the first and the last update, and at most one in so many seconds between them."""
     shown: RunUpdate | None = None
     latest: RunUpdate | None = None
     shown_at = 0.0
     try:
         for latest in updates:
-            # The first cells should not wait.
+            # The first cells come at once.
             news = shown is None or latest.waiting != shown.waiting or (shown.done == 0) != (latest.done == 0)
             if news or time.monotonic() - shown_at >= seconds:
                 yield latest
@@ -66,13 +66,12 @@ def thinned(updates: Generator[RunUpdate], seconds: float) -> Generator[RunUpdat
 
 
 async def stepped(begin: Callable[[Cancelled], Generator[Step]]) -> AsyncGenerator[Step]:
-    """The steps of a generator, each taken in a thread, until nobody waits for them any more.
+    """Yield the steps of a generator, each taken in a thread, until nobody waits for them any more.
 
-    Where a generator is handed to Gradio as it is, a run that is cancelled counts as running until its step is over,
-    which may be seconds.
+    Gradio itself would count a cancelled run as running until its step is over, which may take seconds.
 
     Args:
-        begin: Makes the generator, from a function that says whether it was left.
+        begin: Makes the generator, from a function that returns whether it was left.
     """
     steps = _Steps(begin)
     try:
@@ -83,7 +82,7 @@ async def stepped(begin: Callable[[Cancelled], Generator[Step]]) -> AsyncGenerat
 
 
 class _Steps(Generic[Step]):
-    """A generator that one thread steps through, and another may leave while a step is going on."""
+    """A generator that one thread steps through, and that another may leave during a step."""
 
     def __init__(self, begin: Callable[[Cancelled], Generator[Step]]) -> None:
         self._left = threading.Event()
@@ -91,16 +90,16 @@ class _Steps(Generic[Step]):
         self._steps = begin(self._left.is_set)
 
     def take(self) -> Step | None:
-        """The next step; None after the last one."""
+        """Return the next step; None after the last one."""
         with self._stepping:
             step = next(self._steps, None)
-        # It was left in the meantime by somebody who could not close it.
+        # Whoever left it during the step could not close it.
         if self._left.is_set():
             self._close()
         return step
 
     def leave(self) -> None:
-        """End the generator, at once or with the step that is going on."""
+        """End the generator, at once or after the current step."""
         self._left.set()
         self._close()
 

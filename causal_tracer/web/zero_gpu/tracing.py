@@ -34,16 +34,17 @@ import torch
 
 from causal_tracer import errors
 from causal_tracer.errors import BusyError, CausalTracerError, ModelLoadError, SettingsError, TraceCancelled
-from causal_tracer.experiment.set_up import TracingContext, prompt_for
+from causal_tracer.experiment.set_up import TracingContext
 from causal_tracer.loading.models import load_model
 from causal_tracer.model.layers import TracedModel
 from causal_tracer.request.record import from_data, to_data
-from causal_tracer.request.records import MapSpec, RunOptions, SamplesUntil, TraceRequest
+from causal_tracer.request.records import MapSpec, RunOptions, TraceRequest
 from causal_tracer.results.flow import HiddenFlow
 from causal_tracer.sweep.engine import adopt_engine_checks, known_engine_checks
 from causal_tracer.tracer import CausalTracer
 from causal_tracer.tracing.loop import MapsUpdate, trace_maps
 from causal_tracer.web.service.engine_check_files import adopt_stored_engine_checks, store_engine_checks
+from causal_tracer.web.service.limits import asked_work
 from causal_tracer.web.service.model_files import require_safetensors, split_source
 from causal_tracer.web.service.registry import LoadedTracer, Loader, Report
 
@@ -196,17 +197,11 @@ def gpu_seconds(context: TracingContext, request: TraceRequest, specs: Mapping[s
         PromptError, SubjectError, TokenizerError: The prompt cannot be traced.
     """
     traced = context.traced
-    prompt = prompt_for(context, request.prompt, request.subject, request.occurrence)
-    start, end = prompt.subject_range
-    cells = sum(
-        (end - start if spec.subject_tokens_only else len(prompt)) * len(spec.layer_range(traced.n_layers))
-        for spec in specs.values()
-    )
-    samples = request.samples.most if isinstance(request.samples, SamplesUntil) else request.samples
+    tokens, cells, samples = asked_work(context, request, specs)
     runs = cells * samples
     numbers = sum(parameter.numel() for parameter in traced.model.parameters())
     moving = numbers * traced.dtype.itemsize / _MOVED_BYTES_A_SECOND
-    computing = 2 * numbers * len(prompt) * runs / _OPERATIONS_A_SECOND
+    computing = 2 * numbers * tokens * runs / _OPERATIONS_A_SECOND
     seconds = math.ceil(_START_SECONDS + moving + (0 if checked else _CHECK_SECONDS) + computing)
     if seconds > LONGEST_SECONDS:
         raise SettingsError(

@@ -203,7 +203,7 @@ def test_one_client_may_not_have_all_of_the_app():
         waiting = client.submit(PROMPT, SUBJECT, seed=2, samples=1, api_name="/trace")
         progress = next(iter(waiting))["progress"]
         assert (progress["position"], progress["waiting"]) == (1, "another run on this model")
-        with pytest.raises(gradio_client.exceptions.AppError, match="1 requests under way"):
+        with pytest.raises(gradio_client.exceptions.AppError, match="1 requests running"):
             client.predict(PROMPT, SUBJECT, seed=3, samples=1, api_name="/trace")
         held.close()
         assert waiting.result()["progress"]["position"] == 0

@@ -89,11 +89,10 @@ def browser() -> Iterator[Any]:
 def app() -> Iterator[App]:
     pytest.importorskip("gradio")
     from causal_tracer import CausalTracer
-    from causal_tracer.web.page.layout import build_demo
     from causal_tracer.web.service.registry import LoadedTracer
     from causal_tracer.web.service.settings import ServiceSettings
     from causal_tracer.web.service.tracing import TraceService
-    from causal_tracer.web.serving import page_options
+    from causal_tracer.web.serving import build_demo, page_options
     from tests.support.chat_templates import PLAIN, with_template
     from tests.support.tiny_models import build_tiny_model, tiny_tokenizer
 

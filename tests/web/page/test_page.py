@@ -24,17 +24,17 @@ from causal_tracer.results.comparison import compare_flows
 from causal_tracer.results.top_tokens import TokenProbability
 from causal_tracer.web.page import explore, views
 from causal_tracer.web.page.assets import static_text
-from causal_tracer.web.page.cell_details import cell_details
 from causal_tracer.web.page.cells import difference_table_html, table_html
 from causal_tracer.web.page.chips import inspection_html, stored_inspection
-from causal_tracer.web.page.detail import detail_html
+from causal_tracer.web.page.detail import cell_details, detail_html
+from causal_tracer.web.page.downloads import html_page
 from causal_tracer.web.page.field_notes import field_notes, message_of, refusal
 from causal_tracer.web.page.fields import FIELD_NAMES, Picked, asked_for, field_values, subject_picked
 from causal_tracer.web.page.inputs_layout import first_inspection
 from causal_tracer.web.page.story import story_html, story_steps, told_cell
 from causal_tracer.web.page.summary import doubts_html, numbers_html, peaks_html, progress_words, recipe
 from causal_tracer.web.page.texts import EXAMPLES, Example
-from causal_tracer.web.service.downloads import html_page
+from causal_tracer.web.service import figures
 from causal_tracer.web.service.inspection import Inspection, Problem, TokenSpan
 from causal_tracer.web.service.stored import STORED_PROMPT, STORED_SUBJECT, stored_map
 from causal_tracer.web.service.updates import RunUpdate
@@ -392,15 +392,15 @@ class TestViews:
             assert len(view.outputs(maps)) == len(views.TabView().outputs(maps)) == 11 + 2 * maps
 
     def test_side_by_side_maps_share_one_scale(self) -> None:
-        figures = views.app_figures(explore.stored_flows("all"))
-        assert len({(figure.data[0].zmin, figure.data[0].zmax) for figure in figures}) == 1
-        assert not any(figure.data[0].showscale for figure in figures)
+        drawn = figures.app_figures(explore.stored_flows("all"))
+        assert len({(figure.data[0].zmin, figure.data[0].zmax) for figure in drawn}) == 1
+        assert not any(figure.data[0].showscale for figure in drawn)
 
     def test_colours_do_not_change_while_a_map_fills_in(self) -> None:
         flow = stored_map("hidden")
         few = flow.scores.clone()
         few[1:] = float("nan")
-        filling, done = views.app_figure(replace(flow, scores=few)).data[0], views.app_figure(flow).data[0]
+        filling, done = figures.app_figure(replace(flow, scores=few)).data[0], figures.app_figure(flow).data[0]
         assert (filling.zmin, filling.zmax) == pytest.approx((done.zmin, done.zmax), abs=1e-3)
         assert filling.zmax == flow.high_score
 

@@ -113,8 +113,8 @@ class TestFolder:
     def test_it_is_read_anew_when_its_files_change(self, folder):
         shelf = StudyShelf.of(str(folder))
         last = len(shelf.studies) - 1
-        first = studies._opened(shelf.studies[last])
-        assert studies._opened(shelf.studies[last]) is first
+        first = studies.opened(shelf.studies[last].folder)
+        assert studies.opened(shelf.studies[last].folder) is first
         path = folder / "again" / "manifest.json"
         manifest = json.loads(path.read_text())
         manifest["settings"]["samples"] = 77

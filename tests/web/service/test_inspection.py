@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from causal_tracer.errors import EmbeddedModelError, SettingsError, SubjectError
-from causal_tracer.web.page.cell_details import cell_details
+from causal_tracer.web.page.detail import cell_details, detail_html
 from causal_tracer.web.service.inspection import Inspection, map_warnings, subject_of_tokens
 from tests.support.chat_templates import TRIMMED
 from tests.support.tiny_models import PROMPT, SUBJECT
@@ -257,7 +257,7 @@ class TestSubjectOfTokens:
     @pytest.mark.parametrize("tokens", [(0, 0), (99, 120)])
     def test_no_text_is_no_subject(self, service, tokens):
         found = service.inspect(app_fields(PROMPT, SUBJECT))
-        with pytest.raises(SubjectError, match="stand for no text"):
+        with pytest.raises(SubjectError, match="have no text"):
             subject_of_tokens(found, PROMPT, *tokens)
 
 
@@ -266,17 +266,14 @@ class TestCellDetails:
         flow = tiny_flow()
         position, layer = flow.subject_range[1] - 1, 1
         found = cell_details(flow, position, layer)
-        assert found.token == flow.input_tokens[position]
         assert found.samples == tuple(flow.sample_scores[:, position, layer].tolist())
-        assert found.low_samples == tuple(flow.low_sample_scores.tolist())
         assert found.score == pytest.approx(sum(found.samples) / len(found.samples), rel=1e-5)
-        assert found.indirect_effect == pytest.approx(found.score - flow.low_score, rel=1e-5)
-        assert found.share == pytest.approx(found.indirect_effect / flow.total_effect)
+        assert found.effect == pytest.approx(found.score - flow.low_score, rel=1e-5)
+        assert found.share == pytest.approx(found.effect / flow.total_effect)
         low, high = found.interval
-        assert low < found.indirect_effect < high
+        assert low < found.effect < high
         assert low == pytest.approx(float(flow.interval()[0][position, layer]))
-        assert len(found.restored) == len(found.clean) == len(found.corrupted) == 5
-        assert found.clean[0].token_id == flow.answer_id
+        assert len(found.restored) == 5
         of_answer = [token.probability for token in found.restored if token.token_id == flow.answer_id]
         assert of_answer == [] or of_answer[0] == pytest.approx(found.score, rel=1e-4)
 
@@ -287,12 +284,15 @@ class TestCellDetails:
     def test_say_which_layers_were_restored(self, window, layer, restored):
         flow = tiny_flow()
         windowed = replace(flow, settings=replace(flow.settings, window=window))
-        assert cell_details(windowed, 1, layer).restored_layers == restored
+        layers = f"layer {layer}"
+        if restored[0] < restored[1]:
+            layers += f", with layers {restored[0]} to {restored[1]} restored"
+        assert f"”, {layers}</h3>" in detail_html(cell_details(windowed, 1, layer))
 
     def test_of_a_cell_that_was_not_computed(self):
         flow = last(tiny_service().trace({**ASKED, "start_layer": 1})).flow
         found = cell_details(flow, flow.subject_range[0], 0)
-        assert (found.samples, found.score, found.indirect_effect, found.interval, found.restored) == (
+        assert (found.samples, found.score, found.effect, found.interval, found.restored) == (
             (),
             None,
             None,
@@ -304,7 +304,7 @@ class TestCellDetails:
         flow = flow_of(tiny_service(), {**ASKED, "samples": 1})
         found = cell_details(flow, 2, 1)
         assert found.interval is None
-        assert math.isfinite(found.indirect_effect)
+        assert math.isfinite(found.effect)
 
     @pytest.mark.parametrize("cell", [(-1, 0), (0, 3), (99, 0)])
     def test_outside_the_map(self, cell):

@@ -17,8 +17,8 @@ from causal_tracer.errors import BusyError, ModelLoadError, NumericsError, Setti
 from causal_tracer.tracing.loop import trace_maps
 from causal_tracer.web.service import logs
 from causal_tracer.web.service.limits import ClientShares, Line, check_work, client_of
-from causal_tracer.web.service.model_files import require_safetensors, size_words, split_source, stored_identity
-from causal_tracer.web.service.registry import ModelSlot, load_tracer
+from causal_tracer.web.service.model_files import require_safetensors, split_source, stored_identity
+from causal_tracer.web.service.registry import ModelSlot, ModelStatus, load_tracer
 from causal_tracer.web.service.settings import ServiceSettings
 from tests.support.tiny_models import build_tiny_model, tiny_tokenizer
 from tests.support.web_tiny import ASKED, flow_of, last, load_tiny, save_tiny, tiny_service
@@ -113,7 +113,7 @@ class TestShares:
         first = service.trace(ASKED, "a")
         while next(first).done == 0:
             pass
-        with pytest.raises(BusyError, match="1 requests under way"):
+        with pytest.raises(BusyError, match="1 requests running"):
             next(service.trace({**ASKED, "seed": 2}, "a"))
         assert next(service.trace({**ASKED, "seed": 2}, "b")).position == 1
         first.close()
@@ -322,7 +322,7 @@ class TestModelFiles:
         [(None, ""), (268_098_176, "268M parameters"), (1_200_000_000, "1.2B parameters"), (9000, "9000 parameters")],
     )
     def test_sizes_in_words(self, count, words):
-        assert size_words(count) == words
+        assert ModelStatus("m", "m", parameters=count).size_words == words
 
     def test_a_hub_model_with_its_revision(self):
         assert split_source("openai-community/gpt2@607a30d") == ("openai-community/gpt2", "607a30d")
@@ -335,7 +335,7 @@ class TestModelFiles:
 
     @pytest.mark.parametrize("source", ["a/b@", "@main", "a/b@../../x", "a/b@x y", "a/b@-x", "a/b@" + "x" * 200])
     def test_a_revision_that_is_none(self, source):
-        with pytest.raises(SettingsError, match="names no model and revision"):
+        with pytest.raises(SettingsError, match="is not a model and a revision"):
             tiny_service(models=(source,))
 
 

@@ -20,7 +20,7 @@ from causal_tracer.corruption import CORRUPTIONS
 from causal_tracer.errors import ModelLoadError
 from causal_tracer.request.records import MapSpec, StoredRequest
 from causal_tracer.request.sites import KINDS
-from causal_tracer.web.page.cell_details import cell_details
+from causal_tracer.web.page.detail import cell_details
 from causal_tracer.web.service import result_store
 from causal_tracer.web.service.asking import check_fields
 from causal_tracer.web.service.registry import ModelIdentity, load_tracer
@@ -279,7 +279,7 @@ class TestService:
         assert again.flow.to_dict() == first.flow.to_dict()
         assert len(details.samples) == ASKED["samples"]
         assert details.restored
-        assert details.clean
+        assert again.flow.top_tokens.clean
 
     def test_all_kinds_take_those_that_are_known(self):
         service = tiny_service()

@@ -24,6 +24,7 @@ from causal_tracer.errors import (
 )
 from causal_tracer.request.sites import DEFAULT_WINDOWS, KINDS
 from causal_tracer.web.page import summary
+from causal_tracer.web.service.inspection import map_warnings
 from causal_tracer.web.service.model_files import public_name
 from causal_tracer.web.service.registry import ModelStatus
 from causal_tracer.web.service.settings import ServiceSettings
@@ -356,11 +357,11 @@ class TestSettings:
     @pytest.mark.parametrize(
         ("environ", "words"),
         [
-            ({"CAUSAL_TRACER_MAX_QUEUE": "many"}, "CAUSAL_TRACER_MAX_QUEUE='many' is no whole number"),
+            ({"CAUSAL_TRACER_MAX_QUEUE": "many"}, "CAUSAL_TRACER_MAX_QUEUE='many' is not an integer"),
             ({"CAUSAL_TRACER_MAX_SAMPLES": "0"}, "CAUSAL_TRACER_MAX_SAMPLES=0 is too small"),
             ({"CAUSAL_TRACER_MCP": "perhaps"}, "CAUSAL_TRACER_MCP='perhaps' is neither yes nor no"),
             ({"CAUSAL_TRACER_TRUSTED_PROXIES": "-1"}, "CAUSAL_TRACER_TRUSTED_PROXIES=-1 is too small. Give 0"),
-            ({"CAUSAL_TRACER_MODELS": " , "}, "CAUSAL_TRACER_MODELS names no model"),
+            ({"CAUSAL_TRACER_MODELS": " , "}, "CAUSAL_TRACER_MODELS has no model"),
         ],
     )
     def test_bad_values_are_named(self, environ, words):
@@ -388,9 +389,9 @@ class TestWords:
 
     def test_warns_of_unreadable_maps(self, service):
         flow = flow_of(service, ASKED)
-        assert not summary.warnings(replace(flow, high_score=0.6, low_score=0.1))
-        assert "unsure" in summary.warnings(replace(flow, high_score=0.09, low_score=0.0))[0]
-        assert "too small" in summary.warnings(replace(flow, high_score=0.6, low_score=0.58))[0]
+        assert not map_warnings(replace(flow, high_score=0.6, low_score=0.1))
+        assert "unsure" in map_warnings(replace(flow, high_score=0.09, low_score=0.0))[0]
+        assert "too small" in map_warnings(replace(flow, high_score=0.6, low_score=0.58))[0]
 
     def test_progress(self):
         flow = stored_map("hidden")
@@ -416,7 +417,7 @@ class TestStoredMaps:
         assert settings.model == "embedded:gemma-3-270m"
         assert settings.noise_rule == "3 sd of the embedding output"
         assert flow.scores.isfinite().all()
-        assert not summary.warnings(flow)
+        assert not map_warnings(flow)
 
     @pytest.mark.slow
     def test_come_out_again(self):

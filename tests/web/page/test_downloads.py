@@ -13,13 +13,15 @@ import pytest
 
 from causal_tracer import HiddenFlow
 from causal_tracer.errors import CausalTracerError, ExportError, ResultFormatError
-from causal_tracer.web.service import downloads
-from causal_tracer.web.service.downloads import csv_text, download, file_stem, html_page, open_result
+from causal_tracer.results.analysis import COLUMNS, rows
+from causal_tracer.results.tables import csv_text
+from causal_tracer.web.page import downloads
+from causal_tracer.web.page.downloads import download, file_stem, html_page, open_result
 from tests.support.web_tiny import ASKED, flow_of, tiny_flow, tiny_service
 
 
 def rows_of(flow: HiddenFlow) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(csv_text(flow))))
+    return list(csv.DictReader(io.StringIO(csv_text(COLUMNS, rows(flow)))))
 
 
 class TestJson:
@@ -128,12 +130,10 @@ class TestHtml:
 
 class TestPictures:
     def test_without_a_browser_it_is_said(self, tmp_path, monkeypatch):
-        from causal_tracer.plots import heatmap as plots
-
         def missing(figure, path):
             raise ExportError("Writing needs Chrome or Chromium.")
 
-        monkeypatch.setattr(plots, "save_figure", missing)
+        monkeypatch.setattr(downloads, "save_figure", missing)
         with pytest.raises(ExportError, match="Chrome or Chromium"):
             download(tiny_flow(), "png", tmp_path)
 

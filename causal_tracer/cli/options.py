@@ -1,0 +1,85 @@
+"""Options of the command line that are fields of records, with their types, bounds, defaults and help."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Annotated, Any, TypeVar
+
+import typer
+from pydantic.fields import FieldInfo
+
+from causal_tracer.request.record import Check, record_fields
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+MODEL, EXPERIMENT = "Model", "Experiment"
+
+Model = Annotated[
+    str,
+    typer.Option("--model", "-m", help="An embedded name, a folder, a .gguf file, or a hub id.", rich_help_panel=MODEL),
+]
+Revision = Annotated[str | None, typer.Option(help="A hub model's branch, tag or commit.", rich_help_panel=MODEL)]
+Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or auto.", rich_help_panel=MODEL)]
+Device = Annotated[
+    str | None,
+    typer.Option(help="Such as cpu or cuda:0; by default a GPU, if there is one.", rich_help_panel=MODEL),
+]
+
+_SHORT = {"subject": ("-s",)}
+_TYPES = {"corruption": str, "metric": str, "noise": str | None, "samples": int, "window": int | None}
+
+
+def with_fields(records: Mapping[type[Any], str | None], without: Collection[str] = ()) -> Callable[[Command], Command]:
+    """Return a decorator that gives a command an option for each field of some records.
+
+    Fields that are parameters of the command stay as they are there; the command gets all others by `**`.
+
+    Args:
+        records: The records, each with the panel of the help that its options are in.
+        without: Fields without an option.
+    """
+
+    def decorate(command: Command) -> Command:
+        # Typer takes options from the signature.
+        parameters = inspect.signature(command, eval_str=True).parameters
+        own = {name: each for name, each in parameters.items() if each.kind is not each.VAR_KEYWORD}
+        added = [
+            each
+            for record, panel in records.items()
+            for each in _options(record, panel)
+            if each.name not in own and each.name not in without
+        ]
+        every = [*own.values(), *added]
+        command.__signature__ = inspect.Signature([each.replace(kind=each.KEYWORD_ONLY) for each in every])  # type: ignore[attr-defined]
+        command.__annotations__ = {each.name: each.annotation for each in every}
+        return command
+
+    return decorate
+
+
+def _options(record: type[Any], panel: str | None) -> Iterator[inspect.Parameter]:
+    for name, field in record_fields(record).items():
+        flag = f"--{name.replace('_', '-')}"
+        default = ... if field.is_required() else None if name == "window" else field.default
+        option = typer.Option(
+            *((f"{flag}/--no-{flag[2:]}",) if default is True else (flag, *_SHORT.get(name, ()))),
+            help=" ".join(str(field.description).split()),
+            **_bounds(field),
+            show_default=default not in (None, "", False),
+            rich_help_panel=panel,
+        )
+        annotation: Any = Annotated[(_TYPES.get(name, field.annotation), option)]
+        yield inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _bounds(field: FieldInfo) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for mark in field.metadata:
+        least, most = (
+            (mark.schema.get("minimum"), mark.schema.get("maximum"))
+            if isinstance(mark, Check)
+            else (getattr(mark, "ge", None), getattr(mark, "le", None))
+        )
+        found |= {name: bound for name, bound in (("min", least), ("max", most)) if bound is not None}
+    return found

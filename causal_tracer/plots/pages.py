@@ -1,0 +1,40 @@
+"""Standalone HTML: pages that hold all they need, Plotly's script too, and open from disk with no network."""
+
+from __future__ import annotations
+
+import html
+
+import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color: #1b1b1b; }
+h1 { font-size: 1.6rem; } h2 { font-size: 1.25rem; margin-top: 2.5rem; } h3 { font-size: 1rem; }
+table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto; }
+th, td { border-bottom: 1px solid #ccc; padding: .3rem .8rem .3rem 0; text-align: left;
+         font-variant-numeric: tabular-nums; }
+dl { display: flex; flex-wrap: wrap; gap: 0 2rem; } dt { color: #555; } dd { margin: 0; }
+pre { background: #f4f4f4; padding: 1rem; overflow-x: auto; font-size: .85rem; } figure { margin: 1rem 0; }
+figcaption { color: #555; font-size: .9rem; }
+"""
+
+
+def figure_html(figure: go.Figure) -> str:
+    """Return a figure as a part of a `standalone_page`."""
+    drawn: str = figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False})
+    return drawn
+
+
+def standalone_page(title: str, body: str) -> str:
+    """Return a whole page.
+
+    Args:
+        title: The page's title, as plain text.
+        body: HTML with any number of `figure_html`.
+    """
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{html.escape(title)}</title><style>{_STYLE}</style><script>{get_plotlyjs()}</script></head>\n"
+        f"<body>{body}</body></html>\n"
+    )

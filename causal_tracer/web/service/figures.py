@@ -1,0 +1,72 @@
+"""Maps as the page and the API draw them: without a title, narrow enough for a phone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import plotly.graph_objects as go
+
+from causal_tracer.plots.heatmap import COLOR_SCALES, plot_hidden_flow_heatmap, shared_limits
+from causal_tracer.plots.scale import ColorLimits
+from causal_tracer.request.sites import LayerKind
+from causal_tracer.results.flow import HiddenFlow
+from causal_tracer.results.words import patched_word
+
+Flows = Mapping[LayerKind, HiddenFlow]
+"""Maps of one prompt, by kind."""
+
+SHARED_SCALE = COLOR_SCALES["hidden"]
+"""The colours of maps that share a scale."""
+
+
+def app_figure(flow: HiddenFlow, *, limits: ColorLimits | None = None, write_top_tokens: bool = False) -> go.Figure:
+    """Draw a map for the app.
+
+    Args:
+        flow: The map.
+        limits: The scale that the map shares with others beside it; None draws one of its own.
+        write_top_tokens: Write into each cell the most probable token of the restored run.
+    """
+    alone = limits is None
+    # About ten layers are numbered, five where maps are side by side.
+    interval = -(-int(flow.scores.shape[1]) // 10)
+    figure = plot_hidden_flow_heatmap(
+        flow,
+        title="",
+        xlabel=None if alone else f"{patched_word(flow)} layer",
+        show=False,
+        color=None if alone else SHARED_SCALE,
+        tick_interval=interval if alone else 2 * interval,
+        skip_final_labels_portion=0.0,
+        limits=limits,
+        write_top_tokens=write_top_tokens,
+    )
+    if alone:
+        scale_above(figure)
+    else:
+        figure.update_traces(showscale=False)
+    return in_the_page(figure)
+
+
+def app_figures(flows: Flows, *, write_top_tokens: bool = False) -> tuple[go.Figure, ...]:
+    """Draw the maps of a tab: one with its own scale, or several on one scale."""
+    maps = tuple(flows.values())
+    limits = shared_limits(maps) if len(maps) > 1 else None
+    return tuple(app_figure(flow, limits=limits, write_top_tokens=write_top_tokens) for flow in maps)
+
+
+def scale_above(figure: go.Figure) -> None:
+    """Put a map's scale above it: beside the map, it would take half of a phone's width."""
+    place = {"orientation": "h", "x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom", "ypad": 2}
+    (heatmap,) = figure.data
+    # There, the title has room for one line.
+    title = {"side": "top", "text": str(heatmap.colorbar.title.text).replace("<br>", " ")}
+    heatmap.update(colorbar={**place, "len": 0.6, "thickness": 10, "title": title})
+    figure.update_layout(height=figure.layout.height + 30)
+
+
+def in_the_page(figure: go.Figure) -> go.Figure:
+    """Fix the axes, so that a finger that moves over the figure scrolls the page; return the figure."""
+    figure.update_xaxes(fixedrange=True)
+    figure.update_yaxes(fixedrange=True, ticklabelstandoff=5)
+    return figure
