@@ -24,7 +24,6 @@ from causal_tracer.request.records import HiddenFlowQuery, MapSpec, RunOptions, 
 from causal_tracer.request.sites import LayerKind, require_kind
 from causal_tracer.results.flow import HiddenFlow
 from causal_tracer.results.noise_calibration import NoiseCalibration
-from causal_tracer.tracing.heads import HeadFlow, trace_heads
 from causal_tracer.tracing.loop import MapsUpdate, trace_maps
 
 
@@ -77,25 +76,22 @@ class CausalTracer(VersionOneCalls):
         try:
             asked = self.device if device is None else torch.device(device)
         except (RuntimeError, TypeError, ValueError, OverflowError) as error:
-            raise SettingsError(
-                f"device={shown(device)} is not a device of torch, such as 'cpu' or 'cuda:0'."
-            ) from error
+            raise SettingsError(f"device={shown(device)} is not a torch device. Give 'cpu' or 'cuda:0'.") from error
         if asked.type != self.device.type:
             raise SettingsError(
                 f"device={str(device)!r} was asked for, and the model is on {str(self.device)!r}. Move it first: "
                 f"model.to({str(device)!r})"
             )
-        level, rule = noise_level(self._traced, tokenizer, noise)
-        self.noise = level
+        self.noise, rule = noise_level(self._traced, tokenizer, noise)
         config: Any = self.model.config
         self._context = TracingContext(
             traced=self._traced,
             tokenizer=tokenizer,
             model_id=model_id or public_model_name(getattr(config, "_name_or_path", None)) or type(self.model).__name__,
             revision=revision or getattr(config, "_commit_hash", None),
-            noise=level,
+            noise=self.noise,
             noise_rule=rule,
-            noise_given=level if rule == "given" else noise,
+            noise_given=self.noise if rule == "given" else noise,
         )
 
     @classmethod
@@ -141,7 +137,7 @@ class CausalTracer(VersionOneCalls):
 
     def get_layer_names_of_kind(self, layer_kind: LayerKind) -> list[str]:
         """The module names of one kind, layer by layer."""
-        return [name for layer in self._traced.site_names[require_kind(layer_kind)] for name in layer]
+        return self._traced.activation_names(require_kind(layer_kind))
 
     def trace(
         self,
@@ -209,7 +205,7 @@ class CausalTracer(VersionOneCalls):
         progress: Progress | None = None,
         cancelled: Cancelled | None = None,
     ) -> dict[str, HiddenFlow] | list[dict[str, HiddenFlow]]:
-        """Trace several maps of one prompt in one sweep: kinds and windows, severed ones, placebos.
+        """Trace several maps of one prompt in one sweep: kinds and windows, single heads, severed ones, placebos.
 
         Several prompts, of any lengths, are traced one after the other; on GPUs, those of equal length share passes.
 
@@ -243,7 +239,7 @@ class CausalTracer(VersionOneCalls):
         Leaving the iteration early stops the work; nothing is left behind on the model.
         """
         _check_callbacks(progress, cancelled)
-        return _reported(trace_maps(self._context, requests, specs, options, cancelled or _never), progress)
+        return _reported(trace_maps(self._context, requests, specs, options, cancelled or (lambda: False)), progress)
 
     def trace_many(
         self,
@@ -254,15 +250,7 @@ class CausalTracer(VersionOneCalls):
         progress: Progress | None = None,
         cancelled: Cancelled | None = None,
     ) -> list[HiddenFlow]:
-        """Trace one map of several prompts; see `trace_maps`.
-
-        Args:
-            requests: The prompts.
-            spec: The map; None takes hidden states.
-            options: As in `trace_maps`.
-            progress: As in `trace`, like `cancelled`.
-            cancelled: True stops the trace.
-        """
+        """Trace one map of several prompts, by default of hidden states; see `trace_maps`."""
         specs = {"map": MapSpec() if spec is None else instance("spec", spec, MapSpec)}
         many = several("requests", requests)
         return [flows["map"] for flows in self.trace_maps(many, specs, options, progress=progress, cancelled=cancelled)]
@@ -290,41 +278,8 @@ class CausalTracer(VersionOneCalls):
         """
         _check_callbacks(progress)
         asked = as_queries("facts", facts)
-        return calibrate_noise(self._context, asked, multipliers, samples, seed, progress or _unseen)
-
-    def calculate_head_flow(
-        self,
-        request: TraceRequest,
-        token: int | None = None,
-        spec: MapSpec | None = None,
-        options: RunOptions | None = None,
-        *,
-        progress: Progress | None = None,
-        cancelled: Callable[[], bool] | None = None,
-    ) -> HeadFlow:
-        """Trace single attention heads at one token: head x layer.
-
-        Args:
-            request: The prompt, and how.
-            token: The position at which heads are restored; None means the last token.
-            spec: The layers and the window.
-            options: As in `trace_maps`.
-            progress: Called with (runs done, runs in all) as it goes.
-            cancelled: Asked as it goes; True stops the trace.
-
-        Raises:
-            ModelStructureError: The model's attention has no heads that could be told apart.
-            SettingsError, PromptError, TokenizerError, NumericsError, TraceCancelled: As in `calculate_hidden_flow`.
-        """
-        _check_callbacks(progress, cancelled)
-        return trace_heads(
-            self._context,
-            request,
-            MapSpec() if spec is None else instance("spec", spec, MapSpec),
-            RunOptions() if options is None else instance("options", options, RunOptions),
-            token,
-            progress or _unseen,
-            cancelled,
+        return calibrate_noise(
+            self._context, asked, multipliers, samples, seed, progress or (lambda _done, _total: None)
         )
 
 
@@ -338,11 +293,3 @@ def _reported(updates: Iterator[MapsUpdate], progress: Progress | None) -> Itera
         if progress is not None:
             progress(update.done, update.total)
         yield update
-
-
-def _never() -> bool:
-    return False
-
-
-def _unseen(_done: int, _total: int) -> None:
-    pass

@@ -19,7 +19,6 @@ MODULES = (
     "causal_tracer.metrics.metric",
     "causal_tracer.experiment.calibration",
     "causal_tracer.results.noise_calibration",
-    "causal_tracer.tracing.heads",
     "causal_tracer.results.analysis",
     "causal_tracer.results.top_tokens",
     "causal_tracer.plots.science",

@@ -35,7 +35,6 @@ from causal_tracer import (
 from causal_tracer.corruption import CORRUPTIONS, SubjectsNoise
 from causal_tracer.metrics.metric import METRICS
 from causal_tracer.results.flow import HiddenFlow as Flow
-from causal_tracer.tracing.heads import HeadFlow
 from tests.support.tiny_models import PROMPT, SUBJECT, tiny_model, tiny_tokenizer
 
 FEW, MANY = 20, 3000
@@ -110,7 +109,7 @@ SENSIBLE: dict[str, st.SearchStrategy[Any]] = {
     "prompt": texts,
     "text": texts,
     "subject": subjects,
-    "kind": KINDS,
+    "kind": st.sampled_from(["hidden", "mlp", "attention", "head"]),
     "layer_kind": KINDS,
     "kinds": st.lists(KINDS, max_size=3),
     "windows": st.none() | st.dictionaries(KINDS, counts, max_size=2),
@@ -147,7 +146,7 @@ SENSIBLE: dict[str, st.SearchStrategy[Any]] = {
     "multipliers": st.lists(st.floats(0.5, 5), min_size=1, max_size=2),
     "progress": st.none() | st.just(lambda _done, _total: None),
     "cancelled": st.none() | st.just(lambda: False) | st.just(lambda: True),
-    "token": st.none() | st.integers(0, 7),
+    "token": st.none() | st.integers(-9, 7),
     "level": st.floats(0.1, 0.9),
     "count": counts,
     "title": st.none() | st.text(max_size=9),
@@ -288,8 +287,9 @@ def trace(given_: dict[str, Any]) -> None:
 def heads(given_: dict[str, Any]) -> None:
     request = outcome(lambda: TraceRequest(**given_))
     if request is not None:
-        found = outcome(lambda: tracer().calculate_head_flow(request))
-        assert found is None or isinstance(found, HeadFlow)
+        found = outcome(lambda: tracer().trace_maps(request, {"heads": MapSpec("head")}))
+        if found is not None:
+            check_flow(found["heads"])
 
 
 def one_map(given_: dict[str, Any]) -> None:
@@ -389,7 +389,6 @@ CALLED: dict[str, tuple[Callable[..., Any], Callable[[dict[str, Any]], Any]]] = 
             "stream",
             "trace_many",
             "calibrate_noise",
-            "calculate_head_flow",
             "get_layer_names_of_kind",
         )
     },

@@ -16,7 +16,7 @@ from causal_tracer.files import write_atomically
 from causal_tracer.results.analysis import COLUMNS, acts, effects, rows, share
 from causal_tracer.results.flow import HiddenFlow
 from causal_tracer.results.tables import csv_text
-from causal_tracer.results.words import effect_label, metric_label, metric_of, named_title, patched_word
+from causal_tracer.results.words import axis_labels, effect_label, metric_label, metric_of, named_title, patched_word
 
 _PRINT = "-"
 _SHADES = "·░▒▓█"
@@ -114,10 +114,10 @@ def describe(name: str, flow: HiddenFlow) -> Iterable[str]:
     yield from _shaded(flow)
     yield ""
     for peak in flow.peaks():
-        role = flow.roles[peak.position]
+        role = f" ({flow.roles[peak.position]})" if peak.head is None else ""
         effect = f"{effect_label(flow)} {metric.written(peak.effect, sign=True, fixed=False)}"
         share = "" if math.isnan(peak.share) else f", {peak.share:.0%} of the total effect"
-        where = f"layer {peak.layer:>2} at {peak.token!r} ({role})"
+        where = f"layer {peak.layer:>2} at {peak.row_name}{role}"
         yield f"  {where}: {metric.written(peak.score, fixed=False)}, {effect}{share}"
 
 
@@ -126,11 +126,8 @@ def _counted(number: int, word: str) -> str:
 
 
 def _shaded(flow: HiddenFlow) -> Iterable[str]:
-    """Yield the map, token by layer: the darker, the larger the effect's share of the total effect."""
-    start, end = flow.subject_range
-    labels = [
-        f"{token.strip() or repr(token)}{'*' if start <= i < end else ''}" for i, token in enumerate(flow.input_tokens)
-    ]
+    """Yield the map, row by layer: the darker, the larger the effect's share of the total effect."""
+    labels = axis_labels(flow)
     width = min(24, max(len(label) for label in labels))
     for label, changes in zip(labels, effects(flow).tolist(), strict=True):
         yield f"  {label[:width]:>{width}} {''.join(_shade(flow, effect) for effect in changes)}"

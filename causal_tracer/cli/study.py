@@ -76,7 +76,7 @@ PushToHub = Annotated[
 
 @with_fields(
     {StudySettings: EXPERIMENT, TraceRequest: EXPERIMENT, MapSpec: EXPERIMENT, RunOptions: MODEL},
-    without=(*FACT_FIELDS, "facts_digest", "request", "maps", "options", "seed_rule", "source", "positions"),
+    without=(*FACT_FIELDS, "facts_digest", "request", "maps", "options", "seed_rule", "source", "positions", "token"),
 )
 def study(
     model: Model = "embedded",

@@ -15,8 +15,9 @@ from causal_tracer.cli.progress import progress_reporter
 from causal_tracer.corruption import CounterfactualSubjects
 from causal_tracer.errors import SettingsError
 from causal_tracer.prompts.chat import ChatText
+from causal_tracer.request.record import record_fields
 from causal_tracer.request.records import HiddenFlowQuery, MapSpec, RunOptions, Text, TraceRequest, trace_records
-from causal_tracer.request.sites import DEFAULT_WINDOWS, LayerKind, require_kind
+from causal_tracer.request.sites import SITES, SiteName, require_site
 from causal_tracer.tracer import CausalTracer
 
 _CHAT, _OUTPUT = "Conversation", "Output"
@@ -27,7 +28,7 @@ Kinds = Annotated[
     typer.Option(
         "--kind",
         "-k",
-        metavar="hidden|mlp|attention",
+        metavar="|".join(SITES),
         help="What to restore; may be given again.",
         show_default="hidden",
     ),
@@ -113,7 +114,7 @@ def trace(
     Example: causal-tracer trace "The Space Needle is located in the city of" -s "Space Needle" -k mlp --html map.html
     """
     outputs = Outputs(json_to, csv_to, html_to, image_to, quiet)
-    kinds = [require_kind(name) for name in dict.fromkeys(kind or ["hidden"])]
+    kinds = [require_site(name) for name in dict.fromkeys(kind or ["hidden"])]
     text: Text = prompt
     if chat:
         text = ChatText.from_user(prompt, system=system, thinking=thinking, assistant_prefix=assistant_prefix)
@@ -122,32 +123,35 @@ def trace(
     given = {name: value for name, value in settings.items() if value is not None}
     if counterfactual:
         given["corruption"] = CounterfactualSubjects(tuple(counterfactual))
-    request, spec, options = trace_records(text, given)
+    of_maps = {name: given.pop(name) for name in record_fields(MapSpec) if name in given}
+    specs = _maps(kinds, of_maps, severed, placebo is not None)
+    request, _, options = trace_records(text, given)
     if placebo is not None:
         request = replace(request, placebo=HiddenFlowQuery(placebo, placebo_subject))
     places: dict[str, Any] = {"revision": revision, "dtype": dtype, "device": device, "device_map": device_map}
     tracer = _load(model, places, quiet)
-    specs = _maps(kinds, spec, given.get("window"), severed, placebo is not None)
     with progress_reporter("restored runs", quiet=quiet) as report:
         flows = tracer.trace_maps(request, specs, options, progress=report)
     outputs.write(flows)
 
 
 def _maps(
-    kinds: list[LayerKind],
-    spec: MapSpec,
-    window: int | None,
-    severed: Literal["mlp", "attention"] | None,
-    placebo: bool,
+    kinds: list[SiteName], given: dict[str, Any], severed: Literal["mlp", "attention"] | None, placebo: bool
 ) -> dict[str, MapSpec]:
-    def of(kind: LayerKind) -> MapSpec:
-        return replace(spec, kind=kind, window=DEFAULT_WINDOWS[kind] if window is None else window)
+    """Return the maps of these kinds, with the fields of `MapSpec` that are given."""
+    token = given.pop("token", None)
+    if token is not None and not any(SITES[kind].rows == "heads" for kind in kinds):
+        raise SettingsError(f"--token {token} is for maps of heads. Add --kind head.")
+
+    def of(kind: SiteName, **controls: Any) -> MapSpec:
+        at = token if SITES[kind].rows == "heads" else None
+        return MapSpec(kind=kind, token=at, **given, **controls)
 
     specs: dict[str, MapSpec] = {kind: of(kind) for kind in kinds}
     if severed is not None:
-        specs[f"hidden-severed-{severed}"] = replace(of("hidden"), severed=severed)
+        specs[f"hidden-severed-{severed}"] = of("hidden", severed=severed)
     if placebo:
-        specs |= {f"{kind}-placebo": replace(of(kind), source="placebo") for kind in kinds}
+        specs |= {f"{kind}-placebo": of(kind, source="placebo") for kind in kinds}
     return specs
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ from causal_tracer.errors import PromptError, SettingsError
 from causal_tracer.model.runs import CleanRun, clean_run
 from causal_tracer.prompts.answer_forms import choose, choose_like, continuations, log_probability
 from causal_tracer.prompts.prompt import Prompt
+from causal_tracer.request.sites import KINDS, SiteName
 
 if TYPE_CHECKING:
     from causal_tracer.experiment.set_up import TracingContext
@@ -46,11 +47,13 @@ class AskedAnswer:
         return math.exp(log_probability(self.clean.logits, self.ids))
 
 
-def asked_answer(context: TracingContext, request: TraceRequest, prompt: Prompt) -> AskedAnswer:
+def asked_answer(
+    context: TracingContext, request: TraceRequest, prompt: Prompt, sites: Iterable[SiteName] = KINDS
+) -> AskedAnswer:
     """Return the answer of a request: the one given by id or as text, or the model's own.
 
     A foil is read in the answer's form, with or without a space before it. If the answer is not given as text, the
-    more probable form of the foil is read.
+    more probable form of the foil is read. The clean run keeps the activations of `sites`.
 
     Raises:
         SettingsError: The answer or the position to read does not fit the prompt or the model.
@@ -61,7 +64,7 @@ def asked_answer(context: TracingContext, request: TraceRequest, prompt: Prompt)
     read = last if request.read is None else request.read
     if not 0 <= read <= last:
         raise SettingsError(f"read={read} is out of range: the prompt has {len(prompt)} tokens (0 to {last}).")
-    run_after, form = _runs(context, prompt, read), None
+    run_after, form = _runs(context, prompt, read, tuple(sites)), None
 
     def logits_after(forced: tuple[int, ...]) -> Tensor:
         return run_after(forced)[1].logits
@@ -96,7 +99,9 @@ def asked_answer(context: TracingContext, request: TraceRequest, prompt: Prompt)
     )
 
 
-def _runs(context: TracingContext, prompt: Prompt, read: int) -> Callable[[tuple[int, ...]], tuple[Prompt, CleanRun]]:
+def _runs(
+    context: TracingContext, prompt: Prompt, read: int, sites: tuple[SiteName, ...]
+) -> Callable[[tuple[int, ...]], tuple[Prompt, CleanRun]]:
     """Return a function from tokens of an answer to the prompt with them after the position read, and its clean run."""
 
     @cache
@@ -112,6 +117,6 @@ def _runs(context: TracingContext, prompt: Prompt, read: int) -> Callable[[tuple
         if limit is not None and len(sequence) > limit:
             raise PromptError(f"Prompt and answer have {len(sequence)} tokens, and the model takes at most {limit}.")
         reads = tuple(range(read, read + len(forced) + 1))
-        return sequence, clean_run(context.traced, sequence.input_ids, reads)
+        return sequence, clean_run(context.traced, sequence.input_ids, reads, sites)
 
     return after

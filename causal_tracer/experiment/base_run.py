@@ -78,15 +78,16 @@ def base_run(
     """Run the prompt once for each sample's embeddings of the subject, at most `batch_size` rows at a time.
 
     Returns:
-        The run, and the outputs of the modules named in `record`.
+        The run, and its activations named in `record`.
     """
     ids = torch.tensor(prompt.input_ids)
     recorder = Recorder(record)
     scores = []
     for batch in torch.split(torch.arange(len(embeddings)), batch_size):
+        outputs, inputs = recorder.edits(traced)
         # The corruption is the embedding's edit, so the embedding is never recorded.
-        edits = {**recorder.edits(traced), traced.embedding: corrupting(embeddings, prompt, batch)}
-        logits = read_logits(traced, ids.expand(len(batch), -1), edits, "corrupted", reads)
+        outputs[traced.embedding] = corrupting(embeddings, prompt, batch)
+        logits = read_logits(traced, ids.expand(len(batch), -1), outputs, "corrupted", reads, inputs)
         scores.append(metric_values(metric, logits))
         if watch is not None:
             watch(Watched(torch.full_like(batch, -1), batch, logits))

@@ -27,6 +27,7 @@ from causal_tracer.prompts.chat import ChatText, chat_prompt
 from causal_tracer.prompts.prompt import Prompt, make_prompt
 from causal_tracer.prompts.subject import Occurrence
 from causal_tracer.request.records import MapSpec, Text, TraceRequest
+from causal_tracer.request.sites import KINDS, SiteName
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,8 +114,8 @@ class Experiment:
         return corrupted_embeddings(self.corruption, self.subject, stop)[start:]
 
 
-def set_up(context: TracingContext, request: TraceRequest) -> Experiment:
-    """Prompt, answer, clean run, metric and corruption of a request.
+def set_up(context: TracingContext, request: TraceRequest, sites: Iterable[SiteName] = KINDS) -> Experiment:
+    """Prompt, answer, clean run with the activations of `sites`, metric and corruption of a request.
 
     Raises:
         SettingsError, PromptError, TokenizerError: The request does not fit the model.
@@ -124,7 +125,7 @@ def set_up(context: TracingContext, request: TraceRequest) -> Experiment:
     require_weights(context.traced.model)
     prompt = prompt_for(context, request.prompt, request.subject, request.occurrence)
     corrupted = _corrupted_range(request, prompt)
-    answer = asked_answer(context, request, prompt)
+    answer = asked_answer(context, request, prompt, sites)
     if min(answer.reads) < corrupted[0]:
         raise SettingsError(
             f"read={min(answer.reads)} comes before the corrupted tokens, which begin at {corrupted[0]}: nothing "
@@ -187,13 +188,9 @@ def base_of_samples(
         The base run, and the metric in the corrupted run [samples].
     """
     traced, specs = experiment.context.traced, list(specs)
-    severed = {spec.severed for spec in specs if spec.severed is not None}
-    kinds = {spec.kind for spec in specs}
     reverse = experiment.request.direction == "corrupt"
-    wanted = kinds if reverse else severed
-
-    def names(of: Iterable[Any]) -> list[str]:
-        return [name for kind in of for layer in traced.site_names[kind] for name in layer]
+    sites: set[SiteName] = {spec.kind for spec in specs} if reverse else {s.severed for s in specs if s.severed}
+    names = [name for site in sites for name in traced.activation_names(site)]
 
     def run(values: Tensor, record: Iterable[str], watching: Watch | None) -> tuple[BaseRun, Activations]:
         return base_run(
@@ -207,7 +204,7 @@ def base_of_samples(
             watch=watching,
         )
 
-    base, recorded = run(embeddings, names(wanted), watch)
+    base, recorded = run(embeddings, names, watch)
     low_scores = base.scores
     sources = {BASE: recorded}
     if reverse:
@@ -215,19 +212,19 @@ def base_of_samples(
         base = run(clean, (), None)[0]
         held = {name: values[None] for name, values in experiment.clean.activations.items()}
         sources = {CORRUPTED: recorded, BASE: held}
-    if any(spec.source == "placebo" for spec in specs):
-        sources[PLACEBO] = _placebo(experiment)
+    if replaced := {spec.kind for spec in specs if spec.source == "placebo"}:
+        sources[PLACEBO] = _placebo(experiment, replaced)
     return replace(base, sources=sources), low_scores
 
 
-def _placebo(experiment: Experiment) -> Activations:
-    """The other prompt's clean activations at the tokens that stand for this one's [1, tokens, ...], by module name."""
+def _placebo(experiment: Experiment, sites: Iterable[SiteName]) -> Activations:
+    """The other prompt's clean activations at the tokens that stand for this one's [1, tokens, ...], by name."""
     query = experiment.request.placebo
     if query is None:
         raise SettingsError("A placebo map restores to another prompt's activations, and none is given (placebo=...).")
     other = prompt_for(experiment.context, query.text, query.subject)
     if other.input_ids == experiment.prompt.input_ids:
         raise SettingsError("The placebo's prompt is the prompt itself. Give another one.")
-    clean = clean_run(experiment.context.traced, other.input_ids, (len(other) - 1,))
+    clean = clean_run(experiment.context.traced, other.input_ids, (len(other) - 1,), sites)
     places = aligned_positions(experiment.sequence, other)
     return {name: values[places.to(values.device)][None] for name, values in clean.activations.items()}

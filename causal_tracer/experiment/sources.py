@@ -14,8 +14,5 @@ PLACEBO = "placebo"
 BASE = "base"
 """The source that is the base run itself: what holds activations at the values that they have without restoration."""
 
-CLEAN_HEADS = "clean heads"
-"""The source that holds what the output projections of attentions took in the clean run."""
-
-SAME_PROMPT = (CLEAN, CLEAN_HEADS, BASE, CORRUPTED)
+SAME_PROMPT = (CLEAN, BASE, CORRUPTED)
 """Runs of the same prompt: all of them are equal before the first corrupted token."""

@@ -19,7 +19,10 @@ from causal_tracer.model.probing import device_of, logits_to_keep_trims, tokens_
 from causal_tracer.model.quantization import weight_bits
 from causal_tracer.model.torch_state import in_standard_torch_state
 from causal_tracer.model.verification import verify_sites
-from causal_tracer.request.sites import LayerKind
+from causal_tracer.request.sites import SiteName
+
+INPUT = " input"
+"""Stands after a module's name where a run records the module's input, not its output."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,9 +117,16 @@ class TracedModel:
         """The one lock of this model, shared by all its tracers."""
         return model_lock(self.model)
 
-    def missing_layers(self, kind: LayerKind) -> tuple[int, ...]:
-        """Return the layers that have no module of this kind."""
-        return tuple(layer for layer, names in enumerate(self.site_names[kind]) if not names)
+    def activation_names(self, site: SiteName) -> list[str]:
+        """Return the names of a site's activations in runs, layer by layer: the module's, for an input with `INPUT`."""
+        if site == "head":
+            return [name + INPUT for name, _ in self.head_sites.values()]
+        return [name for layer in self.site_names[site] for name in layer]
+
+    def missing_layers(self, site: SiteName) -> tuple[int, ...]:
+        """Return the layers that do not have the site."""
+        has: Any = self.head_sites if site == "head" else [n for n, names in enumerate(self.site_names[site]) if names]
+        return tuple(layer for layer in range(self.n_layers) if layer not in has)
 
     @property
     def layer_config(self) -> LayerConfig:

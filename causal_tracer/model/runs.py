@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from causal_tracer.errors import NumericsError
 from causal_tracer.model.engine_mode import engine_mode
 from causal_tracer.model.hooks import Edit, add_stream_hook, editing_arguments, editing_outputs
-from causal_tracer.model.layers import TracedModel
+from causal_tracer.model.layers import INPUT, TracedModel
 from causal_tracer.model.probing import takes_argument
-from causal_tracer.request.sites import KINDS
+from causal_tracer.request.sites import KINDS, SiteName
 
 Activations = Mapping[str, Tensor]
-"""By module name: its output in a run, [1 or samples, tokens, ...]."""
+"""Activations recorded in a run, [1 or samples, tokens, ...], by `TracedModel.activation_names`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +33,7 @@ class CleanRun:
     Attributes:
         input_ids: The token ids [tokens], on the CPU.
         logits: After each position read [reads, vocabulary], float32 on the CPU.
-        activations: The output of every site module, by module name: [tokens, d_model], where the module left it.
+        activations: Those of the sites, by `TracedModel.activation_names`: [tokens, width], where the model left them.
     """
 
     input_ids: Tensor
@@ -123,30 +123,40 @@ def read_logits(
     return finite_logits(traced, output, what, from_end)
 
 
-def clean_run(traced: TracedModel, input_ids: tuple[int, ...], reads: Sequence[int] | None = None) -> CleanRun:
-    """Run the model on a prompt and keep the output of every site module, and the logits after the positions read."""
-    names = {name for kind in KINDS for layer in traced.site_names[kind] for name in layer}
+def clean_run(
+    traced: TracedModel,
+    input_ids: tuple[int, ...],
+    reads: Sequence[int] | None = None,
+    sites: Iterable[SiteName] = KINDS,
+) -> CleanRun:
+    """Run the model on a prompt and keep the activations of the sites, and the logits after the positions read."""
     ids = torch.tensor(input_ids)
-    kept = Recorder(names)
-    logits = read_logits(traced, ids[None], kept.edits(traced), "clean", reads)
+    kept = Recorder(name for site in sites for name in traced.activation_names(site))
+    outputs, inputs = kept.edits(traced)
+    logits = read_logits(traced, ids[None], outputs, "clean", reads, inputs)
     return CleanRun(input_ids=ids, logits=logits[0].cpu(), activations={n: v[0] for n, v in kept.values().items()})
 
 
 class Recorder:
-    """Records what modules return, or take, in one run or in several batches of rows."""
+    """Records activations (`TracedModel.activation_names`) of one run or of several batches of rows."""
 
     def __init__(self, names: Iterable[str]):
         self._parts: dict[str, list[Tensor]] = {name: [] for name in sorted(names)}
 
-    def edits(self, traced: TracedModel) -> dict[nn.Module, Edit]:
-        """Return edits for the next batch, which record activations and change nothing."""
+    def edits(self, traced: TracedModel) -> tuple[dict[nn.Module, Edit], dict[nn.Module, Edit]]:
+        """Return edits of outputs and of inputs for the next batch, which record activations and change nothing."""
 
         def keep(parts: list[Tensor]) -> Edit:
             # A copy, since some models add the residual into a module's output in place.
             return lambda activation: parts.append(activation.detach().clone())
 
-        return {traced.modules[name]: keep(parts) for name, parts in self._parts.items()}
+        outputs: dict[nn.Module, Edit] = {}
+        inputs: dict[nn.Module, Edit] = {}
+        for name, parts in self._parts.items():
+            edits = inputs if name.endswith(INPUT) else outputs
+            edits[traced.modules[name.removesuffix(INPUT)]] = keep(parts)
+        return outputs, inputs
 
     def values(self) -> dict[str, Tensor]:
-        """Return what was recorded, by module name: [rows, tokens, ...]."""
+        """Return what was recorded, by name: [rows, tokens, ...]."""
         return {name: torch.cat(parts) for name, parts in self._parts.items() if parts}

@@ -87,13 +87,11 @@ def difference_title(difference: FlowDifference) -> str:
 
 
 def row_labels(difference: FlowDifference) -> list[str]:
-    """What each row is: a token role, or a token with the subject's marked; both tokens where they differ."""
-    if difference.aligned_by == "roles":
-        return [role for role, _ in difference.rows]
-    start, end = difference.first.subject_range
+    """What each row is: a token role, a head, or a token with the subject's marked; both tokens where they differ."""
+    subject = range(*difference.first.subject_range) if difference.aligned_by == "tokens" else ()
     return [
-        (display_token(a) if a == b else f"{display_token(a)} | {display_token(b)}") + ("*" if start <= i < end else "")
-        for i, (a, b) in enumerate(difference.rows)
+        (display_token(a) if a == b else f"{display_token(a)} | {display_token(b)}") + ("*" if row in subject else "")
+        for row, (a, b) in enumerate(difference.rows)
     ]
 
 

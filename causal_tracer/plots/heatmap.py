@@ -19,11 +19,11 @@ from causal_tracer.files import write_atomically
 from causal_tracer.plots.options import check_plot_options
 from causal_tracer.plots.pages import figure_html, standalone_page
 from causal_tracer.plots.scale import ColorLimits, color_limits, colored
-from causal_tracer.request.sites import LayerKind
+from causal_tracer.request.sites import SITES
 from causal_tracer.results.analysis import effects
 from causal_tracer.results.flow import HiddenFlow
-from causal_tracer.results.words import display_token as display_token
 from causal_tracer.results.words import (
+    axis_labels,
     effect_label,
     layer_axis_title,
     map_title,
@@ -31,16 +31,9 @@ from causal_tracer.results.words import (
     metric_of,
     patched_layers,
     patched_word,
-    token_axis_labels,
+    row_names,
 )
-
-# Steps of equal size in OKLab (Ottosson 2020), lightness 0.985 to 0.30 in one hue: even to the eye, and in order for
-# colour-blind readers and on paper, where only lightness is left.
-COLOR_SCALES: dict[LayerKind, tuple[str, ...]] = {
-    "hidden": ("#fafafa", "#e2d9f5", "#cab8ef", "#b497e7", "#9e75de", "#8952d2", "#6c3bab", "#512a82", "#371d59"),
-    "mlp": ("#fafafa", "#d3e3d6", "#adccb2", "#88b590", "#619e6f", "#3a874f", "#276b3b", "#1a502a", "#12361c"),
-    "attention": ("#fafafa", "#f3d7d4", "#eab3ae", "#de908a", "#d06c66", "#bf4744", "#9a3231", "#752322", "#501817"),
-}
+from causal_tracer.results.words import display_token as display_token
 
 _CELL_CHARACTERS = 8
 # Characters that fit beside each other in a title, and above a colour bar without taking the map's room.
@@ -63,7 +56,7 @@ def plot_hidden_flow_heatmap(
     limits: ColorLimits | tuple[float, float] | None = None,
     write_top_tokens: bool = False,
 ) -> go.Figure:
-    """Draw a map: tokens down with the subject's marked, layers across, the metric as colour.
+    """Draw a map: tokens or heads down, layers across, the metric as colour. The subject's tokens are marked.
 
     The strongest colour is the metric's best value, or in direction "corrupt" its worst. White is the run that was
     patched; sand-coloured cells change the metric the wrong way.
@@ -75,10 +68,10 @@ def plot_hidden_flow_heatmap(
         xlabel: Label of the layer axis; None takes one that says what a column is.
         show: Open the figure.
         font_family: Font; "" takes Plotly's.
-        color: A Plotly colour scale, by name or as a list of colours; None takes the kind's: purple, green or red.
+        color: A Plotly colour scale, by name or as a list of colours; None takes the site's.
         tick_interval: Every how many layers one is numbered.
         skip_final_labels_portion: Share of the layers at the end that are left without numbers.
-        height: Height in pixels; None follows the number of tokens.
+        height: Height in pixels; None follows the number of rows.
         limits: Where the colour scale begins and ends, as values of the metric; None reaches over all scores, low_score
             and high_score. `shared_limits` gives those of several maps.
         write_top_tokens: Write into each cell the most probable token of the restored run, where the result has it.
@@ -101,7 +94,7 @@ def plot_hidden_flow_heatmap(
         write_top_tokens=write_top_tokens,
     )
     layers = result.scores.shape[1]
-    heatmap = _heatmap(result, COLOR_SCALES[result.kind] if color is None else color, limits)
+    heatmap = _heatmap(result, SITES[result.kind].color_scale if color is None else color, limits)
     if write_top_tokens:
         heatmap.update(text=_top_tokens(result), texttemplate="%{text}", textfont={"size": 10})
     figure = go.Figure(heatmap)
@@ -111,7 +104,7 @@ def plot_hidden_flow_heatmap(
         title=map_title(result) if title is None else title,
         xlabel=xlabel if xlabel is not None else layer_axis_title(result),
         columns={layer: str(layer) for layer in labelled},
-        rows=token_axis_labels(result),
+        rows=axis_labels(result),
         height=height,
     )
     figure.update_layout(font_family=font_family or None)
@@ -252,19 +245,19 @@ def _shortened(text: str) -> str:
 
 
 def _hover_data(result: HiddenFlow) -> list[list[tuple[str, str, str, str]]]:
-    """For each cell: the token, the layers patched with it, the effect with its standard error, and the score."""
+    """For each cell: its row, the layers patched with it, the effect with its standard error, and the score."""
     metric, done = metric_of(result), patched_word(result)
     scores, changes, errors = result.scores.tolist(), effects(result).tolist(), result.standard_error.tolist()
     rows = []
-    for position, token in enumerate(result.input_tokens):
+    for row, name in enumerate(row_names(result)):
         cells = []
-        for layer, score in enumerate(scores[position]):
+        for layer, score in enumerate(scores[row]):
             first, last = patched_layers(result, layer)
             window = f" ({done} {first}–{last})" if result.settings.window > 1 else ""
-            error = errors[position][layer]
+            error = errors[row][layer]
             spread = "" if math.isnan(error) else f" ± {metric.written(error, more=1)} (s.e.)"
-            effect = metric.written(changes[position][layer], sign=True, more=1) + spread
-            cells.append((escape_markup(display_token(token)), window, effect, metric.written(score, more=1)))
+            effect = metric.written(changes[row][layer], sign=True, more=1) + spread
+            cells.append((escape_markup(name), window, effect, metric.written(score, more=1)))
         rows.append(cells)
     return rows
 

@@ -15,7 +15,8 @@ import plotly.graph_objects as go
 
 from causal_tracer.metrics.descriptions import MetricDescription
 from causal_tracer.results.analysis import base_score, higher_is_stronger
-from causal_tracer.results.words import AnyFlow, metric_of, same_measure
+from causal_tracer.results.flow import HiddenFlow
+from causal_tracer.results.words import metric_of, same_measure
 
 # Cells worse than the run that was patched. Light throughout: a dark cell is a strong one in print too.
 _WEAKER, _NEUTRAL = (211, 189, 124), (250, 250, 250)
@@ -52,7 +53,7 @@ class ColorLimits:
         return metric.place(self.weakest), metric.place(self.base), metric.place(self.strongest)
 
 
-def color_limits(*flows: AnyFlow) -> ColorLimits:
+def color_limits(*flows: HiddenFlow) -> ColorLimits:
     """Return one colour scale for a map, or for several of one metric and direction.
 
     The scale reaches over all finite scores, the clean run and the corrupted run. What lies on the wrong side of the
@@ -92,7 +93,7 @@ def scale_ends(values: Sequence[float], base: float, least: float = 0.0) -> tupl
 
 
 def colored(
-    flow: AnyFlow, color: str | Sequence[str], limits: ColorLimits | tuple[float, float] | None
+    flow: HiddenFlow, color: str | Sequence[str], limits: ColorLimits | tuple[float, float] | None
 ) -> dict[str, Any]:
     """Return the properties of a heatmap that draw a map's scores as colours, with the colour bar's labels.
 

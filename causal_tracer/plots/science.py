@@ -1,4 +1,4 @@
-"""Figures of noise calibrations, of attention heads, and of severed paths."""
+"""Figures of noise calibrations and of severed paths."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import plotly.graph_objects as go
 
 from causal_tracer.errors import SettingsError
 from causal_tracer.metrics.descriptions import METRIC_DESCRIPTIONS
-from causal_tracer.plots.heatmap import COLOR_SCALES, color_bar_title, escape_markup, hover_text
-from causal_tracer.plots.scale import colored
+from causal_tracer.plots.heatmap import escape_markup
+from causal_tracer.request.sites import SITES
 from causal_tracer.results.analysis import effects
 from causal_tracer.results.flow import HiddenFlow
 from causal_tracer.results.intervals import margin
@@ -17,18 +17,11 @@ from causal_tracer.results.noise_calibration import NoiseCalibration
 from causal_tracer.results.words import (
     display_token,
     effect_label,
-    head_map_title,
-    layer_axis_title,
     map_title,
     metric_label,
-    metric_of,
     patched_word,
     same_measure,
 )
-from causal_tracer.tracing.heads import HeadFlow
-
-_SEVERED_COLORS = {"": "#6c3bab", "mlp": "#3a874f", "attention": "#bf4744"}
-_SEVERED_NAMES = {"mlp": "with MLP severed", "attention": "with attention severed"}
 
 
 def plot_noise_calibration(calibration: NoiseCalibration, show: bool = True) -> go.Figure:
@@ -61,27 +54,6 @@ def plot_noise_calibration(calibration: NoiseCalibration, show: bool = True) -> 
         showlegend=False,
     )
     figure.update_yaxes(rangemode="tozero")
-    return _shown(figure, show)
-
-
-def plot_head_flow_heatmap(flow: HeadFlow, title: str | None = None, show: bool = True) -> go.Figure:
-    """Draw a map of attention heads: heads down, layers across, the metric as colour."""
-    metric, label = metric_of(flow), metric_label(flow)
-    figure = go.Figure(
-        go.Heatmap(
-            customdata=[[metric.written(score, more=1) for score in row] for row in flow.scores.tolist()],
-            hovertemplate=f"head %{{y}}, layer %{{x}}<br>{hover_text(label)} = %{{customdata}}<extra></extra>",
-            **colored(flow, COLOR_SCALES["attention"], None),
-        )
-    )
-    figure.update_traces(colorbar={"title": color_bar_title(label)})
-    figure.update_layout(
-        title=escape_markup(head_map_title(flow) if title is None else title) or None,
-        xaxis_title=layer_axis_title(flow),
-        yaxis_title="head",
-        template="plotly_white",
-    )
-    figure.update_yaxes(autorange="reversed", dtick=1)
     return _shown(figure, show)
 
 
@@ -118,8 +90,8 @@ def plot_severed_bars(
                 x=list(range(flow.scores.shape[1])),
                 y=effects(flow)[position].tolist(),
                 error_y={"array": half.tolist(), "thickness": 1},
-                name=_SEVERED_NAMES[severed] if severed else f"single state {done}",
-                marker_color=_SEVERED_COLORS[severed],
+                name=f"with {SITES[severed].label} severed" if severed else f"single state {done}",
+                marker_color=SITES[severed or "hidden"].color,
             )
     if title is None:
         title = f"{map_title(plain)}, with paths severed, at {display_token(plain.input_tokens[position])!r}"

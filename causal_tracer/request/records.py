@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from causal_tracer import arguments
-from causal_tracer.arguments import MOST_SAMPLES, flag, instance, optional, real_number, several, shown, text
+from causal_tracer.arguments import MOST_SAMPLES, flag, instance, optional, real_number, shown, text
 from causal_tracer.corruption import CORRUPTIONS, Corruption, NoiseRule, SubjectsNoise
 from causal_tracer.errors import SettingsError
 from causal_tracer.metrics.metric import METRICS, Metric, Target
@@ -23,9 +23,9 @@ from causal_tracer.prompts.chat import ChatText
 from causal_tracer.prompts.encoding import check_text
 from causal_tracer.prompts.prompt import Prompt
 from causal_tracer.prompts.subject import Occurrence
+from causal_tracer.request.map_spec import MapSpec as MapSpec
 from causal_tracer.request.objects import NameOrObject
 from causal_tracer.request.record import Check, maybe, one_of, record, whole
-from causal_tracer.request.sites import DEFAULT_WINDOWS, LayerKind, require_kind
 
 Text = str | ChatText | Prompt
 """What the model goes on from: a text, a conversation, or a prompt that is ready."""
@@ -35,9 +35,6 @@ MOST_ROWS = 2**31
 
 EngineChoice = Literal["auto", "full"]
 """The fastest sweep shown to be right on the model, or the full one in any case."""
-
-Source = Literal["clean", "placebo"]
-"""The prompt itself, or the other prompt of a request."""
 
 Direction = Literal["restore", "corrupt"]
 """Put clean activations into the corrupted run, or corrupted ones into the clean run."""
@@ -68,14 +65,6 @@ def _noise_rule(name: str, value: Any) -> Any:
     if not 0 <= level <= _HIGHEST_NOISE:
         raise SettingsError(f"noise={shown(value)} is not a noise level. Give 0 or a positive number.")
     return level
-
-
-def _kind(_name: str, value: Any) -> LayerKind:
-    return require_kind(value)
-
-
-def _tokens(name: str, value: Any) -> tuple[int, ...] | None:
-    return None if value is None else tuple(arguments.whole_number(name, token) for token in several(name, value))
 
 
 def _query(name: str, value: Any) -> Any:
@@ -184,62 +173,6 @@ class TraceRequest:
             raise SettingsError("Top tokens are kept for a fixed number of samples. Give one.")
         if self.answer is not None and self.answer_id is not None:
             raise SettingsError(f"answer={self.answer!r} and answer_id={self.answer_id} are both given. Give one.")
-
-
-def _default_window(fields: dict[str, Any]) -> int:
-    return DEFAULT_WINDOWS[fields["kind"]]
-
-
-@record
-class MapSpec:
-    """One map of a request."""
-
-    kind: Annotated[LayerKind, Check(_kind)] = "hidden"
-    """What to restore: "hidden" states (a block's output), "mlp" or "attention" outputs."""
-
-    window: Annotated[int, whole(least=1)] = Field(default_factory=_default_window, title="Window")
-    """Consecutive layers restored together; if not given, the paper's: 1 for hidden, 10 for mlp and attention."""
-
-    start_layer: Annotated[int, whole()] = Field(default=0, title="First layer")
-    """First layer to compute."""
-
-    end_layer: Annotated[int | None, _WHOLE] = Field(default=None, title="One past the last layer")
-    """One past the last layer to compute; if not given, up to the last block."""
-
-    subject_tokens_only: Annotated[bool, _FLAG] = Field(default=False, title="Restore at the subject's tokens only")
-    """Restore at the subject's tokens only."""
-
-    positions: Annotated[tuple[int, ...] | None, Check(_tokens)] = None
-    """Restore at these tokens only; if not given, at all."""
-
-    severed: Annotated[LayerKind | None, Check(optional(_kind))] = None
-    """Hold the outputs of this kind at the restored token at the corrupted run's values, in all layers and in the same
-    noise sample (ROME, Figure 3)."""
-
-    source: Annotated[Source, one_of(Source)] = "clean"
-    """Where restored activations come from: the prompt's own run, or "placebo", the clean run of another prompt
-    (`TraceRequest.placebo`)."""
-
-    def __post_init__(self) -> None:
-        if self.severed is not None and self.severed in ("hidden", self.kind):
-            raise SettingsError(
-                f"kind={self.kind!r} cannot be severed from {self.severed!r}. Sever a map from 'mlp' or 'attention', "
-                "and not from what it restores."
-            )
-
-    def layer_range(self, n_layers: int) -> range:
-        """Return the layers to compute.
-
-        Raises:
-            SettingsError: The range is empty or reaches outside the model.
-        """
-        end = n_layers if self.end_layer is None else self.end_layer
-        if not 0 <= self.start_layer < end <= n_layers:
-            raise SettingsError(
-                f"start_layer={self.start_layer}, end_layer={self.end_layer} names no layers of a model that has "
-                f"{n_layers}. Choose 0 <= start_layer < end_layer <= {n_layers}."
-            )
-        return range(self.start_layer, end)
 
 
 @record

@@ -1,21 +1,70 @@
-"""The sites of a model, and the layers that a window holds."""
+"""The sites of a model: which activations a map restores, how each is named and drawn, and the layers of a window."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, get_args
+from dataclasses import dataclass
+from typing import Literal, cast, get_args
 
-from causal_tracer.arguments import shown
-from causal_tracer.errors import SettingsError
+from causal_tracer.arguments import choice
 
 LayerKind = Literal["hidden", "mlp", "attention"]
 """Which activations: a block's output, or what its MLP or attention adds to the residual stream."""
 
 KINDS: tuple[LayerKind, ...] = get_args(LayerKind)
 
+SiteName = Literal["hidden", "mlp", "attention", "head"]
+"""Which activations a map restores: those of a layer kind, or a single attention head's share of the attention."""
 
-DEFAULT_WINDOWS: Mapping[LayerKind, int] = {"hidden": 1, "mlp": 10, "attention": 10}
-"""The windows of the ROME paper (arXiv 2202.05262, Figure 1): single hidden states, ten MLP or attention layers."""
+
+@dataclass(frozen=True)
+class Site:
+    """One site, as tables, figures, the app and the command line present it.
+
+    Attributes:
+        name: What it is called in requests and results.
+        label: What tables and legends call it.
+        patched: What is restored, as titles write it.
+        window: Number of consecutive layers restored together by default.
+        color: The colour of its lines and bars.
+        color_scale: The colours of its maps, from no effect to the strongest.
+        rows: What the rows of its maps are. A map of heads is made at one token (`MapSpec.token`).
+        part_of: The site that it is a part of.
+    """
+
+    name: SiteName
+    label: str
+    patched: str
+    window: int
+    color: str
+    color_scale: tuple[str, ...]
+    rows: Literal["tokens", "heads"] = "tokens"
+    part_of: LayerKind | None = None
+
+    @property
+    def title(self) -> str:
+        """The label as a heading writes it."""
+        return self.label[:1].upper() + self.label[1:]
+
+
+# Scales: steps of equal size in OKLab (Ottosson 2020), lightness 0.985 to 0.30 in one hue. They are even to the eye,
+# and in order for colour-blind readers and on paper, where only lightness is left.
+_PURPLES = ("#fafafa", "#e2d9f5", "#cab8ef", "#b497e7", "#9e75de", "#8952d2", "#6c3bab", "#512a82", "#371d59")
+_GREENS = ("#fafafa", "#d3e3d6", "#adccb2", "#88b590", "#619e6f", "#3a874f", "#276b3b", "#1a502a", "#12361c")
+_REDS = ("#fafafa", "#f3d7d4", "#eab3ae", "#de908a", "#d06c66", "#bf4744", "#9a3231", "#752322", "#501817")
+
+# Colours of lines and bars: most colour-blind readers can tell them apart (green and red by Okabe and Ito).
+# Windows: those of the ROME paper (arXiv 2202.05262, Figure 1).
+SITES: Mapping[str, Site] = {
+    site.name: site
+    for site in (
+        Site("hidden", "hidden states", "hidden states", 1, "#7F6BB0", _PURPLES),
+        Site("mlp", "MLP", "MLP outputs", 10, "#009E73", _GREENS),
+        Site("attention", "attention", "attention outputs", 10, "#D55E00", _REDS),
+        Site("head", "heads", "single attention heads", 1, "#D55E00", _REDS, "heads", "attention"),
+    )
+}
+"""All sites, by name."""
 
 
 def window_layers(layer: int, window: int, n_layers: int) -> tuple[int, ...]:
@@ -24,12 +73,18 @@ def window_layers(layer: int, window: int, n_layers: int) -> tuple[int, ...]:
 
 
 def require_kind(kind: str) -> LayerKind:
-    """The kind, checked.
+    """Check a layer kind and return it.
 
     Raises:
         SettingsError: It is none of "hidden", "mlp", "attention".
     """
-    for known in KINDS:
-        if isinstance(kind, str) and kind == known:
-            return known
-    raise SettingsError(f"kind={shown(kind)} is not known. The kinds are {', '.join(map(repr, KINDS))}.")
+    return cast(LayerKind, choice("kind", kind, KINDS))
+
+
+def require_site(kind: str) -> SiteName:
+    """Check the name of a site and return it.
+
+    Raises:
+        SettingsError: It is not a key of `SITES`.
+    """
+    return SITES[choice("kind", kind, SITES)].name

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from causal_tracer.results import intervals
-from causal_tracer.results.words import AnyFlow, control_of, metric_of
+from causal_tracer.results.words import control_of, metric_of
 
 if TYPE_CHECKING:
     from causal_tracer.results.flow import HiddenFlow
@@ -33,6 +33,7 @@ class Peak:
             the clean run, score - high_score.
         share: The effect as a share of the total effect: 1 where restoring brings all of the answer back, and where
             corrupting takes all of it away. NaN where corrupting the subject does not worsen the metric.
+        head: The attention head, in a map of heads.
     """
 
     position: int
@@ -41,6 +42,17 @@ class Peak:
     score: float
     effect: float
     share: float
+    head: int | None = None
+
+    @property
+    def row(self) -> int:
+        """The row of the map."""
+        return self.position if self.head is None else self.head
+
+    @property
+    def row_name(self) -> str:
+        """The token's text in quotes, or the head."""
+        return repr(self.token) if self.head is None else f"head {self.head}"
 
 
 def token_roles(n_tokens: int, subject_range: tuple[int, int]) -> tuple[Role, ...]:
@@ -61,7 +73,7 @@ def token_roles(n_tokens: int, subject_range: tuple[int, int]) -> tuple[Role, ..
     return tuple(role(token) for token in range(n_tokens))
 
 
-def higher_is_stronger(flow: AnyFlow) -> bool:
+def higher_is_stronger(flow: HiddenFlow) -> bool:
     """Return whether the cells that matter most have the highest scores, rather than the lowest.
 
     Restoring looks for the metric's better values, corrupting for its worse ones.
@@ -69,19 +81,19 @@ def higher_is_stronger(flow: AnyFlow) -> bool:
     return bool(metric_of(flow).higher_is_better) == (flow.settings.direction == "restore")
 
 
-def base_score(flow: AnyFlow) -> float:
+def base_score(flow: HiddenFlow) -> float:
     """Return the metric in the run that was patched: the corrupted run, or the clean run in direction "corrupt"."""
     return flow.high_score if flow.settings.direction == "corrupt" else flow.low_score
 
 
-def effects(flow: AnyFlow) -> Tensor:
+def effects(flow: HiddenFlow) -> Tensor:
     """Return what each cell's patch changes: its score minus `base_score`, in the shape of the scores."""
     base = base_score(flow)
     # Where both are the same infinity, nothing changes.
     return torch.where(flow.scores == base, 0.0, flow.scores - base)
 
 
-def share(flow: AnyFlow, effect: float) -> float:
+def share(flow: HiddenFlow, effect: float) -> float:
     """Return a cell's effect as a share of the total effect; NaN where there is none (see `Peak.share`)."""
     other = flow.low_score if flow.settings.direction == "corrupt" else flow.high_score
     total = other - base_score(flow)
@@ -89,7 +101,7 @@ def share(flow: AnyFlow, effect: float) -> float:
     return effect / total if worsens and math.isfinite(effect) and math.isfinite(total) else math.nan
 
 
-def standard_error(flow: AnyFlow) -> Tensor:
+def standard_error(flow: HiddenFlow) -> Tensor:
     """Return the standard error of each cell's effect over noise samples; NaN with a single sample."""
     # The clean run is the same in every sample.
     paired = flow.settings.direction == "restore"
@@ -105,21 +117,23 @@ def interval(flow: HiddenFlow, level: float) -> tuple[Tensor, Tensor]:
 
 
 def peaks(flow: HiddenFlow, count: int) -> tuple[Peak, ...]:
-    """The strongest cells, at most one a token, the strongest first; see `higher_is_stronger`."""
+    """The strongest cells, at most one a row, the strongest first; see `higher_is_stronger`."""
     turn = 1 if higher_is_stronger(flow) else -1
     changes = effects(flow).tolist()
     found = []
-    for position, scores in enumerate(flow.scores.tolist()):
+    for row, scores in enumerate(flow.scores.tolist()):
         known = [layer for layer, score in enumerate(scores) if not math.isnan(score)]
         if known:
             # By score: effects do not order cells where the run that was patched is at minus infinity.
             layer = max(known, key=lambda layer: turn * scores[layer])
-            effect = changes[position][layer]
-            found.append(Peak(position, flow.input_tokens[position], layer, scores[layer], effect, share(flow, effect)))
+            effect = changes[row][layer]
+            position, head = _place(flow, row)
+            token, part = flow.input_tokens[position], share(flow, effect)
+            found.append(Peak(position, token, layer, scores[layer], effect, part, head))
     return tuple(sorted(found, key=lambda peak: -turn * peak.score)[:count])
 
 
-def acts(flow: AnyFlow, effect: float) -> bool:
+def acts(flow: HiddenFlow, effect: float) -> bool:
     """Return whether an effect goes the way that is looked for: towards the clean run, or away from it."""
     return effect > 0 if higher_is_stronger(flow) else effect < 0
 
@@ -130,7 +144,7 @@ def peak_width(flow: HiddenFlow) -> float:
     if not best:
         return math.inf
     low, high = interval(flow, 0.95)
-    width = float(high[best[0].position, best[0].layer] - low[best[0].position, best[0].layer]) / 2
+    width = float((high - low)[best[0].row, best[0].layer]) / 2
     return width if math.isfinite(width) else math.inf
 
 
@@ -149,8 +163,12 @@ COLUMNS: Sequence[str] = (
     "metric",
     "direction",
     "control",
+    "head",
 )
-"""The columns of a map's table. The error and the interval are those of `effect`; see `Peak`."""
+"""The columns of a map's table. The error and the interval are those of `effect`; see `Peak`.
+
+`head` is NaN but in maps of heads.
+"""
 
 
 def rows(flow: HiddenFlow) -> Iterable[tuple[Any, ...]]:
@@ -159,6 +177,14 @@ def rows(flow: HiddenFlow) -> Iterable[tuple[Any, ...]]:
     values = (flow.scores, flow.indirect_effect, effects(flow), standard_error(flow), low, high)
     columns = torch.stack(values, dim=-1).tolist()
     measured = (flow.settings.metric, flow.settings.direction, control_of(flow.settings))
-    for position, (token, role) in enumerate(zip(flow.input_tokens, flow.roles, strict=True)):
-        for layer, cell in enumerate(columns[position]):
-            yield (position, token, role, layer, *cell, share(flow, cell[2]), *measured)
+    roles = flow.roles
+    for row, cells in enumerate(columns):
+        position, head = _place(flow, row)
+        place = (position, flow.input_tokens[position], roles[position])
+        for layer, cell in enumerate(cells):
+            yield (*place, layer, *cell, share(flow, cell[2]), *measured, math.nan if head is None else head)
+
+
+def _place(flow: HiddenFlow, row: int) -> tuple[int, int | None]:
+    """Return the position of a row's token, and its head in a map of heads."""
+    return (row, None) if flow.settings.token is None else (flow.settings.token, row)

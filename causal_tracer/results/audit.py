@@ -13,7 +13,7 @@ class Audit:
     """How far some cells of a map are from the full sweep's scores.
 
     Attributes:
-        cells: The cells computed again, as (token, layer), in one noise sample.
+        cells: The cells computed again, as (row, layer), in one noise sample.
         sample: That sample.
         largest_difference: The largest absolute difference of their scores, in units of the metric; NaN where the sweep
             gave one of them no score.

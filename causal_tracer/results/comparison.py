@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from causal_tracer.errors import SettingsError
+from causal_tracer.request.sites import SITES
 from causal_tracer.results.analysis import effects
 from causal_tracer.results.flow import HiddenFlow
-from causal_tracer.results.words import metric_label, metric_of, same_measure
+from causal_tracer.results.words import metric_label, metric_of, row_names, same_measure
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,9 +21,10 @@ class FlowDifference:
 
     Attributes:
         values: second - first [rows, columns]; NaN where either was not computed.
-        rows: What a row is: one token of each result, or a token role.
+        rows: What a row is: one token of each result, a head, or a token role.
         layers: For each column, the layer of the first and of the second result.
-        aligned_by: "tokens": row i is token i of both. "roles": a row is the mean over the tokens of a role.
+        aligned_by: "tokens", "heads": row i is token or head i of both. "roles": a row is the mean over the tokens of a
+            role.
         first: The result that is subtracted.
         second: The result that it is subtracted from.
     """
@@ -30,7 +32,7 @@ class FlowDifference:
     values: Tensor
     rows: tuple[tuple[str, str], ...]
     layers: tuple[tuple[int, int], ...]
-    aligned_by: Literal["tokens", "roles"]
+    aligned_by: Literal["tokens", "heads", "roles"]
     first: HiddenFlow
     second: HiddenFlow
 
@@ -45,17 +47,28 @@ def compare_flows(first: HiddenFlow, second: HiddenFlow) -> FlowDifference:
     """The difference of two maps of one metric and direction, of their effects: second - first.
 
     Prompts of equal length with the subject at the same place are compared token by token, others by token role (the
-    mean over a role's tokens). Models of unlike depth are compared at equal relative depth: each layer of the shallower
-    one with the nearest of the deeper one.
+    mean over a role's tokens). Maps of heads are compared head by head. Models of unlike depth are compared at equal
+    relative depth: each layer of the shallower one with the nearest of the deeper one.
 
     Raises:
-        SettingsError: The two differ in metric or direction, or have no token role in common.
+        SettingsError: The two differ in metric or direction, or have no token role in common; or one of them is a map
+            of heads, and the other is not or has another number of heads.
     """
     same_measure(first, second)
     fewer = min(first.scores.shape[1], second.scores.shape[1])
     layers = tuple((_nearest(i, fewer, first), _nearest(i, fewer, second)) for i in range(fewer))
     one = effects(first)[:, [a for a, _ in layers]]
     other = effects(second)[:, [b for _, b in layers]]
+    rows_of = [(int(flow.scores.shape[0]), SITES[flow.kind].rows) for flow in (first, second)]
+    if any(rows == "heads" for _, rows in rows_of):
+        if rows_of[0] != rows_of[1]:
+            one_map, other_map = (f"{count} {rows}" for count, rows in rows_of)
+            raise SettingsError(
+                f"A map of {one_map} and a map of {other_map} cannot be compared. Give two maps of tokens, or two of "
+                "as many heads."
+            )
+        pairs = tuple(zip(row_names(first), row_names(second), strict=True))
+        return FlowDifference(_minus(other, one), pairs, layers, "heads", first, second)
     if one.shape == other.shape and first.subject_range == second.subject_range:
         rows = tuple(zip(first.input_tokens, second.input_tokens, strict=True))
         return FlowDifference(_minus(other, one), rows, layers, "tokens", first, second)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import html
-import math
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from causal_tracer.request.sites import SITES
 
 if TYPE_CHECKING:
     from causal_tracer.results.flow import HiddenFlow
-    from causal_tracer.tracing.heads import HeadFlow
 
 _LONGEST_TEXT = 200
 
@@ -17,36 +17,19 @@ _LONGEST_TEXT = 200
 def flow_lines(flow: HiddenFlow) -> str:
     """Return a map's prompt, answer, scores and peaks in a few lines."""
     settings = flow.settings
+    at = "" if settings.token is None else f" at {flow.input_tokens[settings.token]!r} (token {settings.token})"
     computed, cells = int((~flow.scores.isnan()).sum()), flow.scores.numel()
     lines = [
-        f"HiddenFlow: {flow.kind}, window {settings.window}, {settings.model} ({settings.dtype})",
+        f"HiddenFlow: {flow.kind}{at}, window {settings.window}, {settings.model} ({settings.dtype})",
         f"  prompt {_short(flow.prompt)}, subject {_short(flow.subject)}",
         f"  {settings.metric} of {_short(flow.answer)}: clean {flow.high_score:.4g}, corrupted {flow.low_score:.4g}, "
         f"{_samples(flow)}",
-        f"  {flow.scores.shape[0]} tokens x {flow.scores.shape[1]} layers"
+        f"  {flow.scores.shape[0]} {SITES[flow.kind].rows} x {flow.scores.shape[1]} layers"
         + ("" if computed == cells else f", {computed} of {cells} cells computed"),
     ]
-    peaks = [f"{peak.score:.4g} at {peak.token!r}, layer {peak.layer}" for peak in flow.peaks()]
+    peaks = [f"{peak.score:.4g} at {peak.row_name}, layer {peak.layer}" for peak in flow.peaks()]
     if peaks:
         lines.append(f"  peaks: {'; '.join(peaks)}")
-    return "\n".join(lines)
-
-
-def head_flow_lines(flow: HeadFlow) -> str:
-    """Return a head map's prompt, answer, scores and strongest head in a few lines."""
-    settings = flow.settings
-    effects = flow.indirect_effect * math.copysign(1, flow.high_score - flow.low_score)
-    lines = [
-        f"HeadFlow: attention heads at {flow.token!r} (token {flow.position}), window {settings.window}, "
-        f"{settings.model} ({settings.dtype})",
-        f"  prompt {_short(flow.prompt)}, subject {_short(flow.subject)}",
-        f"  {settings.metric} of {_short(flow.answer)}: clean {flow.high_score:.4g}, corrupted {flow.low_score:.4g}, "
-        f"{_samples(flow)}",
-        f"  {flow.scores.shape[0]} heads x {flow.scores.shape[1]} layers",
-    ]
-    if bool((~effects.isnan()).any()):
-        head, layer = divmod(int(effects.nan_to_num(nan=-math.inf).argmax()), effects.shape[1])
-        lines.append(f"  peak: {float(flow.scores[head, layer]):.4g} at head {head}, layer {layer}")
     return "\n".join(lines)
 
 
@@ -55,30 +38,17 @@ def flow_figure(flow: HiddenFlow) -> str | None:
     if find_spec("plotly") is None:
         return None
     from causal_tracer.plots.heatmap import plot_hidden_flow_heatmap
-
-    return _framed(plot_hidden_flow_heatmap(flow, show=False))
-
-
-def head_flow_figure(flow: HeadFlow) -> str | None:
-    """Return a head map's figure as HTML for a notebook; None without Plotly, where a notebook shows the text."""
-    if find_spec("plotly") is None:
-        return None
-    from causal_tracer.plots.science import plot_head_flow_heatmap
-
-    return _framed(plot_head_flow_heatmap(flow, show=False))
-
-
-def _framed(figure: Any) -> str:
-    """Return a page of its own in a frame: it needs no network, and nothing else on the notebook's page."""
     from causal_tracer.plots.pages import figure_html, standalone_page
 
+    figure = plot_hidden_flow_heatmap(flow, show=False)
+    # A page of its own in a frame: it needs no network, and nothing else on the notebook's page.
     fill = "<style>body { margin: 0; padding: 0; max-width: none; }</style>"
     page = html.escape(standalone_page("Causal tracing", fill + figure_html(figure)))
     height = int(figure.layout.height or 450) + 20
     return f'<iframe srcdoc="{page}" style="width: 100%; height: {height}px; border: 0" title="map"></iframe>'
 
 
-def _samples(flow: HiddenFlow | HeadFlow) -> str:
+def _samples(flow: HiddenFlow) -> str:
     count = len(flow.low_sample_scores)
     return f"{count} sample" if count == 1 else f"{count} samples"
 

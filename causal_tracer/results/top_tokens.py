@@ -32,7 +32,7 @@ class TopTokens:
     Attributes:
         clean: In the clean run.
         corrupted: In the corrupted run, mean over samples.
-        restored: In the restored run of each cell known, by (position, layer).
+        restored: In the restored run of each cell known, by (row, layer).
     """
 
     clean: Tokens

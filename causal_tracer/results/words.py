@@ -5,28 +5,18 @@ Every title, axis, caption, table and report takes its words from here, so that 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from causal_tracer.errors import SettingsError
 from causal_tracer.metrics.descriptions import METRIC_DESCRIPTIONS, MetricDescription
-from causal_tracer.request.sites import KINDS
+from causal_tracer.request.sites import SITES, window_layers
 
 if TYPE_CHECKING:
     from causal_tracer.results.flow import HiddenFlow, TraceSettings
-    from causal_tracer.tracing.heads import HeadFlow
-
-AnyFlow: TypeAlias = "HiddenFlow | HeadFlow"
-"""A map: of tokens by layers, or of heads by layers."""
-
-KIND_NAMES: Mapping[str, str] = {"hidden": "hidden states", "mlp": "MLP", "attention": "attention", "head": "heads"}
-"""A kind in a table or a legend, which have little room."""
-
-_PATCHED = {"hidden": "hidden states", "mlp": "MLP outputs", "attention": "attention outputs"}
 
 
-def metric_of(flow: AnyFlow) -> MetricDescription:
+def metric_of(flow: HiddenFlow) -> MetricDescription:
     """Return the description of a map's metric, with the better direction known.
 
     Where the metric does not say which values are better, the clean run's are better than the corrupted run's.
@@ -40,18 +30,18 @@ def metric_of(flow: AnyFlow) -> MetricDescription:
     return described
 
 
-def metric_label(flow: AnyFlow) -> str:
+def metric_label(flow: HiddenFlow) -> str:
     """Return what a map's scores are, with the answer filled in: "P(Seattle)"."""
     foil = flow.settings.foil
     return metric_of(flow).labelled(display_token(flow.answer), None if foil is None else display_token(foil))
 
 
-def effect_label(flow: AnyFlow) -> str:
+def effect_label(flow: HiddenFlow) -> str:
     """Return what the patch's effect on the scores is called."""
     return "change from the clean run" if flow.settings.direction == "corrupt" else "indirect effect"
 
 
-def audit_words(flow: AnyFlow) -> str:
+def audit_words(flow: HiddenFlow) -> str:
     """Return what a map's audit found, or nothing where it was not audited."""
     audit = flow.audit
     if audit is None:
@@ -62,17 +52,14 @@ def audit_words(flow: AnyFlow) -> str:
 
 def map_title(flow: HiddenFlow) -> str:
     """Return what a map is of: "Restoring MLP outputs, windows of 10 layers, attention severed"."""
-    return _title(_PATCHED[flow.kind], flow.settings)
-
-
-def head_map_title(flow: HeadFlow) -> str:
-    """Return what a map of attention heads is of."""
-    return _title(f"single attention heads at {display_token(flow.token)!r}", flow.settings)
+    token = flow.settings.token
+    at = "" if token is None else f" at {display_token(flow.input_tokens[token])!r}"
+    return _title(SITES[flow.kind].patched + at, flow.settings)
 
 
 def named_title(name: str, flow: HiddenFlow) -> str:
     """Return a map's title after the name that it was given, where that says more than its kind."""
-    return map_title(flow) if name in KINDS else f"{name}: {map_title(flow)}"
+    return map_title(flow) if name in SITES else f"{name}: {map_title(flow)}"
 
 
 def control_of(settings: TraceSettings) -> str:
@@ -83,25 +70,25 @@ def control_of(settings: TraceSettings) -> str:
     return ", ".join(part for part in (severed, placebo, elsewhere) if part)
 
 
-def layer_axis_title(flow: AnyFlow) -> str:
+def layer_axis_title(flow: HiddenFlow) -> str:
     """Return what a column of a map stands for."""
     done, window = patched_word(flow), flow.settings.window
     what = f"{done} layer" if window == 1 else f"centre of {window} {done} layers"
-    return f"{what} ({KIND_NAMES[flow.kind]})"
+    return f"{what} ({SITES[flow.kind].label})"
 
 
-def patched_word(flow: AnyFlow) -> str:
+def patched_word(flow: HiddenFlow) -> str:
     """Return what was done to a cell's layers: "restored" or "corrupted"."""
     return "corrupted" if flow.settings.direction == "corrupt" else "restored"
 
 
 def patched_layers(flow: HiddenFlow, layer: int) -> tuple[int, int]:
-    """Return the first and the last layer that a cell patches: from l - floor(w / 2) to l + ceil(w / 2) - 1."""
-    window, layers = flow.settings.window, int(flow.scores.shape[1])
-    return max(0, layer - window // 2), min(layers, layer - (-window // 2)) - 1
+    """Return the first and the last layer that a cell patches."""
+    layers = window_layers(layer, flow.settings.window, int(flow.scores.shape[1]))
+    return layers[0], layers[-1]
 
 
-def same_measure(*flows: AnyFlow) -> None:
+def same_measure(*flows: HiddenFlow) -> None:
     """Check that maps show the same metric in the same direction, so that their numbers can stand side by side.
 
     Raises:
@@ -117,13 +104,17 @@ def same_measure(*flows: AnyFlow) -> None:
             )
 
 
-def token_axis_labels(result: HiddenFlow) -> list[str]:
-    """The tokens as an axis shows them, those of the subject with a star."""
-    start, end = result.subject_range
-    return [
-        display_token(token) + ("*" if start <= position < end else "")
-        for position, token in enumerate(result.input_tokens)
-    ]
+def row_names(flow: HiddenFlow) -> list[str]:
+    """Return what each row of a map is: the token's text, or "head 3"."""
+    if flow.settings.token is None:
+        return [display_token(token) for token in flow.input_tokens]
+    return [f"head {head}" for head in range(flow.scores.shape[0])]
+
+
+def axis_labels(flow: HiddenFlow) -> list[str]:
+    """Return the rows of a map as an axis shows them, the subject's tokens with a star."""
+    subject = range(*flow.subject_range) if flow.settings.token is None else ()
+    return [name + ("*" if row in subject else "") for row, name in enumerate(row_names(flow))]
 
 
 def display_token(token: str) -> str:
@@ -152,8 +143,8 @@ def _title(patched: str, settings: TraceSettings) -> str:
 
 
 def _severed(kind: str) -> str:
-    return f"{KIND_NAMES.get(kind, kind)} severed"
+    return f"{SITES[kind].label if kind in SITES else kind} severed"
 
 
-def _measured(flow: AnyFlow) -> str:
+def _measured(flow: HiddenFlow) -> str:
     return f"{flow.settings.metric}, direction {flow.settings.direction!r}"

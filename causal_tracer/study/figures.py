@@ -9,9 +9,8 @@ import numpy as np
 import plotly.graph_objects as go
 
 from causal_tracer.errors import StudyError
-from causal_tracer.plots.heatmap import COLOR_SCALES
 from causal_tracer.plots.scale import color_stops, scale_ends
-from causal_tracer.results.words import KIND_NAMES
+from causal_tracer.request.sites import SITES
 from causal_tracer.study.records import READ_ROLES, ROLES
 from causal_tracer.study.statistics import Mean, StudyEffects, fact_peaks
 
@@ -24,7 +23,6 @@ LINE_STYLES = (
     ("#999999", "longdash"),
     ("#0072B2", "solid"),
 )
-BAR_COLORS = {"hidden": "#7F6BB0", "mlp": "#009E73", "attention": "#D55E00"}
 _PATCHING = {"restore": ("restoring", "restored"), "corrupt": ("corrupting", "corrupted")}
 _WORDS = {
     "map": (
@@ -62,7 +60,7 @@ def study_figures(effects: StudyEffects) -> dict[str, go.Figure]:
         The figures by name: "map KIND", "lines KIND", "corrected KIND", "severed", "best layers ROLE".
     """
     figures: dict[str, go.Figure] = {}
-    kinds = [kind for kind in KIND_NAMES if kind in effects.maps]
+    kinds = [kind for kind in SITES if kind in effects.maps]
     for kind in kinds:
         figures[f"map {kind}"] = _role_map(effects, kind)
         figures[f"lines {kind}"] = _role_lines(effects, kind)
@@ -89,7 +87,7 @@ def comparison_figures(studies: Mapping[str, StudyEffects]) -> dict[str, go.Figu
         if len(found) > 1:
             raise StudyError(f"These studies have several {what}s: {', '.join(found)}. Compare studies of one {what}.")
     figures: dict[str, go.Figure] = {}
-    for kind in KIND_NAMES:
+    for kind in SITES:
         having = {name: effects for name, effects in studies.items() if kind in effects.maps}
         if len(having) < 2:
             continue
@@ -100,7 +98,7 @@ def comparison_figures(studies: Mapping[str, StudyEffects]) -> dict[str, go.Figu
                 # The first colours are those that differ most.
                 style = LINE_STYLES[(2, 5, 3, 1, 0, 4)[number % 6]][0], LINE_STYLES[number % 6][1]
                 _add_line(figure, name, aie, *style, x=np.linspace(0, 1, len(aie.mean)).tolist())
-            depths = f"depth of the layer, from first to last ({KIND_NAMES[kind]})"
+            depths = f"depth of the layer, from first to last ({SITES[kind].label})"
             figures[f"compared {kind}, {role}"] = _styled(figure, depths, f"AIE at the {role} token, {labels[0]}")
     return figures
 
@@ -109,7 +107,7 @@ def figure_words(name: str, direction: str = "restore") -> tuple[str, str]:
     """Return title and caption of a figure of `study_figures` or `comparison_figures`, for a study's direction."""
     start = next(start for start in _WORDS if name.startswith(start))
     about = name.removeprefix(start).strip().split(", ")
-    of = ", ".join(KIND_NAMES.get(part, part) for part in about)
+    of = ", ".join(SITES[part].label if part in SITES else part for part in about)
     doing, done = _PATCHING[direction]
     title, caption = (words.format(of=of, doing=doing, done=done) for words in _WORDS[start])
     return title, caption
@@ -125,7 +123,7 @@ def _role_map(effects: StudyEffects, kind: str) -> go.Figure:
             x=list(range(aie.shape[1])),
             z=aie.tolist(),
             y=["further tokens" if role == "further" else f"{role} token" for role in ROLES],
-            colorscale=color_stops(COLOR_SCALES[effects.settings.maps[kind].kind], weakest, 0.0, strongest),
+            colorscale=color_stops(SITES[effects.settings.maps[kind].kind].color_scale, weakest, 0.0, strongest),
             zmin=min(weakest, strongest),
             zmax=max(weakest, strongest),
             hovertemplate="%{y}, layer %{x}<br>AIE %{z:.4f}<extra></extra>",
@@ -172,8 +170,8 @@ def _severed_bars(effects: StudyEffects, role: str) -> go.Figure:
         aie = effects.mean(effects.at(name, role))
         high, low = (aie.high - aie.mean).tolist(), (aie.mean - aie.low).tolist()
         error = {"type": "data", "symmetric": False, "array": high, "arrayminus": low, "thickness": 1, "width": 0}
-        label = "nothing severed" if held is None else f"{KIND_NAMES[held]} severed"
-        _add_bars(figure, label, BAR_COLORS[held or "hidden"], aie.mean.tolist(), "%{y:.4f}", error_y=error)
+        label = "nothing severed" if held is None else f"{SITES[held].label} severed"
+        _add_bars(figure, label, SITES[held or "hidden"].color, aie.mean.tolist(), "%{y:.4f}", error_y=error)
     return _styled(
         figure, f"layer at which the hidden state is {_done(effects)}", f"AIE at the {role} token, {effects.label}"
     )
@@ -184,7 +182,7 @@ def _best_layer_histogram(effects: StudyEffects, kinds: Sequence[str], role: str
     figure = go.Figure()
     for kind in kinds:
         counts = np.bincount(fact_peaks(effects, kind, role)[0], minlength=effects.maps[kind].shape[2])
-        _add_bars(figure, KIND_NAMES[kind], BAR_COLORS[kind], counts.tolist(), "%{y} facts")
+        _add_bars(figure, SITES[kind].label, SITES[kind].color, counts.tolist(), "%{y} facts")
     return _styled(figure, f"best layer at the {role} token", "facts")
 
 
@@ -241,7 +239,7 @@ def _styled(figure: go.Figure, x_title: str, y_title: str) -> go.Figure:
 def _layer_title(effects: StudyEffects, kind: str) -> str:
     window = effects.settings.maps[kind].window
     layers = "layer" if window == 1 else f"centre of {window} {_done(effects)} layers"
-    return f"{layers} ({KIND_NAMES[kind]})"
+    return f"{layers} ({SITES[kind].label})"
 
 
 def _done(effects: StudyEffects) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 
 from causal_tracer.files import write_atomically
 from causal_tracer.plots.pages import figure_html, standalone_page
-from causal_tracer.results.words import KIND_NAMES
+from causal_tracer.request.sites import SITES
 from causal_tracer.study.audit import audit_summary
 from causal_tracer.study.figures import comparison_figures, figure_words, study_figures
 from causal_tracer.study.records import READ_ROLES, ROLES, FactRecord
@@ -122,7 +122,7 @@ def _comparison(studies: Sequence[StoredStudy]) -> str:
     for name, effects in named.items():
         found = [
             f"{kind}, {role}: {_written(effects, best[1])[0]} at layer {best[0]}"
-            for kind in KIND_NAMES
+            for kind in SITES
             for role in READ_ROLES
             if kind in effects.maps and (best := best_layer(effects, kind, role)) is not None
         ]

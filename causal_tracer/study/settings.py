@@ -16,7 +16,7 @@ from causal_tracer.metrics.metric import METRICS
 from causal_tracer.prompts.prompt import Prompt
 from causal_tracer.request.record import changed_fields, from_data, one_of, record
 from causal_tracer.request.records import MapSpec, RunOptions, TraceRequest
-from causal_tracer.request.sites import DEFAULT_WINDOWS, KINDS, LayerKind, require_kind
+from causal_tracer.request.sites import KINDS, SITES, LayerKind, require_kind
 
 SeedRule = Literal["per fact", "one"]
 
@@ -41,7 +41,7 @@ def study_maps(
         severed: Also restore hidden states with the MLP's, and with attention's, outputs held (ROME, Figure 3).
         placebo: Also restore each kind to another fact's activations.
     """
-    windows = DEFAULT_WINDOWS if window is None else {**dict.fromkeys(KINDS, window), "hidden": 1}
+    windows = {site: SITES[site].window if window is None or site == "hidden" else window for site in KINDS}
     maps: dict[str, MapSpec] = {
         kind: replace(spec or MapSpec(), kind=kind, window=windows[kind]) for kind in map(require_kind, kinds)
     }
@@ -105,6 +105,11 @@ class StudySettings:
         if all(spec.source == "placebo" for spec in self.maps.values()):
             raise SettingsError("A study needs at least one map that is not a placebo.")
         for name, spec in self.maps.items():
+            if SITES[spec.kind].rows != "tokens":
+                raise SettingsError(
+                    f"The map {name!r} is of kind {spec.kind!r}, and a study averages over tokens. Give maps of "
+                    f"{', '.join(map(repr, KINDS))}."
+                )
             if spec.positions is not None:
                 raise SettingsError(f"The map {name!r} has positions, and prompts differ in tokens. Leave them out.")
             if spec.source == "placebo" and request.direction == "corrupt":

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from causal_tracer.experiment.sources import BASE
 from causal_tracer.model.hooks import Edit
-from causal_tracer.sweep.plan import Cell, Site, Sweep
+from causal_tracer.model.layers import INPUT
+from causal_tracer.request.sites import SiteName
+from causal_tracer.sweep.plan import Cell, Sweep
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,13 +39,13 @@ class Restored:
         return Restored(self.source, self.rows[there] - start, self.tokens[there], heads)
 
 
-Places = Mapping[tuple[Site, int], tuple[Restored, ...]]
+Places = Mapping[tuple[SiteName, int], tuple[Restored, ...]]
 """For each site and layer, what is restored there."""
 
 
 def restored_places(cells: Sequence[Cell], cell_of: Tensor) -> Places:
     """Return where activations are restored in a batch whose row r is a run of `cells[cell_of[r]]`."""
-    found: dict[tuple[Site, int], dict[str, list[tuple[int, ...]]]] = defaultdict(lambda: defaultdict(list))
+    found: dict[tuple[SiteName, int], dict[str, list[tuple[int, ...]]]] = defaultdict(lambda: defaultdict(list))
     numbers, counts = torch.unique_consecutive(cell_of, return_counts=True)
     start = 0
     for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
@@ -54,7 +56,7 @@ def restored_places(cells: Sequence[Cell], cell_of: Tensor) -> Places:
                 entries += [(start, count, token, head) for token in intervention.tokens]
         start += count
 
-    def restored(site: Site, source: str, entries: list[tuple[int, ...]]) -> Restored:
+    def restored(site: SiteName, source: str, entries: list[tuple[int, ...]]) -> Restored:
         starts, counts, tokens, heads = torch.tensor(entries, dtype=torch.long).reshape(-1, 4).unbind(dim=1)
         entry = torch.arange(len(entries)).repeat_interleave(counts)
         rows = starts[entry] + torch.arange(len(entry)) - (counts.cumsum(dim=0) - counts)[entry]
@@ -87,7 +89,7 @@ def site_edits(
     for (site, layer), restored in places.items():
         if site == "head":
             name, heads = work.traced.head_sites[layer]
-            inputs[work.traced.modules[name]] = restoring(work, name, restored, samples, first_token, heads)
+            inputs[work.traced.modules[name]] = restoring(work, name + INPUT, restored, samples, first_token, heads)
         elif hidden or site != "hidden":
             for name in work.traced.site_names[site][layer]:
                 outputs[work.traced.modules[name]] = restoring(work, name, restored, samples, first_token)

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from torch import Tensor
 
 from causal_tracer.experiment.base_run import BaseRun
-from causal_tracer.experiment.sources import BASE, CLEAN_HEADS, SAME_PROMPT
+from causal_tracer.experiment.sources import BASE, SAME_PROMPT
 from causal_tracer.metrics.metric import Metric
 from causal_tracer.metrics.values import MetricOfGroups
 from causal_tracer.model.layers import TracedModel
 from causal_tracer.model.runs import CleanRun
 from causal_tracer.prompts.prompt import Prompt
-from causal_tracer.request.sites import LayerKind, window_layers
-
-Site = LayerKind | Literal["head"]
-"""Which activation of a block; a head is its part of what the attention's output projection takes."""
+from causal_tracer.request.sites import LayerKind, SiteName, window_layers
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,14 +23,14 @@ class Intervention:
 
     Attributes:
         layers: The blocks whose activations are set.
-        site: Which activation of the block.
+        site: Which activation of the block; a head is its part of the input of the attention's output projection.
         tokens: The positions at which they are set.
         source: The run that the values come from: "clean", `BASE`, or one of the base run's sources.
         head: The attention head, where the site is one.
     """
 
     layers: tuple[int, ...]
-    site: Site
+    site: SiteName
     tokens: tuple[int, ...]
     source: str = "clean"
     head: int | None = None
@@ -42,7 +38,10 @@ class Intervention:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One cell of a map: its place, and the interventions in the base run that give its score."""
+    """One cell of a map: its place, and the interventions in the base run that give its score.
+
+    `position` is its row: a token, or in a map of heads a head.
+    """
 
     position: int
     layer: int
@@ -162,7 +161,7 @@ def reach(
 def map_plan(
     traced: TracedModel,
     prompt: Prompt,
-    kind: LayerKind,
+    kind: SiteName,
     window: int,
     positions: Iterable[int],
     layers: Iterable[int],
@@ -172,8 +171,9 @@ def map_plan(
 ) -> SweepPlan:
     """Return the cells of a map that restores one token in one window of layers at a time, in priority order.
 
-    Layers without a module of the kind have no cells; a window restores those of its layers that have one. With
-    `severed`, the outputs of that kind at the cell's token are held at the base run's values in all layers.
+    Of kind "head", each attention head has a cell of its own, so `positions` is to have one token. Layers without the
+    kind have no cells; a window restores those of its layers that have it. With `severed`, the outputs of that kind at
+    the cell's token are held at the base run's values in all layers.
     """
     missing = traced.missing_layers(kind)
     layers = [layer for layer in layers if layer not in missing]
@@ -185,23 +185,11 @@ def map_plan(
             holding = (Intervention(held, severed, (position,), BASE),)
         for layer in layers:
             restored = tuple(n for n in window_layers(layer, window, traced.n_layers) if n not in missing)
-            cells.append(Cell(position, layer, (Intervention(restored, kind, (position,), source), *holding)))
+            for head in range(traced.head_sites[layer][1]) if kind == "head" else (None,):
+                row = position if head is None else head
+                patch = Intervention(restored, kind, (position,), source, head)
+                cells.append(Cell(row, layer, (patch, *holding)))
     return SweepPlan(tuple(cells))
-
-
-def head_plan(
-    traced: TracedModel, position: int, layers: Iterable[int], window: int, reads: tuple[int, ...]
-) -> SweepPlan:
-    """Return the cells of a map that restores one attention head at one token, in one window of layers at a time.
-
-    `Cell.position` is the head. Layers without heads have no cells.
-    """
-    sites, cells = traced.head_sites, []
-    for layer in layers:
-        for head in range(sites[layer][1] if layer in sites else 0):
-            restored = tuple(n for n in window_layers(layer, window, traced.n_layers) if n in sites)
-            cells.append(Cell(head, layer, (Intervention(restored, "head", (position,), CLEAN_HEADS, head),)))
-    return SweepPlan(tuple(cells), reads)
 
 
 def priority_order(prompt: Prompt) -> Callable[[int], int]:

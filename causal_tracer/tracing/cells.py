@@ -22,7 +22,7 @@ def owned_cells(experiment: Experiment, specs: Mapping[str, MapSpec]) -> list[tu
         for cell in spec_plan(traced, prompt, spec, direction).cells
     ]
     order = priority_order(prompt)
-    return sorted(owned, key=lambda item: order(item[1].position))
+    return sorted(owned, key=lambda item: order(item[1].interventions[0].tokens[0]))
 
 
 def spec_plan(traced: TracedModel, prompt: Prompt, spec: MapSpec, direction: Direction = "restore") -> SweepPlan:
@@ -47,7 +47,10 @@ def spec_plan(traced: TracedModel, prompt: Prompt, spec: MapSpec, direction: Dir
 
 
 def _positions(spec: MapSpec, prompt: Prompt) -> tuple[int, ...]:
-    """The tokens that a map has cells for."""
+    """The tokens at which a map restores."""
+    token = spec.position(len(prompt))
+    if token is not None:
+        return (token,)
     positions = tuple(range(len(prompt))) if spec.positions is None else spec.positions
     if not positions or not all(0 <= position < len(prompt) for position in positions):
         raise SettingsError(

@@ -14,6 +14,7 @@ from causal_tracer.model.batch_size import default_batch_size
 from causal_tracer.model.torch_state import stepping_in_standard_torch_state
 from causal_tracer.prompts.decoding import token_text
 from causal_tracer.request.records import MapSpec, RunOptions, SamplesUntil, TraceRequest
+from causal_tracer.request.sites import KINDS
 from causal_tracer.results.flow import HiddenFlow
 from causal_tracer.sweep.audited import audited_sweep
 from causal_tracer.sweep.check import EngineCheck
@@ -71,6 +72,7 @@ def trace_maps(
 
     Raises:
         SettingsError, PromptError, TokenizerError: A request does not fit the model.
+        ModelStructureError: Heads are asked for, and the model has none that can be told apart.
         NumericsError: A run gave NaN or infinite logits.
         TraceCancelled: `cancelled` said so.
     """
@@ -138,7 +140,7 @@ class _Trace:
     def __init__(
         self, context: TracingContext, request: TraceRequest, specs: Mapping[str, MapSpec], options: RunOptions
     ):
-        self._experiment = set_up(context, request)
+        self._experiment = set_up(context, request, {*KINDS, *(spec.kind for spec in specs.values())})
         self._specs = specs
         self._owned = owned_cells(self._experiment, specs)
         self._planes = torch.tensor([plane for plane, _ in self._owned], dtype=torch.long)

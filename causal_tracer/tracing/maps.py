@@ -17,6 +17,7 @@ from causal_tracer.model.wrappers import model_notes
 from causal_tracer.prompts.decoding import decode_together, token_text
 from causal_tracer.request.record import to_data
 from causal_tracer.request.records import MapSpec, RunOptions, StoredRequest
+from causal_tracer.request.sites import SITES
 from causal_tracer.results.audit import Audit
 from causal_tracer.results.flow import HiddenFlow, TraceSettings
 from causal_tracer.results.top_tokens import TopTokens
@@ -45,7 +46,8 @@ class Results:
         self._sizes = [batch_size]
         self._notes = list(model_notes(experiment.context.traced.model))
         self._dtype = experiment.context.traced.dtype_name
-        shape = (len(specs), 0, len(experiment.prompt), experiment.context.traced.n_layers)
+        self._heights = [_height(experiment, spec) for spec in specs.values()]
+        shape = (len(specs), 0, max(self._heights, default=0), experiment.context.traced.n_layers)
         self._scores = torch.empty(shape, dtype=torch.float32)
         self._low_scores = torch.empty(0, dtype=torch.float32)
         self._high_score = experiment.high_score
@@ -55,9 +57,7 @@ class Results:
         self._audits: dict[int, Audit] = {}
         # Copies: what a user does to a result must not reach the cached clean run.
         activations = experiment.clean.activations
-        names = {
-            n for spec in specs.values() for layer in experiment.context.traced.site_names[spec.kind] for n in layer
-        }
+        names = {n for spec in specs.values() for n in experiment.context.traced.activation_names(spec.kind)}
         tokens = len(experiment.prompt)
         self._outputs = {name: activations[name][:tokens].to("cpu", torch.float32, copy=True) for name in names}
 
@@ -112,8 +112,8 @@ class Results:
     def _flow(self, plane: int, spec: MapSpec, complete: bool) -> HiddenFlow:
         experiment = self._experiment
         context, prompt, clean = experiment.context, experiment.prompt, experiment.clean
-        tokenizer, sample_scores = context.tokenizer, self._scores[plane].clone()
-        modules = [name for layer in context.traced.site_names[spec.kind] for name in layer] if complete else []
+        tokenizer, sample_scores = context.tokenizer, self._scores[plane, :, : self._heights[plane]].clone()
+        names = context.traced.activation_names(spec.kind) if complete else []
         return HiddenFlow(
             # NaN until all samples of a cell are there.
             scores=sample_scores.mean(dim=0),
@@ -124,7 +124,7 @@ class Results:
             subject_range=prompt.subject_range,
             answer=decode_together(tokenizer, experiment.answer_ids),
             kind=spec.kind,
-            layer_outputs=OrderedDict((name, self._outputs[name].clone()) for name in modules),
+            layer_outputs=OrderedDict((name, self._outputs[name].clone()) for name in names),
             answer_id=experiment.answer_ids[0],
             prompt=prompt.text,
             subject=prompt.subject,
@@ -170,6 +170,7 @@ class Results:
             foil=None if foil is None else token_text(context.tokenizer, foil),
             elsewhere=request.elsewhere,
             metric_description=own,
+            token=spec.position(len(self._experiment.prompt)),
         )
 
     def _all_notes(self, plane: int, spec: MapSpec) -> list[str]:
@@ -178,7 +179,7 @@ class Results:
         if (count := prompt.subject_count) > 1:
             notes.append(f"The subject occurs {count} times in the prompt; the {request.occurrence} one is traced.")
         if missing := experiment.context.traced.missing_layers(spec.kind):
-            notes.append(f"Layers without {spec.kind}: {', '.join(map(str, missing))}.")
+            notes.append(f"Layers without {SITES[spec.kind].label}: {', '.join(map(str, missing))}.")
         if self.options.engine == "auto" and self._engine_check.tried:
             notes.append(
                 f"Computed by the slower sweep {self._engine_check.name!r}. {' '.join(self._engine_check.tried)}"
@@ -215,6 +216,13 @@ class Results:
             if found is not None:
                 restored[cell.position, cell.layer] = found
         return TopTokens(clean, corrupted, restored)
+
+
+def _height(experiment: Experiment, spec: MapSpec) -> int:
+    """The number of a map's rows."""
+    if SITES[spec.kind].rows == "tokens":
+        return len(experiment.prompt)
+    return max(heads for _, heads in experiment.context.traced.head_sites.values())
 
 
 @cache

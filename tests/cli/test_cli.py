@@ -106,6 +106,23 @@ def test_files_are_written_one_line_or_row_for_each_map_and_cell(run: Any, folde
     assert "cdn.plot.ly" not in page.split("Plotly.newPlot(")[1]
 
 
+def test_heads_are_traced_at_a_token(run: Any, folder: Path, tmp_path: Path) -> None:
+    page = tmp_path / "heads.html"
+    status, out, _ = run(*ASKED, "-k", "head", "-k", "hidden", "--token", -3, "--html", page)
+    assert status == 0
+    flow = expected(folder, specs={"head": MapSpec("head", token=-3)})["head"]
+    peak = flow.peaks(1)[0]
+    assert f"Restoring single attention heads at {peak.token.strip()!r}" in out
+    assert f"layer {peak.layer:>2} at head {peak.head}: " in out
+    assert page.read_text("utf-8").count("Plotly.newPlot(") == 2
+    status, out, _ = run(*ASKED, "-k", "head", "--csv", "-")
+    table = list(csv.DictReader(out.splitlines()))
+    heads, layers = flow.scores.shape
+    assert [row["head"] for row in table] == [str(head) for head in range(heads) for _ in range(layers)]
+    status, _, err = run(*ASKED, "--token", 3)
+    assert (status, "Add --kind head" in err) == (2, True)
+
+
 def test_cells_that_were_not_computed_are_empty_in_the_table(run: Any) -> None:
     status, out, _ = run(*ASKED, "--csv", "-", "--start-layer", 1, "--end-layer", 2, "--subject-tokens-only")
     assert status == 0

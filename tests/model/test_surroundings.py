@@ -207,7 +207,7 @@ def everything() -> dict[str, Any]:
     }
     found: dict[str, Any] = {name: flow.to_dict() for name, flow in tracer.trace_maps(request, maps).items()}
     plain = TraceRequest(PROMPT, SUBJECT, samples=2)
-    heads = tracer.calculate_head_flow(plain)
+    heads = tracer.trace_maps(plain, {"heads": MapSpec("head")})["heads"]
     found["heads"] = heads.sample_scores.tolist(), heads.standard_error.tolist()
     calibration = tracer.calibrate_noise([HiddenFlowQuery(PROMPT, SUBJECT)], (1.0, 3.0), samples=2)
     found["calibration"] = calibration.clean.tolist(), calibration.corrupted.tolist(), calibration.recommended_level

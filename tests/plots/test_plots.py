@@ -15,8 +15,8 @@ import torch
 from causal_tracer import HiddenFlow, MapSpec, TraceRequest, plot_hidden_flow_heatmap, save_figure
 from causal_tracer.errors import ExportError
 from causal_tracer.plots.difference import DIFFERENCE_SCALE, plot_difference_heatmap
-from causal_tracer.plots.heatmap import COLOR_SCALES, display_token, shared_limits
-from causal_tracer.request.sites import KINDS, LayerKind
+from causal_tracer.plots.heatmap import display_token, shared_limits
+from causal_tracer.request.sites import KINDS, SITES, LayerKind
 from causal_tracer.results.comparison import compare_flows
 from tests.support.flows import some_flow
 from tests.support.tiny_models import PROMPT, SUBJECT, tiny_tracer
@@ -97,7 +97,9 @@ def steps_of(scale: tuple[str, ...]) -> list[float]:
     return [float((b - a).norm()) for a, b in itertools.pairwise(colors)]
 
 
-@pytest.mark.parametrize("scale", [*COLOR_SCALES.values(), DIFFERENCE_SCALE[7:], DIFFERENCE_SCALE[7::-1]])
+@pytest.mark.parametrize(
+    "scale", [*(site.color_scale for site in SITES.values()), DIFFERENCE_SCALE[7:], DIFFERENCE_SCALE[7::-1]]
+)
 def test_scales_are_even_to_the_eye_and_in_order_by_lightness_alone(scale: tuple[str, ...]) -> None:
     steps = steps_of(scale)
     assert max(steps) < 1.1 * min(steps)
@@ -114,7 +116,7 @@ def test_the_two_arms_of_a_difference_differ_in_blue_against_yellow() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_kinds_have_their_own_colours(kind: LayerKind) -> None:
     assert [color for _, color in draw(some_flow(kind=kind, low_score=0.0)).data[0].colorscale] == list(
-        COLOR_SCALES[kind]
+        SITES[kind].color_scale
     )
     blue = go.Figure(go.Heatmap(z=[[1]], colorscale="Blues")).data[0].colorscale
     assert draw(some_flow(kind=kind, low_score=0.0), color="Blues").data[0].colorscale == blue

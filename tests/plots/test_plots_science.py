@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from causal_tracer import MapSpec, TraceRequest
+from causal_tracer import MapSpec, TraceRequest, plot_hidden_flow_heatmap
 from causal_tracer.errors import SettingsError
-from causal_tracer.plots.science import plot_head_flow_heatmap, plot_severed_bars
+from causal_tracer.plots.science import plot_severed_bars
 from tests.support.tiny_models import OTHER_PROMPT, OTHER_SUBJECT, PROMPT, SUBJECT, tiny_tracer
 
 REQUEST = TraceRequest(PROMPT, SUBJECT, samples=2)
@@ -14,8 +14,8 @@ MAPS = {"plain": MapSpec(), "a": MapSpec(severed="mlp"), "b": MapSpec(severed="a
 
 
 def test_the_head_map_draws_heads_by_layers() -> None:
-    flow = tiny_tracer("qwen3_next").calculate_head_flow(REQUEST)
-    figure = plot_head_flow_heatmap(flow, show=False)
+    flow = tiny_tracer("qwen3_next").trace_maps(REQUEST, {"heads": MapSpec("head")})["heads"]
+    figure = plot_hidden_flow_heatmap(flow, show=False)
     drawn = figure.data[0].z
     assert len(drawn) == flow.scores.shape[0]
     for head, row in enumerate(drawn):
@@ -23,6 +23,7 @@ def test_the_head_map_draws_heads_by_layers() -> None:
             expected = float(flow.scores[head, layer])
             assert value is None if expected != expected else value == pytest.approx(expected)
     assert any(value is None for row in drawn for value in row), "layers without heads are gaps"
+    assert list(figure.layout.yaxis.ticktext) == [f"head {head}" for head in range(flow.scores.shape[0])]
 
 
 def test_three_bars_a_layer_stand_for_plain_and_severed_effects() -> None:

@@ -27,8 +27,9 @@ from causal_tracer.errors import ResultFormatError, SettingsError
 from causal_tracer.metrics.descriptions import METRIC_DESCRIPTIONS, MetricDescription
 from causal_tracer.metrics.metric import METRICS, Target
 from causal_tracer.plots.difference import plot_difference_heatmap
-from causal_tracer.plots.heatmap import COLOR_SCALES, plot_hidden_flow_heatmap, shared_limits
-from causal_tracer.plots.science import plot_head_flow_heatmap, plot_severed_bars
+from causal_tracer.plots.heatmap import plot_hidden_flow_heatmap, shared_limits
+from causal_tracer.plots.science import plot_severed_bars
+from causal_tracer.request.sites import SITES
 from causal_tracer.results.analysis import COLUMNS, rows
 from causal_tracer.results.comparison import compare_flows
 from causal_tracer.results.tables import csv_text
@@ -180,12 +181,12 @@ def test_colours_are_strongest_where_the_patch_does_most(case: Case, direction: 
     flow = made_up(case, direction, control)
     figure = plot_hidden_flow_heatmap(flow, show=False)
     (heatmap,) = figure.data
-    assert cell_color(heatmap, *PEAK)[1] == COLOR_SCALES["mlp"][-1]
+    assert cell_color(heatmap, *PEAK)[1] == SITES["mlp"].color_scale[-1]
     at, color = cell_color(heatmap, 1, 0)
     assert color == NEUTRAL
     assert any(abs(at - stop) < 1e-6 for stop, each in heatmap.colorscale if each == NEUTRAL)
     wrong = flow.scores[WRONG] != flow.scores[1, 0]
-    assert (cell_color(heatmap, *WRONG)[1] not in (NEUTRAL, *COLOR_SCALES["mlp"])) == wrong
+    assert (cell_color(heatmap, *WRONG)[1] not in (NEUTRAL, *SITES["mlp"].color_scale)) == wrong
     assert heatmap.z[UNKNOWN[0]][UNKNOWN[1]] is None
     clipped = [z for row in heatmap.z for z in row if z is not None and not heatmap.zmin <= z <= heatmap.zmax]
     if clipped:
@@ -498,8 +499,9 @@ def test_traced_maps_are_presented_with_what_was_traced(
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_head_maps_have_the_same_labels(tracer: CausalTracer, metric: str) -> None:
-    flow = tracer.calculate_head_flow(TraceRequest(PROMPT, SUBJECT, metric=metric, samples=2, foil="river"))
-    figure = plot_head_flow_heatmap(flow, show=False)
+    request = TraceRequest(PROMPT, SUBJECT, metric=metric, samples=2, foil="river")
+    flow = tracer.trace_maps(request, {"heads": MapSpec("head")})["heads"]
+    figure = plot_hidden_flow_heatmap(flow, show=False)
     assert figure.data[0].colorbar.title.text.replace("<br>", " ") == metric_label(flow)
     assert figure.layout.title.text.startswith("Restoring single attention heads at ")
     best = flow.scores.argmin() if metric in ("rank", "KL from clean") else flow.scores.argmax()

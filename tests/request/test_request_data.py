@@ -78,7 +78,7 @@ def read(data: Any) -> StoredRequest:
         ({"corruption": "uniform", "noise": 0.1 + 0.2}, MapSpec(start_layer=1, end_layer=2, subject_tokens_only=True)),
         ({"noise": SubjectsNoise(("Paris", "Rome"), 2.0)}, MapSpec()),
         ({"corruption": GaussianNoise(0.1 + 0.2, 3, replace=True)}, MapSpec()),
-        ({"corruption": StudentTNoise(3)}, MapSpec()),
+        ({"corruption": StudentTNoise(3)}, MapSpec("head", token=-1)),
         ({"corruption": ZeroEmbedding()}, MapSpec()),
         ({"corruption": MeanEmbedding()}, MapSpec()),
         ({"corruption": CounterfactualSubjects(("Eiffel Tower",))}, MapSpec()),
@@ -104,12 +104,13 @@ def test_the_schema_in_the_documentation_is_that_of_the_records() -> None:
 def test_a_record_shows_what_differs_from_its_defaults_and_is_made_again_by_it() -> None:
     request = TraceRequest(PROMPT, samples=SamplesUntil(0.1), corruption=GaussianNoise(0.5, 3), noise="2 sigma")
     assert repr(MapSpec("mlp")) == "MapSpec(kind='mlp')"
+    assert repr(MapSpec("head", token=-1)) == "MapSpec(kind='head', token=-1)"
     assert eval(repr(request)) == request
 
 
-@pytest.mark.parametrize("kind", ["hidden", "mlp", "attention"])
-def test_a_map_has_the_papers_window_if_none_is_given(kind: Any) -> None:
-    assert MapSpec(kind).window == (1 if kind == "hidden" else 10)
+@pytest.mark.parametrize(("kind", "window"), [("hidden", 1), ("mlp", 10), ("attention", 10), ("head", 1)])
+def test_a_map_has_the_papers_window_if_none_is_given(kind: Any, window: int) -> None:
+    assert MapSpec(kind).window == window
 
 
 @pytest.mark.parametrize(
@@ -156,7 +157,9 @@ def test_a_damaged_or_newer_request_is_refused_when_read(changes: dict[str, Any]
         read({**data, "request": {**data["request"], **changes}})
 
 
-@pytest.mark.parametrize("changes", [{"kind": "neurons"}, {"subject_tokens_only": "yes"}, {"window": 0}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{"kind": "neurons"}, {"subject_tokens_only": "yes"}, {"window": 0}, {"token": 3}], ids=str
+)
 def test_a_damaged_map_is_refused_when_read(changes: dict[str, Any]) -> None:
     data = stored(TraceRequest(PROMPT), MapSpec())
     with pytest.raises(SettingsError):
@@ -175,6 +178,7 @@ class TestInResults:
         tracer = tiny_tracer("gpt2")
         request = TraceRequest(PROMPT, SUBJECT, samples=2, placebo=HiddenFlowQuery(OTHER_PROMPT, OTHER_SUBJECT))
         specs = {"a": MapSpec("mlp", 2), "b": MapSpec("hidden", severed="attention"), "c": MapSpec(source="placebo")}
+        specs["d"] = MapSpec("head", token=-2)
         for name, flow in tracer.trace_maps(request, specs).items():
             assert flow.request is not None
             asked = flow.asked()

@@ -18,18 +18,22 @@ import causal_tracer
 from causal_tracer import (
     CausalTracer,
     CausalTracerError,
+    HiddenFlow,
     LayerConfig,
     LoadedModel,
     MapSpec,
     RunOptions,
     SamplesUntil,
     TraceRequest,
+    plot_hidden_flow_heatmap,
 )
-from causal_tracer.errors import PicklingError
+from causal_tracer.errors import PicklingError, ResultFormatError, SettingsError
 from causal_tracer.model.layer_config import LLAMA_LAYER_CONFIG
+from causal_tracer.plots.difference import plot_difference_heatmap
 from causal_tracer.request.sites import KINDS
+from causal_tracer.results.comparison import compare_flows
+from causal_tracer.results.words import display_token, map_title
 from causal_tracer.tracing import loop
-from causal_tracer.tracing.heads import HeadFlow
 from tests.support.flows import some_flow
 from tests.support.tiny_models import (
     ARCHITECTURES,
@@ -47,8 +51,8 @@ REQUEST = TraceRequest(PROMPT, SUBJECT, samples=2)
 
 
 @pytest.fixture(scope="module")
-def heads() -> HeadFlow:
-    return tiny_tracer("gpt2").calculate_head_flow(REQUEST)
+def heads() -> HiddenFlow:
+    return tiny_tracer("gpt2").trace_maps(REQUEST, {"heads": MapSpec("head")})["heads"]
 
 
 # --- reprs ---
@@ -83,7 +87,7 @@ def test_a_long_prompt_is_shortened() -> None:
     assert len(repr(some_flow(prompt="word " * 5000))) < 1000
 
 
-def test_updates_head_maps_and_models_are_short(heads: HeadFlow) -> None:
+def test_updates_head_maps_and_models_are_short(heads: HiddenFlow) -> None:
     tracer = tiny_tracer("gpt2")
     update = next(iter(tracer.stream(REQUEST, {"map": MapSpec()})))
     assert repr(update).startswith("MapsUpdate: 0 of ")
@@ -93,7 +97,7 @@ def test_updates_head_maps_and_models_are_short(heads: HeadFlow) -> None:
     for shown in (update, several, heads, loaded):
         assert "tensor" not in repr(shown)
         assert len(repr(shown)) < 1000
-    assert re.search(r"peak: \S+ at head \d, layer \d", repr(heads))
+    assert re.search(r"peaks: \S+ at head \d, layer \d", repr(heads))
     assert "Embedding" not in repr(loaded)
 
 
@@ -107,7 +111,7 @@ def test_a_tracer_names_model_layers_noise_and_device() -> None:
 # --- notebooks ---
 
 
-def test_a_notebook_shows_the_figure(heads: HeadFlow) -> None:
+def test_a_notebook_shows_the_figure(heads: HiddenFlow) -> None:
     flow = tiny_tracer("gpt2").trace(REQUEST)
     for result in (flow, heads):
         shown = result._repr_html_()
@@ -117,10 +121,44 @@ def test_a_notebook_shows_the_figure(heads: HeadFlow) -> None:
         assert not re.search(r"<(script|link)[^>]*(src|href)=", html.unescape(page))
 
 
-def test_without_plotly_a_notebook_shows_the_text(heads: HeadFlow, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_plotly_a_notebook_shows_the_text(heads: HiddenFlow, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("causal_tracer.results.short_forms.find_spec", lambda name: None)
     assert some_flow()._repr_html_() is None
     assert heads._repr_html_() is None
+
+
+def test_a_map_of_heads_reads_saves_and_compares_like_any_map(heads: HiddenFlow, tmp_path: Path) -> None:
+    heads.save(tmp_path / "heads.json")
+    loaded = HiddenFlow.load(tmp_path / "heads.json")
+    assert torch.equal(known(loaded.sample_scores), known(heads.sample_scores))
+    assert (repr(loaded), loaded.peaks(), loaded.request) == (repr(heads), heads.peaks(), heads.request)
+    assert loaded.asked().map == MapSpec("head")
+    assert plot_hidden_flow_heatmap(loaded, show=False) == plot_hidden_flow_heatmap(heads, show=False)
+    token = len(heads.input_tokens) - 1
+    best = heads.peaks(1)[0]
+    head, layer = divmod(int(heads.scores.argmax()), heads.scores.shape[1])
+    assert (best.position, best.token, best.head, best.layer) == (token, heads.input_tokens[token], head, layer)
+    assert map_title(heads) == f"Restoring single attention heads at {display_token(best.token)!r}"
+    table = heads.to_dataframe()
+    assert set(table["position"]) == {token}
+    assert float(table[(table["head"] == head) & (table["layer"] == layer)]["score"].iloc[0]) == best.score
+    difference = compare_flows(heads, loaded)
+    assert (difference.aligned_by, difference.rows[head]) == ("heads", (f"head {head}",) * 2)
+    assert float(difference.values.abs().max()) == 0
+    assert list(plot_difference_heatmap(difference, show=False).layout.yaxis.ticktext)[head] == f"head {head}"
+
+
+def test_a_map_of_heads_is_compared_with_no_map_of_tokens(heads: HiddenFlow) -> None:
+    with pytest.raises(SettingsError, match=r"4 heads and a map of \d+ tokens"):
+        compare_flows(heads, tiny_tracer("gpt2").trace(REQUEST))
+
+
+@pytest.mark.parametrize("token", [None, -1, 99, "1"])
+def test_a_map_of_heads_without_its_token_is_refused(heads: HiddenFlow, token: Any) -> None:
+    data = heads.to_dict()
+    data["settings"]["token"] = token
+    with pytest.raises(ResultFormatError):
+        HiddenFlow.from_dict(data)
 
 
 # --- pickles and copies ---
@@ -141,7 +179,7 @@ def same(first: Any, second: Any) -> bool:
 
 
 @pytest.mark.parametrize("again", [lambda x: pickle.loads(pickle.dumps(x)), copy.deepcopy], ids=["pickle", "deepcopy"])
-def test_results_pickle_and_copy(again: Any, heads: HeadFlow) -> None:
+def test_results_pickle_and_copy(again: Any, heads: HiddenFlow) -> None:
     tracer = tiny_tracer("gpt2")
     request = dataclasses.replace(REQUEST, top_tokens=2)
     updates = list(tracer.stream(request, {"map": MapSpec()}))

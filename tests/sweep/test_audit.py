@@ -171,13 +171,14 @@ def test_samples_until_are_audited_as_they_are_added(tracer: CausalTracer, monke
 
 
 def test_heads_are_audited(tracer: CausalTracer, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = tracer.calculate_head_flow(REQUEST, options=RunOptions(engine="full"))
+    heads = {"heads": MapSpec("head")}
+    expected = tracer.trace_maps(REQUEST, heads, RunOptions(engine="full"))["heads"]
     assert expected.audit is None
-    right = tracer.calculate_head_flow(REQUEST)
+    right = tracer.trace_maps(REQUEST, heads)["heads"]
     assert right.audit is not None
     assert not right.audit.recomputed
     break_the_resumed_sweep(monkeypatch, shifted)
-    found = tracer.calculate_head_flow(REQUEST)
+    found = tracer.trace_maps(REQUEST, heads)["heads"]
     assert found.audit is not None
     assert found.audit.recomputed
     torch.testing.assert_close(found.sample_scores, expected.sample_scores, rtol=0, atol=0)

@@ -14,11 +14,21 @@ from torch import Tensor
 
 from causal_tracer import CausalTracer, HiddenFlow, HiddenFlowQuery, MapSpec, RunOptions, SamplesUntil, TraceRequest
 from causal_tracer.corruption import CORRUPTIONS
-from causal_tracer.errors import PromptError, SettingsError
+from causal_tracer.errors import ModelStructureError, PromptError, SettingsError
 from causal_tracer.experiment.sources import BASE
 from causal_tracer.metrics.metric import METRICS
 from causal_tracer.sweep.plan import Cell, Intervention, reach
-from tests.support.tiny_models import ARCHITECTURES, OTHER_PROMPT, OTHER_SUBJECT, PROMPT, SUBJECT, tiny_tracer
+from causal_tracer.tracing import loop
+from tests.support.tiny_models import (
+    ARCHITECTURES,
+    OTHER_PROMPT,
+    OTHER_SUBJECT,
+    PROMPT,
+    SUBJECT,
+    build_tiny_model,
+    tiny_tokenizer,
+    tiny_tracer,
+)
 
 TOLERANCE = 1e-5
 REQUEST = TraceRequest(PROMPT, SUBJECT, samples=2, placebo=HiddenFlowQuery(OTHER_PROMPT, OTHER_SUBJECT))
@@ -73,11 +83,93 @@ def test_corrupted_activations_in_the_clean_run_are_the_same_in_both_sweeps(name
 def test_heads_are_the_same_in_both_sweeps_and_add_nothing_where_they_are_not_restored(name: str) -> None:
     tracer = tiny_tracer(name)
     heads = tracer.context.traced.head_sites
-    fast = tracer.calculate_head_flow(REQUEST)
-    close(fast.sample_scores, tracer.calculate_head_flow(REQUEST, options=RunOptions(engine="full")).sample_scores)
+    fast = same_in_both_sweeps(tracer, REQUEST, {"heads": MapSpec("head")})["heads"]
     assert float(fast.indirect_effect.nan_to_num().abs().max()) > 1e-5
     for layer in range(tracer.count_layers()):
         assert fast.scores[:, layer].isnan().all() == (layer not in heads)
+
+
+def test_heads_beside_other_maps_are_those_of_the_head_map_alone() -> None:
+    tracer = tiny_tracer("llama")
+    request = replace(REQUEST, top_tokens=2)
+    specs = {**MAPS, "heads": MapSpec("head", 2), "earlier": MapSpec("head", token=5), "mlp": MapSpec("mlp")}
+    flows = same_in_both_sweeps(tracer, request, specs)
+    for name, token in (("heads", -1), ("earlier", 5)):
+        flow = flows[name]
+        alone = tracer.trace_maps(request, {name: specs[name]})[name]
+        close(flow.sample_scores, alone.sample_scores)
+        assert flow.settings.token == range(len(flow.input_tokens))[token]
+        assert flow.top_tokens is not None
+        heads, layers = flow.scores.shape
+        assert set(flow.top_tokens.restored) == {(head, layer) for head in range(heads) for layer in range(layers)}
+        assert [len(taken) for taken in flow.layer_outputs.values()] == [len(flow.input_tokens)] * layers
+    close(flows["mlp"].sample_scores, tracer.trace_maps(request, {"mlp": MapSpec("mlp")})["mlp"].sample_scores)
+    assert flows["mlp"].settings.token is None
+
+
+def test_heads_share_clean_and_base_runs_and_passes_with_other_maps() -> None:
+    tracer = CausalTracer(build_tiny_model("gpt2"), tiny_tokenizer())
+    calls: list[int] = []
+    specs = {"hidden": MapSpec("hidden"), "heads": MapSpec("head", token=-1)}
+
+    def passes(*names: str) -> int:
+        calls.clear()
+        tracer.trace_maps(REQUEST, {name: specs[name] for name in names}, RunOptions(batch_size=512, audit=False))
+        return len(calls)
+
+    tracer.model.register_forward_hook(lambda *_: calls.append(1))
+    passes(*specs)  # finds the heads and checks the engine
+    assert passes(*specs) == passes("hidden") > 0
+
+
+def test_a_model_whose_heads_are_not_found_says_so() -> None:
+    model = build_tiny_model("gpt2")
+    model.config.num_attention_heads = 5
+    with pytest.raises(ModelStructureError, match=r"takes 5 heads side by side.*Trace kind='attention' instead"):
+        CausalTracer(model, tiny_tokenizer()).trace_maps(REQUEST, {"hidden": MapSpec(), "heads": MapSpec("head")})
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_request_of_kind_head_is_traced_at_the_last_token_whichever_way_it_is_asked_for(
+    shared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "sharing_pays", lambda _context: shared)
+    tracer = tiny_tracer("gpt2")
+    request, spec = replace(REQUEST, placebo=None), MapSpec("head")
+    expected = tracer.trace_maps(request, {"heads": spec})["heads"]
+    close(tracer.trace(request, kind="head").sample_scores, expected.sample_scores)
+    close(tracer.trace_many([request, request], spec)[1].sample_scores, expected.sample_scores)
+
+
+def test_samples_of_heads_are_added_until_the_peak_is_sure() -> None:
+    request = replace(REQUEST, samples=SamplesUntil(1e-9, step=2, most=4))
+    flow = tiny_tracer("gpt2").trace_maps(request, {"heads": MapSpec("head")})["heads"]
+    assert flow.settings.samples == 4
+    fixed = tiny_tracer("gpt2").trace_maps(replace(REQUEST, samples=4), {"heads": MapSpec("head")})["heads"]
+    close(flow.sample_scores, fixed.sample_scores)
+    assert flow.peak_width() == pytest.approx(fixed.peak_width(), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"kind": "mlp", "token": 3}, "kind='head' only"),
+        ({"kind": "head", "severed": "attention"}, "cannot be severed"),
+        ({"kind": "head", "positions": (2, 3)}, "as token="),
+        ({"kind": "head", "subject_tokens_only": True}, "as token="),
+        ({"kind": "head", "token": 1.5}, "must be an integer"),
+        ({"kind": "heads"}, "'head'"),
+    ],
+)
+def test_specs_of_heads_that_mean_nothing_are_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(SettingsError, match=words):
+        MapSpec(**changes)
+
+
+@pytest.mark.parametrize("token", [-100, 100])
+def test_heads_at_a_token_that_the_prompt_does_not_have_are_refused(token: int) -> None:
+    with pytest.raises(SettingsError, match=rf"token={token} is out of range: the prompt has \d+ tokens"):
+        tiny_tracer("gpt2").trace_maps(REQUEST, {"heads": MapSpec("head", token=token)})
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "gemma3_text", "falcon"])
@@ -85,20 +177,17 @@ def test_all_heads_of_a_layer_together_are_its_attention(name: str) -> None:
     """A linear projection of all heads' clean values at a token gives the clean output there."""
     from causal_tracer.experiment.base_run import Watched
     from causal_tracer.experiment.set_up import base_of_samples, set_up
-    from causal_tracer.experiment.sources import CLEAN_HEADS
     from causal_tracer.sweep.full import full_sweep
     from causal_tracer.sweep.plan import Sweep, SweepPlan
-    from causal_tracer.tracing.heads import clean_heads
 
     tracer = tiny_tracer(name)
-    experiment = set_up(tracer.context, REQUEST)
+    experiment = set_up(tracer.context, REQUEST, ("attention", "head"))
     traced = tracer.context.traced
     base, _ = base_of_samples(experiment, experiment.embeddings(0, 2), (), 8, None)
-    base = replace(base, sources={CLEAN_HEADS: clean_heads(experiment)})
     layer = max(traced.head_sites)
     heads = range(traced.head_sites[layer][1])
     cells = (
-        Cell(0, 0, tuple(Intervention((layer,), "head", (5,), CLEAN_HEADS, head) for head in heads)),
+        Cell(0, 0, tuple(Intervention((layer,), "head", (5,), head=head) for head in heads)),
         Cell(1, 0, (Intervention((layer,), "attention", (5,)),)),
     )
     seen: list[Watched] = []

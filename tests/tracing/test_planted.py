@@ -159,12 +159,11 @@ def test_other_metrics_show_the_same_sites(metric: str) -> None:
 def test_the_head_map_finds_the_heads(token: int, truth: set[tuple[int, int]] | None) -> None:
     asked = TraceRequest(PROMPT, SUBJECT, samples=20)
     if truth is None:
-        with pytest.raises(SettingsError, match="no token"):
-            tracer().calculate_head_flow(asked, token)
+        with pytest.raises(SettingsError, match="out of range"):
+            tracer().trace_maps(asked, {"heads": MapSpec("head", token=token)})
         return
-    flow = tracer().calculate_head_flow(asked, token)
-    total = flow.high_score - flow.low_score
-    assert {(layer, head) for head, layer in lit(flow.indirect_effect, total)} == truth
+    flow = tracer().trace_maps(asked, {"heads": MapSpec("head", token=token)})["heads"]
+    assert {(layer, head) for head, layer in lit(flow.indirect_effect, flow.total_effect)} == truth
 
 
 def test_noise_elsewhere_in_the_prompt_hides_nothing() -> None:

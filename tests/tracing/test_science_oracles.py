@@ -469,37 +469,83 @@ def test_rows_of_chosen_positions_are_those_of_the_whole_map(name: str) -> None:
 # Heads ----------------------------------------------------------------------------------------------------------------
 
 
+def with_head(
+    by_hand: Plain,
+    embedded: Tensor,
+    source: Mapping[str, Tensor],
+    token: int,
+    head: int,
+    layers: Sequence[int],
+    put: Values | None = None,
+) -> Tensor:
+    """Logits of a run on these embeddings, with one head's share of some layers' projections taken from another run."""
+    heads: dict[tuple[str, int], Tensor] = {}
+    for name in (by_hand.projections()[layer] for layer in layers):
+        # Where a run is changed before, so is what later projections take: only this head's share is put back.
+        mixed = by_hand.run(embedded, put, heads=heads)[2][name][token].clone()
+        part = slice(head * len(mixed) // HEADS, (head + 1) * len(mixed) // HEADS)
+        mixed[part] = source[name][token][part]
+        heads[name, token] = mixed
+    return by_hand.run(embedded, put, heads=heads)[0]
+
+
+def all_heads(by_hand: Plain, score: Callable[[int, int, int], float]) -> Tensor:
+    """Scores [samples, heads, layers] from score(sample, head, layer)."""
+    layers = range(len(by_hand.projections()))
+    return torch.tensor(
+        [[[score(sample, head, layer) for layer in layers] for head in range(HEADS)] for sample in range(SAMPLES)]
+    )
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("window", [1, 2])
-@pytest.mark.parametrize("at", [-1, None])
-def test_single_heads(name: str, window: int, at: int | None) -> None:
+@pytest.mark.parametrize("token", ["last of the subject", None, -2])
+def test_single_heads(name: str, window: int, token: Any) -> None:
     by_hand, answer = plain(name), own_answer(name)
-    token = by_hand.subject[1] - 1 if at is None else len(by_hand.ids) + at
-    flow = plain_tracer(name).calculate_head_flow(request(), token, MapSpec(window=window))
-    _, _, clean = by_hand.run(by_hand.embedded())
-    layers = by_hand.projections()
+    asked = by_hand.subject[1] - 1 if isinstance(token, str) else token
+    at = range(len(by_hand.ids))[-1 if asked is None else asked]
+    flow = traced(name, MapSpec("head", window, token=asked))
+    logits, _, clean = by_hand.run(by_hand.embedded())
 
     def score(sample: int, head: int, layer: int) -> float:
-        heads = {}
-        for number in hand_window(layer, window, len(layers)):
-            # Where a run is changed before, so is what later projections take: only this head's share is put back.
-            _, _, taken = by_hand.run(noisy(name)[sample], heads=heads)
-            mixed = taken[layers[number]][token].clone()
-            width = len(mixed) // HEADS
-            part = slice(head * width, (head + 1) * width)
-            mixed[part] = clean[layers[number]][token][part]
-            heads[layers[number], token] = mixed
-        return probability(by_hand.run(noisy(name)[sample], heads=heads)[0], answer)
+        layers = hand_window(layer, window, len(by_hand.projections()))
+        return probability(with_head(by_hand, noisy(name)[sample], clean, at, head, layers), answer)
 
-    expected = torch.tensor(
-        [
-            [[score(sample, head, layer) for layer in range(len(layers))] for head in range(HEADS)]
-            for sample in range(SAMPLES)
-        ]
+    low = [probability(by_hand.run(embedded)[0], answer) for embedded in noisy(name)]
+    assert_map(flow, all_heads(by_hand, score), low, probability(logits, answer))
+    assert flow.settings.token == at
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gemma3_text"])
+@pytest.mark.parametrize("control", ["corrupt", "placebo", "severed"])
+def test_single_heads_with_controls(name: str, control: str) -> None:
+    by_hand, answer = plain(name), own_answer(name)
+    token = by_hand.subject[1] - 1
+    logits, _, clean = by_hand.run(by_hand.embedded())
+    corrupted = [by_hand.run(embedded) for embedded in noisy(name)]
+    other = plain(name, OTHER, "Steve Jobs")
+    _, _, others = other.run(other.embedded())
+    spec = MapSpec(
+        "head",
+        token=token,
+        source="placebo" if control == "placebo" else "clean",
+        severed="mlp" if control == "severed" else None,
     )
-    torch.testing.assert_close(flow.sample_scores, expected.float(), **CLOSE)  # type: ignore[arg-type]
-    assert flow.position == token
-    assert float(flow.indirect_effect.abs().max()) >= 1e-3
+    changes: dict[str, Any] = {"placebo": HiddenFlowQuery(OTHER, "Steve Jobs")} if control == "placebo" else {}
+    flow = traced(name, spec, **changes, direction="corrupt" if control == "corrupt" else "restore")
+
+    def score(sample: int, head: int, layer: int) -> float:
+        embedded, source, held = noisy(name)[sample], clean, {}
+        if control == "corrupt":
+            embedded, source = by_hand.embedded(), corrupted[sample][2]
+        elif control == "placebo":
+            source = others
+        else:
+            held = {(site, token): corrupted[sample][1][site][token] for site in by_hand.sites("mlp")}
+        return probability(with_head(by_hand, embedded, source, token, head, [layer], held), answer)
+
+    low = [probability(found, answer) for found, _, _ in corrupted]
+    assert_map(flow, all_heads(by_hand, score), low, probability(logits, answer))
 
 
 # Severed paths --------------------------------------------------------------------------------------------------------
@@ -715,7 +761,7 @@ def test_grouped_query_heads_of_a_real_model() -> None:
     logits, _, clean = by_hand.run(by_hand.embedded())
     _, _, taken = by_hand.run(noisy_embedded)
     token = len(by_hand.ids) - 1
-    flow = tracer.calculate_head_flow(request(samples=1), token)
+    flow = tracer.trace_maps(request(samples=1), {"heads": MapSpec("head", token=token)})["heads"]
     for layer, head in ((12, 3), (20, 0), (25, heads - 1)):
         name = by_hand.projections()[layer]
         mixed = taken[name][token].clone()

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 import gradio as gr
 from gradio.events import api
 
-from causal_tracer.request.sites import DEFAULT_WINDOWS, KINDS, LayerKind
+from causal_tracer.request.sites import KINDS, SITES, LayerKind
 from causal_tracer.web.api.answers import Json, for_clients, map_and_result, result
 from causal_tracer.web.service.asking import APP_FIELDS, AppField, Fields
 from causal_tracer.web.service.limits import client_of
@@ -33,7 +33,6 @@ _FIRST = (
     "occurrence corruption batch_size chat answer_form"
 )
 _PROMPT_FIELDS = "prompt subject model answer occurrence chat answer_form"
-_MAP_TITLES = {"hidden": "hidden states", "mlp": "MLP outputs", "attention": "attention outputs"}
 
 Answer = TypeVar("Answer")
 
@@ -53,8 +52,8 @@ class Endpoints:
                 async for step in steps:
                     yield step
 
-        about = f"Trace {_MAP_TITLES[kind]}: a Plotly figure as JSON, and the result as JSON, as /trace gives it."
-        window = replace(APP_FIELDS["window"], type=int, default=DEFAULT_WINDOWS[kind])
+        about = f"Trace {SITES[kind].patched}: a Plotly figure as JSON, and the result as JSON, as /trace gives it."
+        window = replace(APP_FIELDS["window"], type=int, default=SITES[kind].window)
         offered = {**_fields(_MAP_FIELDS), "window": window}
         arguments = _describe(endpoint, f"trace_{kind}", about, offered, tuple[Json, Json])
         return endpoint

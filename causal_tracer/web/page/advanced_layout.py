@@ -8,8 +8,7 @@ import gradio as gr
 
 from causal_tracer.corruption import CORRUPTIONS
 from causal_tracer.request.records import TraceRequest
-from causal_tracer.request.sites import DEFAULT_WINDOWS, KINDS, LayerKind
-from causal_tracer.web.page.explore import TAB_TITLES
+from causal_tracer.request.sites import KINDS, SITES, LayerKind
 from causal_tracer.web.page.fields import ADVANCED_FIELDS, is_optional
 from causal_tracer.web.service.asking import APP_FIELDS
 
@@ -47,8 +46,8 @@ def _row(names: list[str]) -> dict[str, Any]:
 
 def _window(kind: LayerKind) -> gr.Number:
     return gr.Number(
-        DEFAULT_WINDOWS[kind],
-        label=f"Window: {TAB_TITLES[kind]}",
+        SITES[kind].window,
+        label=f"Window: {SITES[kind].title}",
         info="Layers restored together.",
         precision=0,
         min_width=130,

@@ -8,9 +8,10 @@ from html import escape
 
 from causal_tracer.metrics.descriptions import MetricDescription
 from causal_tracer.plots.difference import row_labels
+from causal_tracer.request.sites import SITES
 from causal_tracer.results.comparison import FlowDifference
 from causal_tracer.results.flow import HiddenFlow
-from causal_tracer.results.words import KIND_NAMES, effect_label, map_title, metric_label, metric_of, token_axis_labels
+from causal_tracer.results.words import axis_labels, effect_label, map_title, metric_label, metric_of
 
 
 def table_html(flow: HiddenFlow, plot_id: str) -> str:
@@ -18,13 +19,13 @@ def table_html(flow: HiddenFlow, plot_id: str) -> str:
     metric = metric_of(flow)
     rows = [
         (label, [_button(metric, row, column, score) for column, score in enumerate(scores)])
-        for row, (label, scores) in enumerate(zip(token_axis_labels(flow), flow.scores.tolist(), strict=True))
+        for row, (label, scores) in enumerate(zip(axis_labels(flow), flow.scores.tolist(), strict=True))
     ]
     layers = [str(layer) for layer in range(flow.scores.shape[1])]
     caption = f"{metric_label(flow)} for each token and layer. {map_title(flow)}"
     return (
         f'<div data-plot="{escape(plot_id)}" hidden></div>'
-        f'<details class="ct-table"><summary>The map of {KIND_NAMES[flow.kind]} as a table</summary>'
+        f'<details class="ct-table"><summary>The map of {SITES[flow.kind].label} as a table</summary>'
         '<p class="ct-hint">Arrow keys move, Enter shows a cell in detail.</p>'
         f'<div class="ct-scroll">{_table(caption, ["token", *layers], rows)}</div></details>'
     )
@@ -33,7 +34,7 @@ def table_html(flow: HiddenFlow, plot_id: str) -> str:
 def difference_table_html(difference: FlowDifference) -> str:
     """Return the table of a difference, closed at first. Its cells are not buttons: they have no details."""
     metric = metric_of(difference.first)
-    row = "role" if difference.aligned_by == "roles" else "token"
+    row = difference.aligned_by.removesuffix("s")
     column = "layer" if all(a == b for a, b in difference.layers) else "layer of A | of B"
     rows = [
         (label, [metric.written(value, sign=True) for value in values])

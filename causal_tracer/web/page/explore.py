@@ -15,7 +15,7 @@ import plotly.graph_objects as go
 
 from causal_tracer.errors import CausalTracerError, ResultLostError
 from causal_tracer.plots.difference import plot_difference_heatmap
-from causal_tracer.request.sites import KINDS, LayerKind
+from causal_tracer.request.sites import KINDS, SITES, LayerKind, require_kind
 from causal_tracer.results.comparison import FlowDifference, compare_flows
 from causal_tracer.results.flow import HiddenFlow
 from causal_tracer.results.words import display_token, effect_label, map_title, metric_of
@@ -28,9 +28,7 @@ from causal_tracer.web.service.figures import Flows, app_figures, in_the_page, s
 from causal_tracer.web.service.stored import stored_map
 
 TAB_TITLES: Mapping[str, str] = {
-    "hidden": "Hidden states",
-    "mlp": "MLP",
-    "attention": "Attention",
+    **{kind: SITES[kind].title for kind in KINDS},
     "all": "All three",
     "compare": "Compare",
     "studies": "Studies",
@@ -117,9 +115,10 @@ def open_file(path: str, history: History, link: Callable[[Flows], str]) -> tupl
     selected: Any = gr.skip()
     try:
         flow = open_result(Path(path))
-        flows, status = {flow.kind: flow}, status_html("Opened from a file.")
-        views = {flow.kind: maps_view(flow.kind, flows, status=status, origin="opened from a file", link=link(flows))}
-        selected, history = gr.Tabs(selected=flow.kind), remembered(history, flows)
+        shown = require_kind(flow.kind)
+        flows, status = {shown: flow}, status_html("Opened from a file.")
+        views = {shown: maps_view(shown, flows, status=status, origin="opened from a file", link=link(flows))}
+        selected, history = gr.Tabs(selected=shown), remembered(history, flows)
     except CausalTracerError as error:
         views = {KINDS[0]: TabView(message=message_html(str(error)))}
     outputs = (views.get(kind, TabView()).outputs(1) for kind in KINDS)

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from causal_tracer.errors import SettingsError
 from causal_tracer.plots.heatmap import display_token
-from causal_tracer.request.sites import DEFAULT_WINDOWS, KINDS
+from causal_tracer.request.sites import KINDS, SITES
 from causal_tracer.web.service.asking import APP_FIELDS, Fields
 from causal_tracer.web.service.inspection import Inspection, subject_of_tokens
 
@@ -89,7 +89,7 @@ def field_values(asked: Fields) -> tuple[Any, ...]:
     asked = {**{name: field.default for name, field in APP_FIELDS.items()}, **asked}
     given = asked["windows"] or tuple(asked["window"] if kind == asked["kind"] else None for kind in KINDS)
     # An empty number field would send 0.
-    windows = tuple(window or DEFAULT_WINDOWS[kind] for kind, window in zip(KINDS, given, strict=True))
+    windows = tuple(window or SITES[kind].window for kind, window in zip(KINDS, given, strict=True))
     shown = {
         **{name: asked[name] for name in FIELD_NAMES if name in asked},
         **{name: "" if asked[name] is None else f"{asked[name]:g}" for name in _OPTIONAL_NUMBERS},

@@ -14,9 +14,9 @@ from itertools import count
 
 from causal_tracer.errors import SettingsError
 from causal_tracer.metrics.descriptions import METRIC_DESCRIPTIONS
-from causal_tracer.plots.heatmap import COLOR_SCALES
+from causal_tracer.request.sites import SITES
 from causal_tracer.results.flow import HiddenFlow
-from causal_tracer.results.words import control_of, display_token, map_title, metric_label, metric_of, token_axis_labels
+from causal_tracer.results.words import axis_labels, control_of, display_token, map_title, metric_label, metric_of
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def _grid(flow: HiddenFlow) -> Iterator[str]:
     span = max(flow.high_score - flow.low_score, 1e-6)
     last = len(flow.input_tokens) - 1
     best_last = int(flow.scores[last].nan_to_num(0.0).argmax())
-    for position, label in enumerate(token_axis_labels(flow)):
+    for position, label in enumerate(axis_labels(flow)):
         mark = " ct-subject" if label.endswith("*") else ""
         yield f'<span class="ct-token{mark}" dir="auto">{escape(label)}</span>'
         for layer in range(layers):
@@ -158,8 +158,9 @@ def _grid(flow: HiddenFlow) -> Iterator[str]:
 def _color(share: float) -> str:
     if math.isnan(share):
         return "transparent"
-    strongest = len(COLOR_SCALES["hidden"]) - 1
-    return COLOR_SCALES["hidden"][min(strongest, max(0, round(share * strongest)))]
+    scale = SITES["hidden"].color_scale
+    strongest = len(scale) - 1
+    return scale[min(strongest, max(0, round(share * strongest)))]
 
 
 def _picture_label(flow: HiddenFlow) -> str:

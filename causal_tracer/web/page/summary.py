@@ -7,9 +7,10 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from causal_tracer.corruption import CORRUPTIONS
+from causal_tracer.request.sites import SITES
 from causal_tracer.results.analysis import Peak, acts, effects
 from causal_tracer.results.flow import HiddenFlow
-from causal_tracer.results.words import KIND_NAMES, audit_words, display_token, map_title, metric_label, metric_of
+from causal_tracer.results.words import audit_words, display_token, map_title, metric_label, metric_of
 from causal_tracer.web.service.inspection import map_warnings
 from causal_tracer.web.service.registry import ModelStatus, model_title
 from causal_tracer.web.service.updates import RunUpdate
@@ -53,7 +54,7 @@ def doubts_html(*flows: HiddenFlow) -> str:
     """Return warnings and notes of maps of one prompt, each note once; one that not all maps have names its maps."""
     noted = {note: [flow for flow in flows if note in flow.notes] for flow in flows for note in flow.notes}
     notes = [
-        note if len(having) == len(flows) else f"{' and '.join(KIND_NAMES[flow.kind] for flow in having)}: {note}"
+        note if len(having) == len(flows) else f"{' and '.join(SITES[flow.kind].label for flow in having)}: {note}"
         for note, having in noted.items()
     ]
     return _paragraphs("ct-warning", map_warnings(flows[0])) + _paragraphs("ct-note", notes)
@@ -158,13 +159,14 @@ def _peak(flow: HiddenFlow, peak: Peak) -> str:
     layers = f"layer {peak.layer}" if first == last else f"layers {first}–{last}, best {peak.layer}"
     score = f"{escape(metric_label(flow))} = {metric_of(flow).written(peak.score)}"
     share = "" if math.isnan(peak.share) else f", {peak.share:.0%} of the total effect"
-    return f"<b>“{escape(display_token(peak.token))}”</b> ({layers}): {score}{share}"
+    name = f"“{display_token(peak.token)}”" if peak.head is None else peak.row_name
+    return f"<b>{escape(name)}</b> ({layers}): {score}{share}"
 
 
 def _stretch(flow: HiddenFlow, peak: Peak) -> tuple[int, int]:
     """Return the first and last of the layers around a peak that have much of its effect."""
     least = _STRETCH * abs(peak.effect)
-    strong = [acts(flow, effect) and abs(effect) >= least for effect in effects(flow)[peak.position].tolist()]
+    strong = [acts(flow, effect) and abs(effect) >= least for effect in effects(flow)[peak.row].tolist()]
     before, after = strong[: peak.layer][::-1], strong[peak.layer + 1 :]
     return peak.layer - [*before, False].index(False), peak.layer + [*after, False].index(False)
 

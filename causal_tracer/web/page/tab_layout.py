@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 import plotly.graph_objects as go
 
-from causal_tracer.request.sites import LayerKind
+from causal_tracer.request.sites import SITES, LayerKind
 from causal_tracer.web.page import explore, handlers
 from causal_tracer.web.page.assets import static_text
 from causal_tracer.web.page.cells import table_html
@@ -77,7 +77,7 @@ def map_tab(service: TraceService, name: str, inputs: Inputs, history: gr.State,
 
 
 def _map(name: str, kind: LayerKind, figure: go.Figure, *, titled: bool) -> gr.Plot:
-    title = explore.TAB_TITLES[kind]
+    title = SITES[kind].title
     with gr.Column(min_width=300):
         if titled:
             gr.HTML(f"<h3>{title}</h3>")
@@ -118,7 +118,7 @@ def _sharing(name: str, kinds: tuple[LayerKind, ...], result: list[Any], inputs:
             elem_id=f"ct-link-{name}",
         )
         kind = gr.Radio(
-            [(explore.TAB_TITLES[kind], kind) for kind in kinds],
+            [(SITES[kind].title, kind) for kind in kinds],
             value=kinds[0],
             label="Which map",
             visible=len(kinds) > 1,

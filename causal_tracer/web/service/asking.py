@@ -17,7 +17,7 @@ from causal_tracer.prompts.chat import ChatText
 from causal_tracer.prompts.encoding import check_text
 from causal_tracer.request.record import record_fields
 from causal_tracer.request.records import MapSpec, RunOptions, TraceRequest
-from causal_tracer.request.sites import KINDS, LayerKind
+from causal_tracer.request.sites import KINDS, SITES, LayerKind
 from causal_tracer.web.service.settings import ServiceSettings, limit
 
 Asked = Literal["hidden", "mlp", "attention", "all"]
@@ -59,7 +59,7 @@ class AppField:
 
 _RECORDS: tuple[type[Any], ...] = (TraceRequest, MapSpec, RunOptions)
 ONLY_PYTHON = frozenset(
-    "metric foil direction read elsewhere placebo top_tokens positions severed source engine audit".split()
+    "metric foil direction read elsewhere placebo top_tokens positions token severed source engine audit".split()
 )
 """Fields of the records that only Python has: they need objects, or figures that the page does not draw."""
 
@@ -69,7 +69,10 @@ _APP_FORMS: Mapping[str, tuple[Any, str]] = {
     "corruption": (Literal[tuple(CORRUPTIONS)], "What is done to the subject's embeddings."),
     "noise": (float | None, "Standard deviation of the noise; null takes the model's automatic level, 0 adds none."),
     "samples": (int, "Noise samples."),
-    "window": (int | None, ""),
+    "window": (
+        int | None,
+        f"Layers restored together; null takes {', '.join(f'{SITES[kind].window} for {kind}' for kind in KINDS)}.",
+    ),
     "batch_size": (int | None, "Rows that go through the model together; null takes the app's."),
 }
 _OWN = {

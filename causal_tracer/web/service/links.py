@@ -105,6 +105,8 @@ def fields_of(flow: HiddenFlow, model: str = "") -> dict[str, Any]:
     """
     stored = flow.asked()
     found: dict[str, Any] = {"kind": stored.map.kind, "model": model or flow.settings.model}
+    if stored.map.kind not in KINDS:
+        raise SettingsError(_ONLY_THE_PACKAGE)
     for record in (stored.request, stored.map, stored.options):
         if changed_fields(record).keys() & ONLY_PYTHON - _CHANGES_NO_NUMBER:
             raise SettingsError(_ONLY_THE_PACKAGE)

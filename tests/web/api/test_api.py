@@ -22,7 +22,7 @@ import torch
 from causal_tracer import CausalTracer, HiddenFlow
 from causal_tracer.corruption import CORRUPTIONS
 from causal_tracer.errors import SettingsError
-from causal_tracer.request.sites import DEFAULT_WINDOWS, KINDS
+from causal_tracer.request.sites import KINDS, SITES
 from causal_tracer.tracing.loop import trace_maps
 from tests.support.tiny_models import PROMPT, SUBJECT, build_tiny_model, tiny_tokenizer
 from tests.support.web_app import running_app
@@ -92,7 +92,7 @@ def test_corruptions_of_the_api_are_those_of_the_package(client):
 def test_a_map_and_plain_numbers(client, endpoint, kind):
     figure, result = client.predict(PROMPT, SUBJECT, samples=3, api_name=endpoint)
     flow = HiddenFlow.from_dict(result)
-    torch.testing.assert_close(flow.scores, expected(kind, samples=3, window=DEFAULT_WINDOWS[kind]).scores)
+    torch.testing.assert_close(flow.scores, expected(kind, samples=3, window=SITES[kind].window).scores)
     drawn = go.Figure(figure)
     assert drawn.data[0].type == "heatmap"
     assert "bdata" not in json.dumps(figure)
@@ -115,7 +115,7 @@ def test_all_kinds_at_once(client):
     assert list(result) == list(KINDS)
     for kind, data in result.items():
         flow = HiddenFlow.from_dict(data)
-        assert (flow.kind, flow.settings.window) == (kind, DEFAULT_WINDOWS[kind])
+        assert (flow.kind, flow.settings.window) == (kind, SITES[kind].window)
         assert flow.scores.isfinite().all()
 
 

@@ -265,7 +265,15 @@ class TestInputOfAResult:
             fields_of(replace(tiny_flow(), request=stored(request, MapSpec())))
 
     @pytest.mark.parametrize(
-        "spec", [MapSpec(severed="mlp"), MapSpec(source="placebo"), MapSpec(positions=(1,))], ids=str
+        "spec",
+        [
+            MapSpec(severed="mlp"),
+            MapSpec(source="placebo"),
+            MapSpec(positions=(1,)),
+            MapSpec("head"),
+            MapSpec("head", token=1),
+        ],
+        ids=str,
     )
     def test_controls_are_said(self, spec):
         with pytest.raises(SettingsError, match="only the package has"):

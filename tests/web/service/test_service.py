@@ -22,7 +22,7 @@ from causal_tracer.errors import (
     SubjectError,
     TraceCancelled,
 )
-from causal_tracer.request.sites import DEFAULT_WINDOWS, KINDS
+from causal_tracer.request.sites import KINDS, SITES
 from causal_tracer.web.page import summary
 from causal_tracer.web.service.inspection import map_warnings
 from causal_tracer.web.service.model_files import public_name
@@ -126,7 +126,7 @@ class TestTraces:
 
     def test_window_follows_the_kind(self, service):
         for kind in KINDS:
-            assert flow_of(service, {**ASKED, "kind": kind, "window": None}).settings.window == DEFAULT_WINDOWS[kind]
+            assert flow_of(service, {**ASKED, "kind": kind, "window": None}).settings.window == SITES[kind].window
 
     @pytest.mark.parametrize("subject", ["", "  ", None])
     def test_no_subject_is_guessed(self, service, subject):
@@ -203,7 +203,7 @@ class TestTraces:
         asked = {**ASKED, "kind": "all", "windows": (2, None, 1), "seed": 21}
         update = last(service.trace(asked))
         assert list(update.flows) == list(KINDS)
-        assert [flow.settings.window for flow in update.flows.values()] == [2, DEFAULT_WINDOWS["mlp"], 1]
+        assert [flow.settings.window for flow in update.flows.values()] == [2, SITES["mlp"].window, 1]
         tracer = CausalTracer(build_tiny_model("gpt2"), tiny_tokenizer(), noise=NOISE)
         for kind, window in zip(KINDS, (2, 10, 1), strict=True):
             alone = tracer.calculate_hidden_flow(PROMPT, SUBJECT, kind, samples=3, window=window, patch_seed=21)
@@ -413,7 +413,7 @@ class TestStoredMaps:
         flow = stored_map(kind)
         settings = flow.settings
         assert (flow.kind, flow.prompt, flow.answer.strip()) == (kind, STORED_PROMPT, "Seattle")
-        assert (settings.samples, settings.seed, settings.window) == (10, 1, DEFAULT_WINDOWS[kind])
+        assert (settings.samples, settings.seed, settings.window) == (10, 1, SITES[kind].window)
         assert settings.model == "embedded:gemma-3-270m"
         assert settings.noise_rule == "3 sd of the embedding output"
         assert flow.scores.isfinite().all()

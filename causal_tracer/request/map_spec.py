@@ -1,0 +1,123 @@
+"""One map of a request: which activations are restored, in which layers and at which tokens."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from causal_tracer import arguments
+from causal_tracer.arguments import flag, optional, several
+from causal_tracer.errors import SettingsError
+from causal_tracer.request.record import Check, one_of, record, whole
+from causal_tracer.request.sites import SITES, LayerKind, SiteName, require_kind, require_site
+
+Source = Literal["clean", "placebo"]
+"""The prompt itself, or the other prompt of a request."""
+
+_FLAG, _WHOLE = Check(flag), Check(optional(arguments.whole_number))
+
+
+def _kind(_name: str, value: Any) -> LayerKind:
+    return require_kind(value)
+
+
+def _site(_name: str, value: Any) -> SiteName:
+    return require_site(value)
+
+
+def _tokens(name: str, value: Any) -> tuple[int, ...] | None:
+    return None if value is None else tuple(arguments.whole_number(name, token) for token in several(name, value))
+
+
+_WHAT = "What to restore: " + ", ".join(f'"{site.name}" ({site.patched})' for site in SITES.values()) + "."
+_WINDOWS = "Consecutive layers restored together; if not given, {}.".format(
+    ", ".join(f"{site.window} for {site.label}" for site in SITES.values())
+)
+
+
+def _default_window(fields: dict[str, Any]) -> int:
+    return SITES[fields["kind"]].window
+
+
+@record
+class MapSpec:
+    """One map of a request."""
+
+    kind: Annotated[SiteName, Check(_site)] = Field(default="hidden", description=_WHAT)
+
+    window: Annotated[int, whole(least=1)] = Field(
+        default_factory=_default_window, title="Window", description=_WINDOWS
+    )
+
+    start_layer: Annotated[int, whole()] = Field(default=0, title="First layer")
+    """First layer to compute."""
+
+    end_layer: Annotated[int | None, _WHOLE] = Field(default=None, title="One past the last layer")
+    """One past the last layer to compute; if not given, up to the last block."""
+
+    subject_tokens_only: Annotated[bool, _FLAG] = Field(default=False, title="Restore at the subject's tokens only")
+    """Restore at the subject's tokens only."""
+
+    positions: Annotated[tuple[int, ...] | None, Check(_tokens)] = None
+    """Restore at these tokens only; if not given, at all."""
+
+    token: Annotated[int | None, _WHOLE] = Field(default=None, title="Token of the heads")
+    """Of kind "head": the token at which heads are restored. A negative number counts from the end; if not given, the
+    last."""
+
+    severed: Annotated[LayerKind | None, Check(optional(_kind))] = None
+    """Hold the outputs of this kind at the restored token at the corrupted run's values, in all layers and in the same
+    noise sample (ROME, Figure 3)."""
+
+    source: Annotated[Source, one_of(Source)] = "clean"
+    """Where restored activations come from: the prompt's own run, or "placebo", the clean run of another prompt
+    (`TraceRequest.placebo`)."""
+
+    def __post_init__(self) -> None:
+        site = SITES[self.kind]
+        if site.rows == "tokens" and self.token is not None:
+            raise SettingsError(
+                f"token={self.token} is for kind='head' only, and kind={self.kind!r} is restored at each token. Leave "
+                "it out, or choose tokens with positions=[...]."
+            )
+        if site.rows == "heads" and (self.positions is not None or self.subject_tokens_only):
+            raise SettingsError(
+                f"positions and subject_tokens_only choose tokens of a map of tokens (given with kind={self.kind!r}). "
+                "Leave them out, and give the one token at which heads are restored as token=..."
+            )
+        if self.severed is not None and self.severed in ("hidden", self.kind, site.part_of):
+            raise SettingsError(
+                f"kind={self.kind!r} cannot be severed from {self.severed!r}. Sever a map from 'mlp' or 'attention', "
+                "and not from what it restores."
+            )
+
+    def position(self, n_tokens: int) -> int | None:
+        """Return the position at which heads are restored in a prompt of `n_tokens`; None for other sites.
+
+        Raises:
+            SettingsError: The prompt has no such token.
+        """
+        if SITES[self.kind].rows == "tokens":
+            return None
+        token = -1 if self.token is None else self.token
+        if not -n_tokens <= token < n_tokens:
+            raise SettingsError(
+                f"token={token} is out of range: the prompt has {n_tokens} tokens. Give 0 to {n_tokens - 1}, or "
+                f"-{n_tokens} to -1 to count from the end."
+            )
+        return token % n_tokens
+
+    def layer_range(self, n_layers: int) -> range:
+        """Return the layers to compute.
+
+        Raises:
+            SettingsError: The range is empty or reaches outside the model.
+        """
+        end = n_layers if self.end_layer is None else self.end_layer
+        if not 0 <= self.start_layer < end <= n_layers:
+            raise SettingsError(
+                f"start_layer={self.start_layer}, end_layer={self.end_layer} names no layers of a model that has "
+                f"{n_layers}. Choose 0 <= start_layer < end_layer <= {n_layers}."
+            )
+        return range(self.start_layer, end)
