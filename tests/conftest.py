@@ -21,6 +21,18 @@ from tests.support.tiny_models import tiny_tokenizer
 _LOOPBACK = ("127.0.0.1", "::1", "localhost", "0.0.0.0")
 
 
+_FIXTURES_OF_MODELS = {"gemma", "smollm", "real"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes minutes, or a browser, is slow too; fixtures of real models need their weights."""
+    for item in items:
+        if _FIXTURES_OF_MODELS & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.model)
+        if item.get_closest_marker("nightly") or item.get_closest_marker("browser"):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def no_network() -> Iterator[None]:
     """Connections leave this process for the machine itself only."""

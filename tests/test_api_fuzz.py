@@ -407,7 +407,7 @@ SKIPPED = {
 
 
 @pytest.mark.parametrize("name", CALLED)
-@pytest.mark.parametrize("number", [FEW, pytest.param(MANY, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [FEW, pytest.param(MANY, marks=pytest.mark.nightly)])
 def test_any_arguments_give_a_result_or_one_of_the_packages_errors(name: str, number: int) -> None:
     function, call = CALLED[name]
 

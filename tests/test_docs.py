@@ -123,7 +123,7 @@ def test_the_glass_box_page_prints_what_it_says(capsys: pytest.CaptureFixture[st
     assert [round(score, 1) for score in severed[:2]] == [0.4, 0.4]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_page_on_conversations_runs_on_the_real_chat_model() -> None:
     (block,) = python_blocks("conversations.md")
     names: dict[str, Any] = {}
@@ -158,7 +158,7 @@ def test_the_notebook_holds_no_outputs() -> None:
     assert all(not cell.outputs and cell.execution_count is None for cell in cells)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_notebook_runs_from_top_to_bottom() -> None:
     nbclient = pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")

@@ -35,6 +35,7 @@ def requirements(path: str) -> dict[str, Requirement]:
     return {requirement.name.lower().replace("_", "-"): requirement for requirement in parsed}
 
 
+@pytest.mark.model
 def test_python_example_runs_as_it_stands(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     shown: list[go.Figure] = []
     monkeypatch.setattr(go.Figure, "show", lambda self, *args, **kwargs: shown.append(self))

@@ -14,7 +14,7 @@ from causal_tracer.errors import CausalTracerError, PromptError, SettingsError, 
 from causal_tracer.request.sites import KINDS, LayerKind
 from tests.support.hand_hooks import clean_by_hand, map_by_hand
 from tests.support.tiny_models import (
-    ARCHITECTURES,
+    EVERY_ARCHITECTURE,
     OTHER_PROMPT,
     OTHER_SUBJECT,
     PROMPT,
@@ -138,7 +138,7 @@ def test_the_rule_of_the_noise_is_in_the_result() -> None:
 # Numbers --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", EVERY_ARCHITECTURE)
 def test_the_tracer_end_to_end_equals_hooks_by_hand(name: str) -> None:
     """Whatever engine it chooses: text in, numbers out."""
     tracer = tiny_tracer(name)

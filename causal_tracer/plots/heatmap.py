@@ -59,7 +59,7 @@ def plot_hidden_flow_heatmap(
     """Draw a map: tokens or heads down, layers across, the metric as colour. The subject's tokens are marked.
 
     The strongest colour is the metric's best value, or in direction "corrupt" its worst. White is the run that was
-    patched; sand-coloured cells change the metric the wrong way.
+    patched; sand-coloured cells change the metric the wrong way; cells that were not computed are gaps.
 
     Args:
         result: The map.
@@ -72,16 +72,11 @@ def plot_hidden_flow_heatmap(
         tick_interval: Every how many layers one is numbered.
         skip_final_labels_portion: Share of the layers at the end that are left without numbers.
         height: Height in pixels; None follows the number of rows.
-        limits: Where the colour scale begins and ends, as values of the metric; None reaches over all scores, low_score
-            and high_score. `shared_limits` gives those of several maps.
+        limits: Both ends of the colour scale, as values of the metric; None reaches over all of this map's values.
         write_top_tokens: Write into each cell the most probable token of the restored run, where the result has it.
 
-    Returns:
-        The figure. Cells that were not computed are gaps.
-
     Raises:
-        SettingsError: An argument is of another type or out of range.
-        ExportError: `savepdf` could not be written.
+        SettingsError, ExportError: An argument is out of range, or `savepdf` could not be written.
     """
     check_plot_options(
         result,
@@ -93,26 +88,32 @@ def plot_hidden_flow_heatmap(
         limits=limits,
         write_top_tokens=write_top_tokens,
     )
-    layers = result.scores.shape[1]
-    heatmap = _heatmap(result, SITES[result.kind].color_scale if color is None else color, limits)
+    figure = go.Figure(_heatmap(result, SITES[result.kind].color_scale if color is None else color, limits))
     if write_top_tokens:
-        heatmap.update(text=_top_tokens(result), texttemplate="%{text}", textfont={"size": 10})
-    figure = go.Figure(heatmap)
-    labelled = range(0, max(1, layers - math.ceil(layers * skip_final_labels_portion)), max(1, tick_interval))
+        figure.update_traces(text=_top_tokens(result), texttemplate="%{text}", textfont={"size": 10})
     lay_out_map(
         figure,
         title=map_title(result) if title is None else title,
         xlabel=xlabel if xlabel is not None else layer_axis_title(result),
-        columns={layer: str(layer) for layer in labelled},
+        columns=_numbered_layers(result.scores.shape[1], skip_final_labels_portion, tick_interval),
         rows=axis_labels(result),
         height=height,
     )
     figure.update_layout(font_family=font_family or None)
+    return _given_out(figure, savepdf, show)
+
+
+def _given_out(figure: go.Figure, savepdf: str | PathLike[str] | None, show: bool) -> go.Figure:
     if savepdf is not None:
         save_figure(figure, savepdf)
     if show:
         figure.show()
     return figure
+
+
+def _numbered_layers(layers: int, unlabelled_share: float, tick_interval: int) -> dict[int, str]:
+    labelled = range(0, max(1, layers - math.ceil(layers * unlabelled_share)), max(1, tick_interval))
+    return {layer: str(layer) for layer in labelled}
 
 
 def lay_out_map(

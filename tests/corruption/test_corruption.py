@@ -19,8 +19,8 @@ from causal_tracer.experiment.embeddings import corrupting
 from causal_tracer.experiment.noise_levels import embedding_scale, noise_level
 from causal_tracer.prompts.prompt import make_prompt
 from tests.support.tiny_models import (
-    ARCHITECTURES,
     D_MODEL,
+    EVERY_ARCHITECTURE,
     PROMPT,
     SUBJECT,
     VOCAB_SIZE,
@@ -75,7 +75,7 @@ def test_seeds_that_numpy_does_not_take_are_refused_by_value(seed: int) -> None:
         tiny_tracer("gpt2").calculate_hidden_flow(PROMPT, SUBJECT, patch_seed=seed, samples=1)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", EVERY_ARCHITECTURE)
 def test_the_automatic_level_is_three_sd_of_the_embeddings_output(name: str) -> None:
     model = tiny_model(name)
     with torch.no_grad():

@@ -348,9 +348,9 @@ def test_a_study_knows_facts_by_the_form_that_the_model_finds_more_probable(kind
         assert not refused
         for found in answers:
             fact = found.fact
-            flow = of.trace(fact.prompt, fact.subject, answer=fact.attribute, samples=1)
+            flow = of.trace(fact.prompt, fact.subject, answer=fact.attribute, samples=1, end_layer=1)
             assert found.answer_ids == flow.answer_ids
-            own = of.trace(fact.prompt, fact.subject, samples=1)
+            own = of.trace(fact.prompt, fact.subject, samples=1, end_layer=1)
             assert found.known == (own.answer_id == flow.answer_ids[0])
 
 
@@ -390,6 +390,7 @@ def test_gemma_reads_answers_as_it_would_say_them(
     assert asked.probability == pytest.approx(torch.tensor(found).exp().item(), rel=1e-3)
 
 
+@pytest.mark.model
 def test_a_chat_model_answers_after_its_role_marker() -> None:
     of = CausalTracer.from_pretrained("embedded:smollm2-135m-instruct", progress=False)
     chat = ChatText.from_user("What is the capital of France? Answer with one word.")

@@ -570,14 +570,15 @@ def real(request: pytest.FixtureRequest) -> SimpleNamespace:
     return SimpleNamespace(model=model, folder=embedded_model_folder(request.param))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_real_model_equals_transformers(real: SimpleNamespace, tmp_path: Path) -> None:
     gguf = tmp_path / "model.gguf"
     embedded._assemble(embedded._source_files(real.model), gguf, real.model, nothing)
     assert_equal_to_transformers(real.folder, gguf, logits_too=False)
 
 
-@pytest.mark.slow
+@pytest.mark.model
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("prompt", "answer", "probability"),
     [

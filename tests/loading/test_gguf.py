@@ -472,7 +472,8 @@ def test_errors_are_of_the_one_tree(tmp_path: Path) -> None:
 # --- real files ---
 
 
-@pytest.mark.slow
+@pytest.mark.model
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", ["embedded", "embedded:smollm2-135m-instruct"])
 def test_a_real_file_gives_the_embedded_model(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     embedded = find_embedded_model(name)
@@ -491,7 +492,8 @@ def test_a_real_file_gives_the_embedded_model(name: str, tmp_path: Path, monkeyp
     assert loaded.model.config.gguf_quantisation == ("Q4_K_M" if name == "embedded" else "Q4_1")
 
 
-@pytest.mark.slow
+@pytest.mark.model
+@pytest.mark.nightly
 def test_transformers_reads_a_real_file_as_the_table_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     embedded = find_embedded_model("embedded:smollm2-135m-instruct")
     if importlib.util.find_spec(embedded.parts[0][0]) is None:

@@ -141,7 +141,8 @@ def test_embedded_name_calls_no_hub(saved: Path, network: list[object], monkeypa
     assert network == []
 
 
-@pytest.mark.slow
+@pytest.mark.model
+@pytest.mark.nightly
 def test_embedded_model_itself(network: list[object]) -> None:
     loaded = load_model("embedded", device="cpu", progress=False)
     ids = loaded.tokenizer("The Space Needle is located in the city of", return_tensors="pt")

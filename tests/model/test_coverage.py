@@ -90,7 +90,7 @@ def test_modules_are_those_pinned_by_hand(model_type: str) -> None:
     assert inside(tiny(model_type), "mlp") == mlp
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("model_type", DIFFICULT)
 def test_maps_equal_plain_hooks_and_the_resumed_sweep_the_full_one(model_type: str) -> None:
     report = report_on(model_type)

@@ -17,8 +17,8 @@ from causal_tracer.model.layers import trace_model
 from causal_tracer.request.sites import KINDS
 from tests.support.structure_checks import check_names_are_the_pinned_ones
 from tests.support.tiny_models import (
-    ARCHITECTURES,
     D_MODEL,
+    EVERY_ARCHITECTURE,
     FAMILIES,
     PROMPT,
     SUBJECT,
@@ -31,12 +31,12 @@ from tests.support.tiny_models import (
 from tests.support.unchanged import assert_unchanged, fingerprint
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", EVERY_ARCHITECTURE)
 def test_modules_found_by_structure_are_those_pinned_by_hand(name: str) -> None:
     check_names_are_the_pinned_ones(tiny_tracer(name).context.traced, name)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", EVERY_ARCHITECTURE)
 def test_a_freshly_initialised_model_is_understood_too(name: str) -> None:
     """Weights as transformers makes them, very small: what is found must not depend on how sensitive a model is."""
     state = torch.random.get_rng_state()
@@ -51,7 +51,7 @@ def test_a_bfloat16_model_is_understood_too(name: str) -> None:
     check_names_are_the_pinned_ones(trace_model(build_tiny_model(name).to(torch.bfloat16)), name)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", EVERY_ARCHITECTURE)
 def test_sizes_are_the_models_own(name: str) -> None:
     traced = tiny_tracer(name).context.traced
     assert (traced.n_layers, traced.d_model, traced.vocab_size) == (FAMILIES[name].n_layers, D_MODEL, VOCAB_SIZE)
@@ -59,7 +59,7 @@ def test_sizes_are_the_models_own(name: str) -> None:
     assert traced.dtype == torch.float32
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", EVERY_ARCHITECTURE)
 def test_the_config_that_was_found_gives_the_same_model_when_given(name: str) -> None:
     tracer = tiny_tracer(name)
     again = CausalTracer(tiny_model(name), tiny_tokenizer(), tracer.layer_config, noise=1.0)

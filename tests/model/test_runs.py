@@ -16,7 +16,7 @@ from causal_tracer.model.runs import clean_run, read_logits
 from causal_tracer.prompts.prompt import make_prompt
 from tests.support.hand_hooks import cell_by_hand, clean_by_hand, rome_noise
 from tests.support.tiny_models import (
-    ARCHITECTURES,
+    EVERY_ARCHITECTURE,
     FAMILIES,
     PROMPT,
     SUBJECT,
@@ -28,7 +28,7 @@ from tests.support.tiny_models import (
 from tests.support.unchanged import assert_unchanged, fingerprint
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", EVERY_ARCHITECTURE)
 def test_the_clean_run_is_the_plain_model(name: str) -> None:
     traced = tiny_tracer(name).context.traced
     prompt = make_prompt(tiny_tokenizer(), PROMPT, SUBJECT)
@@ -40,7 +40,7 @@ def test_the_clean_run_is_the_plain_model(name: str) -> None:
     assert run.input_ids.tolist() == list(prompt.input_ids)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", EVERY_ARCHITECTURE)
 def test_clean_activations_are_what_the_pinned_modules_gave(name: str) -> None:
     prompt = make_prompt(tiny_tokenizer(), PROMPT, SUBJECT)
     run = clean_run(tiny_tracer(name).context.traced, prompt.input_ids)
@@ -67,7 +67,7 @@ def test_attention_and_mlp_outputs_add_up_to_what_a_block_adds(name: str) -> Non
         torch.testing.assert_close(found, added[0] + added[1], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", EVERY_ARCHITECTURE)
 @pytest.mark.parametrize("batch_size", [1, 2, 64])
 def test_the_corrupted_run_equals_hooks_by_hand(name: str, batch_size: int) -> None:
     prompt = make_prompt(tiny_tokenizer(), PROMPT, SUBJECT)

@@ -186,7 +186,7 @@ around_a_call = pytest.mark.parametrize("surroundings", SURROUNDINGS.values(), i
 
 
 @around_a_call
-@pytest.mark.parametrize("name", ["llama", *(pytest.param(n, marks=pytest.mark.slow) for n in ARCHITECTURES)])
+@pytest.mark.parametrize("name", ["llama", *(pytest.param(n, marks=pytest.mark.nightly) for n in ARCHITECTURES)])
 def test_surroundings_of_a_call_do_not_change_its_numbers(
     name: str, surroundings: Callable[[], AbstractContextManager[Any]]
 ) -> None:

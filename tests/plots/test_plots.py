@@ -375,7 +375,7 @@ def test_without_a_chrome_images_are_refused_with_what_to_do(tmp_path: Path, mon
         save_figure(draw(some_flow()), tmp_path / "map.png")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.skipif(not CHROMIUM.exists(), reason="there is no Chromium")
 @pytest.mark.parametrize(("ending", "magic"), [("png", b"\x89PNG"), ("svg", b"<svg"), ("pdf", b"%PDF")])
 def test_images_are_written_where_there_is_a_chromium(ending: str, magic: bytes, tmp_path: Path) -> None:
@@ -385,7 +385,7 @@ def test_images_are_written_where_there_is_a_chromium(ending: str, magic: bytes,
     assert path.stat().st_size > 1000
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.skipif(not CHROMIUM.exists(), reason="there is no Chromium")
 def test_savepdf_writes_the_pdf(tmp_path: Path) -> None:
     pytest.importorskip("kaleido")

@@ -13,7 +13,7 @@ from benchmarks.cold_start import ROOT, make_environment, measure, running_space
 from causal_tracer import HiddenFlow
 from tests.support.tiny_models import build_tiny_model, tiny_tokenizer
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.nightly
 
 
 SHOW_STUDIES = "from causal_tracer.web.page.studies import StudyShelf; print(StudyShelf.of().show(0, 1, None)[3])"

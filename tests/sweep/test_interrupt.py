@@ -56,8 +56,8 @@ print("whole", flush=True)
     ("name", "engine"),
     [
         ("llama", "auto"),
-        pytest.param("gpt2", "full", marks=pytest.mark.slow),
-        pytest.param("qwen3_next", "auto", marks=pytest.mark.slow),
+        pytest.param("gpt2", "full", marks=pytest.mark.nightly),
+        pytest.param("qwen3_next", "auto", marks=pytest.mark.nightly),
     ],
 )
 def test_an_interrupt_stops_the_sweep_within_a_second_and_leaves_the_model_bit_identical(

@@ -20,7 +20,7 @@ from causal_tracer.metrics.metric import METRICS
 from causal_tracer.sweep.plan import Cell, Intervention, reach
 from causal_tracer.tracing import loop
 from tests.support.tiny_models import (
-    ARCHITECTURES,
+    EVERY_ARCHITECTURE,
     OTHER_PROMPT,
     OTHER_SUBJECT,
     PROMPT,
@@ -57,7 +57,7 @@ def same_in_both_sweeps(
     return fast
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", EVERY_ARCHITECTURE)
 def test_severed_and_placebo_maps_are_the_same_in_both_sweeps(name: str) -> None:
     tracer = tiny_tracer(name)
     specs = {key: spec for key, spec in MAPS.items() if not tracer.context.traced.missing_layers(spec.kind)}
@@ -67,7 +67,7 @@ def test_severed_and_placebo_maps_are_the_same_in_both_sweeps(name: str) -> None
         assert float((flows[key].indirect_effect - plain).abs().max()) > 1e-4, "severing changes nothing"
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", EVERY_ARCHITECTURE)
 def test_corrupted_activations_in_the_clean_run_are_the_same_in_both_sweeps(name: str) -> None:
     tracer = tiny_tracer(name)
     request = replace(REQUEST, direction="corrupt")
@@ -79,7 +79,7 @@ def test_corrupted_activations_in_the_clean_run_are_the_same_in_both_sweeps(name
     assert (flow.low_score, flow.high_score) == pytest.approx((restored.low_score, restored.high_score), abs=1e-6)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", EVERY_ARCHITECTURE)
 def test_heads_are_the_same_in_both_sweeps_and_add_nothing_where_they_are_not_restored(name: str) -> None:
     tracer = tiny_tracer(name)
     heads = tracer.context.traced.head_sites
@@ -196,7 +196,7 @@ def test_all_heads_of_a_layer_together_are_its_attention(name: str) -> None:
     close(by_cell[:2], by_cell[2:], 1e-4)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", EVERY_ARCHITECTURE)
 def test_answers_of_several_tokens_are_the_same_in_both_sweeps_and_equal_teacher_forcing(name: str) -> None:
     tracer = tiny_tracer(name)
     answer = " located downtown city"
@@ -211,7 +211,7 @@ def test_answers_of_several_tokens_are_the_same_in_both_sweeps_and_equal_teacher
     assert flow.high_score == pytest.approx(joint, abs=1e-4)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", EVERY_ARCHITECTURE)
 @pytest.mark.parametrize("read", [7, 8])
 def test_an_earlier_read_position_is_the_same_in_both_sweeps_and_sees_no_later_token(name: str, read: int) -> None:
     tracer = tiny_tracer(name)

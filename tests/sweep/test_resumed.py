@@ -31,9 +31,11 @@ from tests.support import sweep_checks as checks
 from tests.support.sweeps import base_runs, sweep_cells, sweep_map
 from tests.support.tiny_models import (
     ARCHITECTURES,
+    EVERY_ARCHITECTURE,
     PROMPT,
     SUBJECT,
     build_tiny_model,
+    of_architecture,
     tiny_model,
     tiny_tokenizer,
     tiny_tracer,
@@ -49,7 +51,7 @@ def by_mode(mode: ResumeMode) -> checks.Engine:
 
 def cases() -> list[Any]:
     return [
-        pytest.param(name, mode, id=f"{name}-{mode.name}")
+        pytest.param(name, mode, id=f"{name}-{mode.name}", marks=of_architecture(name))
         for name in ARCHITECTURES
         for mode in RESUME_MODES
         if not (mode.broadcast and name in NEEDS_ALL_ROWS)
@@ -67,7 +69,7 @@ def test_resumed_sweep_equals_the_full_one(name: str, mode: ResumeMode) -> None:
             torch.testing.assert_close(found, expected, atol=min(1e-5, 1e-2 * effect), rtol=0)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", EVERY_ARCHITECTURE)
 def test_resumed_sweep_obeys_the_identities(name: str) -> None:
     mode = RESUME_MODES[1] if name in NEEDS_ALL_ROWS else RESUME_MODES[0]
     checks.check_the_answer_moves(by_mode(mode), name)
@@ -80,7 +82,7 @@ def test_resumed_sweep_obeys_the_identities(name: str) -> None:
     checks.check_same_call_twice_is_bit_identical(by_mode(mode), name)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", EVERY_ARCHITECTURE)
 def test_the_engine_chosen_is_the_fastest_that_works(name: str) -> None:
     engine_check = check_resume_modes(tiny_tracer(name).context.traced, 8)
     assert engine_check.mode == (RESUME_MODES[1] if name in NEEDS_ALL_ROWS else RESUME_MODES[0])

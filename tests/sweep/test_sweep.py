@@ -25,7 +25,7 @@ from tests.support.sweep_checks import (
 )
 from tests.support.sweeps import SAMPLES, Engine, base_runs, sweep_cells, sweep_map
 from tests.support.tiny_models import (
-    ARCHITECTURES,
+    EVERY_ARCHITECTURE,
     FAMILIES,
     OTHER_PROMPT,
     OTHER_SUBJECT,
@@ -47,7 +47,7 @@ ENGINES: dict[str, Engine] = {"full": full_sweep}
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", EVERY_ARCHITECTURE)
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
 def test_sweep_on_every_architecture(check: Callable[[Engine, str], None], name: str, engine: str) -> None:
     check(ENGINES[engine], name)

@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from causal_tracer import CausalTracer
+from causal_tracer import CausalTracer, HiddenFlow
+
+pytestmark = pytest.mark.model
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -44,17 +46,22 @@ def cases() -> list[Any]:
     ]
 
 
-def check(model: str, case: dict[str, Any], engine: str, tolerance: float) -> None:
-    expected = golden(model)
-    flow = tracer(model).calculate_hidden_flow(
-        expected["prompt"],
-        expected["subject"],
-        kind=case["kind"],
-        window=case["window"],
-        patch_seed=case["seed"],
-        samples=expected["samples"],
+@cache
+def traced(model: str, kind: Any, window: int, seed: int, engine: str) -> HiddenFlow:
+    asked = golden(model)
+    return tracer(model).calculate_hidden_flow(
+        asked["prompt"],
+        asked["subject"],
+        kind=kind,
+        window=window,
+        patch_seed=seed,
+        samples=asked["samples"],
         engine=engine,
     )
+
+
+def check(model: str, case: dict[str, Any], engine: str, tolerance: float) -> None:
+    flow = traced(model, case["kind"], case["window"], case["seed"], engine)
     assert flow.answer == case["answer"]
     assert list(flow.subject_range) == case["subject_range"]
     assert flow.high_score == pytest.approx(case["high_score"], abs=tolerance)
@@ -74,7 +81,7 @@ def test_scores_equal_causal_tracer_1_1_0(model: str, case: dict[str, Any]) -> N
     check(model, case, engine="auto", tolerance=2e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(("model", "case"), cases()[::5])
 def test_full_sweep_equals_causal_tracer_1_1_0(model: str, case: dict[str, Any]) -> None:
     check(model, case, engine="full", tolerance=2e-5)
@@ -87,9 +94,8 @@ def test_automatic_noise_level_equals_causal_tracer_1_1_0_where_the_embedding_is
 
 def test_space_needle_map_shows_the_two_sites_of_the_paper() -> None:
     """The last subject token in early layers, the last token in late ones (arXiv 2202.05262, Figure 1)."""
-    flow = CausalTracer.from_pretrained("embedded", noise=1.0, progress=False).calculate_hidden_flow(
-        "The Space Needle is located in the city of", "The Space Needle"
-    )
+    assert golden("embedded")["prompt"] == "The Space Needle is located in the city of"
+    flow = traced("embedded", "hidden", 1, 1, "auto")
     early, late = flow.scores[flow.subject_range[1] - 1, :9], flow.scores[-1, 9:]
     assert flow.answer == " Seattle"
     assert flow.high_score > 0.45

@@ -725,7 +725,8 @@ def real_cases(by_hand: Plain, noisy_embedded: Tensor, other_text: str, other_su
     }
 
 
-@pytest.mark.slow
+@pytest.mark.model
+@pytest.mark.nightly
 def test_a_real_model_gives_the_same_cells_as_by_hand() -> None:
     tracer = plain_tracer(REAL)
     by_hand = plain(REAL)
@@ -749,7 +750,8 @@ def test_a_real_model_gives_the_same_cells_as_by_hand() -> None:
             assert float(flow.scores[token, layer]) == pytest.approx(expected, rel=1e-3, abs=2e-5), (name, token, layer)
 
 
-@pytest.mark.slow
+@pytest.mark.model
+@pytest.mark.nightly
 def test_grouped_query_heads_of_a_real_model() -> None:
     tracer = plain_tracer(REAL)
     by_hand = plain(REAL)

@@ -14,7 +14,7 @@ from causal_tracer.errors import SubjectError, TraceCancelled
 from causal_tracer.sweep import shared
 from causal_tracer.sweep.plan import SweepChunk
 from causal_tracer.tracing import loop
-from tests.support.tiny_models import ARCHITECTURES, OTHER_PROMPT, OTHER_SUBJECT, PROMPT, SUBJECT, tiny_tracer
+from tests.support.tiny_models import EVERY_ARCHITECTURE, OTHER_PROMPT, OTHER_SUBJECT, PROMPT, SUBJECT, tiny_tracer
 
 QUERIES = (
     (PROMPT, SUBJECT),
@@ -67,7 +67,7 @@ def shared_and_alone(
     return tracer.trace_maps(asked, specs, options), [tracer.trace_maps(each, specs, options) for each in asked]
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", EVERY_ARCHITECTURE)
 def test_each_map_is_that_of_the_prompt_alone(name: str) -> None:
     assert_same(*shared_and_alone(name, requests(), {"hidden": MapSpec(), "mlp": MapSpec("mlp", 2)}))
 

@@ -142,7 +142,7 @@ class TestValidators:
     def test_take_anything(self, asked):
         check_validators(asked)
 
-    @pytest.mark.slow
+    @pytest.mark.nightly
     @quick(MANY)
     @given(inputs(wild=True))
     def test_take_ten_thousand_of_anything(self, asked):
@@ -155,7 +155,7 @@ class TestLinks:
     def test_take_anything(self, query):
         check_link(query)
 
-    @pytest.mark.slow
+    @pytest.mark.nightly
     @quick(MANY)
     @given(queries)
     def test_take_ten_thousand_of_anything(self, query):
@@ -166,7 +166,7 @@ class TestLinks:
     def test_what_is_valid_comes_back_the_same(self, asked):
         check_round_trip(asked)
 
-    @pytest.mark.slow
+    @pytest.mark.nightly
     @quick(MANY)
     @given(inputs(wild=False))
     def test_ten_thousand_come_back_the_same(self, asked):
@@ -237,7 +237,7 @@ def address(service) -> Iterator[str]:
         yield address
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 class TestOverHttp:
     """Five hundred requests to a running app, of wrong types and numbers of values too."""
 

@@ -137,7 +137,7 @@ class TestPictures:
         with pytest.raises(ExportError, match="Chrome or Chromium"):
             download(tiny_flow(), "png", tmp_path)
 
-    @pytest.mark.slow
+    @pytest.mark.nightly
     @pytest.mark.parametrize(("ending", "start"), [("svg", b"<svg"), ("png", b"\x89PNG")])
     def test_are_drawn(self, tmp_path, ending, start):
         try:

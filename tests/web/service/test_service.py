@@ -419,7 +419,8 @@ class TestStoredMaps:
         assert flow.scores.isfinite().all()
         assert not map_warnings(flow)
 
-    @pytest.mark.slow
+    @pytest.mark.model
+    @pytest.mark.nightly
     def test_come_out_again(self):
         tracer = CausalTracer.from_pretrained("embedded", progress=False)
         for kind, layer in (("hidden", 5), ("mlp", 4), ("attention", 12)):
