@@ -19,7 +19,7 @@ tracer = tiny_tracer("llama")
 """
 
 
-@pytest.mark.parametrize(("guide", "most_files"), [("A setting of a request", 2), ("A figure", 1)])
+@pytest.mark.parametrize(("guide", "most_files"), [("A setting of a request", 2), ("A figure", 1), ("A site", 3)])
 def test_a_guide_s_patch_gives_what_its_code_says(guide: str, most_files: int, tmp_path: Path) -> None:
     """A test comes with each; `most_files` leaves it out."""
     (patch,) = re.findall(r"```diff\n(.*?)```", GUIDES[guide], re.DOTALL)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -39,13 +38,6 @@ def test_opening_a_saved_result_imports_no_engine_and_no_transformers() -> None:
     assert "transformers" not in imported
     parts = {name.split(".")[1] for name in imported if name.startswith("causal_tracer.")}
     assert not parts & {"model", "loading", "experiment", "sweep", "tracing", "tracer", "plots", "web", "cli", "study"}
-
-
-def test_no_test_module_imports_another() -> None:
-    tests = Path(__file__).parent
-    for path in tests.rglob("*.py"):
-        names = re.findall(r"^\s*(?:from|import) (tests[\w.]*)", path.read_text(encoding="utf-8"), re.MULTILINE)
-        assert not [name for name in names if ".test_" in name or name == "tests"], path
 
 
 def test_public_names_resolve() -> None:
