@@ -17,7 +17,7 @@ HOMES = {
     "fsync": (r"os\.fsync", {"files.py", "study/journal.py"}),
     # A converted model is written into a folder of its own, which is moved into place when it is whole.
     "writing files": (
-        r"\.write_(text|bytes)\(|\bopen\([^)]*[\"'][wxa]b?\+?[\"']",
+        r"\.write_(text|bytes)\(|\bopen\((?!os\.devnull)[^)]*[\"'][wxa]b?\+?[\"']",
         {
             "files.py",
             "study/journal.py",

@@ -157,6 +157,8 @@ def clustered_mean(values: Doubles, clusters: Sequence[str], seed: int = 0, draw
         Mean and interval [...]; the interval is NaN where fewer than two clusters have a value: one relation says
         nothing about others.
     """
+    if not len(values):
+        return Mean(*(np.full(values.shape[1:], np.nan) for _ in range(3)))
     names = sorted(set(clusters))
     member = np.array([[cluster == name for cluster in clusters] for name in names], dtype=np.float64)
     known = ~np.isnan(values)

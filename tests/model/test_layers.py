@@ -168,7 +168,7 @@ def test_layers_without_a_kind_have_no_names_and_are_listed() -> None:
     flow = tracer.calculate_hidden_flow(PROMPT, SUBJECT, "mlp", samples=1, window=3)
     assert flow.scores[:, 1].isnan().all()
     assert not flow.scores[:, [0, 2]].isnan().any()
-    assert any("mlp" in note and "1" in note for note in flow.notes)
+    assert any("MLP" in note and "1" in note for note in flow.notes)
 
 
 def test_an_encoder_decoder_is_refused_by_name() -> None:

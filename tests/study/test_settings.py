@@ -80,7 +80,7 @@ def test_what_cannot_be_asked_of_all_facts_is_refused(change, words) -> None:
 def test_each_field_of_the_records_is_an_option_of_the_command() -> None:
     options = inspect.signature(command.study).parameters.keys()
     for record in (TraceRequest, MapSpec, RunOptions):
-        left_out = {*FACT_FIELDS, "source", "positions"}
+        left_out = {*FACT_FIELDS, "source", "positions", "token"}
         assert {item.name for item in fields(record)} - left_out <= options
     assert not options & (set(FACT_FIELDS) - {"placebo"})
 

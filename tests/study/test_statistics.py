@@ -120,6 +120,11 @@ class TestBootstrap:
         assert found.mean[0] == 0.5
         assert np.isnan([found.low[0], found.high[0], found.mean[1], found.low[1]]).all()
 
+    def test_no_fact_has_no_mean(self):
+        found = clustered_mean(np.empty((0, 2)), [])
+        assert found.mean.shape == found.low.shape == found.high.shape == (2,)
+        assert np.isnan([found.mean, found.low, found.high]).all()
+
     def test_the_seed_fixes_the_draws(self):
         values, clusters = np.random.default_rng(0).normal(size=(30, 2)), [str(n % 7) for n in range(30)]
         first, again, other = (clustered_mean(values, clusters, seed) for seed in (1, 1, 2))

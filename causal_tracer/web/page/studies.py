@@ -32,6 +32,9 @@ SHIPPED_STUDIES = Path(__file__).parents[1] / "stored" / "studies"
 ALONE = -1
 """The choice of no second study."""
 
+Opened = tuple[str, Mapping[str, go.Figure], Mapping[str, tuple[str, str]]]
+"""A study's findings as HTML, its figures by name, and each one's title and caption."""
+
 _STUDY_FILES = (".json", ".jsonl", ".parquet")
 _GRID = "rgba(128,128,128,.25)"
 _CLEAR = "rgba(0,0,0,0)"
@@ -60,12 +63,12 @@ class StudyShelf:
     def show(self, number: int | None, other: int | None, figure: str | None) -> tuple[Any, Any, str, str]:
         """Return the list of figures, the chosen one, its caption and the study's findings, the last two as HTML."""
         try:
-            findings, figures = opened(*self._folders(number, other))
+            findings, figures, words = opened(*self._folders(number, other))
         except CausalTracerError as error:
             return gr.skip(), gr.skip(), message_html(str(error)), gr.skip()
         name = figure if figure and figure in figures else next(iter(figures))
-        listed = gr.Dropdown(choices=[(figure_words(each)[0], each) for each in figures], value=name)
-        return listed, _on_the_page(figures[name]), f'<p class="ct-made">{figure_words(name)[1]}</p>', findings
+        listed = gr.Dropdown(choices=[(words[each][0], each) for each in figures], value=name)
+        return listed, _on_the_page(figures[name]), f'<p class="ct-made">{words[name][1]}</p>', findings
 
     def write_report(self, number: int | None, other: int | None) -> tuple[str | None, Any]:
         """Return the report as a file to download, and a message where it could not be made."""
@@ -134,18 +137,19 @@ def studies_tab(service: TraceService) -> None:
     ).success(None, inputs=[saved], js=SAVE, api_visibility="private")
 
 
-def opened(*folders: Path) -> tuple[str, Mapping[str, go.Figure]]:
-    """Return a study's findings as HTML and its figures, those of the comparison for two; kept until a file changes."""
+def opened(*folders: Path) -> Opened:
+    """Return what a study has to show, for two its comparison's figures; kept until a file changes."""
     return _open_once(tuple((folder, _changed_at(folder)) for folder in folders))
 
 
 @lru_cache(maxsize=16)
-def _open_once(folders: tuple[tuple[Path, tuple[float, ...]], ...]) -> tuple[str, Mapping[str, go.Figure]]:
+def _open_once(folders: tuple[tuple[Path, tuple[float, ...]], ...]) -> Opened:
     studies = [StoredStudy.open(folder) for folder, _ in folders]
     figures = study_figures(studies[0].effects) if len(studies) == 1 else comparison_figures(named_effects(studies))
     if not figures:
         raise StudyError("These two studies have no kind of map in common. Choose another one to compare with.")
-    return findings_html(studies[0]), figures
+    words = {name: figure_words(name, studies[0].settings.request.direction) for name in figures}
+    return findings_html(studies[0]), figures, words
 
 
 def _changed_at(folder: Path) -> tuple[float, ...]:

@@ -117,6 +117,6 @@ class TestFolder:
         assert studies.opened(shelf.studies[last].folder) is first
         path = folder / "again" / "manifest.json"
         manifest = json.loads(path.read_text())
-        manifest["settings"]["samples"] = 77
+        manifest["settings"]["request"]["samples"] = 77
         path.write_text(json.dumps(manifest))
         assert "77 noise samples" in shelf.show(last, ALONE, None)[3]
