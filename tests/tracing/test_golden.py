@@ -18,9 +18,11 @@ pytestmark = pytest.mark.model
 
 
 @pytest.fixture(autouse=True, scope="module")
-def all_cores() -> Iterator[None]:
+def its_share_of_the_cores() -> Iterator[None]:
+    """More threads than cores wait for each other: several times as long."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count() or 1)
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
     yield
     torch.set_num_threads(threads)
 
