@@ -169,6 +169,7 @@ def test_the_notebook_runs_from_top_to_bottom() -> None:
     assert "Seattle" in shown
 
 
+@pytest.mark.slow
 def test_the_page_of_the_reference_can_be_made_by_a_command() -> None:
     done = subprocess.run(
         [sys.executable, "-c", "import runpy; print(len(runpy.run_path('docs/make_api.py')['page']()))"],

@@ -69,6 +69,7 @@ def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
         _ = causal_tracer.GPTJ_LAYER_CONFIG
 
 
+@pytest.mark.slow
 def test_a_star_import_works() -> None:
     assert _run(
         "from causal_tracer import *; print(CausalTracer.__name__, plot_hidden_flow_heatmap.__name__)"

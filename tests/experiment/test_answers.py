@@ -266,6 +266,7 @@ def by_hand(of: CausalTracer, prompt: str, answer: str) -> tuple[float, tuple[in
     return sum(float(logs[n - 1, ids[n]]) for n in range(len(before), len(ids))), tuple(ids[len(before) :])
 
 
+@pytest.mark.slow
 @KIND
 @pytest.mark.parametrize("spaced", [-20.0, 0.0, 20.0])
 @pytest.mark.parametrize("opening", ["(", "in", "は", "“", "€"])
@@ -335,6 +336,7 @@ def test_an_appended_eos_changes_no_number(kind: str) -> None:
         assert any(EOS in note and "before" in note for note in other.notes)
 
 
+@pytest.mark.slow
 @KIND
 def test_a_study_knows_facts_by_the_form_that_the_model_finds_more_probable(kind: str) -> None:
     for spaced in (-20.0, 0.0, 20.0):

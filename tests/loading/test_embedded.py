@@ -532,6 +532,7 @@ def read_until(process: subprocess.Popen[str], words: str) -> None:
     pytest.fail(f"the process ended before {words!r}: {process.stderr.read()}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["checking", "weights", "tokenizer", "hashing"])
 def test_killed_while_converting(stage: str, package: SimpleNamespace, tiny: EmbeddedModel, tmp_path: Path) -> None:
     with start(package, tmp_path, stage) as process:
@@ -544,6 +545,7 @@ def test_killed_while_converting(stage: str, package: SimpleNamespace, tiny: Emb
     assert (folder / "manifest.json").is_file()
 
 
+@pytest.mark.slow
 def test_two_processes_convert_once(package: SimpleNamespace, tmp_path: Path) -> None:
     with start(package, tmp_path, "weights") as first:
         read_until(first, "weights")

@@ -18,6 +18,8 @@ from causal_tracer.request.sites import KINDS
 from causal_tracer.sweep.engine import choose_engine
 from tests.support.tiny_models import FAMILIES, PROMPT, SUBJECT, build_tiny_model, tiny_tokenizer, tiny_tracer
 
+pytestmark = pytest.mark.slow
+
 Dispatch = Callable[[Any, str, Path], Any]
 
 

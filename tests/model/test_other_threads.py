@@ -23,6 +23,8 @@ from causal_tracer.model.hooks import editing_outputs, replacing_forward
 from tests.support.tiny_models import PROMPT, SUBJECT, build_tiny_model, tiny_tokenizer, tiny_tracer
 from tests.support.unchanged import assert_unchanged, fingerprint
 
+pytestmark = pytest.mark.slow
+
 IDS = torch.tensor([[256, 40, 41, 42, 43, 44, 45, 46]])
 SECONDS = 30
 

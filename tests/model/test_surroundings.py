@@ -18,6 +18,8 @@ from causal_tracer.model.engine_mode import engine_mode
 from tests.support.tiny_models import ARCHITECTURES, PROMPT, SUBJECT, build_tiny_model, tiny_model, tiny_tokenizer
 from tests.support.unchanged import assert_unchanged, fingerprint
 
+pytestmark = pytest.mark.slow
+
 IDS = torch.tensor([[256, 7, 8, 9, 40, 41]])
 
 

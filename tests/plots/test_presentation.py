@@ -37,6 +37,8 @@ from causal_tracer.results.words import map_title, metric_label, metric_of
 from tests.support.flows import some_flow
 from tests.support.tiny_models import OTHER_PROMPT, OTHER_SUBJECT, PROMPT, SUBJECT, tiny_tracer
 
+pytestmark = pytest.mark.slow
+
 PEAK, HALF, WRONG, UNKNOWN = (2, 1), (3, 2), (0, 0), (1, 2)
 NEUTRAL = "#fafafa"
 

@@ -13,6 +13,8 @@ import pytest
 
 from tests.support.hub_stand_in import TOKEN, Hub, HubSpace, running_hub
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 SPACE = "ada/tracer"
 SECRET = "a secret that nobody may read"

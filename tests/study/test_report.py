@@ -23,6 +23,8 @@ from causal_tracer.study.store import read_records
 from causal_tracer.study.stored import StoredStudy, named_effects, stored_studies
 from tests.support.study_model import NOISE, known_facts, tracer
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("pyarrow")
 FACTS = known_facts()
 SETTINGS = StudySettings(

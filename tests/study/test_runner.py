@@ -25,6 +25,8 @@ from causal_tracer.study.store import cells_table, compact, read_manifest, read_
 from causal_tracer.study.tracing import placebo_for
 from tests.support.study_model import NOISE, known_facts, tracer
 
+pytestmark = pytest.mark.slow
+
 pyarrow = pytest.importorskip("pyarrow")
 FACTS = known_facts()
 SETTINGS = StudySettings(

@@ -25,6 +25,8 @@ from causal_tracer.study.store import read_records
 from causal_tracer.study.stored import StoredStudy
 from tests.support.study_model import NOISE, known_facts, tracer
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("pyarrow")
 FACTS = known_facts()
 SETTINGS = StudySettings("tiny", "here", facts_digest(FACTS), TraceRequest("", noise=NOISE, samples=2), audit_share=0)

@@ -16,6 +16,8 @@ from causal_tracer.sweep.engine import choose_engine
 from tests.support.tiny_models import PROMPT, SUBJECT, build_tiny_model, tiny_tokenizer, tiny_tracer
 from tests.support.unchanged import assert_unchanged, fingerprint
 
+pytestmark = pytest.mark.slow
+
 Fails = Callable[[int], bool]
 """From the rows of a call to whether memory runs out in it."""
 

@@ -375,6 +375,7 @@ def test_reading_at_a_chosen_token(name: str, read: int) -> None:
     assert torch.equal(flow.scores[read + 1 :], torch.full_like(flow.scores[read + 1 :], flow.low_score))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("metric", ["probability", "log-probability"])
 def test_answers_of_several_tokens_are_read_one_after_the_other(name: str, metric: str) -> None:

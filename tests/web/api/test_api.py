@@ -28,6 +28,8 @@ from tests.support.tiny_models import PROMPT, SUBJECT, build_tiny_model, tiny_to
 from tests.support.web_app import running_app
 from tests.support.web_tiny import NOISE, app_fields, load_tiny, load_tiny_chat, tiny_service
 
+pytestmark = pytest.mark.slow
+
 gradio_client = pytest.importorskip("gradio_client")
 
 MAP_ENDPOINTS = [("/trace_hidden", "hidden"), ("/trace_mlp", "mlp"), ("/trace_attention", "attention")]
