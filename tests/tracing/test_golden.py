@@ -96,8 +96,7 @@ def test_automatic_noise_level_equals_causal_tracer_1_1_0_where_the_embedding_is
 
 def test_space_needle_map_shows_the_two_sites_of_the_paper() -> None:
     """The last subject token in early layers, the last token in late ones (arXiv 2202.05262, Figure 1)."""
-    assert golden("embedded")["prompt"] == "The Space Needle is located in the city of"
-    flow = traced("embedded", "hidden", 1, 1, "auto")
+    flow = tracer("embedded").calculate_hidden_flow("The Space Needle is located in the city of", "The Space Needle")
     early, late = flow.scores[flow.subject_range[1] - 1, :9], flow.scores[-1, 9:]
     assert flow.answer == " Seattle"
     assert flow.high_score > 0.45
