@@ -76,7 +76,7 @@ class VersionOneCalls(ABC):
         Raises:
             SettingsError, PromptError, SubjectError, TokenizerError: The arguments do not fit together or the model.
             NumericsError: A run gave NaN or infinite logits.
-            TraceCancelled: `cancelled` said so.
+            TraceCancelled: `cancelled` returned True.
         """
         named: dict[str, Any] = {
             "subject": subject,

@@ -167,7 +167,7 @@ class CausalTracer(VersionOneCalls):
         Raises:
             SettingsError, PromptError, SubjectError, TokenizerError: The arguments do not fit together or the model.
             NumericsError: A run gave NaN or infinite logits.
-            TraceCancelled: `cancelled` said so.
+            TraceCancelled: `cancelled` returned True.
         """
         if subject is not None:
             settings["subject"] = subject
@@ -234,7 +234,7 @@ class CausalTracer(VersionOneCalls):
         progress: Progress | None = None,
         cancelled: Cancelled | None = None,
     ) -> Iterator[MapsUpdate]:
-        """Trace maps and hand them on as they fill in, the most telling tokens first; see `trace_maps`.
+        """Yield partial maps as cells are computed, the subject's last token first; see `trace_maps`.
 
         Leaving the iteration early stops the work; nothing is left behind on the model.
         """

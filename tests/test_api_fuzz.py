@@ -37,6 +37,8 @@ from causal_tracer.metrics.metric import METRICS
 from causal_tracer.results.flow import HiddenFlow as Flow
 from tests.support.tiny_models import PROMPT, SUBJECT, tiny_model, tiny_tokenizer
 
+pytestmark = pytest.mark.slow
+
 FEW, MANY = 20, 3000
 
 

@@ -32,7 +32,7 @@ from causal_tracer.request.sites import KINDS, SiteName
 
 @dataclass(frozen=True, eq=False)
 class TracingContext:
-    """What a trace is done on: a model with its tokenizer and its noise.
+    """A model with its tokenizer and noise level.
 
     Attributes:
         traced: The model.
@@ -41,7 +41,7 @@ class TracingContext:
         revision: Its revision in results.
         noise: The noise level of requests that name none.
         noise_rule: Where that number came from, in words.
-        noise_given: What it was asked for by; None is the automatic level.
+        noise_given: The tracer's own noise setting; None is the automatic level.
     """
 
     traced: TracedModel
@@ -70,7 +70,7 @@ class Experiment:
 
     Attributes:
         context: The model.
-        request: What was asked for, with the noise level that the tracer was given where the request names none.
+        request: The request. If it sets no noise level, the tracer's own setting is filled in.
         prompt: The prompt.
         sequence: What is run: the prompt with the answer's tokens but the last after it, and with the tokens that are
             corrupted as its subject.
@@ -115,7 +115,7 @@ class Experiment:
 
 
 def set_up(context: TracingContext, request: TraceRequest, sites: Iterable[SiteName] = KINDS) -> Experiment:
-    """Prompt, answer, clean run with the activations of `sites`, metric and corruption of a request.
+    """Return the prompt, answer, clean run, metric and corruption of a request; the clean run records `sites`.
 
     Raises:
         SettingsError, PromptError, TokenizerError: The request does not fit the model.

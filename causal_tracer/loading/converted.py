@@ -46,7 +46,7 @@ class Conversion:
         space_needed: Bytes of disk that the conversion takes at its peak.
         source: Yields the file, in a temporary folder or elsewhere, while it is converted.
         error: Raised where the disk or a package fails.
-        notice: Written to a file beside the weights; empty for none.
+        notice: Text of a file stored with the weights; empty writes no file.
     """
 
     slug: str

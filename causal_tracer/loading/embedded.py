@@ -29,7 +29,7 @@ class EmbeddedModel:
     sha256: str  # of the assembled file
     license: str
     license_url: str
-    notice: str  # written to a file beside the weights
+    notice: str  # text of a file stored with the weights
     space_needed: int  # bytes of disk that the conversion takes at its peak
 
     @property

@@ -76,9 +76,9 @@ def chosen_gguf(files: Sequence[str], wanted: str | None, name: str, advice: str
         The file's name, or None where none was named and there is none.
 
     Raises:
-        ModelLoadError: There is no file of this name, or several match.
+        ModelLoadError: No file has this name, or several match.
     """
-    # Image encoders, which lie beside their models, are not language models.
+    # Image encoders are stored in the same folder and are not language models.
     found = sorted(f for f in files if f.endswith(".gguf") and not PurePosixPath(f).name.startswith("mmproj"))
     fitting = found if wanted is None else [f for f in found if f == wanted] or [f for f in found if wanted in f]
     listed = ", ".join(found) or "none"

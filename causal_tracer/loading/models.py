@@ -79,7 +79,7 @@ def load_model(
 
     An embedded model, a local folder or a GGUF file is loaded without any call to the hub. From the hub, only
     safetensors weights are loaded, or a GGUF file where there are none, and code from a repository runs only with
-    `trust_remote_code`. A GGUF file is converted to fp32 once and cached beside the embedded models.
+    `trust_remote_code`. A GGUF file is converted to fp32 once and cached in the folder of the embedded models.
 
     Args:
         name: "embedded" or another embedded name, a local folder, a .gguf file, or a hub id such as

@@ -91,7 +91,7 @@ def _computed_again(
     watch: Watch | None,
     halved: Callable[[int], None],
 ) -> Iterator[SweepChunk]:
-    """The maps of these numbers, as NaN and then by the full sweep."""
+    """Yield the maps of these numbers as NaN, and then as computed by the full sweep."""
     again = torch.isin(_maps(work), torch.tensor(failed)).nonzero()[:, 0]
     unknown = torch.full((len(again) * work.base.samples,), torch.nan, dtype=torch.float32)
     samples = torch.arange(work.base.samples).repeat(len(again))
@@ -101,7 +101,7 @@ def _computed_again(
 
 
 def _maps(work: Sweep) -> Tensor:
-    """For each cell, the number of its map."""
+    """Return each cell's map number [cells]."""
     return torch.zeros(len(work.plan.cells), dtype=torch.long) if work.maps is None else work.maps
 
 

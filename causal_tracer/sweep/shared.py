@@ -27,9 +27,9 @@ _HALF_ROUNDING = 0.5
 
 
 def can_share_passes(works: Sequence[Sweep]) -> bool:
-    """Whether sweeps can be stacked: the same cells and reads in prompts of one length, and as many samples.
+    """Return whether sweeps can be stacked: equal cells, reads, prompt lengths and numbers of samples.
 
-    A model that looks at token ids elsewhere than in its embedding cannot share passes either.
+    A model that uses token ids outside its embedding cannot share passes.
     """
     return len({_form(work) for work in works}) == 1 and _only_embeddings_know_tokens(works)
 
@@ -53,7 +53,7 @@ def shared_sweep(
     samples = works[0].base.samples
     numbers = torch.tensor([_numbers(work, works[0]) for work in works], dtype=torch.long)
     reached = torch.tensor([[work.reach(cell) is not None for cell in works[0].plan.cells] for work in works])
-    # The shared sweep does not know where each subject begins: what is before all of them is left out here.
+    # The shared sweep does not know the subjects' positions: cells that change nothing in any prompt are skipped here.
     unchanged, run = (~reached.any(dim=0)).nonzero()[:, 0], reached.any(dim=0).nonzero()[:, 0]
     for number, work in enumerate(works):
         if len(unchanged):
@@ -79,25 +79,25 @@ def shared_sweep(
 
 
 def _form(work: Sweep) -> tuple[object, ...]:
-    """What sweeps that share passes have in common."""
+    """Return what sweeps must have in common to share passes."""
     runs = frozenset(work.base.sources)
     return len(work.base.prompt), work.base.samples, work.reads, work.batch_size, runs, frozenset(_named(work))
 
 
 def _named(work: Sweep) -> list[tuple[int, Cell]]:
-    """The cells, with the numbers of their maps."""
+    """Return the cells with the numbers of their maps."""
     maps = [0] * len(work.plan.cells) if work.maps is None else work.maps.tolist()
     return list(zip(maps, work.plan.cells, strict=True))
 
 
 def _numbers(work: Sweep, first: Sweep) -> list[int]:
-    """The number in a sweep of each cell of another: those of the prompts' most telling tokens come first in each."""
+    """Return, for each cell of `first`, its number in `work`: prompts order their cells differently."""
     places = {cell: number for number, cell in enumerate(_named(work))}
     return [places[cell] for cell in _named(first)]
 
 
 def _stacked(works: Sequence[Sweep]) -> Sweep:
-    """One sweep of all prompts' samples."""
+    """Return one sweep of all prompts' samples."""
     first = works[0]
     sources = {name: _joined([work.base.sources[name] for work in works]) for name in first.base.sources}
     clean = [{name: values[None] for name, values in work.clean.activations.items()} for work in works]
@@ -113,12 +113,12 @@ def _stacked(works: Sequence[Sweep]) -> Sweep:
 
 
 def _joined(runs: Sequence[Activations]) -> Activations:
-    """Runs of one or all samples each, one after the other."""
+    """Return the runs' activations, concatenated over samples."""
     return {name: torch.cat([run[name] for run in runs]) for name in runs[0]}
 
 
 def _all_embeddings(work: Sweep) -> Tensor:
-    """The embeddings of all tokens in each sample [samples, tokens, width], with the subject's as in the base run."""
+    """Return all tokens' embeddings in the base run [samples, tokens, width], float32 on the CPU."""
     clean = embedded_tokens(work.traced, work.base.prompt.input_ids)
     whole = clean.expand(work.base.samples, -1, -1).clone()
     whole[:, slice(*work.base.prompt.subject_range)] = work.base.embeddings
@@ -126,7 +126,7 @@ def _all_embeddings(work: Sweep) -> Tensor:
 
 
 def _only_embeddings_know_tokens(works: Sequence[Sweep]) -> bool:
-    """Whether each prompt's embeddings say with the first one's token ids what the prompt itself says."""
+    """Check that each prompt's embeddings, run with the first prompt's token ids, give the prompt's own logits."""
     first, rows = works[0], torch.arange(len(works))
     traced, prompt = first.traced, replace(first.base.prompt, subject_range=(0, len(first.base.prompt)))
     clean = torch.stack([embedded_tokens(traced, work.base.prompt.input_ids) for work in works])

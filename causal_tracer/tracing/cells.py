@@ -14,7 +14,7 @@ from causal_tracer.sweep.plan import Cell, SweepPlan, map_plan, priority_order
 
 
 def owned_cells(experiment: Experiment, specs: Mapping[str, MapSpec]) -> list[tuple[int, Cell]]:
-    """All cells with the number of the map they belong to, the most telling tokens first."""
+    """Return the cells of all maps, each with its map's number, in the prompt's priority order."""
     traced, prompt, direction = experiment.context.traced, experiment.prompt, experiment.request.direction
     owned = [
         (plane, cell)

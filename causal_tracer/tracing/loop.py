@@ -74,7 +74,7 @@ def trace_maps(
         SettingsError, PromptError, TokenizerError: A request does not fit the model.
         ModelStructureError: Heads are asked for, and the model has none that can be told apart.
         NumericsError: A run gave NaN or infinite logits.
-        TraceCancelled: `cancelled` said so.
+        TraceCancelled: `cancelled` returned True.
     """
     given = [requests] if isinstance(requests, TraceRequest) else several("requests", requests)
     asked = [instance("Each of requests", request, TraceRequest) for request in given]
@@ -99,12 +99,12 @@ def trace_maps(
 def _groups(
     context: TracingContext, requests: Sequence[TraceRequest], specs: Mapping[str, MapSpec], options: RunOptions
 ) -> list[list[int]]:
-    """The numbers of the requests that are traced at a time."""
+    """Return groups of requests to trace at a time, by number."""
     prompts = [prompt_for(context, each.prompt, each.subject, each.occurrence) for each in requests]
     if len(requests) == 1 or not sharing_pays(context):
         return [[number] for number in range(len(requests))]
     groups: dict[object, list[int]] = {}
-    # Prompts whose subjects begin at one place compute nothing in vain.
+    # Prompts with the same subject start skip the same cells.
     for number in sorted(range(len(requests)), key=lambda number: prompts[number].subject_range[0]):
         samples, tokens = requests[number].samples, len(prompts[number])
         if isinstance(samples, SamplesUntil):
@@ -114,7 +114,7 @@ def _groups(
         rows = len(specs) * context.traced.n_layers * samples
         place = tokens, samples, requests[number].direction
         shared = groups.setdefault(place, [])
-        # As many prompts as fill a batch with the rows of one token.
+        # One token's rows of all prompts in a group fill a batch.
         if len(shared) * rows >= batch_size:
             groups[number] = groups.pop(place)
             shared = groups.setdefault(place, [])
@@ -123,12 +123,12 @@ def _groups(
 
 
 def sharing_pays(context: TracingContext) -> bool:
-    """Whether launching a pass costs more than its arithmetic: on a CPU it does not."""
+    """Return whether launching a pass costs more than its arithmetic: on GPUs only."""
     return context.traced.input_device.type == "cuda"
 
 
 class _Trace:
-    """One request on its way to its maps.
+    """The state of one request while its maps are computed.
 
     Attributes:
         results: The maps.
@@ -187,13 +187,13 @@ class _Trace:
         )
 
     def take(self, chunk: SweepChunk) -> None:
-        """Scores have become known, or unknown again where they are NaN."""
+        """Store scores; NaN marks cells that will be computed again."""
         self.results.take(self._planes[chunk.cells], chunk)
         self._left[chunk.cells, chunk.samples] = chunk.scores.isnan()
 
 
 def _traced(traces: Sequence[_Trace], cancelled: Callable[[], bool]) -> Iterator[MapsUpdate]:
-    """The maps of requests that ask for as many samples, with as many tokens."""
+    """Yield the maps of requests with equal numbers of samples and tokens."""
     wanted = traces[0].request.samples
     if isinstance(wanted, SamplesUntil):
         yield from _until(traces[0], wanted, cancelled)
@@ -210,7 +210,7 @@ def _traced(traces: Sequence[_Trace], cancelled: Callable[[], bool]) -> Iterator
 
 
 def _until(trace: _Trace, wanted: SamplesUntil, cancelled: Callable[[], bool]) -> Iterator[MapsUpdate]:
-    """The maps of one request, until their peaks are sure enough."""
+    """Yield the maps of one request, with more samples until each peak's interval is narrow enough."""
     results, before = trace.results, 0
     for start in range(0, wanted.most, wanted.step):
         stop = min(start + wanted.step, wanted.most)
@@ -226,7 +226,7 @@ def _until(trace: _Trace, wanted: SamplesUntil, cancelled: Callable[[], bool]) -
 
 
 def _swept(traces: Sequence[_Trace], works: Sequence[Sweep], cancelled: Callable[[], bool]) -> Iterator[MapsUpdate]:
-    """The maps of some samples: one sweep."""
+    """Yield the maps of some samples, computed in one sweep."""
     total = sum(trace.runs for trace in traces)
 
     def update(number: int) -> MapsUpdate:
@@ -250,6 +250,6 @@ def _swept(traces: Sequence[_Trace], works: Sequence[Sweep], cancelled: Callable
         report=lambda number, plane, audit: traces[number].results.audited(plane, audit),
     ):
         traces[number].take(chunk)
-        # Of several prompts in one pass, one is enough to tell how far they are.
+        # One prompt's updates report the progress of all prompts in the pass.
         if not traces[number].remaining or number == len(traces) - 1:
             yield update(number)

@@ -27,7 +27,7 @@ from causal_tracer.sweep.plan import Cell, Intervention, reach
 needs = pytest.mark.skipif(
     int(transformers.__version__.split(".")[1]) < 24, reason="pins hold for the transformers version in constraints.txt"
 )
-pytestmark = needs
+pytestmark = [needs, pytest.mark.slow]
 
 MIXED = (["linear_attn", "self_attn"] * 2, ["mlp"] * 4)
 

@@ -16,6 +16,8 @@ from torch import nn
 
 from causal_tracer.model.hooks import replacing_forward
 
+pytestmark = pytest.mark.slow
+
 CHILD = """
 import json, signal, sys, time
 from causal_tracer import CausalTracer

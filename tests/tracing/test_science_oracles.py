@@ -23,12 +23,15 @@ from causal_tracer.experiment.embeddings import subject_embeddings
 from causal_tracer.experiment.noise_levels import subjects_scale
 from causal_tracer.experiment.set_up import prompt_for
 from tests.support.hand_hooks import hand_window, hooked, rome_noise
-from tests.support.tiny_models import FAMILIES, PROMPT, SUBJECT, Family, tiny_tracer
+from tests.support.tiny_models import FAMILIES, PROMPT, SUBJECT, Family, of_architecture, tiny_tracer
 
 SAMPLES = 2
 LEVEL = 1.5
 SEED = 3
-NAMES = ("gpt2", "llama", "gemma3_text", "gpt_neox", "mixtral")
+NAMES = [
+    pytest.param(name, marks=of_architecture(name), id=name)
+    for name in ("gpt2", "llama", "gemma3_text", "gpt_neox", "mixtral")
+]
 REAL = "SmolLM2"
 PROJECTION = {
     "gpt2": "attn.c_proj",

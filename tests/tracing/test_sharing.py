@@ -16,6 +16,8 @@ from causal_tracer.sweep.plan import SweepChunk
 from causal_tracer.tracing import loop
 from tests.support.tiny_models import EVERY_ARCHITECTURE, OTHER_PROMPT, OTHER_SUBJECT, PROMPT, SUBJECT, tiny_tracer
 
+pytestmark = pytest.mark.slow
+
 QUERIES = (
     (PROMPT, SUBJECT),
     (PROMPT.replace("city", "land"), "Space Needle"),

@@ -1,4 +1,4 @@
-"""The fields under Advanced: one for each setting of a request that has no place of its own on the page."""
+"""The fields under Advanced, generated from `APP_FIELDS`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from causal_tracer.request.sites import KINDS, SITES, LayerKind
 from causal_tracer.web.page.fields import ADVANCED_FIELDS, is_optional
 from causal_tracer.web.service.asking import APP_FIELDS
 
-# A few words below a field; the endpoints have the records' own, which are longer.
+# The help of the records is too long for the page.
 _HINTS = {
     "samples": "Each map is their mean.",
     "noise": "Empty: automatic. 0: none.",
@@ -25,7 +25,7 @@ _WIDTHS = {"corruption": 220}
 
 
 def advanced_fields() -> tuple[dict[str, Any], gr.HTML]:
-    """Lay out the fields by name, and the line that tells the automatic noise level."""
+    """Lay out the fields; return them by name, with the line that shows the automatic noise level."""
     boxes = [name for name in ADVANCED_FIELDS if APP_FIELDS[name].type is bool]
     of_request = [name for name in ADVANCED_FIELDS if APP_FIELDS[name].record is TraceRequest and name not in boxes]
     others = [name for name in ADVANCED_FIELDS if name not in {*of_request, *boxes}]
@@ -56,7 +56,7 @@ def _window(kind: LayerKind) -> gr.Number:
 
 
 def _component(name: str) -> Any:
-    """The component that a field's type asks for."""
+    """Return the component for a field's type."""
     field = APP_FIELDS[name]
     common: dict[str, Any] = {"label": field.title, "info": _HINTS.get(name), "elem_id": f"ct-{name.replace('_', '-')}"}
     sized: dict[str, Any] = {**common, "min_width": _WIDTHS.get(name, 130)}

@@ -108,7 +108,7 @@ class TraceService:
             ModelLoadError: The model could not be loaded.
             BusyError: The line is full, the client's share is used up, or the run took too long or too much memory.
             NumericsError: A run gave NaN or infinite logits.
-            TraceCancelled: `cancelled` said so.
+            TraceCancelled: `cancelled` returned True.
         """
         with logged("trace", fields, self.settings) as outcome:
             slot = self._slot(fields.get("model", ""))
