@@ -65,6 +65,23 @@ class TestWriteAtomically:
         assert path.read_text() == "old"
         assert [each.name for each in tmp_path.iterdir()] == ["file"]
 
+    @pytest.mark.skipif(os.name != "posix", reason="folders are synced on posix only")
+    def test_a_file_system_that_syncs_no_folders_is_no_error(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        real, refused = os.fsync, []
+
+        def fsync(descriptor: int) -> None:
+            if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+                refused.append(descriptor)
+                raise OSError(errno.EINVAL, "Invalid argument")
+            real(descriptor)
+
+        monkeypatch.setattr(os, "fsync", fsync)
+        write_atomically(tmp_path / "file", "new")
+        assert refused
+        assert (tmp_path / "file").read_text() == "new"
+
     def test_a_text_that_cannot_be_encoded_costs_nothing(self, tmp_path: Path) -> None:
         path = tmp_path / "file"
         path.write_text("old")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from torch import Tensor
 from causal_tracer.experiment.base_run import BaseRun, Watch, Watched
 from causal_tracer.experiment.embeddings import corrupting
 from causal_tracer.experiment.noise_levels import embedded_tokens
+from causal_tracer.metrics.metric import Metric
 from causal_tracer.metrics.values import MetricOfGroups
 from causal_tracer.model.runs import Activations, read_logits
 from causal_tracer.sweep.check import EngineCheck
@@ -107,8 +109,7 @@ def _stacked(works: Sequence[Sweep]) -> Sweep:
         scores=torch.cat([work.base.scores for work in works]),
         sources={"clean": _joined(clean), **sources},
     )
-    metrics = tuple(work.metric for work in works if not isinstance(work.metric, MetricOfGroups))
-    metric = MetricOfGroups(metrics, first.base.samples)
+    metric = MetricOfGroups(tuple(cast(Metric, work.metric) for work in works), first.base.samples)
     return replace(first, base=base, plan=SweepPlan(first.plan.cells, first.reads), metric=metric)
 
 

@@ -16,11 +16,15 @@ from causal_tracer.web.service.asking import APP_FIELDS
 _HINTS = {
     "samples": "Each map is their mean.",
     "noise": "Empty: automatic. 0: none.",
-    "corruption": "The first four take the level.",
+    "corruption": f"The first {sum(named.takes_level for named in CORRUPTIONS.values())} take the level.",
     "seed": "Same seed, same noise.",
 }
 _PLACEHOLDERS = {"noise": "automatic", "end_layer": "all layers", "batch_size": "the app's own"}
-_LABELS = {"corruption": {named.label: name for name, named in CORRUPTIONS.items()}}
+_LABELS = {
+    "corruption": {
+        named.label: name for name, named in sorted(CORRUPTIONS.items(), key=lambda item: not item[1].takes_level)
+    }
+}
 _WIDTHS = {"corruption": 220}
 
 
