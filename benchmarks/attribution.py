@@ -79,21 +79,21 @@ def estimated_maps(
     samples = request.samples.step if isinstance(request.samples, SamplesUntil) else request.samples
     embeddings = experiment.embeddings(0, samples)
     names = sorted({name for kind in windows for layer in traced.site_names[kind] for name in layer})
-    rows = batch_size or default_batch_size(traced, len(experiment.sequence))
-    products = {name: torch.zeros(len(experiment.sequence)) for name in names}
+    rows = batch_size or default_batch_size(traced, len(experiment.clean_input.sequence))
+    products = {name: torch.zeros(len(experiment.clean_input.sequence)) for name in names}
     scores = []
     for batch in torch.split(torch.arange(len(embeddings)), rows):
         kept: dict[str, Tensor] = {}
         edits: dict[nn.Module, Edit] = {traced.modules[name]: _keeping(kept, name) for name in names}
-        edits[traced.embedding] = _tracked(corrupting(embeddings, experiment.sequence, batch))
-        ids = torch.tensor(experiment.sequence.input_ids).expand(len(batch), -1)
+        edits[traced.embedding] = _tracked(corrupting(embeddings, experiment.clean_input.sequence, batch))
+        ids = torch.tensor(experiment.clean_input.sequence.input_ids).expand(len(batch), -1)
         with (
             engine_mode(traced.model),
             torch.enable_grad(),
             editing_outputs(edits, ids.shape[1], traced.stacked_streams),
         ):
             output = traced.model(ids.to(traced.input_device), use_cache=False)
-            reads = [read - ids.shape[1] for read in experiment.reads]
+            reads = [read - ids.shape[1] for read in experiment.clean_input.reads]
             values = experiment.metric(finite_logits(traced, output, "corrupted", reads))
             gradients = torch.autograd.grad(values.sum(), [kept[name] for name in names])
         scores.append(values.detach().cpu())

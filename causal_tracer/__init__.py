@@ -11,7 +11,14 @@ if TYPE_CHECKING:
     from causal_tracer.model.layer_config import GPT2_LAYER_CONFIG, LLAMA_LAYER_CONFIG, LayerConfig, LayerMatcher
     from causal_tracer.plots.heatmap import plot_hidden_flow_heatmap, save_figure
     from causal_tracer.prompts.subject import guess_subject
-    from causal_tracer.request.records import HiddenFlowQuery, MapSpec, RunOptions, SamplesUntil, TraceRequest
+    from causal_tracer.request.records import (
+        HiddenFlowQuery,
+        MapSpec,
+        OtherPrompt,
+        RunOptions,
+        SamplesUntil,
+        TraceRequest,
+    )
     from causal_tracer.request.sites import LayerKind
     from causal_tracer.results.flow import HiddenFlow, TraceSettings
     from causal_tracer.tracer import CausalTracer
@@ -23,7 +30,7 @@ _HOMES = {
     "model.layer_config": ("GPT2_LAYER_CONFIG", "LLAMA_LAYER_CONFIG", "LayerConfig", "LayerMatcher"),
     "plots.heatmap": ("plot_hidden_flow_heatmap", "save_figure"),
     "prompts.subject": ("guess_subject",),
-    "request.records": ("HiddenFlowQuery", "MapSpec", "RunOptions", "SamplesUntil", "TraceRequest"),
+    "request.records": ("HiddenFlowQuery", "MapSpec", "OtherPrompt", "RunOptions", "SamplesUntil", "TraceRequest"),
     "request.sites": ("LayerKind",),
     "results.flow": ("HiddenFlow", "TraceSettings"),
     "tracer": ("CausalTracer",),
@@ -44,6 +51,7 @@ __all__ = [
     "LoadedModel",
     "MapSpec",
     "MapsUpdate",
+    "OtherPrompt",
     "RunOptions",
     "SamplesUntil",
     "TraceRequest",

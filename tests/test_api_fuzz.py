@@ -24,6 +24,7 @@ from causal_tracer import (
     HiddenFlowQuery,
     LayerConfig,
     MapSpec,
+    OtherPrompt,
     RunOptions,
     SamplesUntil,
     TraceRequest,
@@ -105,7 +106,7 @@ anything = st.recursive(
 KINDS = st.sampled_from(["hidden", "mlp", "attention"])
 texts = st.sampled_from([PROMPT, f"{SUBJECT} is in", "In truth, Steve Jobs was the founder of"])
 subjects = st.sampled_from([None, SUBJECT, "Space"])
-queries = st.builds(HiddenFlowQuery, texts, subjects)
+queries = st.builds(OtherPrompt, texts, subjects)
 counts = st.integers(1, 3)
 SENSIBLE: dict[str, st.SearchStrategy[Any]] = {
     "prompt": texts,
@@ -138,6 +139,11 @@ SENSIBLE: dict[str, st.SearchStrategy[Any]] = {
     "read": st.none() | st.integers(5, 9),
     "top_tokens": st.integers(0, 2),
     "placebo": st.none() | queries,
+    "second": st.none() | queries,
+    "align": st.sampled_from(["auto", "tokens", "spans"]),
+    "pairs": st.none() | st.just(((3, 3), (-1, -1))),
+    "mean_over": st.just(()) | st.just((PROMPT,)),
+    "source": st.sampled_from(["clean", "placebo", "zero", "mean"]),
     "elsewhere": st.none() | st.integers(0, 9),
     "severed": st.none() | KINDS,
     "width": st.floats(0.01, 1),
@@ -297,7 +303,7 @@ def heads(given_: dict[str, Any]) -> None:
 def one_map(given_: dict[str, Any]) -> None:
     spec = outcome(lambda: MapSpec(**given_))
     if spec is not None:
-        request = TraceRequest(PROMPT, SUBJECT, samples=2, placebo=HiddenFlowQuery("Steve Jobs was", "Steve Jobs"))
+        request = TraceRequest(PROMPT, SUBJECT, samples=2, placebo=OtherPrompt("Steve Jobs was", "Steve Jobs"))
         found = outcome(lambda: tracer().trace_maps(request, {"map": spec}))
         if found is not None:
             check_flow(found["map"])

@@ -10,6 +10,7 @@ import typer
 from pydantic.fields import FieldInfo
 
 from causal_tracer.request.record import Check, record_fields
+from causal_tracer.request.records import MapSpec, RunOptions, TraceRequest
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -27,7 +28,7 @@ Device = Annotated[
 ]
 
 _SHORT = {"subject": ("-s",)}
-_TYPES = {"corruption": str, "metric": str, "noise": str | None, "samples": int, "window": int | None}
+_TYPES = {"corruption": str, "metric": str | None, "noise": str | None, "samples": int, "window": int | None}
 
 
 def with_fields(records: Mapping[type[Any], str | None], without: Collection[str] = ()) -> Callable[[Command], Command]:
@@ -58,10 +59,19 @@ def with_fields(records: Mapping[type[Any], str | None], without: Collection[str
     return decorate
 
 
+def given_options(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that differ from the defaults of their fields, which may depend on each other."""
+    fields = {
+        name: field for record in (TraceRequest, MapSpec, RunOptions) for name, field in record_fields(record).items()
+    }
+    defaults = {name: None if field.default_factory else field.default for name, field in fields.items()}
+    return {name: value for name, value in settings.items() if value is not None and value != defaults.get(name)}
+
+
 def _options(record: type[Any], panel: str | None) -> Iterator[inspect.Parameter]:
     for name, field in record_fields(record).items():
         flag = f"--{name.replace('_', '-')}"
-        default = ... if field.is_required() else None if name == "window" else field.default
+        default = ... if field.is_required() else None if field.default_factory else field.default
         option = typer.Option(
             *((f"{flag}/--no-{flag[2:]}",) if default is True else (flag, *_SHORT.get(name, ()))),
             help=" ".join(str(field.description).split()),

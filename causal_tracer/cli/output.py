@@ -16,7 +16,16 @@ from causal_tracer.files import write_atomically
 from causal_tracer.results.analysis import COLUMNS, acts, effects, rows, share
 from causal_tracer.results.flow import HiddenFlow
 from causal_tracer.results.tables import csv_text
-from causal_tracer.results.words import axis_labels, effect_label, metric_label, metric_of, named_title, patched_word
+from causal_tracer.results.words import (
+    axis_labels,
+    effect_label,
+    low_run,
+    metric_label,
+    metric_of,
+    named_title,
+    patched_word,
+    runs_line,
+)
 
 _PRINT = "-"
 _SHADES = "·░▒▓█"
@@ -105,8 +114,8 @@ def describe(name: str, flow: HiddenFlow) -> Iterable[str]:
     settings, metric = flow.settings, metric_of(flow)
     yield f"{named_title(name, flow)}: {metric_label(flow)}, {settings.model}"
     how = (settings.corruption, _counted(len(flow.low_sample_scores), "sample"), _counted(settings.window, "layer"))
-    clean, corrupted = metric.written(flow.high_score, fixed=False), metric.written(flow.low_score, fixed=False)
-    yield f"  clean {clean}, corrupted {corrupted} ({', '.join(how)} {patched_word(flow)} together)"
+    runs = runs_line(flow, lambda score: metric.written(score, fixed=False))
+    yield f"  {runs} ({', '.join(how)} {patched_word(flow)} together)"
     if flow.subject_guessed:
         yield f"  The subject was guessed: {flow.subject!r}."
     yield from (f"  {note}" for note in flow.notes)
@@ -127,19 +136,21 @@ def _counted(number: int, word: str) -> str:
 
 def _shaded(flow: HiddenFlow) -> Iterable[str]:
     """Yield the map, row by layer: the darker, the larger the effect's share of the total effect."""
-    labels = axis_labels(flow)
+    labels, found = axis_labels(flow), effects(flow)
     width = min(24, max(len(label) for label in labels))
-    for label, changes in zip(labels, effects(flow).tolist(), strict=True):
-        yield f"  {label[:width]:>{width}} {''.join(_shade(flow, effect) for effect in changes)}"
+    largest = float(found.nan_to_num(0.0).abs().max()) if low_run(flow.settings) is None else 0.0
+    for label, changes in zip(labels, found.tolist(), strict=True):
+        yield f"  {label[:width]:>{width}} {''.join(_shade(flow, effect, largest) for effect in changes)}"
     layers = flow.scores.shape[1]
     ticks = "".join(f"{layer:<5}" for layer in range(0, layers, 5))
     yield f"  {'layer':>{width}} {ticks.rstrip()}"
 
 
-def _shade(flow: HiddenFlow, effect: float) -> str:
+def _shade(flow: HiddenFlow, effect: float, largest: float) -> str:
     if math.isnan(effect):
         return " "
-    part = share(flow, effect)
+    # Without a corrupted run there is no total effect: the strongest cell takes its place.
+    part = share(flow, effect) if not largest else abs(effect) / largest if acts(flow, effect) else 0.0
     if math.isnan(part):
         # The total effect is zero, of the wrong sign, or infinite.
         return _SHADES[-1 if math.isinf(effect) and acts(flow, effect) else 0]

@@ -76,7 +76,7 @@ PushToHub = Annotated[
 
 @with_fields(
     {StudySettings: EXPERIMENT, TraceRequest: EXPERIMENT, MapSpec: EXPERIMENT, RunOptions: MODEL},
-    without=(*FACT_FIELDS, "facts_digest", "request", "maps", "options", "seed_rule", "source", "positions", "token"),
+    without=(*FACT_FIELDS, *"facts_digest request maps options seed_rule source positions token mean_over".split()),
 )
 def study(
     model: Model = "embedded",
@@ -142,6 +142,8 @@ def _show_own_devices(gpus_per_replica: int) -> None:
 def _settings(given: dict[str, Any], maps: Callable[[MapSpec], dict[str, MapSpec]], **own: Any) -> StudySettings:
     """Return the study's settings, from options that are fields of the records in it."""
     own |= {name: given.pop(name) for name in record_fields(StudySettings) if name in given}
+    if own.get("pairs") and given.get("metric") is None:
+        given["metric"] = "logit difference"
     request, spec, options = trace_records("", {name: value for name, value in given.items() if value is not None})
     return StudySettings(request=request, maps=maps(spec), options=options, **own)
 

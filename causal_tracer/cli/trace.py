@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from causal_tracer.cli.options import EXPERIMENT, MODEL, Device, Dtype, Model, Revision, with_fields
+from causal_tracer.cli.options import EXPERIMENT, MODEL, Device, Dtype, Model, Revision, given_options, with_fields
 from causal_tracer.cli.output import Outputs
 from causal_tracer.cli.progress import progress_reporter
 from causal_tracer.corruption import CounterfactualSubjects
 from causal_tracer.errors import SettingsError
+from causal_tracer.prompts.alignment import AlignmentRule
 from causal_tracer.prompts.chat import ChatText
 from causal_tracer.request.record import record_fields
-from causal_tracer.request.records import HiddenFlowQuery, MapSpec, RunOptions, Text, TraceRequest, trace_records
+from causal_tracer.request.records import MapSpec, OtherPrompt, RunOptions, Text, TraceRequest, trace_records
 from causal_tracer.request.sites import SITES, SiteName, require_site
 from causal_tracer.tracer import CausalTracer
 
@@ -42,6 +42,28 @@ Counterfactual = Annotated[
         help="Put this subject of as many tokens in its place, instead of noise; may be given again.",
         rich_help_panel=EXPERIMENT,
     ),
+]
+SecondPrompt = Annotated[
+    str | None,
+    typer.Option(help="A second prompt, instead of noise: restore into its run.", rich_help_panel=EXPERIMENT),
+]
+SecondSubject = Annotated[
+    str | None, typer.Option(help="The subject of that prompt; guessed if not given.", rich_help_panel=EXPERIMENT)
+]
+Align = Annotated[
+    AlignmentRule,
+    typer.Option(
+        help='How tokens of both prompts are aligned; "auto" takes "spans" where their numbers differ.',
+        rich_help_panel=EXPERIMENT,
+    ),
+]
+Ablate = Annotated[
+    Literal["zero", "mean"] | None,
+    typer.Option(help="In the clean run, set activations to zero or to their mean.", rich_help_panel=EXPERIMENT),
+]
+MeanOver = Annotated[
+    list[str] | None,
+    typer.Option(help="A text of those that the mean is over; may be given again.", rich_help_panel=EXPERIMENT),
 ]
 Severed = Annotated[
     Literal["mlp", "attention"] | None,
@@ -84,7 +106,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress and
 
 @with_fields(
     {TraceRequest: EXPERIMENT, MapSpec: EXPERIMENT, RunOptions: MODEL},
-    without=("source", "positions", "answer_id", "read", "elsewhere"),
+    without=("source", "positions", "answer_id", "read", "elsewhere", "second"),
 )
 def trace(
     prompt: Prompt,
@@ -95,6 +117,11 @@ def trace(
     device: Device = None,
     device_map: DeviceMap = None,
     counterfactual: Counterfactual = None,
+    second_prompt: SecondPrompt = None,
+    second_subject: SecondSubject = None,
+    align: Align = "auto",
+    ablate: Ablate = None,
+    mean_over: MeanOver = None,
     severed: Severed = None,
     placebo: Placebo = None,
     placebo_subject: PlaceboSubject = None,
@@ -120,14 +147,20 @@ def trace(
         text = ChatText.from_user(prompt, system=system, thinking=thinking, assistant_prefix=assistant_prefix)
     elif system is not None or thinking is not None or assistant_prefix:
         raise SettingsError("--system, --thinking and --assistant-prefix belong to conversations: add --chat.")
-    given = {name: value for name, value in settings.items() if value is not None}
+    given = given_options(settings)
     if counterfactual:
         given["corruption"] = CounterfactualSubjects(tuple(counterfactual))
-    of_maps = {name: given.pop(name) for name in record_fields(MapSpec) if name in given}
-    specs = _maps(kinds, of_maps, severed, placebo is not None)
-    request, _, options = trace_records(text, given)
+    if second_prompt is not None:
+        given["second"] = OtherPrompt(second_prompt, second_subject, align=align)
     if placebo is not None:
-        request = replace(request, placebo=HiddenFlowQuery(placebo, placebo_subject))
+        given["placebo"] = OtherPrompt(placebo, placebo_subject)
+    if mean_over:
+        given["mean_over"] = tuple(mean_over)
+    of_maps = {name: given.pop(name) for name in record_fields(MapSpec) if name in given}
+    if ablate is not None:
+        of_maps["source"] = ablate
+    specs = _maps(kinds, of_maps, severed, placebo is not None)
+    request, _, options = trace_records(text, given, (next(iter(specs.values())),))
     places: dict[str, Any] = {"revision": revision, "dtype": dtype, "device": device, "device_map": device_map}
     tracer = _load(model, places, quiet)
     with progress_reporter("restored runs", quiet=quiet) as report:
@@ -148,6 +181,8 @@ def _maps(
         return MapSpec(kind=kind, token=at, **given, **controls)
 
     specs: dict[str, MapSpec] = {kind: of(kind) for kind in kinds}
+    if "source" in given and (placebo or severed):
+        raise SettingsError("--ablate takes neither --placebo nor --severed. Leave them out, or trace twice.")
     if severed is not None:
         specs[f"hidden-severed-{severed}"] = of("hidden", severed=severed)
     if placebo:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from causal_tracer.corruption.base import Corruption
 from causal_tracer.corruption.counterfactual import CounterfactualSubjects
 from causal_tracer.corruption.noise import GaussianNoise, MultivariateNoise, StudentTNoise, UniformNoise
-from causal_tracer.corruption.replacing import MeanEmbedding, ZeroEmbedding
+from causal_tracer.corruption.replacing import MeanEmbedding, NoCorruption, ZeroEmbedding
 from causal_tracer.errors import SettingsError
 
 
@@ -21,12 +21,14 @@ class NamedCorruption:
         make: Makes it for a noise level and a seed.
         takes_level: Whether it depends on the noise level.
         is_random: Whether it depends on the seed, and so can have any number of samples.
+        corrupts: Whether it changes anything.
     """
 
     label: str
     make: Callable[[float, int], Corruption]
     takes_level: bool = True
     is_random: bool = True
+    corrupts: bool = True
 
 
 CORRUPTIONS: Mapping[str, NamedCorruption] = {
@@ -46,6 +48,7 @@ CORRUPTIONS: Mapping[str, NamedCorruption] = {
     ),
     "zero": NamedCorruption("Zero embeddings", lambda *_: ZeroEmbedding(), takes_level=False, is_random=False),
     "mean": NamedCorruption("Mean embedding", lambda *_: MeanEmbedding(), takes_level=False, is_random=False),
+    "none": NamedCorruption("Nothing", lambda *_: NoCorruption(), takes_level=False, is_random=False, corrupts=False),
 }
 """By name, in the order of lists."""
 

@@ -1,4 +1,4 @@
-"""Corruptions without chance: the subject's embeddings set to one value."""
+"""Corruptions without chance: the subject's embeddings set to one value, or left as they are."""
 
 from __future__ import annotations
 
@@ -8,6 +8,20 @@ import torch
 from torch import Tensor
 
 from causal_tracer.corruption.base import SubjectEmbeddings
+
+
+@dataclass(frozen=True)
+class NoCorruption:
+    """The subject's embeddings left as they are, for what is done in the clean run."""
+
+    @property
+    def description(self) -> str:
+        """What results call it."""
+        return "nothing"
+
+    def __call__(self, subject: SubjectEmbeddings, samples: int) -> Tensor:
+        """See `Corruption`: one sample."""
+        return subject.embedded[None].clone()
 
 
 @dataclass(frozen=True)

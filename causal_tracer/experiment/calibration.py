@@ -51,8 +51,10 @@ def calibrate_noise(
         rows = []
         for level in levels:
             noisy = replace(experiment, corruption=GaussianNoise(level * sigma, seed))
-            batch_size = default_batch_size(context.traced, len(noisy.sequence))
-            base, _ = base_run(context.traced, noisy.sequence, noisy.embeddings(0, samples), noisy.metric, batch_size)
+            batch_size = default_batch_size(context.traced, len(noisy.clean_input.sequence))
+            base, _ = base_run(
+                context.traced, noisy.clean_input.sequence, noisy.embeddings(0, samples), noisy.metric, batch_size
+            )
             rows.append(float(base.scores.mean()))
         clean.append(experiment.high_score)
         corrupted.append(rows)

@@ -1,4 +1,4 @@
-"""What a trace's cells depart from: prompt, answer, clean run, and the base run of some samples."""
+"""From a request to all that its runs need: prompts, answer, clean run, metric and corruption."""
 
 from __future__ import annotations
 
@@ -10,23 +10,22 @@ from typing import Any
 from torch import Tensor
 
 from causal_tracer.arguments import function, shown
-from causal_tracer.corruption import Corruption, NoiseRule, SubjectEmbeddings, corruption_named
+from causal_tracer.corruption import Corruption, NoCorruption, NoiseRule, SubjectEmbeddings, corruption_named
 from causal_tracer.errors import CausalTracerError, SettingsError
-from causal_tracer.experiment.answers import asked_answer
-from causal_tracer.experiment.base_run import BaseRun, Watch, base_run
+from causal_tracer.experiment.answers import AskedAnswer, asked_answer
+from causal_tracer.experiment.counterparts import Counterpart, counterpart
 from causal_tracer.experiment.embeddings import corrupted_embeddings, subject_embeddings
 from causal_tracer.experiment.noise_levels import noise_level
-from causal_tracer.experiment.sources import BASE, CORRUPTED, PLACEBO
 from causal_tracer.metrics.metric import Metric, Target, metric_named
 from causal_tracer.metrics.values import metric_values
 from causal_tracer.model.causal_lm import require_weights
 from causal_tracer.model.layers import TracedModel
-from causal_tracer.model.runs import Activations, CleanRun, clean_run
-from causal_tracer.prompts.alignment import aligned_positions
+from causal_tracer.model.runs import CleanRun, clean_run
 from causal_tracer.prompts.chat import ChatText, chat_prompt
+from causal_tracer.prompts.decoding import decode_together
 from causal_tracer.prompts.prompt import Prompt, make_prompt
 from causal_tracer.prompts.subject import Occurrence
-from causal_tracer.request.records import MapSpec, Text, TraceRequest
+from causal_tracer.request.records import MapSpec, OtherPrompt, Text, TraceRequest
 from causal_tracer.request.sites import KINDS, SiteName
 
 
@@ -65,6 +64,20 @@ def prompt_for(context: TracingContext, text: Text, part: str | None, occurrence
 
 
 @dataclass(frozen=True, eq=False)
+class RunInput:
+    """What a run runs.
+
+    Attributes:
+        sequence: What is run: the prompt with the answer's tokens but the last after it, and with the tokens that are
+            corrupted as its subject.
+        reads: The positions whose next tokens are read.
+    """
+
+    sequence: Prompt
+    reads: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
 class Experiment:
     """Everything about a trace but its samples.
 
@@ -72,11 +85,11 @@ class Experiment:
         context: The model.
         request: The request. If it sets no noise level, the tracer's own setting is filled in.
         prompt: The prompt.
-        sequence: What is run: the prompt with the answer's tokens but the last after it, and with the tokens that are
-            corrupted as its subject.
-        reads: The positions whose next tokens are read.
+        clean_input: That of the clean run.
+        corrupted_input: That of the corrupted run: the same, or the request's second prompt.
+        second: The second prompt, where the request has one.
         answer_ids: The answer's tokens.
-        clean: The clean run of the sequence.
+        clean: The clean run.
         metric: What is read.
         corruption: What is done to the subject.
         noise: The noise level, for corruptions that take one.
@@ -88,8 +101,9 @@ class Experiment:
     context: TracingContext
     request: TraceRequest
     prompt: Prompt
-    sequence: Prompt
-    reads: tuple[int, ...]
+    clean_input: RunInput
+    corrupted_input: RunInput
+    second: Counterpart | None
     answer_ids: tuple[int, ...]
     foil_id: int | None
     clean: CleanRun
@@ -104,18 +118,51 @@ class Experiment:
         """The metric in the clean run."""
         return float(metric_values(self.metric, self.clean.logits[None]))
 
+    @property
+    def base_input(self) -> RunInput:
+        """That of the run that cells depart from."""
+        return self.clean_input if self.request.direction == "corrupt" else self.corrupted_input
+
     @cached_property
     def subject(self) -> SubjectEmbeddings:
         """The embeddings that are corrupted."""
-        return subject_embeddings(self.context.traced, self.sequence, self.context.tokenizer)
+        return subject_embeddings(self.context.traced, self.corrupted_input.sequence, self.context.tokenizer)
 
     def embeddings(self, start: int, stop: int) -> Tensor:
         """The corrupted embeddings of the samples start ... stop - 1 [samples, subject tokens, width]."""
         return corrupted_embeddings(self.corruption, self.subject, stop)[start:]
 
+    @cached_property
+    def placebo(self) -> Counterpart | None:
+        """The prompt of maps that restore to another prompt's activations.
+
+        Raises:
+            SettingsError: It is the prompt itself, or cannot be aligned with it.
+        """
+        asked = self.request.placebo
+        return None if asked is None else _counterpart(self.context, self.prompt, asked)
+
+    def places(self, spec: MapSpec) -> dict[int, int]:
+        """For each token of the prompt at which a map can patch: the token of the base run that it stands for.
+
+        Raises:
+            SettingsError: It is a placebo map, and the request has no placebo.
+        """
+        places = {token: token for token in range(len(self.prompt))}
+        if self.second is not None:
+            restores = self.request.direction == "restore"
+            places = {token: other if restores else token for token, other in self.second.places.items()}
+        if spec.source != "placebo":
+            return places
+        if self.placebo is None:
+            raise SettingsError(
+                "A placebo map restores to another prompt's activations, and none is given (placebo=...)."
+            )
+        return {token: place for token, place in places.items() if token in self.placebo.places}
+
 
 def set_up(context: TracingContext, request: TraceRequest, sites: Iterable[SiteName] = KINDS) -> Experiment:
-    """Return the prompt, answer, clean run, metric and corruption of a request; the clean run records `sites`.
+    """Return the prompts, answer, clean run, metric and corruption of a request; the clean run records `sites`.
 
     Raises:
         SettingsError, PromptError, TokenizerError: The request does not fit the model.
@@ -126,34 +173,84 @@ def set_up(context: TracingContext, request: TraceRequest, sites: Iterable[SiteN
     prompt = prompt_for(context, request.prompt, request.subject, request.occurrence)
     corrupted = _corrupted_range(request, prompt)
     answer = asked_answer(context, request, prompt, sites)
-    if min(answer.reads) < corrupted[0]:
+    second = None if request.second is None else _counterpart(context, prompt, request.second)
+    if second is None and min(answer.reads) < corrupted[0]:
         raise SettingsError(
             f"read={min(answer.reads)} comes before the corrupted tokens, which begin at {corrupted[0]}: nothing "
             "there can change. Read at a later token."
         )
-    target = Target(answer.ids, answer.clean.logits, answer.foil_id)
+    clean_input = RunInput(replace(answer.sequence, subject_range=corrupted), answer.reads)
+    corrupted_input = clean_input if second is None else _second_input(context, answer, second)
+    foil_id = answer.foil_id
+    if second is not None and foil_id is None:
+        foil_id = _other_answer(context, corrupted_input, second, answer, request)
+    target = Target(answer.ids, answer.clean.logits, foil_id)
     metric = metric_named(request.metric, target) if isinstance(request.metric, str) else _own(request.metric, target)
-    corruption: Any = request.corruption
+    corruption: Any = NoCorruption() if second is not None else request.corruption
     noise, noise_rule = context.noise, context.noise_rule
     if request.noise is not None:
         noise, noise_rule = noise_level(context.traced, context.tokenizer, request.noise)
     if isinstance(corruption, str):
         corruption = corruption_named(corruption, noise, request.seed)
+    own_noise = context.noise_given if request.noise is None and second is None else request.noise
     return Experiment(
         context=context,
-        request=replace(request, noise=context.noise_given if request.noise is None else request.noise),
+        request=replace(request, noise=own_noise),
         prompt=prompt,
-        sequence=replace(answer.sequence, subject_range=corrupted),
-        reads=answer.reads,
+        clean_input=clean_input,
+        corrupted_input=corrupted_input,
+        second=second,
         answer_ids=answer.ids,
-        foil_id=answer.foil_id,
+        foil_id=foil_id,
         clean=answer.clean,
         metric=metric,
         corruption=corruption,
         noise=noise,
         noise_rule=noise_rule,
-        notes=prompt.notes + answer.notes,
+        notes=prompt.notes + answer.notes + (() if second is None else second.prompt.notes),
     )
+
+
+def _counterpart(context: TracingContext, prompt: Prompt, asked: OtherPrompt) -> Counterpart:
+    return counterpart(prompt, prompt_for(context, asked.text, asked.subject, asked.occurrence), asked)
+
+
+def _second_input(context: TracingContext, answer: AskedAnswer, second: Counterpart) -> RunInput:
+    """Return the second prompt as it is run, with the answer's tokens but the last after the position read."""
+    first, forced = answer.reads[0], answer.ids[:-1]
+    prompt, limit = second.prompt, context.traced.context_length
+    read = len(prompt) - 1
+    if first != len(answer.sequence) - 1 - len(forced):
+        partner = second.partners[first]
+        if partner is None:
+            raise SettingsError(
+                f"read={first}: this token has no partner in the second prompt. Read at a token that has one, or give "
+                "pairs=[(token, other token), ...] with it."
+            )
+        read = partner
+    end = read + 1 if forced else len(prompt)
+    sequence = replace(
+        prompt, input_ids=prompt.input_ids[:end] + forced, tokens=prompt.tokens[:end] + ("",) * len(forced)
+    )
+    if limit is not None and len(sequence) > limit:
+        raise SettingsError(
+            f"The second prompt and the answer have {len(sequence)} tokens, and the model takes at most {limit}. "
+            "Shorten it."
+        )
+    return RunInput(sequence, tuple(range(read, read + len(answer.reads))))
+
+
+def _other_answer(
+    context: TracingContext, given: RunInput, second: Counterpart, answer: AskedAnswer, request: TraceRequest
+) -> int:
+    """Return the second prompt's own answer, as a token id."""
+    found = clean_run(context.traced, second.prompt.input_ids, given.reads[:1], ()).top_id
+    if found == answer.ids[0] and request.metric == "logit difference":
+        raise SettingsError(
+            f"Both prompts are answered by {decode_together(context.tokenizer, [found])!r}, so that the logit "
+            "difference of their answers is 0. Give answer=..., foil=..., or another metric."
+        )
+    return found
 
 
 def _own(make: Callable[[Target], Metric], target: Target) -> Metric:
@@ -177,54 +274,3 @@ def _corrupted_range(request: TraceRequest, prompt: Prompt) -> tuple[int, int]:
             f"{start} to {end - 1}. Give the first of {end - start} tokens outside the subject."
         )
     return other, stop
-
-
-def base_of_samples(
-    experiment: Experiment, embeddings: Tensor, specs: Iterable[MapSpec], batch_size: int, watch: Watch | None
-) -> tuple[BaseRun, Tensor]:
-    """The run that the cells of some samples depart from, with the other runs that the maps take activations from.
-
-    Returns:
-        The base run, and the metric in the corrupted run [samples].
-    """
-    traced, specs = experiment.context.traced, list(specs)
-    reverse = experiment.request.direction == "corrupt"
-    sites: set[SiteName] = {spec.kind for spec in specs} if reverse else {s.severed for s in specs if s.severed}
-    names = [name for site in sites for name in traced.activation_names(site)]
-
-    def run(values: Tensor, record: Iterable[str], watching: Watch | None) -> tuple[BaseRun, Activations]:
-        return base_run(
-            traced,
-            experiment.sequence,
-            values,
-            experiment.metric,
-            batch_size,
-            reads=experiment.reads,
-            record=record,
-            watch=watching,
-        )
-
-    base, recorded = run(embeddings, names, watch)
-    low_scores = base.scores
-    sources = {BASE: recorded}
-    if reverse:
-        clean = experiment.subject.embedded.expand_as(embeddings)
-        base = run(clean, (), None)[0]
-        held = {name: values[None] for name, values in experiment.clean.activations.items()}
-        sources = {CORRUPTED: recorded, BASE: held}
-    if replaced := {spec.kind for spec in specs if spec.source == "placebo"}:
-        sources[PLACEBO] = _placebo(experiment, replaced)
-    return replace(base, sources=sources), low_scores
-
-
-def _placebo(experiment: Experiment, sites: Iterable[SiteName]) -> Activations:
-    """The other prompt's clean activations at the tokens that stand for this one's [1, tokens, ...], by name."""
-    query = experiment.request.placebo
-    if query is None:
-        raise SettingsError("A placebo map restores to another prompt's activations, and none is given (placebo=...).")
-    other = prompt_for(experiment.context, query.text, query.subject)
-    if other.input_ids == experiment.prompt.input_ids:
-        raise SettingsError("The placebo's prompt is the prompt itself. Give another one.")
-    clean = clean_run(experiment.context.traced, other.input_ids, (len(other) - 1,), sites)
-    places = aligned_positions(experiment.sequence, other)
-    return {name: values[places.to(values.device)][None] for name, values in clean.activations.items()}

@@ -1,4 +1,4 @@
-"""The runs that activations can be taken from, by name."""
+"""The runs that activations can be taken from, by name, and the mean over prompts."""
 
 from __future__ import annotations
 
@@ -8,8 +8,14 @@ CLEAN = "clean"
 CORRUPTED = "corrupted"
 """The prompt's corrupted run."""
 
+SECOND = "second"
+"""Of two prompts, the run of the one that is not the base run's."""
+
 PLACEBO = "placebo"
 """The clean run of another prompt."""
+
+MEAN = "mean"
+"""No run: the mean over prompts."""
 
 BASE = "base"
 """The source that is the base run itself: what holds activations at the values that they have without restoration."""

@@ -12,8 +12,11 @@ from causal_tracer.errors import SettingsError
 from causal_tracer.request.record import Check, one_of, record, whole
 from causal_tracer.request.sites import SITES, LayerKind, SiteName, require_kind, require_site
 
-Source = Literal["clean", "placebo"]
-"""The prompt itself, or the other prompt of a request."""
+Source = Literal["clean", "placebo", "zero", "mean"]
+"""The prompt's own run, that of the placebo, zero, or the mean over prompts."""
+
+ABLATIONS: tuple[Source, ...] = ("zero", "mean")
+"""Sources that are no run: what is set to them is taken out of the run."""
 
 _FLAG, _WHOLE = Check(flag), Check(optional(arguments.whole_number))
 
@@ -71,8 +74,8 @@ class MapSpec:
     noise sample (ROME, Figure 3)."""
 
     source: Annotated[Source, one_of(Source)] = "clean"
-    """Where restored activations come from: the prompt's own run, or "placebo", the clean run of another prompt
-    (`TraceRequest.placebo`)."""
+    """What activations are set to: those of the prompt's own run; "placebo", those of another prompt's clean run
+    (`TraceRequest.placebo`); "zero"; or "mean", their mean over prompts (`TraceRequest.mean_over`)."""
 
     def __post_init__(self) -> None:
         site = SITES[self.kind]
@@ -91,6 +94,11 @@ class MapSpec:
                 f"kind={self.kind!r} cannot be severed from {self.severed!r}. Sever a map from 'mlp' or 'attention', "
                 "and not from what it restores."
             )
+
+    @property
+    def ablates(self) -> bool:
+        """Whether activations are set to zero or to a mean, in the clean run."""
+        return self.source in ABLATIONS
 
     def position(self, n_tokens: int) -> int | None:
         """Return the position at which heads are restored in a prompt of `n_tokens`; None for other sites.

@@ -1,6 +1,7 @@
 """What a user asks for, as plain data: checked as far as it can be without the model.
 
 TraceRequest    what is asked: prompt, subject, answer, corruption, samples, metric, direction, controls
+OtherPrompt     a second prompt of it, or a placebo's
 MapSpec         one map of it: kind, window, layers, tokens
 RunOptions      what cannot change a number beyond rounding
 """
@@ -14,21 +15,19 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from causal_tracer import arguments
-from causal_tracer.arguments import MOST_SAMPLES, flag, instance, optional, real_number, shown, text
+from causal_tracer.arguments import MOST_SAMPLES, flag, instance, optional, real_number, several, shown, text
 from causal_tracer.corruption import CORRUPTIONS, Corruption, NoiseRule, SubjectsNoise
 from causal_tracer.errors import SettingsError
 from causal_tracer.metrics.metric import METRICS, Metric, Target
 from causal_tracer.prompts.answer_forms import AnswerForm
-from causal_tracer.prompts.chat import ChatText
 from causal_tracer.prompts.encoding import check_text
-from causal_tracer.prompts.prompt import Prompt
 from causal_tracer.prompts.subject import Occurrence
 from causal_tracer.request.map_spec import MapSpec as MapSpec
 from causal_tracer.request.objects import NameOrObject
+from causal_tracer.request.other_prompt import OtherPrompt as OtherPrompt
+from causal_tracer.request.other_prompt import Text as Text
+from causal_tracer.request.other_prompt import readable
 from causal_tracer.request.record import Check, maybe, one_of, record, whole
-
-Text = str | ChatText | Prompt
-"""What the model goes on from: a text, a conversation, or a prompt that is ready."""
 
 MOST_ROWS = 2**31
 """Rows that go through the model together at most."""
@@ -43,10 +42,6 @@ _FLAG, _WORD, _WHOLE = Check(flag), Check(optional(text)), Check(optional(argume
 # Beyond it, sums of squares leave float32.
 _HIGHEST_NOISE = 1e15
 _ANSWER = Check(optional(check_text))
-
-
-def _readable(name: str, value: Any) -> Any:
-    return value if isinstance(value, (ChatText | Prompt, dict)) else check_text(name, value)
 
 
 def _sample_count(name: str, value: Any) -> Any:
@@ -67,15 +62,23 @@ def _noise_rule(name: str, value: Any) -> Any:
     return level
 
 
-def _query(name: str, value: Any) -> Any:
-    return value if value is None or isinstance(value, dict) else instance(name, value, HiddenFlowQuery)
+def _other(name: str, value: Any) -> Any:
+    return value if value is None or isinstance(value, dict) else instance(name, value, OtherPrompt)
+
+
+def _texts(name: str, value: Any) -> Any:
+    return tuple(check_text(f"Each of {name}", item) for item in several(name, value))
+
+
+def _default_metric(fields: dict[str, Any]) -> str:
+    return "probability" if fields["second"] is None else "logit difference"
 
 
 @record
 class HiddenFlowQuery:
     """One prompt of several to trace."""
 
-    text: Annotated[Text, Check(_readable)]
+    text: Annotated[Text, Check(readable)]
     """The prompt."""
 
     subject: str | None = None
@@ -110,7 +113,7 @@ class SamplesUntil:
 class TraceRequest:
     """One prompt to trace: what is corrupted, what is read, and the controls."""
 
-    prompt: Annotated[Text, Check(_readable)]
+    prompt: Annotated[Text, Check(readable)]
     """The text that the model goes on from."""
 
     subject: Annotated[str | None, _WORD] = None
@@ -129,6 +132,10 @@ class TraceRequest:
     occurrence: Annotated[Occurrence, one_of(Occurrence)] = "last"
     """Which occurrence of the subject is meant: "first" or "last"."""
 
+    second: Annotated[OtherPrompt | None, Check(_other)] = None
+    """A second prompt, which is run in place of a corrupted one. Metric and foil are then by default the difference of
+    the two prompts' answers in logits."""
+
     corruption: Annotated[str | Corruption, NameOrObject(tuple(CORRUPTIONS))] = Field(
         default="gaussian", title="Corruption"
     )
@@ -145,16 +152,18 @@ class TraceRequest:
     """Seed of the noise."""
 
     metric: Annotated[str | Callable[[Target], Metric], NameOrObject(tuple(METRICS))] = Field(
-        default="probability", title="Metric"
+        default_factory=_default_metric, title="Metric"
     )
     """What is read: probability, log-probability, logit, "logit difference", rank, "KL from clean"; or a function from
-    a `Target` to a metric."""
+    a `Target` to a metric. If not given, the probability; with a second prompt, the logit difference."""
 
     foil: Annotated[str | None, _ANSWER] = None
-    """The text that "logit difference" sets the answer against."""
+    """The text that "logit difference" sets the answer against; with a second prompt, by default that prompt's own
+    answer."""
 
     direction: Annotated[Direction, one_of(Direction)] = "restore"
-    """"restore" puts clean activations into the corrupted run, "corrupt" corrupted ones into the clean run."""
+    """"restore" puts clean activations into the corrupted run, "corrupt" corrupted ones into the clean run. A second
+    prompt's run is the corrupted one."""
 
     read: Annotated[int | None, _WHOLE] = None
     """The position whose next token is read; if not given, the last."""
@@ -162,8 +171,11 @@ class TraceRequest:
     elsewhere: Annotated[int | None, _WHOLE] = None
     """A control: corrupt as many tokens outside the subject instead; the first of them."""
 
-    placebo: Annotated[HiddenFlowQuery | None, Check(_query)] = None
+    placebo: Annotated[OtherPrompt | None, Check(_other)] = None
     """Another prompt, for maps that restore to its activations."""
+
+    mean_over: Annotated[tuple[str, ...], Check(_texts)] = ()
+    """Prompts over whose tokens activations are averaged, for maps that set them to their mean."""
 
     top_tokens: Annotated[int, whole(least=0)] = 0
     """Keep this many most probable next tokens of every cell."""
@@ -173,6 +185,13 @@ class TraceRequest:
             raise SettingsError("Top tokens are kept for a fixed number of samples. Give one.")
         if self.answer is not None and self.answer_id is not None:
             raise SettingsError(f"answer={self.answer!r} and answer_id={self.answer_id} are both given. Give one.")
+        in_place = {"corruption": "gaussian", "noise": None, "elsewhere": None}
+        given = [name for name, default in in_place.items() if getattr(self, name) != default]
+        if self.second is not None and given:
+            raise SettingsError(
+                f"{given[0]}={shown(getattr(self, given[0]))} is for a corrupted prompt, and a second prompt takes its "
+                f"place. Leave out {given[0]} or second."
+            )
 
 
 @record
@@ -208,6 +227,9 @@ def trace_records(
 ) -> tuple[TraceRequest, MapSpec, RunOptions]:
     """Return the records that keyword arguments make; each argument is a field of one of them.
 
+    A map that ablates is made in the clean run: where neither direction nor corruption are given, the request has
+    direction "corrupt" and corruption "none".
+
     Args:
         prompt: The prompt, or a request that is made already.
         settings: The arguments by name.
@@ -221,11 +243,20 @@ def trace_records(
     homes = {item.name: kind for kind in _KINDS if kind not in done for item in fields(kind) if item.name != "prompt"}
     if unknown := [name for name in settings if name not in homes]:
         raise SettingsError(f"{unknown[0]} is no setting here. The settings are {', '.join(homes)}.")
-    for kind in _KINDS:
+    # The map comes first: the request's defaults follow from it.
+    for kind in (MapSpec, RunOptions, TraceRequest):
         given = {name: value for name, value in settings.items() if homes[name] is kind}
-        if kind not in done:
-            done[kind] = kind(prompt, **given) if kind is TraceRequest else kind(**given)
+        if kind is TraceRequest and kind not in done:
+            done[kind] = TraceRequest(prompt, **_in_the_clean_run(done[MapSpec], given))
+        elif kind not in done:
+            done[kind] = kind(**given)
     return done[TraceRequest], done[MapSpec], done[RunOptions]
+
+
+def _in_the_clean_run(spec: MapSpec, given: dict[str, Any]) -> dict[str, Any]:
+    if spec.ablates and not {"direction", "corruption", "second"} & set(given):
+        return {**given, "direction": "corrupt", "corruption": "none"}
+    return given
 
 
 _KINDS: tuple[type[Any], ...] = (TraceRequest, MapSpec, RunOptions)

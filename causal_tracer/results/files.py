@@ -14,6 +14,7 @@ from causal_tracer.errors import ResultFormatError, SettingsError
 from causal_tracer.request.sites import SITES, require_site
 from causal_tracer.results.audit import Audit
 from causal_tracer.results.settings import TraceSettings
+from causal_tracer.results.token_alignment import TokenAlignment
 from causal_tracer.results.top_tokens import TopTokens
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def to_dict(flow: HiddenFlow) -> dict[str, Any]:
             value = _nested(value.tolist())
         elif isinstance(value, TraceSettings):
             value = {**asdict(value), "versions": dict(value.versions)}
-        elif isinstance(value, (TopTokens, Audit)):
+        elif isinstance(value, (TopTokens, Audit, TokenAlignment)):
             value = value.to_dict()
         elif isinstance(value, tuple):
             value = list(value)
@@ -78,6 +79,7 @@ def from_dict(kind: type[HiddenFlow], data: Any) -> HiddenFlow:
             top_tokens=None if data["top_tokens"] is None else TopTokens.from_dict(data["top_tokens"]),
             audit=None if data.get("audit") is None else Audit.from_dict(data["audit"]),
             request=None if data.get("request") is None else dict(data["request"]),
+            alignment=None if data.get("alignment") is None else TokenAlignment.from_dict(data["alignment"]),
         )
     except (
         KeyError,

@@ -21,6 +21,7 @@ from causal_tracer.results.analysis import Role
 from causal_tracer.results.audit import Audit
 from causal_tracer.results.settings import TraceSettings as TraceSettings
 from causal_tracer.results.short_forms import flow_figure, flow_lines
+from causal_tracer.results.token_alignment import TokenAlignment
 from causal_tracer.results.top_tokens import TopTokens
 
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ class HiddenFlow:
         audit: Cells that the full sweep computed again, and how far they were off. None where the full sweep computed
             the whole map, where no audit was asked for, and in results of older versions.
         request: What was asked for, as JSON types (see `asked`); None in results that do not store it.
+        alignment: The tokens of the second prompt, or of the placebo's, that stand for those of the prompt; None for
+            maps that no other prompt takes part in.
 
     All tensors are float32 (ids int64) on the CPU. The first nine fields are those of causal-tracer 1.1.0.
     """
@@ -86,6 +89,7 @@ class HiddenFlow:
     top_tokens: TopTokens | None = None
     audit: Audit | None = None
     request: dict[str, Any] | None = None
+    alignment: TokenAlignment | None = None
 
     def __repr__(self) -> str:
         """Prompt, answer, scores and peaks in a few lines."""

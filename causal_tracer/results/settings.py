@@ -39,6 +39,9 @@ class TraceSettings:
         elsewhere: The first of the tokens that were corrupted in the subject's place.
         metric_description: How figures present a metric of the user's; None for the built-in ones.
         token: The position at which heads were restored; None for other maps.
+        second: The second prompt, which was run in place of a corrupted one.
+        ablation: What activations were set to: "zero", or "mean over 3 prompts"; None for maps that set them to those
+            of a run.
     """
 
     model: str
@@ -65,6 +68,8 @@ class TraceSettings:
     elsewhere: int | None = None
     metric_description: MetricDescription | None = None
     token: int | None = None
+    second: str | None = None
+    ablation: str | None = None
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> TraceSettings:

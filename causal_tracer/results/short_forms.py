@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from causal_tracer.request.sites import SITES
+from causal_tracer.results.words import runs_line
 
 if TYPE_CHECKING:
     from causal_tracer.results.flow import HiddenFlow
@@ -22,8 +23,7 @@ def flow_lines(flow: HiddenFlow) -> str:
     lines = [
         f"HiddenFlow: {flow.kind}{at}, window {settings.window}, {settings.model} ({settings.dtype})",
         f"  prompt {_short(flow.prompt)}, subject {_short(flow.subject)}",
-        f"  {settings.metric} of {_short(flow.answer)}: clean {flow.high_score:.4g}, corrupted {flow.low_score:.4g}, "
-        f"{_samples(flow)}",
+        f"  {settings.metric} of {_short(flow.answer)}: {runs_line(flow, '{:.4g}'.format)}, {_samples(flow)}",
         f"  {flow.scores.shape[0]} {SITES[flow.kind].rows} x {flow.scores.shape[1]} layers"
         + ("" if computed == cells else f", {computed} of {cells} cells computed"),
     ]

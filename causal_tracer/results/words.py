@@ -5,9 +5,11 @@ Every title, axis, caption, table and report takes its words from here, so that 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from causal_tracer.corruption import NoCorruption
 from causal_tracer.errors import SettingsError
 from causal_tracer.metrics.descriptions import METRIC_DESCRIPTIONS, MetricDescription
 from causal_tracer.request.sites import SITES, window_layers
@@ -63,11 +65,13 @@ def named_title(name: str, flow: HiddenFlow) -> str:
 
 
 def control_of(settings: TraceSettings) -> str:
-    """Return the controls of a map as a table's cell has them; empty for a plain map."""
+    """Return what sets a map apart, as tables have it: controls, second prompt, ablation. Empty for a plain map."""
     severed = _severed(settings.severed) if settings.severed else ""
     placebo = "placebo" if settings.placebo is not None else ""
     elsewhere = "other tokens corrupted" if settings.elsewhere is not None else ""
-    return ", ".join(part for part in (severed, placebo, elsewhere) if part)
+    second = "second prompt" if settings.second is not None else ""
+    ablation = "" if settings.ablation is None else f"set to {_constant(settings.ablation)}"
+    return ", ".join(part for part in (severed, placebo, elsewhere, second, ablation) if part)
 
 
 def layer_axis_title(flow: HiddenFlow) -> str:
@@ -78,8 +82,26 @@ def layer_axis_title(flow: HiddenFlow) -> str:
 
 
 def patched_word(flow: HiddenFlow) -> str:
-    """Return what was done to a cell's layers: "restored" or "corrupted"."""
-    return "corrupted" if flow.settings.direction == "corrupt" else "restored"
+    """Return what was done to a cell's layers: "restored", "corrupted", "patched" or "ablated"."""
+    settings = flow.settings
+    if settings.ablation is not None:
+        return "ablated"
+    if settings.direction == "restore":
+        return "restored"
+    return "corrupted" if settings.second is None else "patched"
+
+
+def low_run(settings: TraceSettings) -> str | None:
+    """Return what the run is called that the clean run is set against; None where nothing was corrupted."""
+    if settings.second is not None:
+        return "second prompt"
+    return None if settings.corruption == NoCorruption().description else "corrupted"
+
+
+def runs_line(flow: HiddenFlow, written: Callable[[float], str]) -> str:
+    """Return the metric in the clean run and in the one it is set against: "clean 0.9, corrupted 0.1"."""
+    clean, low = f"clean {written(flow.high_score)}", low_run(flow.settings)
+    return clean if low is None else f"{clean}, {low} {written(flow.low_score)}"
 
 
 def patched_layers(flow: HiddenFlow, layer: int) -> tuple[int, int]:
@@ -126,7 +148,13 @@ def display_token(token: str) -> str:
 
 
 def _title(patched: str, settings: TraceSettings) -> str:
-    if settings.direction == "corrupt":
+    if settings.ablation is not None:
+        start = f"Setting {patched} to {_constant(settings.ablation)}"
+    elif settings.second is not None and settings.direction == "corrupt":
+        start = f"Putting {patched} of the second prompt into the clean run"
+    elif settings.second is not None and settings.placebo is None:
+        start = f"Restoring {patched} in the second prompt"
+    elif settings.direction == "corrupt":
         start = f"Corrupting {patched} of the clean run"
     elif settings.placebo is not None:
         start = f"Placebo: restoring {patched} from another prompt"
@@ -140,6 +168,10 @@ def _title(patched: str, settings: TraceSettings) -> str:
     if settings.elsewhere is not None:
         parts.append("control: other tokens corrupted")
     return ", ".join(parts)
+
+
+def _constant(ablation: str) -> str:
+    return ablation if ablation == "zero" else f"their {ablation}"
 
 
 def _severed(kind: str) -> str:

@@ -16,9 +16,9 @@ from causal_tracer.prompts.prompt import Prompt
 from causal_tracer.request.records import MapSpec
 from causal_tracer.study.facts import Fact, recall
 from causal_tracer.study.settings import StudySettings, derived_seed
-from causal_tracer.study.tracing import placebo_for, study_fact
+from causal_tracer.study.tracing import study_fact
 from causal_tracer.sweep.plan import reach
-from causal_tracer.tracing.cells import spec_plan
+from causal_tracer.tracing.cells import map_source, spec_plan
 
 
 class Work(NamedTuple):
@@ -98,7 +98,7 @@ def estimate_cost(
     Args:
         context: The model.
         settings: The study's settings.
-        facts: The whole set of facts, from which placebos come.
+        facts: The whole set of facts, from which placebos and partners come.
         wanted: The facts to trace.
         processes: Processes that will share the work, as fast as this one each.
         tries: Facts to trace. They are drawn by the seed from those of middling size.
@@ -118,15 +118,14 @@ def estimate_cost(
     by_size = sorted(known, key=lambda fact: sizes[fact].flops)
     middling = by_size[len(by_size) // 4 : max(len(by_size) * 3 // 4, len(by_size) // 4 + tries)]
     chosen = sorted(middling, key=lambda fact: derived_seed(settings.request.seed, fact.fact_id, "tried"))[:tries]
-    placebos = {fact: placebo_for(settings.request.seed, fact, facts) for fact in chosen}
     # The first trace of a process also checks the engine, which is not part of the time of each fact.
     once = replace(settings, request=replace(settings.request, samples=1))
-    study_fact(context, once, chosen[0], placebos[chosen[0]])
+    study_fact(context, once, chosen[0], facts)
     seconds: dict[Fact, float] = {}
     memory = 0
-    for fact, placebo in placebos.items():
+    for fact in chosen:
         begun = clock()
-        record = study_fact(context, settings, fact, placebo)
+        record = study_fact(context, settings, fact, facts)
         if record.status == "traced":
             seconds[fact] = clock() - begun
         memory = max(memory, _memory_used())
@@ -156,7 +155,7 @@ def _together(parts: Iterable[Work]) -> Work:
 
 def _map_work(context: TracingContext, settings: StudySettings, prompt: Prompt, spec: MapSpec) -> Work:
     traced = context.traced
-    plan = spec_plan(traced, prompt, spec, settings.request.direction)
+    plan = spec_plan(traced, prompt, spec, map_source(spec, settings.request))
     block = 2.0 * _matrix_weights(traced.blocks) / traced.n_layers
     head = 2.0 * traced.d_model * traced.vocab_size
     reads = plan.read_positions(len(prompt))

@@ -1,4 +1,4 @@
-"""Subjects of equal length to put in a subject's place, for `corruption.CounterfactualSubjects`."""
+"""Other subjects to put in a subject's place: for `corruption.CounterfactualSubjects`, and for second prompts."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from itertools import islice
 from typing import Any
 
 from causal_tracer.corruption.counterfactual import counterfactual_ids
-from causal_tracer.errors import SettingsError, SubjectError
+from causal_tracer.errors import SettingsError, StudyError, SubjectError
 from causal_tracer.prompts.prompt import Prompt
-from causal_tracer.study.facts import load_facts
+from causal_tracer.study.facts import Fact, load_facts
+from causal_tracer.study.settings import derived_seed
 
 
 def equal_length_subjects(
@@ -35,6 +36,34 @@ def equal_length_subjects(
     others = dict.fromkeys(_shipped_subjects(prompt.subject) if candidates is None else candidates)
     fitting = (other for other in others if other != prompt.subject and _fits(tokenizer, prompt, other))
     return tuple(islice(fitting, count))
+
+
+def with_subject(prompt: Prompt, other: str) -> str:
+    """Return a prompt's text with another subject in the subject's place."""
+    end = prompt.subject_start + len(prompt.subject)
+    return prompt.text[: prompt.subject_start] + other + prompt.text[end:]
+
+
+def partner_for(tokenizer: Any, seed: int, prompt: Prompt, fact: Fact, facts: Iterable[Fact]) -> Fact:
+    """Draw the fact whose subject makes a second prompt: of the same relation, and of equal length where there is one.
+
+    Args:
+        tokenizer: The tokenizer that made the prompt.
+        seed: The study's seed.
+        prompt: The fact's prompt.
+        fact: The fact.
+        facts: The facts to draw from.
+
+    Raises:
+        StudyError: No other fact of its relation has another attribute.
+    """
+    others = [other for other in facts if other.relation == fact.relation and other.attribute != fact.attribute]
+    drawn = sorted(others, key=lambda other: derived_seed(seed, fact.fact_id, "partner", other.fact_id))
+    if not drawn:
+        raise StudyError(
+            f"No other fact of the relation {fact.relation!r} has another attribute than {fact.attribute!r}."
+        )
+    return next((other for other in drawn if _fits(tokenizer, prompt, other.subject)), drawn[0])
 
 
 def _fits(tokenizer: Any, prompt: Prompt, other: str) -> bool:

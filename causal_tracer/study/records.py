@@ -83,6 +83,7 @@ class FactRecord:
         seconds: Time that it took.
         maps: Its maps.
         audit: Cells computed again.
+        partner: The subject of its second prompt, in a study over pairs.
     """
 
     fact: Fact
@@ -98,6 +99,7 @@ class FactRecord:
     seconds: float = 0.0
     maps: tuple[MapResult, ...] = ()
     audit: tuple[AuditedCell, ...] = ()
+    partner: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record as JSON types; null stands for NaN."""

@@ -27,7 +27,7 @@ from causal_tracer.study.journal import Journal
 from causal_tracer.study.settings import StudySettings, stored_settings
 from causal_tracer.study.store import compact, read_manifest, read_records, require_tables, update_manifest
 from causal_tracer.study.team import Team
-from causal_tracer.study.tracing import placebo_for, study_fact
+from causal_tracer.study.tracing import study_fact
 from causal_tracer.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -174,9 +174,8 @@ def _trace_own(
 ) -> None:
     with closing(Journal(folder)) as journal:
         for number, fact in enumerate(own, start=1):
-            # Placebos come from the whole set, so that they do not depend on how much of it is asked for.
-            placebo, begun = placebo_for(settings.request.seed, fact, facts), time.perf_counter()
-            record = study_fact(context, settings, fact, placebo, cancelled)
+            begun = time.perf_counter()
+            record = study_fact(context, settings, fact, facts, cancelled)
             record = replace(record, seconds=time.perf_counter() - begun)
             journal.append(record.to_dict())
             if record.status == "failed":

@@ -20,7 +20,7 @@ from causal_tracer.request.sites import KINDS, SITES, LayerKind, require_kind
 
 SeedRule = Literal["per fact", "one"]
 
-FACT_FIELDS = ("prompt", "subject", "answer", "answer_id", "foil", "read", "elsewhere", "placebo", "top_tokens")
+FACT_FIELDS = tuple("prompt subject answer answer_id second foil read elsewhere placebo top_tokens".split())
 """Fields of `TraceRequest` that are not a study's to set: they differ between facts, or no study keeps the result."""
 
 
@@ -75,6 +75,10 @@ class StudySettings:
     options: RunOptions = RunOptions()
     """How they are computed."""
 
+    pairs: bool = False
+    """In place of noise, set each fact against another of its relation: the second prompt is its own, with the other
+    fact's subject."""
+
     seed_rule: Annotated[SeedRule, one_of(SeedRule)] = "per fact"
     """"per fact" derives each fact's noise from seed and fact; "one" gives all facts the same, as ROME's code does."""
 
@@ -100,8 +104,12 @@ class StudySettings:
         choice("corruption", request.corruption, CORRUPTIONS)
         choice("metric", request.metric, METRICS)
         instance("samples", request.samples, int)
-        if request.metric == "logit difference":
-            raise SettingsError("metric='logit difference' needs a foil, and a study's facts have none. Give another.")
+        if self.pairs and {"corruption", "noise"} & set(changed_fields(request)):
+            raise SettingsError("In a study over pairs nothing is corrupted. Leave out corruption and noise, or pairs.")
+        if request.metric == "logit difference" and not self.pairs:
+            raise SettingsError(
+                "metric='logit difference' needs a foil, and a study's facts have none. Give another, or pairs=True."
+            )
         if all(spec.source == "placebo" for spec in self.maps.values()):
             raise SettingsError("A study needs at least one map that is not a placebo.")
         for name, spec in self.maps.items():
@@ -119,7 +127,9 @@ class StudySettings:
 
     @property
     def samples(self) -> int:
-        """Noise samples of each fact; 1 for a corruption without chance."""
+        """Noise samples of each fact; 1 for a corruption without chance, and for pairs."""
+        if self.pairs:
+            return 1
         named = CORRUPTIONS[cast(str, self.request.corruption)]
         return cast(int, self.request.samples) if named.is_random else 1
 

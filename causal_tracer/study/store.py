@@ -42,7 +42,7 @@ TABLES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     },
     # The last one: a fact whose row is there is done.
     "facts": {
-        "string": ("fact", "prompt", "subject", "attribute", "relation", "status", "cause", "engine"),
+        "string": ("fact", "prompt", "subject", "attribute", "relation", "status", "cause", "engine", "partner"),
         "int64": ("seed", "batch_size"),
         "double": ("high", "low", "seconds"),
         "list<string>": ("tokens", "roles"),

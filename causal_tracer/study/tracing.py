@@ -12,8 +12,9 @@ import torch
 from causal_tracer.errors import CausalTracerError, TraceCancelled
 from causal_tracer.experiment.set_up import TracingContext, prompt_for
 from causal_tracer.prompts.decoding import token_text
-from causal_tracer.request.records import HiddenFlowQuery, MapSpec, RunOptions, TraceRequest
+from causal_tracer.request.records import MapSpec, OtherPrompt, RunOptions, TraceRequest
 from causal_tracer.results.flow import HiddenFlow
+from causal_tracer.study.counterfactuals import partner_for, with_subject
 from causal_tracer.study.facts import Fact, recall
 from causal_tracer.study.records import AuditedCell, FactRecord, MapResult
 from causal_tracer.study.settings import StudySettings, derived_seed
@@ -24,7 +25,7 @@ def study_fact(
     context: TracingContext,
     settings: StudySettings,
     fact: Fact,
-    placebo: Fact | None,
+    facts: Sequence[Fact],
     cancelled: Callable[[], bool] = lambda: False,
 ) -> FactRecord:
     """Trace one fact; one that the model does not know, or that fails, gives a record with the cause.
@@ -33,7 +34,8 @@ def study_fact(
         context: The model.
         settings: The study's settings.
         fact: The fact.
-        placebo: The fact whose activations its placebo maps restore to.
+        facts: The whole set, from which placebos and partners are drawn: what is drawn does not depend on how much of
+            the set is asked for.
         cancelled: Called during the sweep; True stops it.
 
     Raises:
@@ -47,7 +49,7 @@ def study_fact(
         if not found.known:
             answer = token_text(context.tokenizer, found.top_id)
             return FactRecord(fact, "unknown", cause=f"the model's answer is {answer!r}")
-        return _traced(context, settings, fact, placebo, found.answer_id, cancelled)
+        return _traced(context, settings, fact, facts, found.answer_id, cancelled)
     except TraceCancelled:
         raise
     except (CausalTracerError, RuntimeError, MemoryError) as error:
@@ -70,11 +72,13 @@ def _traced(
     context: TracingContext,
     settings: StudySettings,
     fact: Fact,
-    placebo: Fact | None,
+    facts: Sequence[Fact],
     answer_id: int,
     cancelled: Callable[[], bool],
 ) -> FactRecord:
     prompt = prompt_for(context, fact.prompt, fact.subject, settings.request.occurrence)
+    placebo = placebo_for(settings.request.seed, fact, facts)
+    partner = partner_for(context.tokenizer, settings.request.seed, prompt, fact, facts) if settings.pairs else None
     # The level is the tracer's: the rule of the study was applied when the model was loaded.
     request = replace(
         settings.request,
@@ -82,7 +86,8 @@ def _traced(
         answer_id=answer_id,
         seed=settings.seed_of(fact.fact_id),
         noise=None,
-        placebo=None if placebo is None else HiddenFlowQuery(placebo.prompt, placebo.subject),
+        second=None if partner is None else OtherPrompt(with_subject(prompt, partner.subject), partner.subject),
+        placebo=None if placebo is None else OtherPrompt(placebo.prompt, placebo.subject, align="spans"),
     )
     specs = settings.maps_of(prompt)
     if placebo is None:
@@ -101,6 +106,7 @@ def _traced(
         batch_size=first.settings.batch_size,
         maps=tuple(MapResult(name, flow.scores.numpy(), flow.standard_error.numpy()) for name, flow in flows.items()),
         audit=_audit(context, settings, fact, request, specs, flows, cancelled),
+        partner="" if partner is None else partner.subject,
     )
 
 

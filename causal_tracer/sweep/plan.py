@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -168,26 +168,30 @@ def map_plan(
     *,
     source: str = "clean",
     severed: LayerKind | None = None,
+    places: Mapping[int, int] | None = None,
 ) -> SweepPlan:
     """Return the cells of a map that restores one token in one window of layers at a time, in priority order.
 
     Of kind "head", each attention head has a cell of its own, so `positions` is to have one token. Layers without the
     kind have no cells; a window restores those of its layers that have it. With `severed`, the outputs of that kind at
-    the cell's token are held at the base run's values in all layers.
+    the cell's token are held at the base run's values in all layers. Where the base run is of another prompt than the
+    map, `places` gives its token for each position, and `prompt` is the other prompt.
     """
     missing = traced.missing_layers(kind)
     layers = [layer for layer in layers if layer not in missing]
     cells = []
-    for position in sorted(positions, key=priority_order(prompt)):
+    order = priority_order(prompt)
+    placed = [(position, position if places is None else places[position]) for position in positions]
+    for position, token in sorted(placed, key=lambda pair: order(pair[1])):
         holding: tuple[Intervention, ...] = ()
         if severed is not None:
             held = tuple(n for n in range(traced.n_layers) if n not in traced.missing_layers(severed))
-            holding = (Intervention(held, severed, (position,), BASE),)
+            holding = (Intervention(held, severed, (token,), BASE),)
         for layer in layers:
             restored = tuple(n for n in window_layers(layer, window, traced.n_layers) if n not in missing)
             for head in range(traced.head_sites[layer][1]) if kind == "head" else (None,):
                 row = position if head is None else head
-                patch = Intervention(restored, kind, (position,), source, head)
+                patch = Intervention(restored, kind, (token,), source, head)
                 cells.append(Cell(row, layer, (patch, *holding)))
     return SweepPlan(tuple(cells))
 

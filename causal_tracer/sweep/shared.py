@@ -102,12 +102,14 @@ def _stacked(works: Sequence[Sweep]) -> Sweep:
     """Return one sweep of all prompts' samples."""
     first = works[0]
     sources = {name: _joined([work.base.sources[name] for work in works]) for name in first.base.sources}
-    clean = [{name: values[None] for name, values in work.clean.activations.items()} for work in works]
+    if all(len(work.clean.input_ids) == len(first.base.prompt) for work in works):
+        clean = [{name: values[None] for name, values in work.clean.activations.items()} for work in works]
+        sources = {"clean": _joined(clean), **sources}
     base = BaseRun(
         prompt=replace(first.base.prompt, subject_range=(0, len(first.base.prompt))),
         embeddings=torch.cat([_all_embeddings(work) for work in works]),
         scores=torch.cat([work.base.scores for work in works]),
-        sources={"clean": _joined(clean), **sources},
+        sources=sources,
     )
     metric = MetricOfGroups(tuple(cast(Metric, work.metric) for work in works), first.base.samples)
     return replace(first, base=base, plan=SweepPlan(first.plan.cells, first.reads), metric=metric)
@@ -134,7 +136,8 @@ def _only_embeddings_know_tokens(works: Sequence[Sweep]) -> bool:
     ids = torch.tensor(prompt.input_ids).expand(len(rows), -1)
     edits = {traced.embedding: corrupting(clean, prompt, rows)}
     found = read_logits(traced, ids, edits, "clean", first.reads).log_softmax(dim=-1).cpu()
-    expected = torch.stack([work.clean.logits for work in works]).log_softmax(dim=-1).cpu()
+    own_ids = torch.tensor([work.base.prompt.input_ids for work in works])
+    expected = read_logits(traced, own_ids, {}, "clean", first.reads).log_softmax(dim=-1).cpu()
     best = expected.topk(min(8, expected.shape[-1])).indices
     difference = float((found.gather(-1, best) - expected.gather(-1, best)).abs().max())
     return difference <= _ROUNDING.get(traced.dtype, _HALF_ROUNDING)

@@ -6,48 +6,85 @@ from collections.abc import Mapping
 
 from causal_tracer.errors import SettingsError
 from causal_tracer.experiment.set_up import Experiment
-from causal_tracer.experiment.sources import CORRUPTED, PLACEBO
+from causal_tracer.experiment.sources import CLEAN, CORRUPTED, SECOND
 from causal_tracer.model.layers import TracedModel
 from causal_tracer.prompts.prompt import Prompt
-from causal_tracer.request.records import Direction, MapSpec
+from causal_tracer.request.records import MapSpec, TraceRequest
 from causal_tracer.sweep.plan import Cell, SweepPlan, map_plan, priority_order
 
 
 def owned_cells(experiment: Experiment, specs: Mapping[str, MapSpec]) -> list[tuple[int, Cell]]:
-    """Return the cells of all maps, each with its map's number, in the prompt's priority order."""
-    traced, prompt, direction = experiment.context.traced, experiment.prompt, experiment.request.direction
-    owned = [
-        (plane, cell)
-        for plane, spec in enumerate(specs.values())
-        for cell in spec_plan(traced, prompt, spec, direction).cells
-    ]
-    order = priority_order(prompt)
+    """Return the cells of all maps, each with its map's number, in the prompt's priority order.
+
+    Raises:
+        SettingsError: A map does not fit the model, the prompt, or the request.
+    """
+    traced, base = experiment.context.traced, experiment.base_input.sequence
+    owned = []
+    for plane, spec in enumerate(specs.values()):
+        source, places = map_source(spec, experiment.request), experiment.places(spec)
+        plan = spec_plan(traced, experiment.prompt, spec, source, base, places)
+        owned += [(plane, cell) for cell in plan.cells]
+    order = priority_order(base)
     return sorted(owned, key=lambda item: order(item[1].interventions[0].tokens[0]))
 
 
-def spec_plan(traced: TracedModel, prompt: Prompt, spec: MapSpec, direction: Direction = "restore") -> SweepPlan:
+def spec_plan(
+    traced: TracedModel,
+    prompt: Prompt,
+    spec: MapSpec,
+    source: str = CLEAN,
+    base: Prompt | None = None,
+    places: Mapping[int, int] | None = None,
+) -> SweepPlan:
     """Return the cells of one map.
 
+    Args:
+        traced: The model.
+        prompt: The map's prompt.
+        spec: The map.
+        source: Where its activations come from.
+        base: What the base run runs, where that is another prompt.
+        places: The base run's token for each token of the prompt that has one; None where it runs the prompt itself.
+
     Raises:
-        SettingsError: The map does not fit the model, the prompt or the direction.
+        SettingsError: The map does not fit the model or the prompt.
     """
-    if spec.source == "placebo" and direction == "corrupt":
-        raise SettingsError("A placebo is restored into the corrupted run. Leave out direction='corrupt'.")
-    own = CORRUPTED if direction == "corrupt" else "clean"
     return map_plan(
         traced,
-        prompt,
+        base or prompt,
         spec.kind,
         spec.window,
-        set(_positions(spec, prompt)),
+        {position for position in _positions(spec, prompt) if places is None or position in places},
         spec.layer_range(traced.n_layers),
-        source=PLACEBO if spec.source == "placebo" else own,
+        source=source,
         severed=spec.severed,
+        places=places,
     )
 
 
+def map_source(spec: MapSpec, request: TraceRequest) -> str:
+    """Return where a map's activations come from.
+
+    Raises:
+        SettingsError: The map does not fit the request's direction.
+    """
+    if spec.source == "placebo" and request.direction == "corrupt":
+        raise SettingsError("A placebo is restored into the corrupted run. Leave out direction='corrupt'.")
+    if spec.ablates and request.direction == "restore":
+        raise SettingsError(
+            f"source={spec.source!r} is an ablation, which is made in the clean run. Give direction='corrupt', and "
+            "corruption='none' if you need no corrupted run beside it."
+        )
+    if spec.source != "clean":
+        return spec.source
+    if request.second is not None:
+        return SECOND
+    return CORRUPTED if request.direction == "corrupt" else CLEAN
+
+
 def _positions(spec: MapSpec, prompt: Prompt) -> tuple[int, ...]:
-    """The tokens at which a map restores."""
+    """Return the tokens at which a map patches."""
     token = spec.position(len(prompt))
     if token is not None:
         return (token,)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from causal_tracer.arguments import instance, several
-from causal_tracer.experiment.set_up import TracingContext, base_of_samples, prompt_for, set_up
+from causal_tracer.experiment.samples import base_of_samples
+from causal_tracer.experiment.set_up import TracingContext, prompt_for, set_up
 from causal_tracer.model.batch_size import default_batch_size
 from causal_tracer.model.torch_state import stepping_in_standard_torch_state
 from causal_tracer.prompts.decoding import token_text
@@ -144,7 +145,7 @@ class _Trace:
         self._specs = specs
         self._owned = owned_cells(self._experiment, specs)
         self._planes = torch.tensor([plane for plane, _ in self._owned], dtype=torch.long)
-        tokens = len(self._experiment.sequence)
+        tokens = len(self._experiment.base_input.sequence)
         batch_size = options.batch_size or default_batch_size(context.traced, tokens)
         self.engine_check: EngineCheck = choose_engine(context.traced, options.engine, tokens)
         self.results = Results(self._experiment, specs, options, batch_size)
@@ -179,7 +180,7 @@ class _Trace:
             experiment.context.traced,
             experiment.clean,
             base,
-            SweepPlan(tuple(cell for _, cell in self._owned), experiment.reads),
+            SweepPlan(tuple(cell for _, cell in self._owned), experiment.base_input.reads),
             experiment.metric,
             batch_size,
             self._planes,

@@ -16,10 +16,11 @@ from causal_tracer.metrics.metric import own_description
 from causal_tracer.model.wrappers import model_notes
 from causal_tracer.prompts.decoding import decode_together, token_text
 from causal_tracer.request.record import to_data
-from causal_tracer.request.records import MapSpec, RunOptions, StoredRequest
+from causal_tracer.request.records import MapSpec, RunOptions, StoredRequest, TraceRequest
 from causal_tracer.request.sites import SITES
 from causal_tracer.results.audit import Audit
 from causal_tracer.results.flow import HiddenFlow, TraceSettings
+from causal_tracer.results.token_alignment import TokenAlignment
 from causal_tracer.results.top_tokens import TopTokens
 from causal_tracer.sweep.check import EngineCheck
 from causal_tracer.sweep.engine import halving_note
@@ -137,6 +138,7 @@ class Results:
             top_tokens=self._top_tokens(plane),
             audit=self._audits.get(plane),
             request=to_data(StoredRequest(experiment.request, spec, self.options)),
+            alignment=_alignment(experiment, spec),
         )
 
     def _settings(self, plane: int, spec: MapSpec) -> TraceSettings:
@@ -144,8 +146,8 @@ class Results:
         layers = spec.layer_range(context.traced.n_layers)
         metric, foil = request.metric, self._experiment.foil_id
         own = None if isinstance(metric, str) else own_description(self._experiment.metric)
-        placebo = request.placebo if spec.source == "placebo" else None
-        gaussian = request.corruption == "gaussian"
+        placebo = self._experiment.placebo if spec.source == "placebo" else None
+        second = self._experiment.second
         return TraceSettings(
             model=context.model_id,
             revision=context.revision,
@@ -161,16 +163,18 @@ class Results:
             subject_tokens_only=spec.subject_tokens_only,
             engine="full" if self._recomputed(plane) else self._engine_check.name,
             versions=dict(_versions()),
-            corruption="Gaussian noise" if gaussian else described(self._experiment.corruption),
+            corruption=_corruption(self._experiment),
             metric=own.name if own is not None else str(metric),
             direction=request.direction,
             severed=spec.severed,
-            placebo=None if placebo is None else str(getattr(placebo.text, "text", placebo.text)),
+            placebo=None if placebo is None else placebo.prompt.text,
             read=request.read,
             foil=None if foil is None else token_text(context.tokenizer, foil),
             elsewhere=request.elsewhere,
             metric_description=own,
             token=spec.position(len(self._experiment.prompt)),
+            second=None if second is None else second.prompt.text,
+            ablation=_ablation(request, spec),
         )
 
     def _all_notes(self, plane: int, spec: MapSpec) -> list[str]:
@@ -184,6 +188,10 @@ class Results:
             notes.append(
                 f"Computed by the slower sweep {self._engine_check.name!r}. {' '.join(self._engine_check.tried)}"
             )
+        alignment = _alignment(experiment, spec)
+        if alignment is not None and alignment.without_partner:
+            alone = ", ".join(f"{alignment.tokens[place]!r} ({place})" for place in alignment.without_partner)
+            notes.append(f"Tokens without a partner in the other prompt, whose cells are not computed: {alone}.")
         if self._recomputed(plane):
             audit = self._audits[plane]
             notes.append(
@@ -216,6 +224,26 @@ class Results:
             if found is not None:
                 restored[cell.position, cell.layer] = found
         return TopTokens(clean, corrupted, restored)
+
+
+def _alignment(experiment: Experiment, spec: MapSpec) -> TokenAlignment | None:
+    """The tokens of the other prompt that takes part in a map."""
+    other = experiment.placebo if spec.source == "placebo" else experiment.second
+    if other is None or spec.ablates:
+        return None
+    return TokenAlignment(experiment.prompt.tokens, other.prompt.text, other.prompt.tokens, other.partners)
+
+
+def _corruption(experiment: Experiment) -> str:
+    if experiment.second is not None:
+        return "second prompt"
+    return "Gaussian noise" if experiment.request.corruption == "gaussian" else described(experiment.corruption)
+
+
+def _ablation(request: TraceRequest, spec: MapSpec) -> str | None:
+    if not spec.ablates or spec.source == "zero":
+        return spec.source if spec.ablates else None
+    return f"mean over {len(request.mean_over)} prompt{'s' if len(request.mean_over) > 1 else ''}"
 
 
 def _height(experiment: Experiment, spec: MapSpec) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from causal_tracer import CausalTracer, HiddenFlow, MapSpec, RunOptions, TraceRequest, __version__
+from causal_tracer import CausalTracer, HiddenFlow, MapSpec, OtherPrompt, RunOptions, TraceRequest, __version__
 from causal_tracer.cli import main as cli
 from causal_tracer.cli import progress as cli_progress
 from causal_tracer.errors import ModelLoadError, NumericsError, SettingsError, SubjectError, TraceCancelled
@@ -179,6 +179,31 @@ def test_options_reach_the_trace(run: Any, monkeypatch: pytest.MonkeyPatch) -> N
     assert run(*ASKED, "-q", "--counterfactual", "Steve Jobs", "--direction", "corrupt")[0] == 0
     assert seen[1][0].corruption.subjects == ("Steve Jobs",)  # type: ignore[union-attr]
     assert seen[1][0].direction == "corrupt"
+
+
+def test_a_second_prompt_takes_the_place_of_noise(run: Any) -> None:
+    second = ("--second-prompt", PROMPT.replace(SUBJECT, "Steve Jobs"), "--second-subject", "Steve Jobs")
+    status, out, _ = run(
+        "trace", PROMPT, "-s", SUBJECT, *second, "--align", "spans", "--metric", "logit", "--json", "-"
+    )
+    assert status == 0
+    flow = HiddenFlow.from_dict(json.loads(out))
+    assert flow.settings.second == second[1]
+    assert flow.asked().request.second == OtherPrompt(second[1], "Steve Jobs", align="spans")
+    assert len(flow.low_sample_scores) == 1
+    status, out, _ = run("trace", PROMPT, "-s", SUBJECT, *second, "--metric", "logit")
+    assert (status, "second prompt" in out) == (0, True)
+
+
+@pytest.mark.parametrize("more", [("zero",), ("mean", "--mean-over", "the city of France", "--mean-over", "the city")])
+def test_ablations_are_made_in_the_clean_run(run: Any, more: tuple[str, ...]) -> None:
+    status, out, _ = run("trace", PROMPT, "-s", SUBJECT, "-k", "mlp", "--json", "-", "--ablate", *more)
+    assert status == 0
+    flow = HiddenFlow.from_dict(json.loads(out))
+    assert flow.settings.ablation == ("zero" if more == ("zero",) else "mean over 2 prompts")
+    assert flow.low_score == pytest.approx(flow.high_score)
+    status, _, err = run("trace", PROMPT, "--ablate", "zero", "--severed", "mlp")
+    assert (status, "--ablate takes neither" in err) == (2, True)
 
 
 def test_noise_is_a_number_or_times_sigma(run: Any, folder: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from causal_tracer import CausalTracer, HiddenFlow, HiddenFlowQuery, MapSpec, TraceRequest, load_model
+from causal_tracer import CausalTracer, HiddenFlow, HiddenFlowQuery, MapSpec, OtherPrompt, TraceRequest, load_model
 from causal_tracer.corruption import CORRUPTIONS
 from causal_tracer.errors import ModelStructureError
 from causal_tracer.model.engine_mode import engine_mode
@@ -202,7 +202,7 @@ def test_surroundings_of_a_call_do_not_change_its_numbers(
 def everything() -> dict[str, Any]:
     """What every other entry gives: maps, heads, calibration, corruptions, a stream, a result's own numbers."""
     tracer = CausalTracer(tiny_model("llama"), tiny_tokenizer())
-    request = TraceRequest(PROMPT, SUBJECT, samples=2, top_tokens=2, placebo=HiddenFlowQuery("Steve Jobs was", "Steve"))
+    request = TraceRequest(PROMPT, SUBJECT, samples=2, top_tokens=2, placebo=OtherPrompt("Steve Jobs was", "Steve"))
     maps = {
         "placebo": MapSpec("mlp", 2, source="placebo"),
         "severed": MapSpec("hidden", severed="mlp"),

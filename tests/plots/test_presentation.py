@@ -21,7 +21,7 @@ import plotly.graph_objects as go
 import pytest
 import torch
 
-from causal_tracer import CausalTracer, HiddenFlow, HiddenFlowQuery, MapSpec, SamplesUntil, TraceRequest
+from causal_tracer import CausalTracer, HiddenFlow, MapSpec, OtherPrompt, SamplesUntil, TraceRequest
 from causal_tracer.cli.output import Outputs, describe
 from causal_tracer.errors import ResultFormatError, SettingsError
 from causal_tracer.metrics.descriptions import METRIC_DESCRIPTIONS, MetricDescription
@@ -77,6 +77,9 @@ CONTROLS: dict[str, dict[str, Any]] = {
     "severed": {"severed": "attention"},
     "placebo": {"placebo": "Paris is the capital of"},
     "elsewhere": {"elsewhere": 0},
+    "second": {"second": "Rome is in", "corruption": "second prompt"},
+    "zero": {"ablation": "zero"},
+    "mean": {"ablation": "mean over 3 prompts", "corruption": "nothing"},
 }
 CONTROL_WORDS = {
     "plain": "",
@@ -84,14 +87,18 @@ CONTROL_WORDS = {
     "severed": "attention severed",
     "placebo": "from another prompt",
     "elsewhere": "other tokens corrupted",
+    "second": "the second prompt",
+    "zero": "to zero",
+    "mean": "to their mean over 3 prompts",
 }
+ABLATIONS = ("zero", "mean")
 COMBINATIONS = [
     pytest.param(case, direction, control, id=f"{case.metric}-{direction}-{control}")
     for case in CASES
     for direction in DIRECTIONS
     for control in CONTROLS
-    # The tracer refuses it: a placebo is restored.
-    if (direction, control) != ("corrupt", "placebo")
+    # The tracer refuses the others: a placebo is restored, and an ablation is made in the clean run.
+    if (direction, control) not in {("corrupt", "placebo"), *(("restore", ablation) for ablation in ABLATIONS)}
 ]
 
 
@@ -199,7 +206,9 @@ def test_colours_are_strongest_where_the_patch_does_most(case: Case, direction: 
     assert heatmap.colorbar.title.text.replace("<br>", " ") == case.label
     assert f"{case.label} = %{{customdata[3]}}" in heatmap.hovertemplate
     assert figure.layout.title.text.replace("<br>", " ") == map_title(flow)
-    assert ("corrupted" if direction == "corrupt" else "restored") in figure.layout.xaxis.title.text
+    done = {"zero": "ablated", "mean": "ablated"} | ({"second": "patched"} if direction == "corrupt" else {})
+    plain = "corrupted" if direction == "corrupt" else "restored"
+    assert done.get(control, plain) in figure.layout.xaxis.title.text
 
 
 def texts_of(flow: HiddenFlow, folder: Path) -> dict[str, str]:
@@ -232,7 +241,8 @@ def test_words_say_what_the_map_is_of(case: Case, direction: str, control: str, 
     texts = {name: html.unescape(text).replace("<br>", " ") for name, text in texts_of(flow, tmp_path).items()}
     for name, text in texts.items():
         assert map_title(flow) in text, name
-        assert ("Corrupting" if direction == "corrupt" else "estoring") in text, name
+        doing = {"zero": "Setting", "mean": "Setting"} | ({"second": "Putting"} if direction == "corrupt" else {})
+        assert doing.get(control, "Corrupting" if direction == "corrupt" else "estoring") in text, name
         assert CONTROL_WORDS[control] in text, name
     for name in ("describe", "peaks", "numbers", "details", "table", "page", "comparison"):
         assert metric_label(flow) in texts[name], name
@@ -270,9 +280,15 @@ def test_tables_have_the_metric_the_direction_and_the_control(case: Case, direct
     row = table[PEAK[0] * 3 + PEAK[1]]
     assert list(row) == list(COLUMNS)
     assert (row["metric"], row["direction"]) == (case.metric, direction)
-    assert row["control"] == {"severed": "attention severed", "placebo": "placebo"}.get(
-        control, "other tokens corrupted" if control == "elsewhere" else ""
-    )
+    named = {
+        "severed": "attention severed",
+        "placebo": "placebo",
+        "elsewhere": "other tokens corrupted",
+        "second": "second prompt",
+        "zero": "set to zero",
+        "mean": "set to their mean over 3 prompts",
+    }
+    assert row["control"] == named.get(control, "")
     assert float(row["share"]) == pytest.approx(1.0)
     assert float(row["effect"]) == pytest.approx(
         float(row["score"]) - (case.corrupted, case.clean)[direction == "corrupt"]
@@ -476,7 +492,7 @@ def test_traced_maps_are_presented_with_what_was_traced(
     request = TraceRequest(PROMPT, SUBJECT, metric=metric, direction=direction, samples=2, foil="river")
     maps = dict(TRACED)
     if control == "placebo":
-        request = replace(request, placebo=HiddenFlowQuery(OTHER_PROMPT, OTHER_SUBJECT))
+        request = replace(request, placebo=OtherPrompt(OTHER_PROMPT, OTHER_SUBJECT))
         maps = {"placebo": MapSpec("mlp", 1, source="placebo")}
     elif control == "elsewhere":
         request = replace(request, elsewhere=len(tracer.trace(request).input_tokens) - 4)

@@ -12,7 +12,7 @@ from causal_tracer.errors import CausalTracerError, PromptError, SubjectError
 from causal_tracer.prompts.chat import ChatText, chat_prompt
 from causal_tracer.prompts.encoding import encode, encode_with_spans
 from causal_tracer.prompts.prompt import make_prompt
-from causal_tracer.request.records import HiddenFlowQuery
+from causal_tracer.request.records import OtherPrompt
 from tests.support.slow_tokenizer import SlowTokenizer
 from tests.support.tiny_models import tiny_model
 from tests.support.tiny_tokenizers import BOS, EOS, KINDS, tokenizer_of
@@ -100,7 +100,7 @@ HALVES = {
     "message": lambda: TraceRequest(ChatText.from_user(f"Rome{HALF}")),
     "assistant_prefix": lambda: TraceRequest(ChatText.from_user(TEXT, assistant_prefix=HALF)),
     "counterfactual subject": lambda: TraceRequest(TEXT, "Rome", corruption=CounterfactualSubjects((f"Par{HALF}",))),
-    "placebo prompt": lambda: TraceRequest(TEXT, "Rome", placebo=HiddenFlowQuery(f"Paris {HALF}", "Paris")),
+    "placebo prompt": lambda: TraceRequest(TEXT, "Rome", placebo=OtherPrompt(f"Paris {HALF}", "Paris")),
 }
 
 
@@ -111,7 +111,7 @@ def test_half_a_character_is_refused_wherever_it_is(where: str) -> None:
     tracer = CausalTracer(tiny_model("llama"), tokenizer_of("byte-level"), noise=0.5)
     subject = where in ("subject", "counterfactual subject")
     with pytest.raises(SubjectError if subject else PromptError, match=r"half a character.*Type or paste it again"):
-        tracer.trace_maps(HALVES[where](), {"map": MapSpec(source="placebo")})
+        tracer.trace_maps(HALVES[where](), {"map": MapSpec(source="placebo" if "placebo" in where else "clean")})
 
 
 def test_half_a_character_is_refused_among_the_subjects_that_set_the_noise() -> None:

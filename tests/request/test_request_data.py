@@ -12,7 +12,7 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
-from causal_tracer import CausalTracer, HiddenFlow, HiddenFlowQuery, MapSpec, TraceRequest
+from causal_tracer import CausalTracer, HiddenFlow, MapSpec, OtherPrompt, TraceRequest
 from causal_tracer.corruption import (
     CounterfactualSubjects,
     GaussianNoise,
@@ -72,8 +72,8 @@ def read(data: Any) -> StoredRequest:
         ({"answer_id": 0, "metric": "logit difference", "foil": "x", "direction": "corrupt"}, MapSpec("attention", 3)),
         ({"prompt": CHAT, "samples": SamplesUntil(0.1, 5, 20), "seed": 7}, MapSpec()),
         ({"prompt": make_prompt(tiny_tokenizer(), PROMPT, SUBJECT)}, MapSpec("hidden", severed="mlp")),
-        ({"placebo": HiddenFlowQuery(OTHER_PROMPT, OTHER_SUBJECT)}, MapSpec("mlp", source="placebo")),
-        ({"placebo": HiddenFlowQuery(CHAT)}, MapSpec("mlp", source="placebo")),
+        ({"placebo": OtherPrompt(OTHER_PROMPT, OTHER_SUBJECT)}, MapSpec("mlp", source="placebo")),
+        ({"placebo": OtherPrompt(CHAT)}, MapSpec("mlp", source="placebo")),
         ({"read": 5, "elsewhere": 7, "top_tokens": 3, "noise": "2 sigma"}, MapSpec(positions=(1, 2))),
         ({"corruption": "uniform", "noise": 0.1 + 0.2}, MapSpec(start_layer=1, end_layer=2, subject_tokens_only=True)),
         ({"noise": SubjectsNoise(("Paris", "Rome"), 2.0)}, MapSpec()),
@@ -176,7 +176,7 @@ def test_a_request_with_a_part_missing_is_refused_when_read(name: str, part: Any
 class TestInResults:
     def test_each_map_stores_its_own_and_gives_itself_again(self) -> None:
         tracer = tiny_tracer("gpt2")
-        request = TraceRequest(PROMPT, SUBJECT, samples=2, placebo=HiddenFlowQuery(OTHER_PROMPT, OTHER_SUBJECT))
+        request = TraceRequest(PROMPT, SUBJECT, samples=2, placebo=OtherPrompt(OTHER_PROMPT, OTHER_SUBJECT))
         specs = {"a": MapSpec("mlp", 2), "b": MapSpec("hidden", severed="attention"), "c": MapSpec(source="placebo")}
         specs["d"] = MapSpec("head", token=-2)
         for name, flow in tracer.trace_maps(request, specs).items():
@@ -185,7 +185,7 @@ class TestInResults:
             assert asked.map == specs[name]
             traced = tracer.trace(asked.request, spec=asked.map, options=asked.options)
             # Alone, the rows stand in other batches.
-            torch.testing.assert_close(traced.sample_scores, flow.sample_scores, atol=1e-6, rtol=0)
+            torch.testing.assert_close(traced.sample_scores, flow.sample_scores, atol=1e-6, rtol=0, equal_nan=True)
             assert (traced.request, traced.settings) == (flow.request, flow.settings)
 
     @pytest.mark.parametrize("noise", [None, 0.3, "2 sigma", SubjectsNoise(("Paris", "Rome"))], ids=str)

@@ -146,7 +146,7 @@ def test_results_of_another_version_are_refused_with_both_versions(version: Any)
 
 FIELDS = [key for key in some_flow().to_dict() if key not in ("format", "format_version")]
 # Results of earlier versions lack them.
-OPTIONAL = ("audit", "request")
+OPTIONAL = ("audit", "request", "alignment")
 
 
 @pytest.mark.parametrize("field", [field for field in FIELDS if field not in OPTIONAL])

@@ -114,7 +114,7 @@ class TestWhole:
         assert rows(again) == rows(folder)
 
     def test_scores_are_those_of_a_trace_of_the_fact_alone(self, whole):
-        from causal_tracer.request.records import HiddenFlowQuery
+        from causal_tracer.request.records import OtherPrompt
         from causal_tracer.tracing.loop import trace_maps
 
         folder, _ = whole
@@ -128,7 +128,7 @@ class TestWhole:
             answer=record.fact.attribute,
             samples=2,
             seed=SETTINGS.seed_of(record.fact.fact_id),
-            placebo=HiddenFlowQuery(placebo.prompt, placebo.subject),
+            placebo=OtherPrompt(placebo.prompt, placebo.subject, align="spans"),
         )
         *_, update = trace_maps(context(), request, SETTINGS.maps, RunOptions(engine="full"))
         spread = record.high - record.low

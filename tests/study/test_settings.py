@@ -14,7 +14,7 @@ from causal_tracer.cli.main import main
 from causal_tracer.corruption import ZeroEmbedding
 from causal_tracer.errors import SettingsError, StudyError
 from causal_tracer.request.record import from_data, to_data
-from causal_tracer.request.records import MapSpec, RunOptions, SamplesUntil, TraceRequest
+from causal_tracer.request.records import MapSpec, OtherPrompt, RunOptions, SamplesUntil, TraceRequest
 from causal_tracer.study.cost import fact_work
 from causal_tracer.study.facts import facts_digest
 from causal_tracer.study.figures import comparison_figures, figure_words, study_figures
@@ -64,6 +64,7 @@ def test_they_come_back_from_json() -> None:
         ({"request": TraceRequest("", foil="Rome")}, "foil='Rome' cannot be one for all facts"),
         ({"request": TraceRequest("", answer_id=3)}, "answer_id=3 cannot be one for all facts"),
         ({"request": TraceRequest("", metric="logit difference")}, "needs a foil"),
+        ({"request": TraceRequest("", corruption="zero"), "pairs": True}, "nothing is corrupted"),
         ({"request": TraceRequest("", corruption=ZeroEmbedding())}, "corruption="),
         ({"request": TraceRequest("", metric=lambda _target: None)}, "metric="),
         ({"request": TraceRequest("", samples=SamplesUntil(0.1))}, "samples must be"),
@@ -82,7 +83,7 @@ def test_what_cannot_be_asked_of_all_facts_is_refused(change, words) -> None:
 def test_each_field_of_the_records_is_an_option_of_the_command() -> None:
     options = inspect.signature(command.study).parameters.keys()
     for record in (TraceRequest, MapSpec, RunOptions):
-        left_out = {*FACT_FIELDS, "source", "positions", "token"}
+        left_out = {*FACT_FIELDS, "source", "positions", "token", "mean_over"}
         assert {item.name for item in fields(record)} - left_out <= options
     assert not options & (set(FACT_FIELDS) - {"placebo"})
 
@@ -107,6 +108,30 @@ def test_options_of_the_records_reach_the_trace(invoke) -> None:
     # A corruption without chance has one sample.
     assert study.settings.samples == 1
     assert "1 noise sample each" in findings_html(study)
+
+
+def test_pairs_on_the_command_line_are_read_by_the_logit_difference(invoke) -> None:
+    study = invoke("--limit", "3", "--kind", "mlp", "--window", "2", "--no-placebo", "--pairs")
+    assert study.settings.pairs
+    assert study.settings.request.metric == "logit difference"
+    traced = [record for record in study.records if record.status == "traced"]
+    assert traced
+    for record in traced:
+        (partner,) = {
+            fact for fact in FACTS if fact.subject == record.partner and fact.relation == record.fact.relation
+        }
+        assert partner.attribute != record.fact.attribute
+        request = TraceRequest(
+            record.fact.prompt,
+            record.fact.subject,
+            answer=record.fact.attribute,
+            second=OtherPrompt(record.fact.prompt.replace(record.fact.subject, partner.subject), partner.subject),
+        )
+        flow = tracer().trace(request, spec=study.settings.maps["mlp"])
+        (result,) = record.maps
+        np.testing.assert_allclose(result.scores, flow.scores.numpy(), atol=1e-4)
+        assert record.low == pytest.approx(flow.low_score, abs=1e-4)
+    assert study.settings.samples == 1
 
 
 def test_attributes_are_read_in_the_form_that_is_asked_for(tmp_path) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from causal_tracer import CausalTracer, HiddenFlow, HiddenFlowQuery, MapSpec, RunOptions, SamplesUntil, TraceRequest
+from causal_tracer import CausalTracer, HiddenFlow, MapSpec, OtherPrompt, RunOptions, SamplesUntil, TraceRequest
 from causal_tracer.corruption import CORRUPTIONS
 from causal_tracer.errors import ModelStructureError, PromptError, SettingsError
 from causal_tracer.experiment.sources import BASE
@@ -31,7 +31,7 @@ from tests.support.tiny_models import (
 )
 
 TOLERANCE = 1e-5
-REQUEST = TraceRequest(PROMPT, SUBJECT, samples=2, placebo=HiddenFlowQuery(OTHER_PROMPT, OTHER_SUBJECT))
+REQUEST = TraceRequest(PROMPT, SUBJECT, samples=2, placebo=OtherPrompt(OTHER_PROMPT, OTHER_SUBJECT))
 MAPS = {
     "hidden": MapSpec("hidden"),
     "hidden, severed mlp": MapSpec("hidden", severed="mlp"),
@@ -176,7 +176,8 @@ def test_heads_at_a_token_that_the_prompt_does_not_have_are_refused(token: int) 
 def test_all_heads_of_a_layer_together_are_its_attention(name: str) -> None:
     """A linear projection of all heads' clean values at a token gives the clean output there."""
     from causal_tracer.experiment.base_run import Watched
-    from causal_tracer.experiment.set_up import base_of_samples, set_up
+    from causal_tracer.experiment.samples import base_of_samples
+    from causal_tracer.experiment.set_up import set_up
     from causal_tracer.sweep.full import full_sweep
     from causal_tracer.sweep.plan import Sweep, SweepPlan
 
@@ -238,9 +239,9 @@ def test_every_metric_is_the_same_in_both_sweeps_and_spans_from_corrupted_to_cle
 def test_every_corruption_is_the_same_in_both_sweeps(corruption: str) -> None:
     tracer = tiny_tracer("gemma3_text")
     flow = same_in_both_sweeps(tracer, replace(REQUEST, corruption=corruption), {"m": MapSpec()})["m"]
-    assert flow.sample_scores.shape[0] == (1 if corruption in ("zero", "mean") else 2)
+    assert flow.sample_scores.shape[0] == (2 if CORRUPTIONS[corruption].is_random else 1)
     assert flow.settings.samples == flow.sample_scores.shape[0]
-    assert abs(flow.total_effect) > 1e-4
+    assert (abs(flow.total_effect) > 1e-4) == CORRUPTIONS[corruption].corrupts
 
 
 def test_chosen_positions_have_the_rows_of_the_whole_map_and_the_others_are_not_computed() -> None:
@@ -331,8 +332,8 @@ def test_maps_that_make_no_sense_are_refused(spec: dict[str, Any]) -> None:
 
 def test_a_placebo_map_needs_a_placebo() -> None:
     tracer = tiny_tracer("gpt2")
-    for request in (replace(REQUEST, placebo=None), replace(REQUEST, placebo=HiddenFlowQuery(PROMPT, SUBJECT))):
-        with pytest.raises(SettingsError, match="placebo"):
+    for request in (replace(REQUEST, placebo=None), replace(REQUEST, placebo=OtherPrompt(PROMPT, SUBJECT))):
+        with pytest.raises(SettingsError, match=r"placebo|the prompt itself"):
             tracer.trace_maps(request, {"m": MapSpec(source="placebo")})
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from causal_tracer import CausalTracer, HiddenFlow, HiddenFlowQuery, MapSpec, TraceRequest
+from causal_tracer import CausalTracer, HiddenFlow, MapSpec, OtherPrompt, TraceRequest
 from causal_tracer.corruption import CounterfactualSubjects
 from causal_tracer.errors import SettingsError
 from examples.glass_box import (
@@ -41,7 +41,7 @@ HIDDEN: Cells = {(LAST_SUBJECT, layer) for layer in AT_SUBJECT} | {(LAST, layer)
 MLP: Cells = {(LAST_SUBJECT, LOOKUP)}
 ATTENTION: Cells = {(LAST_SUBJECT, GATHERING[0]), (LAST_SUBJECT, READYING[0]), (LAST, MOVING[0])}
 
-OTHER = HiddenFlowQuery(TEMPLATE.format("Eiffel Tower"), "Eiffel Tower")
+OTHER = OtherPrompt(TEMPLATE.format("Eiffel Tower"), "Eiffel Tower")
 SPECS: Mapping[str, MapSpec] = {
     "hidden": MapSpec("hidden"),
     "mlp": MapSpec("mlp", 1),
@@ -61,7 +61,7 @@ def tracer() -> CausalTracer:
 
 @functools.cache
 def maps(subject: str = SUBJECT) -> dict[str, HiddenFlow]:
-    placebo = HiddenFlowQuery(PROMPT, SUBJECT) if subject != SUBJECT else OTHER
+    placebo = OtherPrompt(PROMPT, SUBJECT) if subject != SUBJECT else OTHER
     request = TraceRequest(TEMPLATE.format(subject), subject, samples=20, placebo=placebo)
     return tracer().trace_maps(request, SPECS)
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from causal_tracer import CausalTracer, HiddenFlow, HiddenFlowQuery, MapSpec, RunOptions, TraceRequest
+from causal_tracer import CausalTracer, HiddenFlow, MapSpec, OtherPrompt, RunOptions, TraceRequest
 from causal_tracer.corruption import CounterfactualSubjects, GaussianNoise, MultivariateNoise, StudentTNoise
 from causal_tracer.experiment.embeddings import subject_embeddings
 from causal_tracer.experiment.noise_levels import subjects_scale
@@ -436,7 +436,7 @@ def test_corrupted_activations_put_into_the_clean_run(name: str, kind: Any, wind
 @pytest.mark.parametrize("kind", ["hidden", "attention"])
 def test_a_placebo_restores_the_other_prompts_activations(name: str, kind: Any) -> None:
     by_hand, answer = plain(name), own_answer(name)
-    flow = traced(name, MapSpec(kind, 1, source="placebo"), placebo=HiddenFlowQuery(OTHER, "Steve Jobs"))
+    flow = traced(name, MapSpec(kind, 1, source="placebo"), placebo=OtherPrompt(OTHER, "Steve Jobs"))
     other = plain(name, OTHER, "Steve Jobs")
     _, values, _ = other.run(other.embedded())
     put = restoring(by_hand, kind, 1, values)
@@ -535,7 +535,7 @@ def test_single_heads_with_controls(name: str, control: str) -> None:
         source="placebo" if control == "placebo" else "clean",
         severed="mlp" if control == "severed" else None,
     )
-    changes: dict[str, Any] = {"placebo": HiddenFlowQuery(OTHER, "Steve Jobs")} if control == "placebo" else {}
+    changes: dict[str, Any] = {"placebo": OtherPrompt(OTHER, "Steve Jobs")} if control == "placebo" else {}
     flow = traced(name, spec, **changes, direction="corrupt" if control == "corrupt" else "restore")
 
     def score(sample: int, head: int, layer: int) -> float:
@@ -655,7 +655,7 @@ def test_engines_agree_on_all_of_it() -> None:
     }
     for name in ("llama", "gemma3_text"):
         asked = {
-            "placebo": HiddenFlowQuery(OTHER, "Steve Jobs"),
+            "placebo": OtherPrompt(OTHER, "Steve Jobs"),
             "corruption": GaussianNoise(LEVEL, SEED, replace=True),
         }
         fast, slow = (
@@ -698,7 +698,7 @@ def real_cases(by_hand: Plain, noisy_embedded: Tensor, other_text: str, other_su
         return probability(x, answer)
 
     zero = by_hand.corrupted(torch.zeros_like)
-    query = HiddenFlowQuery(other_text, other_subject)
+    query = OtherPrompt(other_text, other_subject)
     other_tokens = CounterfactualSubjects((other_subject,))
     mlp = restoring(by_hand, "mlp", 4, clean)
     return {

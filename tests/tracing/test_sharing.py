@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from causal_tracer import HiddenFlow, HiddenFlowQuery, MapSpec, RunOptions, TraceRequest
+from causal_tracer import HiddenFlow, MapSpec, OtherPrompt, RunOptions, TraceRequest
 from causal_tracer.errors import SubjectError, TraceCancelled
 from causal_tracer.sweep import shared
 from causal_tracer.sweep.plan import SweepChunk
@@ -89,7 +89,7 @@ def test_batches_and_groups_of_any_size_give_the_same(batch_size: int) -> None:
         ({"corruption": "mean", "samples": 1}, MapSpec("attention", 2)),
         ({}, MapSpec("mlp", 2, severed="attention")),
         ({}, MapSpec(positions=(5, 8), start_layer=1)),
-        ({"placebo": HiddenFlowQuery(OTHER_PROMPT, OTHER_SUBJECT)}, MapSpec("mlp", 2, source="placebo")),
+        ({"placebo": OtherPrompt(OTHER_PROMPT, OTHER_SUBJECT)}, MapSpec("mlp", 2, source="placebo")),
     ],
     ids=str,
 )

@@ -10,7 +10,7 @@ from causal_tracer.corruption import CORRUPTIONS
 from causal_tracer.request.records import TraceRequest
 from causal_tracer.request.sites import KINDS, SITES, LayerKind
 from causal_tracer.web.page.fields import ADVANCED_FIELDS, is_optional
-from causal_tracer.web.service.asking import APP_FIELDS
+from causal_tracer.web.service.asking import APP_CORRUPTIONS, APP_FIELDS
 
 # The help of the records is too long for the page.
 _HINTS = {
@@ -22,7 +22,8 @@ _HINTS = {
 _PLACEHOLDERS = {"noise": "automatic", "end_layer": "all layers", "batch_size": "the app's own"}
 _LABELS = {
     "corruption": {
-        named.label: name for name, named in sorted(CORRUPTIONS.items(), key=lambda item: not item[1].takes_level)
+        CORRUPTIONS[name].label: name
+        for name in sorted(APP_CORRUPTIONS, key=lambda name: not CORRUPTIONS[name].takes_level)
     }
 }
 _WIDTHS = {"corruption": 220}

@@ -14,6 +14,7 @@ from causal_tracer.results.top_tokens import TokenProbability
 from causal_tracer.results.words import (
     display_token,
     effect_label,
+    low_run,
     metric_label,
     metric_of,
     patched_layers,
@@ -113,10 +114,13 @@ def _effect_words(cell: CellDetails, score: float, effect: float) -> str:
         words += f" (95 % interval {low} to {high})"
     if cell.share is not None:
         words += f", {cell.share:.0%} of the total effect"
-    return (
-        f"{words}. Each dot is one noise sample: corrupted runs above, {_patched_run(flow, plural=True)} below, their "
-        "mean as a line."
-    )
+    dots = "Each dot is one noise sample: " if len(cell.samples) > 1 else ""
+    return f"{words}. {dots}{_low_runs(flow)} above, {_patched_run(flow, plural=True)} below, their mean as a line."
+
+
+def _low_runs(flow: HiddenFlow) -> str:
+    low = low_run(flow.settings)
+    return "the clean run" if low is None else "corrupted runs" if low == "corrupted" else f"the {low}"
 
 
 def _strip(cell: CellDetails, score: float) -> str:
@@ -134,9 +138,12 @@ def _strip(cell: CellDetails, score: float) -> str:
     if cell.interval is not None:
         low, high = (across(base_score(flow) + bound) for bound in cell.interval)
         interval = f'<line class="ct-interval" x1="{low:.1f}" x2="{high:.1f}" y1="28" y2="28"></line>'
-    runs = (metric.written(value) for values in (cell.samples, low_samples) for value in (min(values), max(values)))
-    label = "{} noise samples: {} from {} to {}, corrupted from {} to {}; clean {}".format(
-        len(cell.samples), _patched_run(flow, plural=True), *runs, metric.written(flow.high_score)
+    first, last, lowest, highest = (
+        metric.written(value) for values in (cell.samples, low_samples) for value in (min(values), max(values))
+    )
+    label = (
+        f"{len(cell.samples)} noise samples: {_patched_run(flow, plural=True)} from {first} to {last}, "
+        f"{_low_runs(flow)} from {lowest} to {highest}; clean {metric.written(flow.high_score)}"
     )
     ends = [metric.written(metric.value_at(end)) for end in (left, right)]
     return (

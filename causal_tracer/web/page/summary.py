@@ -10,7 +10,7 @@ from causal_tracer.corruption import CORRUPTIONS
 from causal_tracer.request.sites import SITES
 from causal_tracer.results.analysis import Peak, acts, effects
 from causal_tracer.results.flow import HiddenFlow
-from causal_tracer.results.words import audit_words, display_token, map_title, metric_label, metric_of
+from causal_tracer.results.words import audit_words, display_token, low_run, map_title, metric_label, metric_of
 from causal_tracer.web.service.inspection import map_warnings
 from causal_tracer.web.service.registry import ModelStatus, model_title
 from causal_tracer.web.service.updates import RunUpdate
@@ -38,9 +38,13 @@ def numbers_html(*flows: HiddenFlow, filling: bool = False) -> str:
     numbers = [
         ("Answer", f"“{display_token(flow.answer)}”", _answer_words(flow)),
         ("Clean run", metric.written(flow.high_score), label),
-        ("Corrupted run", metric.written(flow.low_score), f"mean {label}"),
-        ("Total effect", metric.written(flow.total_effect), "clean − corrupted"),
     ]
+    if (low := low_run(flow.settings)) is not None:
+        name = "Corrupted run" if low == "corrupted" else low.capitalize()
+        numbers += [
+            (name, metric.written(flow.low_score), f"mean {label}"),
+            ("Total effect", metric.written(flow.total_effect), f"clean − {low}"),
+        ]
     cards = "".join(
         f'<div class="ct-card"><dt>{escape(name)}</dt><dd dir="auto">{escape(value)}</dd>'
         f'<dd class="ct-hint">{escape(hint)}</dd></div>'
@@ -75,8 +79,10 @@ def details_html(flow: HiddenFlow, *, origin: str = "") -> str:
     """Return what the map is of, how it was made, and where it came from. User's text is escaped."""
     subject = f"“{flow.subject}”" + (" (guessed)" if flow.subject_guessed else "")
     made = recipe(flow) + (f" · {origin}" if origin else "")
-    placebo = flow.settings.placebo
-    other = "" if placebo is None else f'<p class="ct-prompt" dir="auto"><b>Placebo</b> {escape(placebo)}</p>'
+    others = {"Second prompt": flow.settings.second, "Placebo": flow.settings.placebo}
+    other = "".join(
+        f'<p class="ct-prompt" dir="auto"><b>{name}</b> {escape(text)}</p>' for name, text in others.items() if text
+    )
     return (
         f'<p class="ct-prompt" dir="auto"><b>Prompt</b> {escape(flow.prompt)}</p>'
         f'<p class="ct-prompt" dir="auto"><b>Subject</b> {escape(subject)}</p>'
@@ -136,7 +142,7 @@ def _corruption(flow: HiddenFlow) -> str:
     """Return what was done to the subject: samples and seed where it is random, a level where it takes one."""
     settings = flow.settings
     parts = []
-    if settings.corruption not in _WITHOUT_CHANCE:
+    if settings.corruption not in _WITHOUT_CHANCE and settings.second is None:
         samples = "1 noise sample" if settings.samples == 1 else f"{settings.samples} noise samples"
         parts.append(f"{samples}, seed {settings.seed}")
     if settings.corruption not in _WITH_LEVEL:

@@ -59,14 +59,18 @@ class AppField:
 
 _RECORDS: tuple[type[Any], ...] = (TraceRequest, MapSpec, RunOptions)
 ONLY_PYTHON = frozenset(
-    "metric foil direction read elsewhere placebo top_tokens positions token severed source engine audit".split()
+    "second metric foil direction read elsewhere placebo mean_over top_tokens positions token severed source engine "
+    "audit".split()
 )
 """Fields of the records that only Python has: they need objects, or figures that the page does not draw."""
+
+# The app's maps restore: without a corruption they are empty.
+APP_CORRUPTIONS = tuple(name for name, named in CORRUPTIONS.items() if named.corrupts)
 
 # Without the objects of Python, and what is meant where a field is left out: its type, and its help where that differs.
 _APP_FORMS: Mapping[str, tuple[Any, str]] = {
     "prompt": (str, ""),
-    "corruption": (Literal[tuple(CORRUPTIONS)], "What is done to the subject's embeddings."),
+    "corruption": (Literal[APP_CORRUPTIONS], "What is done to the subject's embeddings."),
     "noise": (float | None, "Standard deviation of the noise; null takes the model's automatic level, 0 adds none."),
     "samples": (int, "Noise samples."),
     "window": (

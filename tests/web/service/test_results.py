@@ -16,13 +16,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from causal_tracer.corruption import CORRUPTIONS
 from causal_tracer.errors import ModelLoadError
 from causal_tracer.request.records import MapSpec, StoredRequest
 from causal_tracer.request.sites import KINDS
 from causal_tracer.web.page.detail import cell_details
 from causal_tracer.web.service import result_store
-from causal_tracer.web.service.asking import check_fields
+from causal_tracer.web.service.asking import APP_CORRUPTIONS, check_fields
 from causal_tracer.web.service.registry import ModelIdentity, load_tracer
 from causal_tracer.web.service.result_store import ResultKey, ResultStore, memory_of, result_key
 from causal_tracer.web.service.settings import ServiceSettings
@@ -73,7 +72,7 @@ class TestKeys:
             {"answer_form": "exact"},
             {"occurrence": "first"},
             {"batch_size": 8},
-            *({"corruption": name} for name in CORRUPTIONS if name != "gaussian"),
+            *({"corruption": name} for name in APP_CORRUPTIONS if name != "gaussian"),
         ]
         keys = [key for asked in (ASKED, *({**ASKED, **change} for change in changes)) for key in keys_of(asked)]
         keys += keys_of(ASKED, ModelIdentity("hub tiny r2", lasting=True))

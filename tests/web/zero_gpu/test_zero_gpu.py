@@ -17,7 +17,7 @@ from causal_tracer.metrics.metric import METRICS
 from causal_tracer.model.engine_mode import model_lock
 from causal_tracer.prompts.chat import ChatText
 from causal_tracer.request.record import from_data, to_data
-from causal_tracer.request.records import HiddenFlowQuery, MapSpec, RunOptions, SamplesUntil, TraceRequest
+from causal_tracer.request.records import MapSpec, OtherPrompt, RunOptions, SamplesUntil, TraceRequest
 from causal_tracer.sweep import engine
 from causal_tracer.tracing.loop import trace_maps
 from causal_tracer.web.service.engine_check_files import adopt_stored_engine_checks, store_engine_checks
@@ -280,7 +280,7 @@ def test_a_model_that_was_not_there_at_the_start_is_refused(placed):
     [
         REQUEST,
         TraceRequest(ChatText.from_user("Where is it?"), samples=SamplesUntil(0.1), noise="2 sigma"),
-        TraceRequest(PROMPT, placebo=HiddenFlowQuery("Another", "one"), answer_id=3),
+        TraceRequest(PROMPT, placebo=OtherPrompt("Another", "one"), answer_id=3),
         TraceRequest(PROMPT, corruption=GaussianNoise(1.0, 0), noise=SubjectsNoise(("Paris", "Rome"))),
         MapSpec("mlp", 3, positions=(1, 2), severed="attention"),
         MapSpec(source="placebo", start_layer=1, end_layer=2, subject_tokens_only=True),

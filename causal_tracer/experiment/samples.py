@@ -1,0 +1,116 @@
+"""The runs of some samples that a sweep needs: the base run, and those that activations are taken from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from causal_tracer.arguments import shown
+from causal_tracer.errors import SettingsError
+from causal_tracer.experiment.base_run import BaseRun, Watch, base_run
+from causal_tracer.experiment.counterparts import placed
+from causal_tracer.experiment.embeddings import subject_embeddings
+from causal_tracer.experiment.set_up import Experiment, RunInput
+from causal_tracer.experiment.sources import BASE, CORRUPTED, MEAN, PLACEBO, SECOND
+from causal_tracer.model.runs import Activations, clean_run
+from causal_tracer.prompts.encoding import encode
+from causal_tracer.request.records import MapSpec
+from causal_tracer.request.sites import SiteName
+
+
+def base_of_samples(
+    experiment: Experiment, embeddings: Tensor, specs: Iterable[MapSpec], batch_size: int, watch: Watch | None
+) -> tuple[BaseRun, Tensor]:
+    """Run what the cells of some samples depart from, and the other runs that the maps take activations from.
+
+    Returns:
+        The base run, and the metric in the corrupted run [samples].
+    """
+    traced, specs = experiment.context.traced, list(specs)
+    reverse = experiment.request.direction == "corrupt"
+    severed: set[SiteName] = {spec.severed for spec in specs if spec.severed}
+    kept = {spec.kind for spec in specs if not spec.ablates} if reverse else severed
+
+    def run(given: RunInput, values: Tensor, sites: Iterable[SiteName], watching: Watch | None) -> _Run:
+        names = [name for site in sites for name in traced.activation_names(site)]
+        return base_run(
+            traced,
+            given.sequence,
+            values,
+            experiment.metric,
+            batch_size,
+            reads=given.reads,
+            record=names,
+            watch=watching,
+        )
+
+    corrupted, recorded = run(experiment.corrupted_input, embeddings, kept, watch)
+    base, sources = corrupted, {BASE: recorded}
+    clean = experiment.clean.activations
+    if reverse:
+        own = subject_embeddings(traced, experiment.clean_input.sequence).embedded.expand(len(embeddings), -1, -1)
+        base = run(experiment.clean_input, own, (), None)[0]
+        sources = {CORRUPTED: recorded, BASE: {name: values[None] for name, values in clean.items()}}
+    tokens = len(base.prompt)
+    if experiment.second is not None and reverse:
+        del sources[CORRUPTED]
+        first = {name: values[0] for name, values in recorded.items()}
+        sources[SECOND] = placed(first, experiment.second.places, tokens)
+    elif experiment.second is not None:
+        sources[SECOND] = placed(clean, {other: token for token, other in experiment.second.places.items()}, tokens)
+    if replaced := {spec.kind for spec in specs if spec.source == "placebo"}:
+        sources[PLACEBO] = _placebo(experiment, replaced, tokens)
+    for source in {spec.source for spec in specs if spec.ablates}:
+        ablated = {spec.kind for spec in specs if spec.source == source}
+        constants = _means(experiment, ablated) if source == MEAN else _zeros(experiment, ablated)
+        sources[source] = {name: value.expand(1, tokens, *value.shape) for name, value in constants.items()}
+    return replace(base, sources=sources), corrupted.scores
+
+
+_Run = tuple[BaseRun, Activations]
+
+
+def _placebo(experiment: Experiment, sites: Iterable[SiteName], tokens: int) -> Activations:
+    """Return the other prompt's clean activations at the base run's tokens [1, tokens, ...], by name."""
+    places, other = experiment.places(MapSpec(source="placebo")), experiment.placebo
+    if other is None:
+        return {}
+    clean = clean_run(experiment.context.traced, other.prompt.input_ids, None, sites)
+    return placed(clean.activations, {place: other.places[token] for token, place in places.items()}, tokens)
+
+
+def _zeros(experiment: Experiment, sites: Iterable[SiteName]) -> dict[str, Tensor]:
+    """Return zero for each activation of the sites, by name [...]."""
+    clean = experiment.clean.activations
+    names = [name for site in sites for name in experiment.context.traced.activation_names(site)]
+    return {name: torch.zeros_like(clean[name][0]) for name in names}
+
+
+def _means(experiment: Experiment, sites: Iterable[SiteName]) -> dict[str, Tensor]:
+    """Return the mean of each activation of the sites over the tokens of the request's `mean_over`, by name [...].
+
+    Special tokens that the tokenizer adds are left out: their activations are unlike those of all others.
+
+    Raises:
+        SettingsError: The request has no prompts to average over, or one without tokens or of too many.
+    """
+    context, texts, sites = experiment.context, experiment.request.mean_over, tuple(sites)
+    if not texts:
+        raise SettingsError("source='mean' needs prompts to average over. Give them as mean_over=[...].")
+    totals: dict[str, Tensor] = {}
+    count = 0
+    for text in texts:
+        encoded, limit = encode(context.tokenizer, text), context.traced.context_length
+        start, end = len(encoded.added), len(encoded.ids)
+        if start == end or (limit is not None and end > limit):
+            raise SettingsError(
+                f"The text {shown(text)} of mean_over has {end} tokens. Give one of 1 to {limit or 'any number'}."
+            )
+        for name, values in clean_run(context.traced, encoded.ids, None, sites).activations.items():
+            total = values[start:].float().sum(dim=0)
+            totals[name] = totals[name] + total if name in totals else total
+        count += end - start
+    return {name: total / count for name, total in totals.items()}

@@ -1,0 +1,55 @@
+"""Another prompt of a request: the second prompt, or the placebo's."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from causal_tracer import arguments
+from causal_tracer.arguments import optional, several, shown, text
+from causal_tracer.errors import SettingsError
+from causal_tracer.prompts.alignment import AlignmentRule
+from causal_tracer.prompts.chat import ChatText
+from causal_tracer.prompts.encoding import check_text
+from causal_tracer.prompts.prompt import Prompt
+from causal_tracer.prompts.subject import Occurrence
+from causal_tracer.request.record import Check, one_of, record
+
+_WORD = Check(optional(text))
+
+Text = str | ChatText | Prompt
+"""What the model goes on from: a text, a conversation, or a prompt that is ready."""
+
+
+def readable(name: str, value: Any) -> Any:
+    """Return what a model can go on from: a checked text, or what is ready."""
+    return value if isinstance(value, (ChatText | Prompt, dict)) else check_text(name, value)
+
+
+def _pairs(name: str, value: Any) -> Any:
+    if value is None:
+        return None
+    found = [several(f"Each pair of {name}", pair) for pair in several(name, value)]
+    if wrong := [pair for pair in found if len(pair) != 2]:
+        raise SettingsError(f"{name} must be pairs (token, other token) (given: {shown(wrong[0])}).")
+    return tuple(tuple(arguments.whole_number(name, token) for token in pair) for pair in found)
+
+
+@record
+class OtherPrompt:
+    """Another prompt whose activations take part, and which of its tokens stands for which of the request's prompt."""
+
+    text: Annotated[Text, Check(readable)]
+    """The other prompt."""
+
+    subject: Annotated[str | None, _WORD] = None
+    """A part of it; guessed if not given."""
+
+    occurrence: Annotated[Occurrence, one_of(Occurrence)] = "last"
+    """Which occurrence of the subject is meant: "first" or "last"."""
+
+    align: Annotated[AlignmentRule, one_of(AlignmentRule)] = "auto"
+    """How its tokens are aligned with the prompt's: "tokens" one by one, "spans" subject with subject and end with end;
+    "auto" takes "tokens" where both have as many tokens, else "spans"."""
+
+    pairs: Annotated[tuple[tuple[int, int], ...] | None, Check(_pairs)] = None
+    """Pairs (token of the prompt, token of the other prompt) instead; negative numbers count from the end."""
