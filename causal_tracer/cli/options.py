@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Annotated, Any, TypeVar
 
 import typer
 from pydantic.fields import FieldInfo
 
 from causal_tracer.request.record import Check, record_fields
+from causal_tracer.request.records import TraceRequest
+from causal_tracer.request.sites import SITES
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -26,8 +28,16 @@ Device = Annotated[
     typer.Option(help="Such as cpu or cuda:0; by default a GPU, if there is one.", rich_help_panel=MODEL),
 ]
 
+_CLEAN_RUN = {"direction": "corrupt", "corruption": "none"}
 _SHORT = {"subject": ("-s",)}
-_TYPES = {"corruption": str, "metric": str, "noise": str | None, "samples": int, "window": int | None}
+_TYPES = {
+    "corruption": str,
+    "metric": str,
+    "noise": str | None,
+    "samples": int,
+    "window": int | None,
+    "token": int | None,
+}
 
 
 def with_fields(records: Mapping[type[Any], str | None], without: Collection[str] = ()) -> Callable[[Command], Command]:
@@ -56,6 +66,17 @@ def with_fields(records: Mapping[type[Any], str | None], without: Collection[str
         return command
 
     return decorate
+
+
+def settings_of(kinds: Iterable[str], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings given for maps of these kinds; blocked attention alone is made in the clean run."""
+    settings = {name: value for name, value in given.items() if value is not None}
+    fields = record_fields(TraceRequest)
+    if all(SITES[kind].blocks for kind in kinds) and all(
+        settings.get(name) == fields[name].default for name in _CLEAN_RUN
+    ):
+        settings |= _CLEAN_RUN
+    return settings
 
 
 def _options(record: type[Any], panel: str | None) -> Iterator[inspect.Parameter]:

@@ -13,6 +13,7 @@ import typer
 
 from causal_tracer.errors import ExportError, SettingsError
 from causal_tracer.files import write_atomically
+from causal_tracer.request.sites import SITES
 from causal_tracer.results.analysis import COLUMNS, acts, effects, rows, share
 from causal_tracer.results.flow import HiddenFlow
 from causal_tracer.results.tables import csv_text
@@ -104,9 +105,13 @@ def describe(name: str, flow: HiddenFlow) -> Iterable[str]:
     """Yield lines that describe a map: title, clean and corrupted score, the map in shades, its peaks."""
     settings, metric = flow.settings, metric_of(flow)
     yield f"{named_title(name, flow)}: {metric_label(flow)}, {settings.model}"
-    how = (settings.corruption, _counted(len(flow.low_sample_scores), "sample"), _counted(settings.window, "layer"))
     clean, corrupted = metric.written(flow.high_score, fixed=False), metric.written(flow.low_score, fixed=False)
-    yield f"  clean {clean}, corrupted {corrupted} ({', '.join(how)} {patched_word(flow)} together)"
+    together = f"{_counted(settings.window, 'layer')} {patched_word(flow)} together"
+    if SITES[flow.kind].blocks:
+        yield f"  clean {clean} ({together})"
+    else:
+        samples = _counted(len(flow.low_sample_scores), "sample")
+        yield f"  clean {clean}, corrupted {corrupted} ({settings.corruption}, {samples}, {together})"
     if flow.subject_guessed:
         yield f"  The subject was guessed: {flow.subject!r}."
     yield from (f"  {note}" for note in flow.notes)
@@ -114,7 +119,7 @@ def describe(name: str, flow: HiddenFlow) -> Iterable[str]:
     yield from _shaded(flow)
     yield ""
     for peak in flow.peaks():
-        role = f" ({flow.roles[peak.position]})" if peak.head is None else ""
+        role = f" ({flow.roles[peak.position]})" if SITES[flow.kind].rows == "tokens" else ""
         effect = f"{effect_label(flow)} {metric.written(peak.effect, sign=True, fixed=False)}"
         share = "" if math.isnan(peak.share) else f", {peak.share:.0%} of the total effect"
         where = f"layer {peak.layer:>2} at {peak.row_name}{role}"
@@ -126,20 +131,24 @@ def _counted(number: int, word: str) -> str:
 
 
 def _shaded(flow: HiddenFlow) -> Iterable[str]:
-    """Yield the map, row by layer: the darker, the larger the effect's share of the total effect."""
+    """Yield the map, row by layer: the darker, the larger the effect's share of the total effect.
+
+    Blocked attention has no total effect; there the effect's share of the strongest one is shown.
+    """
     labels = axis_labels(flow)
     width = min(24, max(len(label) for label in labels))
+    strongest = flow.peaks(1)[0].effect if SITES[flow.kind].blocks and flow.peaks(1) else 0.0
     for label, changes in zip(labels, effects(flow).tolist(), strict=True):
-        yield f"  {label[:width]:>{width}} {''.join(_shade(flow, effect) for effect in changes)}"
+        yield f"  {label[:width]:>{width}} {''.join(_shade(flow, effect, strongest) for effect in changes)}"
     layers = flow.scores.shape[1]
     ticks = "".join(f"{layer:<5}" for layer in range(0, layers, 5))
     yield f"  {'layer':>{width}} {ticks.rstrip()}"
 
 
-def _shade(flow: HiddenFlow, effect: float) -> str:
+def _shade(flow: HiddenFlow, effect: float, strongest: float) -> str:
     if math.isnan(effect):
         return " "
-    part = share(flow, effect)
+    part = effect / strongest if acts(flow, strongest) else share(flow, effect)
     if math.isnan(part):
         # The total effect is zero, of the wrong sign, or infinite.
         return _SHADES[-1 if math.isinf(effect) and acts(flow, effect) else 0]

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from causal_tracer.cli.options import EXPERIMENT, MODEL, Device, Dtype, Model, Revision, with_fields
+from causal_tracer.cli.options import EXPERIMENT, MODEL, Device, Dtype, Model, Revision, settings_of, with_fields
 from causal_tracer.cli.progress import progress_reporter
 from causal_tracer.corruption import NoiseRule, SubjectsNoise
 from causal_tracer.experiment.set_up import TracingContext
@@ -53,11 +53,14 @@ Noise = Annotated[
 ]
 Kinds = Annotated[
     list[str] | None,
-    typer.Option(help="A kind to trace; may be given again. All by default.", rich_help_panel=EXPERIMENT),
+    typer.Option(
+        help="A kind to trace; may be given again. By default hidden, mlp and attention.",
+        rich_help_panel=EXPERIMENT,
+    ),
 ]
 Window = Annotated[
     int | None,
-    typer.Option(min=1, help="Layers restored together, for MLP and attention.", rich_help_panel=EXPERIMENT),
+    typer.Option(min=1, help="Layers patched together, of all kinds but hidden.", rich_help_panel=EXPERIMENT),
 ]
 Severed = Annotated[bool, typer.Option(help="Make severed maps (ROME, Figure 3).", rich_help_panel=EXPERIMENT)]
 Placebo = Annotated[bool, typer.Option(help="Make placebo maps.", rich_help_panel=EXPERIMENT)]
@@ -115,7 +118,7 @@ def study(
     _show_own_devices(gpus_per_replica)
     loaded = load_facts(facts)
     settings = _settings(
-        {**given, "noise": _number_or_text(noise)},
+        settings_of(kind or KINDS, {**given, "noise": _number_or_text(noise)}),
         partial(study_maps, kinds=kind or KINDS, window=window, severed=severed, placebo=placebo),
         model=model,
         revision=revision,
@@ -142,7 +145,7 @@ def _show_own_devices(gpus_per_replica: int) -> None:
 def _settings(given: dict[str, Any], maps: Callable[[MapSpec], dict[str, MapSpec]], **own: Any) -> StudySettings:
     """Return the study's settings, from options that are fields of the records in it."""
     own |= {name: given.pop(name) for name in record_fields(StudySettings) if name in given}
-    request, spec, options = trace_records("", {name: value for name, value in given.items() if value is not None})
+    request, spec, options = trace_records("", given)
     return StudySettings(request=request, maps=maps(spec), options=options, **own)
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from causal_tracer.cli.options import EXPERIMENT, MODEL, Device, Dtype, Model, Revision, with_fields
+from causal_tracer.cli.options import EXPERIMENT, MODEL, Device, Dtype, Model, Revision, settings_of, with_fields
 from causal_tracer.cli.output import Outputs
 from causal_tracer.cli.progress import progress_reporter
 from causal_tracer.corruption import CounterfactualSubjects
@@ -29,7 +29,7 @@ Kinds = Annotated[
         "--kind",
         "-k",
         metavar="|".join(SITES),
-        help="What to restore; may be given again.",
+        help="What to restore, or knockouts of attention; may be given again.",
         show_default="hidden",
     ),
 ]
@@ -120,7 +120,7 @@ def trace(
         text = ChatText.from_user(prompt, system=system, thinking=thinking, assistant_prefix=assistant_prefix)
     elif system is not None or thinking is not None or assistant_prefix:
         raise SettingsError("--system, --thinking and --assistant-prefix belong to conversations: add --chat.")
-    given = {name: value for name, value in settings.items() if value is not None}
+    given = settings_of(kinds, settings)
     if counterfactual:
         given["corruption"] = CounterfactualSubjects(tuple(counterfactual))
     of_maps = {name: given.pop(name) for name in record_fields(MapSpec) if name in given}
@@ -140,18 +140,18 @@ def _maps(
 ) -> dict[str, MapSpec]:
     """Return the maps of these kinds, with the fields of `MapSpec` that are given."""
     token = given.pop("token", None)
-    if token is not None and not any(SITES[kind].rows == "heads" for kind in kinds):
-        raise SettingsError(f"--token {token} is for maps of heads. Add --kind head.")
+    at_a_token = [kind for kind in kinds if SITES[kind].rows != "tokens" or SITES[kind].blocks]
+    if token is not None and not at_a_token:
+        raise SettingsError(f"--token {token} is for maps of heads and knockouts. Add --kind head or --kind knockout.")
 
     def of(kind: SiteName, **controls: Any) -> MapSpec:
-        at = token if SITES[kind].rows == "heads" else None
-        return MapSpec(kind=kind, token=at, **given, **controls)
+        return MapSpec(kind=kind, token=token if kind in at_a_token else None, **given, **controls)
 
     specs: dict[str, MapSpec] = {kind: of(kind) for kind in kinds}
     if severed is not None:
         specs[f"hidden-severed-{severed}"] = of("hidden", severed=severed)
     if placebo:
-        specs |= {f"{kind}-placebo": of(kind, source="placebo") for kind in kinds}
+        specs |= {f"{kind}-placebo": of(kind, source="placebo") for kind in kinds if not SITES[kind].blocks}
     return specs
 
 

@@ -5,7 +5,7 @@ from causal_tracer.corruption.counterfactual import CounterfactualSubjects
 from causal_tracer.corruption.named import CORRUPTION_RECORDS, CORRUPTIONS, NamedCorruption, corruption_named
 from causal_tracer.corruption.noise import GaussianNoise, MultivariateNoise, StudentTNoise, UniformNoise
 from causal_tracer.corruption.noise_rules import AUTOMATIC_NOISE_RULE, NOISE_MULTIPLIER, NoiseRule, SubjectsNoise
-from causal_tracer.corruption.replacing import MeanEmbedding, ZeroEmbedding
+from causal_tracer.corruption.replacing import MeanEmbedding, NoCorruption, ZeroEmbedding
 
 __all__ = [
     "AUTOMATIC_NOISE_RULE",
@@ -18,6 +18,7 @@ __all__ = [
     "MeanEmbedding",
     "MultivariateNoise",
     "NamedCorruption",
+    "NoCorruption",
     "NoiseRule",
     "StudentTNoise",
     "SubjectEmbeddings",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from causal_tracer.corruption.base import Corruption
 from causal_tracer.corruption.counterfactual import CounterfactualSubjects
 from causal_tracer.corruption.noise import GaussianNoise, MultivariateNoise, StudentTNoise, UniformNoise
-from causal_tracer.corruption.replacing import MeanEmbedding, ZeroEmbedding
+from causal_tracer.corruption.replacing import MeanEmbedding, NoCorruption, ZeroEmbedding
 from causal_tracer.errors import SettingsError
 
 
@@ -46,6 +46,7 @@ CORRUPTIONS: Mapping[str, NamedCorruption] = {
     ),
     "zero": NamedCorruption("Zero embeddings", lambda *_: ZeroEmbedding(), takes_level=False, is_random=False),
     "mean": NamedCorruption("Mean embedding", lambda *_: MeanEmbedding(), takes_level=False, is_random=False),
+    "none": NamedCorruption("Nothing", lambda *_: NoCorruption(), takes_level=False, is_random=False),
 }
 """By name, in the order of lists."""
 

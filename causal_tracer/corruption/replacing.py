@@ -1,4 +1,4 @@
-"""Corruptions without chance: the subject's embeddings set to one value."""
+"""Corruptions without chance: the subject's embeddings set to one value, or left as they are."""
 
 from __future__ import annotations
 
@@ -37,3 +37,17 @@ class MeanEmbedding:
         """See `Corruption`: one sample."""
         mean = subject.model.moments()[0].float()
         return mean.expand_as(subject.embedded)[None].clone()
+
+
+@dataclass(frozen=True)
+class NoCorruption:
+    """The subject's embeddings as they are, for interventions in the clean run."""
+
+    @property
+    def description(self) -> str:
+        """What results call it."""
+        return "nothing"
+
+    def __call__(self, subject: SubjectEmbeddings, samples: int) -> Tensor:
+        """See `Corruption`: one sample."""
+        return subject.embedded[None].clone()

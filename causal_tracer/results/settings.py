@@ -38,7 +38,8 @@ class TraceSettings:
         foil: What the answer was set against.
         elsewhere: The first of the tokens that were corrupted in the subject's place.
         metric_description: How figures present a metric of the user's; None for the built-in ones.
-        token: The position at which heads were restored; None for other maps.
+        token: The position at which heads were restored, or the one or several whose attention was blocked; None for
+            other maps.
     """
 
     model: str
@@ -64,7 +65,12 @@ class TraceSettings:
     foil: str | None = None
     elsewhere: int | None = None
     metric_description: MetricDescription | None = None
-    token: int | None = None
+    token: int | tuple[int, ...] | None = None
+
+    @property
+    def at_tokens(self) -> tuple[int, ...]:
+        """The positions of `token`: none for maps made at each token."""
+        return self.token if isinstance(self.token, tuple) else () if self.token is None else (self.token,)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> TraceSettings:
@@ -75,7 +81,9 @@ class TraceSettings:
         """
         described = data.get("metric_description")
         described = None if described is None else MetricDescription.from_dict(described)
-        settings = cls(**{**data, "metric_description": described})
+        token = data.get("token")
+        token = tuple(token) if isinstance(token, list) else token
+        settings = cls(**{**data, "metric_description": described, "token": token})
         whole_number("window", settings.window, least=1)
         for item in fields(cls):
             value = getattr(settings, item.name)
@@ -91,5 +99,6 @@ _TYPES: Mapping[str, type | tuple[type, ...]] = {
     "bool": bool,
     "str | None": (str, type(None)),
     "int | None": (int, type(None)),
+    "int | tuple[int, ...] | None": (int, tuple, type(None)),
     "Mapping[str, str]": Mapping,
 }

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from causal_tracer.errors import SettingsError
 from causal_tracer.metrics.descriptions import METRIC_DESCRIPTIONS, MetricDescription
-from causal_tracer.request.sites import SITES, window_layers
+from causal_tracer.request.sites import SITES, SPANS, window_layers
 
 if TYPE_CHECKING:
     from causal_tracer.results.flow import HiddenFlow, TraceSettings
@@ -52,9 +52,16 @@ def audit_words(flow: HiddenFlow) -> str:
 
 def map_title(flow: HiddenFlow) -> str:
     """Return what a map is of: "Restoring MLP outputs, windows of 10 layers, attention severed"."""
-    token = flow.settings.token
-    at = "" if token is None else f" at {display_token(flow.input_tokens[token])!r}"
-    return _title(SITES[flow.kind].patched + at, flow.settings)
+    site, tokens = SITES[flow.kind], _at_tokens(flow)
+    if site.blocks:
+        what, _, keys = site.patched.partition(" to ")
+        return _title(f"Blocking {what} from {tokens} to {keys}", flow.settings)
+    patched = f"{site.patched} at {tokens}" if tokens else site.patched
+    if flow.settings.direction == "corrupt":
+        return _title(f"Corrupting {patched} of the clean run", flow.settings)
+    if flow.settings.placebo is not None:
+        return _title(f"Placebo: restoring {patched} from another prompt", flow.settings)
+    return _title(f"Restoring {patched}", flow.settings)
 
 
 def named_title(name: str, flow: HiddenFlow) -> str:
@@ -78,12 +85,14 @@ def layer_axis_title(flow: HiddenFlow) -> str:
 
 
 def patched_word(flow: HiddenFlow) -> str:
-    """Return what was done to a cell's layers: "restored" or "corrupted"."""
+    """Return what was done to a cell's layers: "restored", "corrupted" or "blocked"."""
+    if SITES[flow.kind].blocks:
+        return "blocked"
     return "corrupted" if flow.settings.direction == "corrupt" else "restored"
 
 
 def patched_layers(flow: HiddenFlow, layer: int) -> tuple[int, int]:
-    """Return the first and the last layer that a cell patches."""
+    """Return the first and the last layer that a cell patches or blocks."""
     layers = window_layers(layer, flow.settings.window, int(flow.scores.shape[1]))
     return layers[0], layers[-1]
 
@@ -105,15 +114,18 @@ def same_measure(*flows: HiddenFlow) -> None:
 
 
 def row_names(flow: HiddenFlow) -> list[str]:
-    """Return what each row of a map is: the token's text, or "head 3"."""
-    if flow.settings.token is None:
-        return [display_token(token) for token in flow.input_tokens]
-    return [f"head {head}" for head in range(flow.scores.shape[0])]
+    """Return what each row of a map is: the token's text, "head 3", or a span of tokens."""
+    rows = SITES[flow.kind].rows
+    if rows == "spans":
+        return list(SPANS)
+    if rows == "heads":
+        return [f"head {head}" for head in range(flow.scores.shape[0])]
+    return [display_token(token) for token in flow.input_tokens]
 
 
 def axis_labels(flow: HiddenFlow) -> list[str]:
     """Return the rows of a map as an axis shows them, the subject's tokens with a star."""
-    subject = range(*flow.subject_range) if flow.settings.token is None else ()
+    subject = range(*flow.subject_range) if SITES[flow.kind].rows == "tokens" else ()
     return [name + ("*" if row in subject else "") for row, name in enumerate(row_names(flow))]
 
 
@@ -125,13 +137,12 @@ def display_token(token: str) -> str:
     return " ".join(f"U+{ord(character):04X}" for character in shown) or "␣"
 
 
-def _title(patched: str, settings: TraceSettings) -> str:
-    if settings.direction == "corrupt":
-        start = f"Corrupting {patched} of the clean run"
-    elif settings.placebo is not None:
-        start = f"Placebo: restoring {patched} from another prompt"
-    else:
-        start = f"Restoring {patched}"
+def _at_tokens(flow: HiddenFlow) -> str:
+    """Return the tokens at which a map is made, in quotes; empty for one made at each token."""
+    return " and ".join(repr(display_token(flow.input_tokens[token])) for token in flow.settings.at_tokens)
+
+
+def _title(start: str, settings: TraceSettings) -> str:
     parts = [start]
     if settings.window > 1:
         parts.append(f"windows of {settings.window} layers")

@@ -10,7 +10,8 @@ from causal_tracer.experiment.sources import CORRUPTED, PLACEBO
 from causal_tracer.model.layers import TracedModel
 from causal_tracer.prompts.prompt import Prompt
 from causal_tracer.request.records import Direction, MapSpec
-from causal_tracer.sweep.plan import Cell, SweepPlan, map_plan, priority_order
+from causal_tracer.request.sites import SITES
+from causal_tracer.sweep.plan import Cell, SweepPlan, knockout_plan, map_plan, priority_order
 
 
 def owned_cells(experiment: Experiment, specs: Mapping[str, MapSpec]) -> list[tuple[int, Cell]]:
@@ -31,6 +32,17 @@ def spec_plan(traced: TracedModel, prompt: Prompt, spec: MapSpec, direction: Dir
     Raises:
         SettingsError: The map does not fit the model, the prompt or the direction.
     """
+    site = SITES[spec.kind]
+    if site.blocks and direction == "restore":
+        raise SettingsError(
+            f"kind={spec.kind!r} blocks attention in the clean run, and direction='restore' patches the corrupted run. "
+            "Give direction='corrupt'."
+        )
+    if site.blocks:
+        queries = spec.at_tokens(len(prompt))
+        rows = _spans(prompt, queries) if site.rows == "spans" else {key: (key,) for key in _positions(spec, prompt)}
+        layers = spec.layer_range(traced.n_layers)
+        return knockout_plan(traced, spec.kind, spec.window, queries, rows, layers)
     if spec.source == "placebo" and direction == "corrupt":
         raise SettingsError("A placebo is restored into the corrupted run. Leave out direction='corrupt'.")
     own = CORRUPTED if direction == "corrupt" else "clean"
@@ -47,10 +59,9 @@ def spec_plan(traced: TracedModel, prompt: Prompt, spec: MapSpec, direction: Dir
 
 
 def _positions(spec: MapSpec, prompt: Prompt) -> tuple[int, ...]:
-    """The tokens at which a map restores."""
-    token = spec.position(len(prompt))
-    if token is not None:
-        return (token,)
+    """The tokens at which a map restores, or to which it blocks attention."""
+    if not SITES[spec.kind].blocks and (token := spec.at_tokens(len(prompt))):
+        return token
     positions = tuple(range(len(prompt))) if spec.positions is None else spec.positions
     if not positions or not all(0 <= position < len(prompt) for position in positions):
         raise SettingsError(
@@ -59,3 +70,10 @@ def _positions(spec: MapSpec, prompt: Prompt) -> tuple[int, ...]:
         )
     subject = range(*prompt.subject_range)
     return tuple(position for position in positions if position in subject or not spec.subject_tokens_only)
+
+
+def _spans(prompt: Prompt, queries: tuple[int, ...]) -> dict[int, tuple[int, ...]]:
+    """The tokens of each of `SPANS`, by row."""
+    subject = tuple(token for token in range(*prompt.subject_range) if token not in queries)
+    others = tuple(token for token in range(len(prompt)) if token not in (*subject, *queries))
+    return dict(enumerate((subject, others, queries)))
