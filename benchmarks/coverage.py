@@ -29,9 +29,10 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -316,7 +317,9 @@ def _compare_resumed(report: Report, base: Base) -> None:
     report.resumed = worst
 
 
-def run_all(types: list[str], jobs: int, seconds: int) -> Iterable[Report]:
+def run_all(
+    types: list[str], jobs: int, seconds: int, examine: Callable[[str], Any] = examine, kind: type[Any] = Report
+) -> Iterable[Any]:
     """The reports, as they come; each type in a process of its own."""
     waiting, running = list(types), {}
     while waiting or running:
@@ -338,9 +341,9 @@ def run_all(types: list[str], jobs: int, seconds: int) -> Iterable[Report]:
         with os.fdopen(read) as pipe:
             text = pipe.read()
         if text and status == 0:
-            yield Report(**json.loads(text))
+            yield kind(**json.loads(text))
         else:
-            yield Report(model_type, error=f"took more than {seconds} s" if status else "gave nothing")
+            yield kind(model_type, error=f"took more than {seconds} s" if status else "gave nothing")
 
 
 def main() -> None:

@@ -28,7 +28,14 @@ Device = Annotated[
 ]
 
 _SHORT = {"subject": ("-s",)}
-_TYPES = {"corruption": str, "metric": str | None, "noise": str | None, "samples": int, "window": int | None}
+_TYPES = {
+    "corruption": str,
+    "metric": str | None,
+    "noise": str | None,
+    "samples": int,
+    "window": int | None,
+    "token": int | None,
+}
 
 
 def with_fields(records: Mapping[type[Any], str | None], without: Collection[str] = ()) -> Callable[[Command], Command]:

@@ -13,6 +13,7 @@ import typer
 
 from causal_tracer.errors import ExportError, SettingsError
 from causal_tracer.files import write_atomically
+from causal_tracer.request.sites import SITES
 from causal_tracer.results.analysis import COLUMNS, acts, effects, rows, share
 from causal_tracer.results.flow import HiddenFlow
 from causal_tracer.results.tables import csv_text
@@ -113,9 +114,10 @@ def describe(name: str, flow: HiddenFlow) -> Iterable[str]:
     """Yield lines that describe a map: title, clean and corrupted score, the map in shades, its peaks."""
     settings, metric = flow.settings, metric_of(flow)
     yield f"{named_title(name, flow)}: {metric_label(flow)}, {settings.model}"
-    how = (settings.corruption, _counted(len(flow.low_sample_scores), "sample"), _counted(settings.window, "layer"))
+    together = f"{_counted(settings.window, 'layer')} {patched_word(flow)} together"
+    how = () if low_run(settings) is None else (settings.corruption, _counted(len(flow.low_sample_scores), "sample"))
     runs = runs_line(flow, lambda score: metric.written(score, fixed=False))
-    yield f"  {runs} ({', '.join(how)} {patched_word(flow)} together)"
+    yield f"  {runs} ({', '.join((*how, together))})"
     if flow.subject_guessed:
         yield f"  The subject was guessed: {flow.subject!r}."
     yield from (f"  {note}" for note in flow.notes)
@@ -123,7 +125,7 @@ def describe(name: str, flow: HiddenFlow) -> Iterable[str]:
     yield from _shaded(flow)
     yield ""
     for peak in flow.peaks():
-        role = f" ({flow.roles[peak.position]})" if peak.head is None else ""
+        role = f" ({flow.roles[peak.position]})" if SITES[flow.kind].rows == "tokens" else ""
         effect = f"{effect_label(flow)} {metric.written(peak.effect, sign=True, fixed=False)}"
         share = "" if math.isnan(peak.share) else f", {peak.share:.0%} of the total effect"
         where = f"layer {peak.layer:>2} at {peak.row_name}{role}"

@@ -11,13 +11,13 @@ from typing import Annotated, Any
 
 import typer
 
-from causal_tracer.cli.options import EXPERIMENT, MODEL, Device, Dtype, Model, Revision, with_fields
+from causal_tracer.cli.options import EXPERIMENT, MODEL, Device, Dtype, Model, Revision, given_options, with_fields
 from causal_tracer.cli.progress import progress_reporter
 from causal_tracer.corruption import NoiseRule, SubjectsNoise
 from causal_tracer.experiment.set_up import TracingContext
 from causal_tracer.request.record import record_fields
-from causal_tracer.request.records import MapSpec, RunOptions, TraceRequest, trace_records
-from causal_tracer.request.sites import KINDS
+from causal_tracer.request.records import MapSpec, RunOptions, TraceRequest, in_the_clean_run, trace_records
+from causal_tracer.request.sites import KINDS, SITES, require_site
 from causal_tracer.study.cost import estimate_cost
 from causal_tracer.study.facts import Fact, alternating_relations, facts_digest, load_facts
 from causal_tracer.study.runner import StudyOutcome, run_study
@@ -53,11 +53,14 @@ Noise = Annotated[
 ]
 Kinds = Annotated[
     list[str] | None,
-    typer.Option(help="A kind to trace; may be given again. All by default.", rich_help_panel=EXPERIMENT),
+    typer.Option(
+        help="A kind to trace; may be given again. By default hidden, mlp and attention.",
+        rich_help_panel=EXPERIMENT,
+    ),
 ]
 Window = Annotated[
     int | None,
-    typer.Option(min=1, help="Layers restored together, for MLP and attention.", rich_help_panel=EXPERIMENT),
+    typer.Option(min=1, help="Layers patched together, of all kinds but hidden.", rich_help_panel=EXPERIMENT),
 ]
 Severed = Annotated[bool, typer.Option(help="Make severed maps (ROME, Figure 3).", rich_help_panel=EXPERIMENT)]
 Placebo = Annotated[bool, typer.Option(help="Make placebo maps.", rich_help_panel=EXPERIMENT)]
@@ -114,8 +117,9 @@ def study(
         return
     _show_own_devices(gpus_per_replica)
     loaded = load_facts(facts)
+    options = given_options({**given, "noise": _number_or_text(noise)})
     settings = _settings(
-        {**given, "noise": _number_or_text(noise)},
+        in_the_clean_run(options) if kind and all(SITES[require_site(each)].blocks for each in kind) else options,
         partial(study_maps, kinds=kind or KINDS, window=window, severed=severed, placebo=placebo),
         model=model,
         revision=revision,
@@ -144,7 +148,7 @@ def _settings(given: dict[str, Any], maps: Callable[[MapSpec], dict[str, MapSpec
     own |= {name: given.pop(name) for name in record_fields(StudySettings) if name in given}
     if own.get("pairs") and given.get("metric") is None:
         given["metric"] = "logit difference"
-    request, spec, options = trace_records("", {name: value for name, value in given.items() if value is not None})
+    request, spec, options = trace_records("", given)
     return StudySettings(request=request, maps=maps(spec), options=options, **own)
 
 

@@ -29,7 +29,7 @@ Kinds = Annotated[
         "--kind",
         "-k",
         metavar="|".join(SITES),
-        help="What to restore; may be given again.",
+        help="What to restore, or knockouts of attention; may be given again.",
         show_default="hidden",
     ),
 ]
@@ -173,12 +173,12 @@ def _maps(
 ) -> dict[str, MapSpec]:
     """Return the maps of these kinds, with the fields of `MapSpec` that are given."""
     token = given.pop("token", None)
-    if token is not None and not any(SITES[kind].rows == "heads" for kind in kinds):
-        raise SettingsError(f"--token {token} is for maps of heads. Add --kind head.")
+    at_a_token = [kind for kind in kinds if SITES[kind].rows != "tokens" or SITES[kind].blocks]
+    if token is not None and not at_a_token:
+        raise SettingsError(f"--token {token} is for maps of heads and knockouts. Add --kind head or --kind knockout.")
 
     def of(kind: SiteName, **controls: Any) -> MapSpec:
-        at = token if SITES[kind].rows == "heads" else None
-        return MapSpec(kind=kind, token=at, **given, **controls)
+        return MapSpec(kind=kind, token=token if kind in at_a_token else None, **given, **controls)
 
     specs: dict[str, MapSpec] = {kind: of(kind) for kind in kinds}
     if "source" in given and (placebo or severed):
@@ -186,7 +186,7 @@ def _maps(
     if severed is not None:
         specs[f"hidden-severed-{severed}"] = of("hidden", severed=severed)
     if placebo:
-        specs |= {f"{kind}-placebo": of(kind, source="placebo") for kind in kinds}
+        specs |= {f"{kind}-placebo": of(kind, source="placebo") for kind in kinds if not SITES[kind].blocks}
     return specs
 
 

@@ -19,6 +19,13 @@ from torch.utils.hooks import RemovableHandle
 Edit = Callable[[Tensor], Tensor | None]
 """Takes an activation [rows, tokens, d_model]; returns its replacement, or None to leave it as it is."""
 
+MASK = "attention_mask"
+"""The argument by which modules take an attention mask."""
+
+MaskEdit = Callable[[Tensor | None, Tensor], Tensor]
+"""Takes the mask that a module is given [rows or 1, heads or 1, queries, keys], or None for a causal one, and the
+module's stream; returns the mask's replacement."""
+
 
 def first_tensor(output: Any) -> Tensor | None:
     """Return the activation in a module's output: the output itself, or the first tensor it holds."""
@@ -143,6 +150,23 @@ def editing_arguments(edits: Mapping[nn.Module, Edit], tokens: int) -> Iterator[
     with ExitStack() as hooks:
         for module, edit in edits.items():
             hooks.enter_context(add_stream_hook(module, edit, tokens))
+        yield
+
+
+@contextmanager
+def editing_masks(edits: Mapping[nn.Module, MaskEdit]) -> Iterator[None]:
+    """Apply `edits` to the attention masks that their modules take until the `with` block ends."""
+
+    def hook_for(edit: MaskEdit) -> Callable[[nn.Module, Any, Any], Any]:
+        def hook(_module: nn.Module, args: Any, kwargs: Any) -> Any:
+            stream = stream_argument(args, {name: value for name, value in kwargs.items() if name != MASK})
+            return None if stream is None else (args, {**kwargs, MASK: edit(kwargs.get(MASK), stream)})
+
+        return hook
+
+    with ExitStack() as hooks:
+        for module, edit in edits.items():
+            hooks.enter_context(add_input_hook(module, hook_for(edit)))
         yield
 
 

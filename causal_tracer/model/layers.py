@@ -10,16 +10,18 @@ from typing import Any
 import torch
 from torch import nn
 
+from causal_tracer.model.attention_masks import MaskedModule
 from causal_tracer.model.causal_lm import as_causal_lm
 from causal_tracer.model.discovery import discover_sites
 from causal_tracer.model.engine_mode import model_lock
 from causal_tracer.model.heads import find_head_sites
+from causal_tracer.model.knockout import find_knockout_sites
 from causal_tracer.model.layer_config import LayerConfig, SiteNames, as_matcher, named_sites
 from causal_tracer.model.probing import device_of, logits_to_keep_trims, tokens_meet_again
 from causal_tracer.model.quantization import weight_bits
 from causal_tracer.model.torch_state import in_standard_torch_state
 from causal_tracer.model.verification import verify_sites
-from causal_tracer.request.sites import SiteName
+from causal_tracer.request.sites import SITES, SiteName, require_kind
 
 INPUT = " input"
 """Stands after a module's name where a run records the module's input, not its output."""
@@ -107,6 +109,11 @@ class TracedModel:
         """
         return find_head_sites(self.model, self.site_names, self.d_model)
 
+    @cached_property
+    def knockout_sites(self) -> dict[int, tuple[MaskedModule, ...]]:
+        """For each layer whose attention can be blocked: the modules that take its mask. Found at first use."""
+        return find_knockout_sites(self.model, self.site_names)
+
     @property
     def offloaded(self) -> bool:
         """Whether accelerate offloads weights, so that each pass loads them again."""
@@ -118,14 +125,25 @@ class TracedModel:
         return model_lock(self.model)
 
     def activation_names(self, site: SiteName) -> list[str]:
-        """Return the names of a site's activations in runs, layer by layer: the module's, for an input with `INPUT`."""
+        """Return the names of a site's activations in runs, layer by layer: the module's, for an input with `INPUT`.
+
+        Knockouts block attention and take no activations.
+        """
+        if SITES[site].blocks:
+            return []
         if site == "head":
             return [name + INPUT for name, _ in self.head_sites.values()]
-        return [name for layer in self.site_names[site] for name in layer]
+        return [name for layer in self.site_names[require_kind(site)] for name in layer]
 
     def missing_layers(self, site: SiteName) -> tuple[int, ...]:
         """Return the layers that do not have the site."""
-        has: Any = self.head_sites if site == "head" else [n for n, names in enumerate(self.site_names[site]) if names]
+        has: Any
+        if SITES[site].blocks:
+            has = self.knockout_sites
+        elif site == "head":
+            has = self.head_sites
+        else:
+            has = [n for n, names in enumerate(self.site_names[require_kind(site)]) if names]
         return tuple(layer for layer in range(self.n_layers) if layer not in has)
 
     @property

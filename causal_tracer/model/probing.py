@@ -95,12 +95,18 @@ def record_calls(model: nn.Module, names: Sequence[str], ids: Tensor) -> list[Ca
             before, after = hooks_of(name)
             hooks.enter_context(add_input_hook(model.get_submodule(name), before))
             hooks.enter_context(add_output_hook(model.get_submodule(name), after))
-        head = getattr(model, "get_output_embeddings", lambda: None)()
+        run_to_head(model, ids)
+    return calls
+
+
+def run_to_head(model: nn.Module, ids: Tensor) -> None:
+    """Run a forward pass for the hooks that are in place, up to the model's head."""
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    with ExitStack() as hooks:
         if isinstance(head, nn.Module):
             hooks.enter_context(add_input_hook(head, _end))
         with suppress(_HeadReached):
             run_probe(model, ids)
-    return calls
 
 
 def tokens_meet_again(model: nn.Module, block: str, inside: Sequence[str]) -> bool:

@@ -17,7 +17,14 @@ from torch import Tensor, nn
 
 from causal_tracer.errors import NumericsError
 from causal_tracer.model.engine_mode import engine_mode
-from causal_tracer.model.hooks import Edit, add_stream_hook, editing_arguments, editing_outputs
+from causal_tracer.model.hooks import (
+    Edit,
+    MaskEdit,
+    add_stream_hook,
+    editing_arguments,
+    editing_masks,
+    editing_outputs,
+)
 from causal_tracer.model.layers import INPUT, TracedModel
 from causal_tracer.model.probing import takes_argument
 from causal_tracer.request.sites import KINDS, SiteName
@@ -57,6 +64,7 @@ def run_model(
     edits: Mapping[nn.Module, Edit],
     *,
     input_edits: Mapping[nn.Module, Edit] | None = None,
+    mask_edits: Mapping[nn.Module, MaskEdit] | None = None,
     keep: int = 1,
     use_cache: bool = False,
     **kwargs: Any,
@@ -68,6 +76,7 @@ def run_model(
         input_ids: Token ids [rows, tokens], of equal length: nothing is padded.
         edits: What to do with the outputs of modules.
         input_edits: What to do with the streams that modules take.
+        mask_edits: What to do with the attention masks that modules take.
         keep: For how many last tokens logits are computed, where the model can leave out the others.
         use_cache: Whether the model returns a cache.
         kwargs: More arguments for the model.
@@ -76,6 +85,7 @@ def run_model(
     with engine_mode(traced.model), ExitStack() as hooks:
         hooks.enter_context(editing_outputs(edits, tokens, traced.stacked_streams))
         hooks.enter_context(editing_arguments(input_edits or {}, tokens))
+        hooks.enter_context(editing_masks(mask_edits or {}))
         if traced.logits_to_keep_trims:
             hooks.enter_context(add_stream_hook(traced.head, lambda hidden: hidden[:, -keep:]))
         elif takes_argument(type(traced.model).forward, "logits_to_keep"):
@@ -108,6 +118,7 @@ def read_logits(
     what: str,
     reads: Sequence[int] | None = None,
     input_edits: Mapping[nn.Module, Edit] | None = None,
+    mask_edits: Mapping[nn.Module, MaskEdit] | None = None,
 ) -> Tensor:
     """Run the model and read the logits after some positions, or after the last token.
 
@@ -119,7 +130,8 @@ def read_logits(
     """
     tokens = input_ids.shape[1]
     from_end = [read - tokens for read in ((tokens - 1,) if reads is None else reads)]
-    output = run_model(traced, input_ids, edits, input_edits=input_edits, keep=-min(from_end))
+    keep = -min(from_end)
+    output = run_model(traced, input_ids, edits, input_edits=input_edits, mask_edits=mask_edits, keep=keep)
     return finite_logits(traced, output, what, from_end)
 
 

@@ -1,4 +1,4 @@
-"""One map of a request: which activations are restored, in which layers and at which tokens."""
+"""One map of a request: what is restored or blocked, in which layers and at which tokens."""
 
 from __future__ import annotations
 
@@ -33,8 +33,16 @@ def _tokens(name: str, value: Any) -> tuple[int, ...] | None:
     return None if value is None else tuple(arguments.whole_number(name, token) for token in several(name, value))
 
 
-_WHAT = "What to restore: " + ", ".join(f'"{site.name}" ({site.patched})' for site in SITES.values()) + "."
-_WINDOWS = "Consecutive layers restored together; if not given, {}.".format(
+def _queries(name: str, value: Any) -> int | tuple[int, ...] | None:
+    if value is None or not isinstance(value, (list, tuple)):
+        return arguments.optional(arguments.whole_number)(name, value)
+    return _tokens(name, value)
+
+
+_WHAT = "What to restore or to block: {}.".format(
+    ", ".join(f'"{site.name}" ({site.patched})' for site in SITES.values())
+)
+_WINDOWS = "Consecutive layers restored or blocked together; if not given, {}.".format(
     ", ".join(f"{site.window} for {site.label}" for site in SITES.values())
 )
 
@@ -63,11 +71,13 @@ class MapSpec:
     """Restore at the subject's tokens only."""
 
     positions: Annotated[tuple[int, ...] | None, Check(_tokens)] = None
-    """Restore at these tokens only; if not given, at all."""
+    """Restore at these tokens only, or block attention to these only; if not given, to all."""
 
-    token: Annotated[int | None, _WHOLE] = Field(default=None, title="Token of the heads")
-    """Of kind "head": the token at which heads are restored. A negative number counts from the end; if not given, the
-    last."""
+    token: Annotated[int | tuple[int, ...] | None, Check(_queries)] = Field(
+        default=None, title="Token of heads and knockouts"
+    )
+    """Of kind "head": the token at which heads are restored. Of knockouts: the token, or several, that may not attend.
+    A negative number counts from the end; if not given, the last."""
 
     severed: Annotated[LayerKind | None, Check(optional(_kind))] = None
     """Hold the outputs of this kind at the restored token at the corrupted run's values, in all layers and in the same
@@ -79,17 +89,27 @@ class MapSpec:
 
     def __post_init__(self) -> None:
         site = SITES[self.kind]
-        if site.rows == "tokens" and self.token is not None:
+        if site.rows == "tokens" and not site.blocks and self.token is not None:
             raise SettingsError(
-                f"token={self.token} is for kind='head' only, and kind={self.kind!r} is restored at each token. Leave "
-                "it out, or choose tokens with positions=[...]."
+                f"token={self.token} is for kind='head' and knockouts only, and kind={self.kind!r} is restored at each "
+                "token. Leave it out, or choose tokens with positions=[...]."
             )
-        if site.rows == "heads" and (self.positions is not None or self.subject_tokens_only):
+        if isinstance(self.token, tuple) and not (site.blocks and self.token):
+            raise SettingsError(
+                f"token={self.token} must be one token for kind={self.kind!r}. Several are for knockouts: give one or "
+                "more there."
+            )
+        if site.rows != "tokens" and (self.positions is not None or self.subject_tokens_only):
             raise SettingsError(
                 f"positions and subject_tokens_only choose tokens of a map of tokens (given with kind={self.kind!r}). "
-                "Leave them out, and give the one token at which heads are restored as token=..."
+                "Leave them out; the token at which such a map is made is token=..."
             )
-        if self.severed is not None and self.severed in ("hidden", self.kind, site.part_of):
+        if site.blocks and self.source != "clean":
+            raise SettingsError(
+                f"source={self.source!r} is where restored activations come from, and kind={self.kind!r} blocks "
+                "attention. Leave it out."
+            )
+        if self.severed is not None and (site.blocks or self.severed in ("hidden", self.kind, site.part_of)):
             raise SettingsError(
                 f"kind={self.kind!r} cannot be severed from {self.severed!r}. Sever a map from 'mlp' or 'attention', "
                 "and not from what it restores."
@@ -97,24 +117,36 @@ class MapSpec:
 
     @property
     def ablates(self) -> bool:
-        """Whether activations are set to zero or to a mean, in the clean run."""
+        """Whether activations are set to zero or to a mean."""
         return self.source in ABLATIONS
 
-    def position(self, n_tokens: int) -> int | None:
-        """Return the position at which heads are restored in a prompt of `n_tokens`; None for other sites.
+    @property
+    def in_clean_run(self) -> bool:
+        """Whether the map is made in the clean run: ablations, and blocked attention."""
+        return self.ablates or SITES[self.kind].blocks
+
+    def at_tokens(self, n_tokens: int) -> tuple[int, ...]:
+        """Return the positions of `token` in a prompt of `n_tokens`, ascending; none for maps made at each token.
 
         Raises:
-            SettingsError: The prompt has no such token.
+            SettingsError: The prompt has no such token, or attention is to be blocked at the first one.
         """
-        if SITES[self.kind].rows == "tokens":
-            return None
-        token = -1 if self.token is None else self.token
-        if not -n_tokens <= token < n_tokens:
+        site = SITES[self.kind]
+        if site.rows == "tokens" and not site.blocks:
+            return ()
+        given = -1 if self.token is None else self.token
+        tokens = given if isinstance(given, tuple) else (given,)
+        if outside := [token for token in tokens if not -n_tokens <= token < n_tokens]:
             raise SettingsError(
-                f"token={token} is out of range: the prompt has {n_tokens} tokens. Give 0 to {n_tokens - 1}, or "
+                f"token={outside[0]} is out of range: the prompt has {n_tokens} tokens. Give 0 to {n_tokens - 1}, or "
                 f"-{n_tokens} to -1 to count from the end."
             )
-        return token % n_tokens
+        at = tuple(sorted({token % n_tokens for token in tokens}))
+        if site.blocks and at[0] == 0:
+            raise SettingsError(
+                "token=0 attends to itself only, so none of its attention can be blocked. Give a later token."
+            )
+        return at
 
     def layer_range(self, n_layers: int) -> range:
         """Return the layers to compute.

@@ -227,8 +227,8 @@ def trace_records(
 ) -> tuple[TraceRequest, MapSpec, RunOptions]:
     """Return the records that keyword arguments make; each argument is a field of one of them.
 
-    A map that ablates is made in the clean run: where neither direction nor corruption are given, the request has
-    direction "corrupt" and corruption "none".
+    Ablations and blocked attention are made in the clean run: where neither direction nor corruption are given, the
+    request has direction "corrupt" and corruption "none".
 
     Args:
         prompt: The prompt, or a request that is made already.
@@ -247,16 +247,16 @@ def trace_records(
     for kind in (MapSpec, RunOptions, TraceRequest):
         given = {name: value for name, value in settings.items() if homes[name] is kind}
         if kind is TraceRequest and kind not in done:
-            done[kind] = TraceRequest(prompt, **_in_the_clean_run(done[MapSpec], given))
+            done[kind] = TraceRequest(prompt, **(in_the_clean_run(given) if done[MapSpec].in_clean_run else given))
         elif kind not in done:
             done[kind] = kind(**given)
     return done[TraceRequest], done[MapSpec], done[RunOptions]
 
 
-def _in_the_clean_run(spec: MapSpec, given: dict[str, Any]) -> dict[str, Any]:
-    if spec.ablates and not {"direction", "corruption", "second"} & set(given):
-        return {**given, "direction": "corrupt", "corruption": "none"}
-    return given
+def in_the_clean_run(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a request's fields for maps made in the clean run: nothing is corrupted, unless they say otherwise."""
+    said = {"direction", "corruption", "second"} & set(given)
+    return dict(given) if said else {**given, "direction": "corrupt", "corruption": "none"}
 
 
 _KINDS: tuple[type[Any], ...] = (TraceRequest, MapSpec, RunOptions)

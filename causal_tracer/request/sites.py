@@ -1,4 +1,4 @@
-"""The sites of a model: which activations a map restores, how each is named and drawn, and the layers of a window."""
+"""The sites of a model: what a map restores or blocks, how each is named and drawn, and the layers of a window."""
 
 from __future__ import annotations
 
@@ -13,8 +13,12 @@ LayerKind = Literal["hidden", "mlp", "attention"]
 
 KINDS: tuple[LayerKind, ...] = get_args(LayerKind)
 
-SiteName = Literal["hidden", "mlp", "attention", "head"]
-"""Which activations a map restores: those of a layer kind, or a single attention head's share of the attention."""
+SiteName = Literal["hidden", "mlp", "attention", "head", "knockout", "span_knockout"]
+"""What a map restores: activations of a layer kind, or a single attention head's share of the attention. Knockouts
+block attention instead, to each token or to three spans of the prompt."""
+
+SPANS = ("subject", "other tokens", "itself")
+"""The rows of a map of spans: the subject, all other tokens but the querying ones, and the querying tokens."""
 
 
 @dataclass(frozen=True)
@@ -24,12 +28,13 @@ class Site:
     Attributes:
         name: What it is called in requests and results.
         label: What tables and legends call it.
-        patched: What is restored, as titles write it.
+        patched: What is restored or blocked, as titles write it.
         window: Number of consecutive layers restored together by default.
         color: The colour of its lines and bars.
         color_scale: The colours of its maps, from no effect to the strongest.
         rows: What the rows of its maps are. A map of heads is made at one token (`MapSpec.token`).
         part_of: The site that it is a part of.
+        blocks: Whether attention is blocked, rather than activations restored.
     """
 
     name: SiteName
@@ -38,8 +43,9 @@ class Site:
     window: int
     color: str
     color_scale: tuple[str, ...]
-    rows: Literal["tokens", "heads"] = "tokens"
+    rows: Literal["tokens", "heads", "spans"] = "tokens"
     part_of: LayerKind | None = None
+    blocks: bool = False
 
     @property
     def title(self) -> str:
@@ -54,7 +60,7 @@ _GREENS = ("#fafafa", "#d3e3d6", "#adccb2", "#88b590", "#619e6f", "#3a874f", "#2
 _REDS = ("#fafafa", "#f3d7d4", "#eab3ae", "#de908a", "#d06c66", "#bf4744", "#9a3231", "#752322", "#501817")
 
 # Colours of lines and bars: most colour-blind readers can tell them apart (green and red by Okabe and Ito).
-# Windows: those of the ROME paper (arXiv 2202.05262, Figure 1).
+# Windows: those of the ROME paper (arXiv 2202.05262, Figure 1); of knockouts, arXiv 2304.14767, section 4.
 SITES: Mapping[str, Site] = {
     site.name: site
     for site in (
@@ -62,6 +68,8 @@ SITES: Mapping[str, Site] = {
         Site("mlp", "MLP", "MLP outputs", 10, "#009E73", _GREENS),
         Site("attention", "attention", "attention outputs", 10, "#D55E00", _REDS),
         Site("head", "heads", "single attention heads", 1, "#D55E00", _REDS, "heads", "attention"),
+        Site("knockout", "attention knockout", "attention to each token", 9, "#D55E00", _REDS, blocks=True),
+        Site("span_knockout", "span knockout", "attention to spans", 9, "#D55E00", _REDS, "spans", blocks=True),
     )
 }
 """All sites, by name."""

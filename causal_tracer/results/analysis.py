@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from causal_tracer.request.sites import SITES, SPANS
 from causal_tracer.results import intervals
 from causal_tracer.results.words import control_of, metric_of
 
@@ -22,10 +23,10 @@ Role = Literal["before", "first subject", "middle subject", "last subject", "fir
 
 @dataclass(frozen=True)
 class Peak:
-    """A cell where restoring brings back much of the answer, or where corrupting takes much of it away.
+    """A cell where restoring brings back much of the answer, or where corrupting or blocking takes much of it away.
 
     Attributes:
-        position: The token's place in the prompt.
+        position: The token's place in the prompt. In a map of heads or spans, that of the first token it is made at.
         token: Its text.
         layer: The layer.
         score: The metric there.
@@ -34,6 +35,7 @@ class Peak:
         share: The effect as a share of the total effect: 1 where restoring brings all of the answer back, and where
             corrupting takes all of it away. NaN where corrupting the subject does not worsen the metric.
         head: The attention head, in a map of heads.
+        span: The row's name, in a map of spans.
     """
 
     position: int
@@ -43,15 +45,20 @@ class Peak:
     effect: float
     share: float
     head: int | None = None
+    span: str | None = None
 
     @property
     def row(self) -> int:
         """The row of the map."""
+        if self.span is not None:
+            return SPANS.index(self.span)
         return self.position if self.head is None else self.head
 
     @property
     def row_name(self) -> str:
-        """The token's text in quotes, or the head."""
+        """The token's text in quotes, the head, or the span."""
+        if self.span is not None:
+            return self.span
         return repr(self.token) if self.head is None else f"head {self.head}"
 
 
@@ -127,9 +134,9 @@ def peaks(flow: HiddenFlow, count: int) -> tuple[Peak, ...]:
             # By score: effects do not order cells where the run that was patched is at minus infinity.
             layer = max(known, key=lambda layer: turn * scores[layer])
             effect = changes[row][layer]
-            position, head = _place(flow, row)
+            position, head, span = _place(flow, row)
             token, part = flow.input_tokens[position], share(flow, effect)
-            found.append(Peak(position, token, layer, scores[layer], effect, part, head))
+            found.append(Peak(position, token, layer, scores[layer], effect, part, head, span))
     return tuple(sorted(found, key=lambda peak: -turn * peak.score)[:count])
 
 
@@ -164,10 +171,11 @@ COLUMNS: Sequence[str] = (
     "direction",
     "control",
     "head",
+    "span",
 )
 """The columns of a map's table. The error and the interval are those of `effect`; see `Peak`.
 
-`head` is NaN but in maps of heads.
+`head` is NaN but in maps of heads, `span` is empty but in maps of spans.
 """
 
 
@@ -179,12 +187,19 @@ def rows(flow: HiddenFlow) -> Iterable[tuple[Any, ...]]:
     measured = (flow.settings.metric, flow.settings.direction, control_of(flow.settings))
     roles = flow.roles
     for row, cells in enumerate(columns):
-        position, head = _place(flow, row)
+        position, head, span = _place(flow, row)
         place = (position, flow.input_tokens[position], roles[position])
         for layer, cell in enumerate(cells):
-            yield (*place, layer, *cell, share(flow, cell[2]), *measured, math.nan if head is None else head)
+            part_of_row = math.nan if head is None else head, span or ""
+            yield (*place, layer, *cell, share(flow, cell[2]), *measured, *part_of_row)
 
 
-def _place(flow: HiddenFlow, row: int) -> tuple[int, int | None]:
-    """Return the position of a row's token, and its head in a map of heads."""
-    return (row, None) if flow.settings.token is None else (flow.settings.token, row)
+def _place(flow: HiddenFlow, row: int) -> tuple[int, int | None, str | None]:
+    """Return the position of a row's token, its head in a map of heads, and its name in a map of spans."""
+    match SITES[flow.kind].rows:
+        case "tokens":
+            return row, None, None
+        case "heads":
+            return flow.settings.at_tokens[0], row, None
+        case "spans":
+            return flow.settings.at_tokens[0], None, SPANS[row]

@@ -23,8 +23,8 @@ class FlowDifference:
         values: second - first [rows, columns]; NaN where either was not computed.
         rows: What a row is: one token of each result, a head, or a token role.
         layers: For each column, the layer of the first and of the second result.
-        aligned_by: "tokens", "heads": row i is token or head i of both. "roles": a row is the mean over the tokens of a
-            role.
+        aligned_by: "tokens", "heads", "spans": row i is token, head or span i of both. "roles": a row is the mean over
+            the tokens of a role.
         first: The result that is subtracted.
         second: The result that it is subtracted from.
     """
@@ -32,7 +32,7 @@ class FlowDifference:
     values: Tensor
     rows: tuple[tuple[str, str], ...]
     layers: tuple[tuple[int, int], ...]
-    aligned_by: Literal["tokens", "heads", "roles"]
+    aligned_by: Literal["tokens", "heads", "spans", "roles"]
     first: HiddenFlow
     second: HiddenFlow
 
@@ -52,7 +52,7 @@ def compare_flows(first: HiddenFlow, second: HiddenFlow) -> FlowDifference:
 
     Raises:
         SettingsError: The two differ in metric or direction, or have no token role in common; or one of them is a map
-            of heads, and the other is not or has another number of heads.
+            of heads or spans, and the other is not or has another number of heads.
     """
     same_measure(first, second)
     fewer = min(first.scores.shape[1], second.scores.shape[1])
@@ -60,15 +60,16 @@ def compare_flows(first: HiddenFlow, second: HiddenFlow) -> FlowDifference:
     one = effects(first)[:, [a for a, _ in layers]]
     other = effects(second)[:, [b for _, b in layers]]
     rows_of = [(int(flow.scores.shape[0]), SITES[flow.kind].rows) for flow in (first, second)]
-    if any(rows == "heads" for _, rows in rows_of):
+    by = SITES[first.kind].rows
+    if any(rows != "tokens" for _, rows in rows_of):
         if rows_of[0] != rows_of[1]:
             one_map, other_map = (f"{count} {rows}" for count, rows in rows_of)
             raise SettingsError(
-                f"A map of {one_map} and a map of {other_map} cannot be compared. Give two maps of tokens, or two of "
-                "as many heads."
+                f"A map of {one_map} and a map of {other_map} cannot be compared. Give two maps of tokens, two of "
+                "spans, or two of as many heads."
             )
         pairs = tuple(zip(row_names(first), row_names(second), strict=True))
-        return FlowDifference(_minus(other, one), pairs, layers, "heads", first, second)
+        return FlowDifference(_minus(other, one), pairs, layers, by, first, second)
     if one.shape == other.shape and first.subject_range == second.subject_range:
         rows = tuple(zip(first.input_tokens, second.input_tokens, strict=True))
         return FlowDifference(_minus(other, one), rows, layers, "tokens", first, second)

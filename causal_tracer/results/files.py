@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from causal_tracer.errors import ResultFormatError, SettingsError
-from causal_tracer.request.sites import SITES, require_site
+from causal_tracer.request.sites import SITES, SPANS, require_site
 from causal_tracer.results.audit import Audit
 from causal_tracer.results.settings import TraceSettings
 from causal_tracer.results.token_alignment import TokenAlignment
@@ -99,21 +99,25 @@ def from_dict(kind: type[HiddenFlow], data: Any) -> HiddenFlow:
 def _check(flow: HiddenFlow) -> None:
     samples, rows, layers = flow.sample_scores.shape if flow.sample_scores.dim() == 3 else (0, 0, 0)
     start, end = flow.subject_range
-    tokens, token = len(flow.input_tokens), flow.settings.token
-    by_token = SITES[flow.kind].rows == "tokens"
+    tokens, at_tokens, site = len(flow.input_tokens), flow.settings.at_tokens, SITES[flow.kind]
+    height = {"tokens": tokens, "spans": len(SPANS)}.get(site.rows, rows)
+    at_each_token = site.rows == "tokens" and not site.blocks
     fits = (
         samples > 0
         and flow.scores.shape == (rows, layers)
         and flow.low_sample_scores.shape == (samples,)
         and len(flow.input_ids) == tokens
-        and (token is None and rows == tokens if by_token else token is not None and 0 <= token < tokens)
+        and rows == height
+        and bool(at_tokens) != at_each_token
+        and (site.blocks or len(at_tokens) < 2)
+        and all(0 <= token < tokens for token in at_tokens)
         and 0 <= start < end <= tokens
     )
     if not fits:
         raise ResultFormatError(
             f"This saved HiddenFlow does not fit together: scores {list(flow.scores.shape)}, sample scores "
             f"{list(flow.sample_scores.shape)}, {len(flow.input_tokens)} tokens, subject {flow.subject_range}, "
-            f"kind {flow.kind!r}, token {token}."
+            f"kind {flow.kind!r}, token {flow.settings.token}."
         )
 
 

@@ -35,7 +35,8 @@ class HiddenFlow:
     """A map of where, in one prompt, restoring an activation brings back the answer.
 
     Its rows are the prompt's tokens. In a map of kind "head" they are the attention heads at one token
-    (`settings.token`); with grouped-query attention a head is a query head.
+    (`settings.token`); with grouped-query attention a head is a query head. A map of a knockout shows instead where
+    blocking the attention of a token (`settings.token`) takes the answer away: attention to each token, or to spans.
 
     Attributes:
         scores: Mean metric over samples, by default the answer's probability, for each token and layer restored

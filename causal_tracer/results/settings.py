@@ -38,7 +38,8 @@ class TraceSettings:
         foil: What the answer was set against.
         elsewhere: The first of the tokens that were corrupted in the subject's place.
         metric_description: How figures present a metric of the user's; None for the built-in ones.
-        token: The position at which heads were restored; None for other maps.
+        token: The position at which heads were restored, or the one or several whose attention was blocked; None for
+            other maps.
         second: The second prompt, which was run in place of a corrupted one.
         ablation: What activations were set to: "zero", or "mean over 3 prompts"; None for maps that set them to those
             of a run.
@@ -67,9 +68,14 @@ class TraceSettings:
     foil: str | None = None
     elsewhere: int | None = None
     metric_description: MetricDescription | None = None
-    token: int | None = None
+    token: int | tuple[int, ...] | None = None
     second: str | None = None
     ablation: str | None = None
+
+    @property
+    def at_tokens(self) -> tuple[int, ...]:
+        """The positions of `token`: none for maps made at each token."""
+        return self.token if isinstance(self.token, tuple) else () if self.token is None else (self.token,)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> TraceSettings:
@@ -80,7 +86,9 @@ class TraceSettings:
         """
         described = data.get("metric_description")
         described = None if described is None else MetricDescription.from_dict(described)
-        settings = cls(**{**data, "metric_description": described})
+        token = data.get("token")
+        token = tuple(token) if isinstance(token, list) else token
+        settings = cls(**{**data, "metric_description": described, "token": token})
         whole_number("window", settings.window, least=1)
         for item in fields(cls):
             value = getattr(settings, item.name)
@@ -96,5 +104,6 @@ _TYPES: Mapping[str, type | tuple[type, ...]] = {
     "bool": bool,
     "str | None": (str, type(None)),
     "int | None": (int, type(None)),
+    "int | tuple[int, ...] | None": (int, tuple, type(None)),
     "Mapping[str, str]": Mapping,
 }

@@ -18,7 +18,7 @@ _LONGEST_TEXT = 200
 def flow_lines(flow: HiddenFlow) -> str:
     """Return a map's prompt, answer, scores and peaks in a few lines."""
     settings = flow.settings
-    at = "" if settings.token is None else f" at {flow.input_tokens[settings.token]!r} (token {settings.token})"
+    at = "".join(f" at {flow.input_tokens[token]!r} (token {token})" for token in settings.at_tokens)
     computed, cells = int((~flow.scores.isnan()).sum()), flow.scores.numel()
     lines = [
         f"HiddenFlow: {flow.kind}{at}, window {settings.window}, {settings.model} ({settings.dtype})",

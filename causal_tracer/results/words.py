@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from causal_tracer.corruption import NoCorruption
 from causal_tracer.errors import SettingsError
 from causal_tracer.metrics.descriptions import METRIC_DESCRIPTIONS, MetricDescription
-from causal_tracer.request.sites import SITES, window_layers
+from causal_tracer.request.sites import SITES, SPANS, window_layers
 
 if TYPE_CHECKING:
     from causal_tracer.results.flow import HiddenFlow, TraceSettings
@@ -54,9 +54,23 @@ def audit_words(flow: HiddenFlow) -> str:
 
 def map_title(flow: HiddenFlow) -> str:
     """Return what a map is of: "Restoring MLP outputs, windows of 10 layers, attention severed"."""
-    token = flow.settings.token
-    at = "" if token is None else f" at {display_token(flow.input_tokens[token])!r}"
-    return _title(SITES[flow.kind].patched + at, flow.settings)
+    site, tokens = SITES[flow.kind], _at_tokens(flow)
+    if site.blocks:
+        what, _, keys = site.patched.partition(" to ")
+        return _title(f"Blocking {what} from {tokens} to {keys}", flow.settings)
+    patched = f"{site.patched} at {tokens}" if tokens else site.patched
+    return _title(_patching(patched, flow.settings), flow.settings)
+
+
+def _patching(patched: str, settings: TraceSettings) -> str:
+    if settings.ablation is not None:
+        return f"Setting {patched} to {_constant(settings.ablation)}"
+    if settings.direction == "corrupt":
+        corrupting = f"Corrupting {patched} of the clean run"
+        return corrupting if settings.second is None else f"Putting {patched} of the second prompt into the clean run"
+    if settings.placebo is not None:
+        return f"Placebo: restoring {patched} from another prompt"
+    return f"Restoring {patched}" + ("" if settings.second is None else " in the second prompt")
 
 
 def named_title(name: str, flow: HiddenFlow) -> str:
@@ -82,8 +96,10 @@ def layer_axis_title(flow: HiddenFlow) -> str:
 
 
 def patched_word(flow: HiddenFlow) -> str:
-    """Return what was done to a cell's layers: "restored", "corrupted", "patched" or "ablated"."""
+    """Return what was done to a cell's layers: "restored", "corrupted", "patched", "ablated" or "blocked"."""
     settings = flow.settings
+    if SITES[flow.kind].blocks:
+        return "blocked"
     if settings.ablation is not None:
         return "ablated"
     if settings.direction == "restore":
@@ -105,7 +121,7 @@ def runs_line(flow: HiddenFlow, written: Callable[[float], str]) -> str:
 
 
 def patched_layers(flow: HiddenFlow, layer: int) -> tuple[int, int]:
-    """Return the first and the last layer that a cell patches."""
+    """Return the first and the last layer that a cell patches or blocks."""
     layers = window_layers(layer, flow.settings.window, int(flow.scores.shape[1]))
     return layers[0], layers[-1]
 
@@ -127,15 +143,18 @@ def same_measure(*flows: HiddenFlow) -> None:
 
 
 def row_names(flow: HiddenFlow) -> list[str]:
-    """Return what each row of a map is: the token's text, or "head 3"."""
-    if flow.settings.token is None:
-        return [display_token(token) for token in flow.input_tokens]
-    return [f"head {head}" for head in range(flow.scores.shape[0])]
+    """Return what each row of a map is: the token's text, "head 3", or a span of tokens."""
+    rows = SITES[flow.kind].rows
+    if rows == "spans":
+        return list(SPANS)
+    if rows == "heads":
+        return [f"head {head}" for head in range(flow.scores.shape[0])]
+    return [display_token(token) for token in flow.input_tokens]
 
 
 def axis_labels(flow: HiddenFlow) -> list[str]:
     """Return the rows of a map as an axis shows them, the subject's tokens with a star."""
-    subject = range(*flow.subject_range) if flow.settings.token is None else ()
+    subject = range(*flow.subject_range) if SITES[flow.kind].rows == "tokens" else ()
     return [name + ("*" if row in subject else "") for row, name in enumerate(row_names(flow))]
 
 
@@ -147,19 +166,12 @@ def display_token(token: str) -> str:
     return " ".join(f"U+{ord(character):04X}" for character in shown) or "␣"
 
 
-def _title(patched: str, settings: TraceSettings) -> str:
-    if settings.ablation is not None:
-        start = f"Setting {patched} to {_constant(settings.ablation)}"
-    elif settings.second is not None and settings.direction == "corrupt":
-        start = f"Putting {patched} of the second prompt into the clean run"
-    elif settings.second is not None and settings.placebo is None:
-        start = f"Restoring {patched} in the second prompt"
-    elif settings.direction == "corrupt":
-        start = f"Corrupting {patched} of the clean run"
-    elif settings.placebo is not None:
-        start = f"Placebo: restoring {patched} from another prompt"
-    else:
-        start = f"Restoring {patched}"
+def _at_tokens(flow: HiddenFlow) -> str:
+    """Return the tokens at which a map is made, in quotes; empty for one made at each token."""
+    return " and ".join(repr(display_token(flow.input_tokens[token])) for token in flow.settings.at_tokens)
+
+
+def _title(start: str, settings: TraceSettings) -> str:
     parts = [start]
     if settings.window > 1:
         parts.append(f"windows of {settings.window} layers")

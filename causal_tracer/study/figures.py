@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from causal_tracer.errors import StudyError
 from causal_tracer.plots.scale import color_stops, scale_ends
-from causal_tracer.request.sites import SITES
+from causal_tracer.request.sites import SITES, SPANS
 from causal_tracer.study.records import READ_ROLES, ROLES
 from causal_tracer.study.statistics import Mean, StudyEffects, fact_peaks
 
@@ -23,7 +23,13 @@ LINE_STYLES = (
     ("#999999", "longdash"),
     ("#0072B2", "solid"),
 )
-_PATCHING = {"restore": ("restoring", "restored"), "corrupt": ("corrupting", "corrupted")}
+_SPAN_STYLES = (LINE_STYLES[3], LINE_STYLES[1], LINE_STYLES[5])
+_PATCHING = {
+    "restore": ("restoring", "restored"),
+    "corrupt": ("corrupting", "corrupted"),
+    "block": ("blocking", "blocked"),
+}
+_LABELS = {name: "attention" if site.blocks else site.label for name, site in SITES.items()}
 _WORDS = {
     "map": (
         "Map by token role: {of}",
@@ -37,6 +43,11 @@ _WORDS = {
         "Minus the placebo: {of}",
         "Average indirect effect, the same of the placebo, which restores another fact's activations, and the "
         "difference of the two.",
+    ),
+    "spans": (
+        "Attention knockout by span: {of}",
+        "Average change from the clean run when the last token's {of} to a span of the prompt is blocked, with 95 % "
+        "intervals (Geva et al. 2023, Figure 2).",
     ),
     "severed": (
         "Severed paths",
@@ -57,10 +68,13 @@ def study_figures(effects: StudyEffects) -> dict[str, go.Figure]:
     """Draw all figures for which a study has the maps.
 
     Returns:
-        The figures by name: "map KIND", "lines KIND", "corrected KIND", "severed", "best layers ROLE".
+        The figures by name: "map KIND", "lines KIND", "corrected KIND", "spans KIND", "severed", "best layers ROLE".
     """
     figures: dict[str, go.Figure] = {}
-    kinds = [kind for kind in SITES if kind in effects.maps]
+    kinds = [kind for kind in SITES if kind in effects.maps and effects.by_role(kind)]
+    for kind in effects.maps:
+        if not effects.by_role(kind):
+            figures[f"spans {kind}"] = _span_lines(effects, kind)
     for kind in kinds:
         figures[f"map {kind}"] = _role_map(effects, kind)
         figures[f"lines {kind}"] = _role_lines(effects, kind)
@@ -68,7 +82,7 @@ def study_figures(effects: StudyEffects) -> dict[str, go.Figure]:
             figures[f"corrected {kind}"] = _placebo_lines(effects, kind, corrected)
     if any(effects.settings.maps[name].severed for name in effects.maps):
         figures["severed"] = _severed_bars(effects, "last subject")
-    for role in READ_ROLES:
+    for role in READ_ROLES if kinds else ():
         figures[f"best layers {role}"] = _best_layer_histogram(effects, kinds, role)
     return figures
 
@@ -88,7 +102,7 @@ def comparison_figures(studies: Mapping[str, StudyEffects]) -> dict[str, go.Figu
             raise StudyError(f"These studies have several {what}s: {', '.join(found)}. Compare studies of one {what}.")
     figures: dict[str, go.Figure] = {}
     for kind in SITES:
-        having = {name: effects for name, effects in studies.items() if kind in effects.maps}
+        having = {name: each for name, each in studies.items() if kind in each.maps and each.by_role(kind)}
         if len(having) < 2:
             continue
         for role in READ_ROLES:
@@ -107,8 +121,9 @@ def figure_words(name: str, direction: str = "restore") -> tuple[str, str]:
     """Return title and caption of a figure of `study_figures` or `comparison_figures`, for a study's direction."""
     start = next(start for start in _WORDS if name.startswith(start))
     about = name.removeprefix(start).strip().split(", ")
-    of = ", ".join(SITES[part].label if part in SITES else part for part in about)
-    doing, done = _PATCHING[direction]
+    site = SITES.get(about[0])
+    doing, done = _PATCHING["block" if site is not None and site.blocks else direction]
+    of = ", ".join(_LABELS.get(part, part) for part in about)
     title, caption = (words.format(of=of, doing=doing, done=done) for words in _WORDS[start])
     return title, caption
 
@@ -143,6 +158,20 @@ def _role_lines(effects: StudyEffects, kind: str) -> go.Figure:
         label = "further tokens" if role == "further" else f"{role} token"
         _add_line(figure, label, effects.mean(effects.at(kind, role)), *style)
     return _styled(figure, _layer_title(effects, kind), f"average indirect effect, {effects.label}")
+
+
+def _span_lines(effects: StudyEffects, kind: str) -> go.Figure:
+    """Draw what blocking attention to each span changes over layers (Geva et al. 2023, Figure 2).
+
+    Of a probability it is the change relative to the clean run, in per cent, as in the paper.
+    """
+    values, title = effects.maps[kind], f"change of {effects.label} from the clean run"
+    if effects.metric.name == "probability":
+        values, title = 100 * values / effects.high[:, None, None], f"{title} (%)"
+    figure = go.Figure()
+    for number, (span, style) in enumerate(zip(SPANS, _SPAN_STYLES, strict=True)):
+        _add_line(figure, span, effects.mean(values[:, number]), *style)
+    return _styled(figure, _layer_title(effects, kind), title)
 
 
 def _placebo_lines(effects: StudyEffects, kind: str, corrected: np.ndarray) -> go.Figure:
@@ -238,7 +267,8 @@ def _styled(figure: go.Figure, x_title: str, y_title: str) -> go.Figure:
 
 def _layer_title(effects: StudyEffects, kind: str) -> str:
     window = effects.settings.maps[kind].window
-    layers = "layer" if window == 1 else f"centre of {window} {_done(effects)} layers"
+    done = "blocked" if SITES[effects.settings.maps[kind].kind].blocks else _done(effects)
+    layers = "layer" if window == 1 else f"centre of {window} {done} layers"
     return f"{layers} ({SITES[kind].label})"
 
 

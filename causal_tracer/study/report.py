@@ -62,8 +62,11 @@ def report_page(study: StoredStudy, compare_with: Sequence[StoredStudy] = ()) ->
 
 def findings_html(study: StoredStudy) -> str:
     """Return a study's findings as HTML: number of facts, total effect, and the table of average effects."""
+    header, rows = effects_table(study.effects)
+    if not rows:
+        return _summary(study)
     return (
-        f"{_summary(study)}<h2>Average effects</h2>{_table(*effects_table(study.effects))}"
+        f"{_summary(study)}<h2>Average effects</h2>{_table(header, rows)}"
         "<p>Layers are chosen on one half of the facts and their effects read on the other half, so that picking the "
         "largest of many does not flatter them; severed maps are read where the whole effect is largest. Intervals are "
         "95 %, by a bootstrap that draws whole relations. “Own best” "
@@ -77,7 +80,7 @@ def effects_table(effects: StudyEffects) -> tuple[list[str], list[list[str]]]:
     rows = []
     for name in effects.maps:
         spec = effects.settings.maps[name]
-        if spec.source == "placebo":
+        if spec.source == "placebo" or not effects.by_role(name):
             continue
         severed = spec.severed is not None
         # A severed map is read where the whole effect is largest.
@@ -106,13 +109,18 @@ def _summary(study: StoredStudy) -> str:
     clean, corrupted = (_value(effects, float(values.mean())) for values in (effects.high, effects.low))
     samples = study.settings.samples
     corrupting = study.settings.request.direction == "corrupt"
-    return (
+    facts = (
         f"<p><b>{len(effects.facts)} facts</b> of {len(set(effects.relations))} relations, "
         f"{samples} noise sample{'s' if samples > 1 else ''} each{f' ({left_out} left out)' if left_out else ''}. "
         f"Swept by: {escape(', '.join(f'{name} ({count})' for name, count in engines.items()))}.</p>"
-        f"<p>Average total effect: <b>{_with_interval(effects, effects.mean(effects.total_effect))}</b>: {label} goes "
-        f"from {clean} in the clean run to {corrupted} when the subject is corrupted. All effects on this page are "
-        f"differences of {label}, in which {better} values are better.{_CORRUPTING if corrupting else ''}</p>"
+    )
+    if all(SITES[spec.kind].blocks for spec in study.settings.maps.values()):
+        return f"{facts}<p>{label} is {clean} in the clean run, in which attention is blocked.</p>"
+    total = _with_interval(effects, effects.mean(effects.total_effect))
+    return (
+        f"{facts}<p>Average total effect: <b>{total}</b>: {label} goes from {clean} in the clean run to {corrupted} "
+        f"when the subject is corrupted. All effects on this page are differences of {label}, in which {better} values "
+        f"are better.{_CORRUPTING if corrupting else ''}</p>"
     )
 
 
@@ -124,7 +132,7 @@ def _comparison(studies: Sequence[StoredStudy]) -> str:
             f"{kind}, {role}: {_written(effects, best[1])[0]} at layer {best[0]}"
             for kind in SITES
             for role in READ_ROLES
-            if kind in effects.maps and (best := best_layer(effects, kind, role)) is not None
+            if kind in effects.maps and effects.by_role(kind) and (best := best_layer(effects, kind, role)) is not None
         ]
         total = _with_interval(effects, effects.mean(effects.total_effect))
         rows.append([name, str(len(effects.facts)), total, "; ".join(found)])

@@ -16,7 +16,7 @@ from causal_tracer.metrics.metric import METRICS
 from causal_tracer.prompts.prompt import Prompt
 from causal_tracer.request.record import changed_fields, from_data, one_of, record
 from causal_tracer.request.records import MapSpec, RunOptions, TraceRequest
-from causal_tracer.request.sites import KINDS, SITES, LayerKind, require_kind
+from causal_tracer.request.sites import KINDS, SITES, LayerKind, require_site
 
 SeedRule = Literal["per fact", "one"]
 
@@ -37,15 +37,15 @@ def study_maps(
     Args:
         spec: What all maps share, such as their layers.
         kinds: The kinds of which each fact gets a map.
-        window: Layers restored together, for MLP and attention; None takes the paper's.
+        window: Layers patched together, of all kinds but hidden states; None takes the papers'.
         severed: Also restore hidden states with the MLP's, and with attention's, outputs held (ROME, Figure 3).
-        placebo: Also restore each kind to another fact's activations.
+        placebo: Also restore each kind that is restored to another fact's activations.
     """
-    windows = {site: SITES[site].window if window is None or site == "hidden" else window for site in KINDS}
+    windows = {kind: SITES[kind].window if window is None or kind == "hidden" else window for kind in SITES}
     maps: dict[str, MapSpec] = {
-        kind: replace(spec or MapSpec(), kind=kind, window=windows[kind]) for kind in map(require_kind, kinds)
+        kind: replace(spec or MapSpec(), kind=kind, window=windows[kind]) for kind in map(require_site, kinds)
     }
-    placebos = {f"{kind}, placebo": replace(maps[kind], source="placebo") for kind in kinds}
+    placebos = {f"{kind}, placebo": replace(maps[kind], source="placebo") for kind in maps if not SITES[kind].blocks}
     if severed and "hidden" in maps:
         held: tuple[LayerKind, ...] = ("mlp", "attention")
         maps |= {f"hidden, {kind} severed": replace(maps["hidden"], severed=kind) for kind in held}
@@ -113,10 +113,19 @@ class StudySettings:
         if all(spec.source == "placebo" for spec in self.maps.values()):
             raise SettingsError("A study needs at least one map that is not a placebo.")
         for name, spec in self.maps.items():
-            if SITES[spec.kind].rows != "tokens":
+            site = SITES[spec.kind]
+            if site.rows == "heads":
+                kinds = ", ".join(repr(kind) for kind, other in SITES.items() if other.rows != "heads")
                 raise SettingsError(
                     f"The map {name!r} is of kind {spec.kind!r}, and a study averages over tokens. Give maps of "
-                    f"{', '.join(map(repr, KINDS))}."
+                    f"{kinds}."
+                )
+            if spec.token is not None:
+                raise SettingsError(f"The map {name!r} has a token, and prompts differ in tokens. Leave it out.")
+            if site.blocks and request.direction == "restore":
+                raise SettingsError(
+                    f"The map {name!r} blocks attention in the clean run. Give direction='corrupt' and "
+                    "corruption='none'."
                 )
             if spec.positions is not None:
                 raise SettingsError(f"The map {name!r} has positions, and prompts differ in tokens. Leave them out.")

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from causal_tracer.errors import StudyError
 from causal_tracer.metrics.descriptions import METRIC_DESCRIPTIONS, MetricDescription
+from causal_tracer.request.sites import SITES, SPANS
 from causal_tracer.study.records import ROLES, FactRecord, MapResult
 from causal_tracer.study.settings import StudySettings, derived_seed
 
@@ -51,7 +52,8 @@ class StudyEffects:
         high: The metric in each clean run [facts].
         low: Its mean in the corrupted runs [facts].
         maps: For each map's name, its effects [facts, roles, layers], averaged over each fact's tokens of a role, with
-            roles as in `ROLES`; NaN where a fact has no such token.
+            roles as in `ROLES`; NaN where a fact has no such token. Of maps of spans, [facts, spans, layers], as in
+            `SPANS`.
     """
 
     settings: StudySettings
@@ -80,6 +82,10 @@ class StudyEffects:
     def total_effect(self) -> Doubles:
         """TE of each fact [facts]."""
         return self.high - self.low
+
+    def by_role(self, name: str) -> bool:
+        """Return whether a map's effects are by token role, rather than by span."""
+        return SITES[self.settings.maps[name].kind].rows == "tokens"
 
     def at(self, name: str, role: str) -> Doubles:
         """Return the effects of a map at the tokens of a role [facts, layers]."""
@@ -120,12 +126,14 @@ def study_effects(records: Sequence[FactRecord], settings: StudySettings) -> Stu
             by_map[result.name][number] = result
     maps = {}
     for name, results in by_map.items():
-        first = next(iter(results.values()))
-        effects = np.full((len(traced), len(ROLES), first.scores.shape[1]), np.nan)
+        first, spans = next(iter(results.values())), SITES[settings.maps[name].kind].rows == "spans"
+        effects = np.full((len(traced), len(SPANS if spans else ROLES), first.scores.shape[1]), np.nan)
         for number, result in results.items():
             record = traced[number]
             base = record.high if settings.request.direction == "corrupt" else record.low
-            effects[number] = _by_role(result.scores.astype(np.float64) - base, record.roles)
+            changes = result.scores.astype(np.float64) - base
+            # A stored map has as many rows as its prompt has tokens.
+            effects[number] = changes[: len(SPANS)] if spans else _by_role(changes, record.roles)
         maps[name] = effects
     return StudyEffects(
         settings=settings,

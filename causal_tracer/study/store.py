@@ -22,6 +22,7 @@ import numpy as np
 
 from causal_tracer.errors import StudyError
 from causal_tracer.files import write_atomically
+from causal_tracer.request.sites import SITES, SPANS
 from causal_tracer.study.facts import Fact
 from causal_tracer.study.journal import journal_files, read_journal
 from causal_tracer.study.records import AuditedCell, FactRecord, MapResult, latest_records
@@ -146,10 +147,11 @@ def cells_table(records: Sequence[FactRecord], settings: StudySettings) -> Any:
                 "low": record.low,
                 "high": record.high,
             }
+            spans = SITES[spec.kind].rows == "spans"
             columns = {name: [value] * len(positions) for name, value in same.items()} | {
                 "position": positions,
-                "token": [record.tokens[position] for position in positions],
-                "role": [record.roles[position] for position in positions],
+                "token": [(SPANS if spans else record.tokens)[position] for position in positions],
+                "role": [(SPANS if spans else record.roles)[position] for position in positions],
                 "layer": layers,
                 "score": result.scores[positions, layers],
                 "standard_error": result.standard_error[positions, layers],

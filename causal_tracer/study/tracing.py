@@ -13,6 +13,7 @@ from causal_tracer.errors import CausalTracerError, TraceCancelled
 from causal_tracer.experiment.set_up import TracingContext, prompt_for
 from causal_tracer.prompts.decoding import token_text
 from causal_tracer.request.records import MapSpec, OtherPrompt, RunOptions, TraceRequest
+from causal_tracer.request.sites import SITES
 from causal_tracer.results.flow import HiddenFlow
 from causal_tracer.study.counterfactuals import partner_for, with_subject
 from causal_tracer.study.facts import Fact, recall
@@ -142,7 +143,14 @@ def _audit(
     audited = []
     for (position, layer), group in sorted(chosen.items()):
         cells = {
-            name: replace(specs[name], positions=(position,), start_layer=layer, end_layer=layer + 1) for name in group
+            # All spans of a layer are computed again for one of them.
+            name: replace(
+                specs[name],
+                positions=(position,) if SITES[specs[name].kind].rows == "tokens" else None,
+                start_layer=layer,
+                end_layer=layer + 1,
+            )
+            for name in group
         }
         for name, flow in _flows(context, request, cells, full, cancelled).items():
             score, full_score = float(flows[name].scores[position, layer]), float(flow.scores[position, layer])

@@ -25,7 +25,7 @@ from causal_tracer.prompts.prompt import Prompt
 from causal_tracer.request.sites import KINDS
 from causal_tracer.sweep.caches import keeps_keys_and_values_only, snapshot
 from causal_tracer.sweep.full import full_sweep
-from causal_tracer.sweep.plan import Cell, Intervention, Sweep, SweepChunk, SweepPlan
+from causal_tracer.sweep.plan import BlockedAttention, Cell, Intervention, Sweep, SweepChunk, SweepPlan
 from causal_tracer.sweep.read_out import MOST_LOGITS
 from causal_tracer.sweep.resume_mode import RESUME_MODES, CannotResume, ResumeMode
 from causal_tracer.sweep.resumed import resumed_sweep
@@ -74,13 +74,16 @@ def has_plain_cache(traced: TracedModel, digest: str) -> bool:
     return _plain_caches[digest]
 
 
-def check_resume_modes(traced: TracedModel, n_tokens: int, *, every_token: bool = False) -> EngineCheck:
+def check_resume_modes(
+    traced: TracedModel, n_tokens: int, *, every_token: bool = False, knockout: bool = False
+) -> EngineCheck:
     """Compare each resume mode with the full sweep on a short made-up prompt, and choose the first that agrees.
 
     Args:
         traced: The model.
         n_tokens: Length of the prompt.
         every_token: Check cells at every token, or at many spread ones of a long prompt.
+        knockout: Check cells that block attention as well.
     """
     ids = tuple(probe_ids(traced.model, n_tokens)[0].tolist())
     prompt = Prompt("", ids, ("",) * n_tokens, "", _SUBJECT, True, 1)
@@ -91,7 +94,7 @@ def check_resume_modes(traced: TracedModel, n_tokens: int, *, every_token: bool 
     noise = GaussianNoise(NOISE_MULTIPLIER * scale, seed=0)
     batch_size = max(1, min(64, MOST_LOGITS // traced.vocab_size, default_batch_size(traced, n_tokens)))
     corrupted = corrupted_run(traced, prompt, noise, _SAMPLES, metric, batch_size)
-    work = Sweep(traced, clean, corrupted, _check_plan(traced, n_tokens, every_token), metric, batch_size)
+    work = Sweep(traced, clean, corrupted, _check_plan(traced, n_tokens, every_token, knockout), metric, batch_size)
     expected = _scores(full_sweep(work), work)
     limits = _allowed(work, (expected - corrupted.scores).abs().amax(dim=1))
     tried = []
@@ -140,7 +143,7 @@ def _allowed(work: Sweep, effects: torch.Tensor) -> torch.Tensor:
     return torch.tensor([rounding + share * largest[kind] for kind in kinds], dtype=torch.float32)
 
 
-def _check_plan(traced: TracedModel, n_tokens: int, every_token: bool) -> SweepPlan:
+def _check_plan(traced: TracedModel, n_tokens: int, every_token: bool, knockout: bool) -> SweepPlan:
     """Return cells that show whether resuming is right: several layers and tokens of each kind.
 
     One token is before the subject, where nothing may change: in a model that attends to later tokens, it does.
@@ -155,13 +158,18 @@ def _check_plan(traced: TracedModel, n_tokens: int, every_token: bool) -> SweepP
         asked = dict.fromkeys((*nearby, *range(start, n_tokens, step)), (first, middle))
     asked |= {start - 1: (first,), start: (middle,)}
     asked |= dict.fromkeys((end - 1, n_tokens - 2, n_tokens - 1), everywhere)
-    cells = []
+    cells: list[Cell] = []
     for kind in KINDS:
         present = {layer for layer in range(traced.n_layers) if traced.site_names[kind][layer]}
         for position, layer_sets in asked.items():
             for layers in layer_sets:
                 restored = tuple(layer for layer in layers if layer in present)
                 cells.append(Cell(position, middle[0], (Intervention(restored, kind, (position,)),)))
+    for position, layer_sets in asked.items() if knockout else ():
+        for layers in layer_sets:
+            blocked = tuple(layer for layer in layers if layer in traced.knockout_sites)
+            for keys in ((position,), tuple(range(position))):
+                cells.append(Cell(position, middle[0], (BlockedAttention(blocked, (position,), keys),)))
     return SweepPlan(tuple(cell for cell in cells if cell.interventions[0].layers))
 
 

@@ -1,4 +1,4 @@
-"""The edits of a batch of rows: what is restored where, as edits of the modules concerned."""
+"""The edits of a batch of rows: what is restored or blocked where, as edits of the modules concerned."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from causal_tracer.experiment.sources import BASE
-from causal_tracer.model.hooks import Edit
+from causal_tracer.model.attention_masks import BlockedEdges, blocking
+from causal_tracer.model.hooks import Edit, MaskEdit
 from causal_tracer.model.layers import INPUT
-from causal_tracer.request.sites import SiteName
-from causal_tracer.sweep.plan import Cell, Sweep
+from causal_tracer.request.sites import SiteName, require_kind
+from causal_tracer.sweep.plan import BlockedAttention, Cell, Sweep
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,17 +40,32 @@ class Restored:
         return Restored(self.source, self.rows[there] - start, self.tokens[there], heads)
 
 
-Places = Mapping[tuple[SiteName, int], tuple[Restored, ...]]
-"""For each site and layer, what is restored there."""
+@dataclass(frozen=True, eq=False)
+class Places:
+    """What is restored and blocked in a batch.
+
+    Attributes:
+        restored: For each site and layer, what is restored there.
+        blocked: For each layer, the attention edges that are blocked there.
+    """
+
+    restored: Mapping[tuple[SiteName, int], tuple[Restored, ...]]
+    blocked: Mapping[int, BlockedEdges]
 
 
-def restored_places(cells: Sequence[Cell], cell_of: Tensor) -> Places:
-    """Return where activations are restored in a batch whose row r is a run of `cells[cell_of[r]]`."""
+def places_of(cells: Sequence[Cell], cell_of: Tensor) -> Places:
+    """Return the places of a batch whose row r is a run of `cells[cell_of[r]]`."""
     found: dict[tuple[SiteName, int], dict[str, list[tuple[int, ...]]]] = defaultdict(lambda: defaultdict(list))
+    edges: dict[int, list[tuple[int, ...]]] = defaultdict(list)
     numbers, counts = torch.unique_consecutive(cell_of, return_counts=True)
     start = 0
     for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
         for intervention in cells[number].interventions:
+            if isinstance(intervention, BlockedAttention):
+                pairs = [(query, key) for query in intervention.queries for key in intervention.keys if key <= query]
+                for layer in intervention.layers:
+                    edges[layer] += [(start, count, *pair) for pair in pairs]
+                continue
             head = -1 if intervention.head is None else intervention.head
             for layer in intervention.layers:
                 entries = found[intervention.site, layer][intervention.source]
@@ -57,18 +73,37 @@ def restored_places(cells: Sequence[Cell], cell_of: Tensor) -> Places:
         start += count
 
     def restored(site: SiteName, source: str, entries: list[tuple[int, ...]]) -> Restored:
-        starts, counts, tokens, heads = torch.tensor(entries, dtype=torch.long).reshape(-1, 4).unbind(dim=1)
-        entry = torch.arange(len(entries)).repeat_interleave(counts)
-        rows = starts[entry] + torch.arange(len(entry)) - (counts.cumsum(dim=0) - counts)[entry]
-        return Restored(source, rows, tokens[entry], heads[entry] if site == "head" else None)
+        rows, tokens, heads = _for_each_row(entries)
+        return Restored(source, rows, tokens, heads if site == "head" else None)
 
+    return Places(
+        {
+            (site, layer): tuple(
+                # What is held comes first: a restoration of the same activation overrides it.
+                restored(site, source, by_source[source])
+                for source in sorted(by_source, key=lambda source: source != BASE)
+            )
+            for (site, layer), by_source in found.items()
+        },
+        {layer: BlockedEdges(*_for_each_row(entries)) for layer, entries in edges.items()},
+    )
+
+
+def _for_each_row(entries: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return rows and both places of entries (first row, number of rows, place, place), one of each for every row."""
+    starts, counts, first, second = torch.tensor(entries, dtype=torch.long).reshape(-1, 4).unbind(dim=1)
+    entry = torch.arange(len(entries)).repeat_interleave(counts)
+    rows = starts[entry] + torch.arange(len(entry)) - (counts.cumsum(dim=0) - counts)[entry]
+    return rows, first[entry], second[entry]
+
+
+def mask_edits(work: Sweep, places: Places, first_token: int) -> dict[nn.Module, MaskEdit]:
+    """Return the edits of attention masks in a batch that begins with `first_token`."""
+    traced, tokens = work.traced, range(first_token, len(work.base.prompt))
     return {
-        (site, layer): tuple(
-            # What is held comes first: a restoration of the same activation overrides it.
-            restored(site, source, by_source[source])
-            for source in sorted(by_source, key=lambda source: source != BASE)
-        )
-        for (site, layer), by_source in found.items()
+        traced.modules[module.name]: blocking(edges, tokens, module)
+        for layer, edges in places.blocked.items()
+        for module in traced.knockout_sites[layer]
     }
 
 
@@ -86,12 +121,12 @@ def site_edits(
     """
     outputs: dict[nn.Module, Edit] = {}
     inputs: dict[nn.Module, Edit] = {}
-    for (site, layer), restored in places.items():
+    for (site, layer), restored in places.restored.items():
         if site == "head":
             name, heads = work.traced.head_sites[layer]
             inputs[work.traced.modules[name]] = restoring(work, name + INPUT, restored, samples, first_token, heads)
         elif hidden or site != "hidden":
-            for name in work.traced.site_names[site][layer]:
+            for name in work.traced.site_names[require_kind(site)][layer]:
                 outputs[work.traced.modules[name]] = restoring(work, name, restored, samples, first_token)
     return outputs, inputs
 

@@ -17,8 +17,10 @@ from typing import Any
 import torch
 import transformers
 
+from causal_tracer.errors import ModelStructureError
 from causal_tracer.experiment.base_run import Watch, renumbered
 from causal_tracer.model.fingerprint import fingerprint
+from causal_tracer.model.knockout import why_not_blocked
 from causal_tracer.model.layers import TracedModel
 from causal_tracer.request.records import EngineChoice
 from causal_tracer.request.sites import KINDS
@@ -37,11 +39,24 @@ _MOST_CHECKED = 48
 
 # Threads share it without a lock: each access is a single operation of the dict.
 _engine_checks: dict[str, EngineCheck] = {}
+# For what an engine check holds for: what is wrong with blocking attention, or None.
+_knockout_faults: dict[tuple[Any, ...], str | None] = {}
 
 
-def choose_engine(traced: TracedModel, choice: EngineChoice, n_tokens: int) -> EngineCheck:
-    """Return the engine for a prompt of this length; the model is checked if it has not been yet."""
-    if choice == "full":
+def choose_engine(traced: TracedModel, choice: EngineChoice, n_tokens: int, *, knockout: bool = False) -> EngineCheck:
+    """Return the engine for a prompt of this length; the model is checked if it has not been yet.
+
+    Args:
+        traced: The model.
+        choice: What the user chose.
+        n_tokens: Length of the prompt.
+        knockout: Whether attention is to be blocked. That blocking is right on the model is checked too, for the full
+            sweep as well.
+
+    Raises:
+        ModelStructureError: Attention cannot be blocked on this model.
+    """
+    if choice == "full" and not knockout:
         return EngineCheck(None, ())
     with traced.lock:
         found = fingerprint(traced.model)
@@ -51,16 +66,35 @@ def choose_engine(traced: TracedModel, choice: EngineChoice, n_tokens: int) -> E
         every_token = not has_plain_cache(traced, found.digest)
         if every_token and not beyond:
             length = _checked_length(n_tokens)
-        key = hashlib.sha256(repr((*_identity(traced), found.digest, length)).encode()).hexdigest()
+        identity = (*_identity(traced), found.digest, length)
+        if knockout:
+            _require_knockout(traced, identity)
+            identity = (*identity, "knockout")
+        if choice == "full":
+            return EngineCheck(None, ())
+        key = hashlib.sha256(repr(identity).encode()).hexdigest()
         known = _engine_checks.get(key)
         if known is None:
-            known = replace(check_resume_modes(traced, length, every_token=every_token), portable=found.portable)
+            known = check_resume_modes(traced, length, every_token=every_token, knockout=knockout)
+            known = replace(known, portable=found.portable)
             _engine_checks[key] = known
             if known.mode != RESUME_MODES[0]:
                 logger.warning(
                     "%s uses the slower sweep %r: %s", type(traced.model).__name__, known.name, " ".join(known.tried)
                 )
     return known
+
+
+def _require_knockout(traced: TracedModel, identity: tuple[Any, ...]) -> None:
+    """Check that blocking attention is right on the model as it is now."""
+    if identity not in _knockout_faults:
+        modules = [module for layer in traced.knockout_sites.values() for module in layer]
+        _knockout_faults[identity] = why_not_blocked(traced.model, modules, identity[-1])
+    if (fault := _knockout_faults[identity]) is not None:
+        raise ModelStructureError(
+            f"Blocking attention failed its check on {type(traced.model).__name__}: {fault}. Undo what was changed in "
+            "the model since its tracer was made, or load it with attn_implementation='sdpa' or 'eager'."
+        )
 
 
 def _checked_length(n_tokens: int) -> int:

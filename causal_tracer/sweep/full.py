@@ -16,7 +16,7 @@ from causal_tracer.experiment.base_run import Watch, Watched
 from causal_tracer.experiment.embeddings import corrupting
 from causal_tracer.metrics.values import sample_values
 from causal_tracer.model.runs import read_logits
-from causal_tracer.sweep.edits import restored_places, site_edits
+from causal_tracer.sweep.edits import mask_edits, places_of, site_edits
 from causal_tracer.sweep.plan import Sweep, SweepChunk
 
 
@@ -43,10 +43,11 @@ def full_sweep(
         if cancelled():
             raise TraceCancelled(f"The sweep was cancelled after {int(batch[0])} of {len(rows)} runs.")
         cell_of, sample_of = batch // samples, batch % samples
-        edits, input_edits = site_edits(work, restored_places(work.plan.cells, cell_of), sample_of, 0, hidden=True)
+        places = places_of(work.plan.cells, cell_of)
+        edits, input_edits = site_edits(work, places, sample_of, 0, hidden=True)
         edits[traced.embedding] = corrupting(base.embeddings, base.prompt, sample_of)
         ids = torch.tensor(base.prompt.input_ids).expand(len(batch), -1)
-        logits = read_logits(traced, ids, edits, "restored", work.reads, input_edits)
+        logits = read_logits(traced, ids, edits, "restored", work.reads, input_edits, mask_edits(work, places, 0))
         if watch is not None:
             watch(Watched(cell_of, sample_of, logits))
         yield SweepChunk(cells=cell_of, samples=sample_of, scores=sample_values(work.metric, logits, sample_of))

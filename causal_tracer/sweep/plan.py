@@ -37,15 +37,37 @@ class Intervention:
 
 
 @dataclass(frozen=True, slots=True)
+class BlockedAttention:
+    """Let some tokens not attend to others, in all heads of some layers.
+
+    Attributes:
+        layers: The blocks whose attention is blocked.
+        queries: The positions that may not attend. A key after its query is no edge, so nothing is blocked there.
+        keys: The positions that they may not attend to.
+        site: The site whose maps are made of this.
+    """
+
+    layers: tuple[int, ...]
+    queries: tuple[int, ...]
+    keys: tuple[int, ...]
+    site: SiteName = "knockout"
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """The positions at which attention is changed: the queries."""
+        return self.queries
+
+
+@dataclass(frozen=True, slots=True)
 class Cell:
     """One cell of a map: its place, and the interventions in the base run that give its score.
 
-    `position` is its row: a token, or in a map of heads a head.
+    `position` is its row: a token, or in a map of heads a head, in one of spans a span.
     """
 
     position: int
     layer: int
-    interventions: tuple[Intervention, ...]
+    interventions: tuple[Intervention | BlockedAttention, ...]
 
 
 @dataclass(frozen=True)
@@ -140,14 +162,20 @@ def reach(
 
     Tokens before the first corrupted one are equal in all runs of a prompt, and tokens after the last one read do not
     affect it. In the last block, an output at a token affects that token only, unless tokens mix again after attention
-    or MLP (`TracedModel.tokens_meet_again`). Holding activations at the base run's own values changes nothing.
+    or MLP (`TracedModel.tokens_meet_again`). Holding activations at the base run's own values changes nothing. Blocked
+    attention changes every token that it blocks an edge of.
     """
     tokens: list[int] = []
     joins: list[int] = []
     for intervention in cell.interventions:
-        differs_from = first_corrupted if intervention.source in SAME_PROMPT else 0
+        if isinstance(intervention, BlockedAttention):
+            # A query before all keys has no edge to block.
+            source, differs_from = None, min(intervention.keys, default=max(reads) + 1)
+        else:
+            source = intervention.source
+            differs_from = first_corrupted if source in SAME_PROMPT else 0
         touched = [token for token in intervention.tokens if differs_from <= token <= max(reads)]
-        if not touched or not intervention.layers or intervention.source == BASE:
+        if not touched or not intervention.layers or source == BASE:
             continue
         first = min(intervention.layers)
         inside = intervention.site != "hidden" and tokens_meet_again
@@ -194,6 +222,32 @@ def map_plan(
                 patch = Intervention(restored, kind, (token,), source, head)
                 cells.append(Cell(row, layer, (patch, *holding)))
     return SweepPlan(tuple(cells))
+
+
+def knockout_plan(
+    traced: TracedModel,
+    kind: SiteName,
+    window: int,
+    queries: tuple[int, ...],
+    keys_of_rows: Mapping[int, tuple[int, ...]],
+    layers: Iterable[int],
+) -> SweepPlan:
+    """Return the cells of a map that blocks attention to each row's keys in one window of layers at a time.
+
+    Layers whose attention cannot be blocked have no cells; a window blocks those of its layers that can.
+    """
+    missing = traced.missing_layers(kind)
+    layers = [layer for layer in layers if layer not in missing]
+    windows = {
+        layer: tuple(n for n in window_layers(layer, window, traced.n_layers) if n not in missing) for layer in layers
+    }
+    return SweepPlan(
+        tuple(
+            Cell(row, layer, (BlockedAttention(windows[layer], queries, keys, kind),))
+            for row, keys in keys_of_rows.items()
+            for layer in layers
+        )
+    )
 
 
 def priority_order(prompt: Prompt) -> Callable[[int], int]:

@@ -23,7 +23,7 @@ from causal_tracer.model.hooks import (
 from causal_tracer.model.runs import run_model
 from causal_tracer.sweep.base_state import BaseState, headless, position_argument
 from causal_tracer.sweep.carried_state import CarriedState, skipped_output
-from causal_tracer.sweep.edits import Places, restoring, site_edits
+from causal_tracer.sweep.edits import Places, mask_edits, restoring, site_edits
 from causal_tracer.sweep.plan import Sweep
 from causal_tracer.sweep.resume_mode import CannotResume, ResumeMode
 
@@ -39,7 +39,7 @@ class ResumedPass:
         token: The first token that is run.
         joins: The block where each row joins, ascending [rows].
         samples: The sample of each row [rows].
-        places: What is restored in the rows.
+        places: What is restored and blocked in the rows.
         cancelled: Called before each block; True stops the pass.
     """
 
@@ -78,8 +78,9 @@ class ResumedPass:
             # Some models feed the embeddings to later blocks as well.
             edits[traced.embedding] = corrupting(base.embeddings, base.prompt, self.samples, tokens)
         ids = torch.tensor(base.prompt.input_ids[self.token :]).expand(len(called_with), -1)
+        given |= {"input_edits": input_edits, "mask_edits": mask_edits(self.work, self.places, self.token)}
         with headless(traced), replacing_forward(traced.blocks, self._block):
-            run_model(traced, ids, edits, input_edits=input_edits, use_cache=self._snapshot is not None, **given)
+            run_model(traced, ids, edits, use_cache=self._snapshot is not None, **given)
         if self._final is None:
             raise CannotResume("the last block was not called")
         return self._final
@@ -166,9 +167,9 @@ class ResumedPass:
 
     def _restored(self, block: int, streams: Tensor, start: int = 0) -> Tensor:
         """Return streams of the rows from `start` on after a block, with the hidden states restored there."""
-        if ("hidden", block) not in self.places:
+        if ("hidden", block) not in self.places.restored:
             return streams
         stop = start + len(streams)
         name = self.work.traced.site_names["hidden"][block][0]
-        parts = [part.part(start, stop) for part in self.places["hidden", block]]
+        parts = [part.part(start, stop) for part in self.places.restored["hidden", block]]
         return restoring(self.work, name, parts, self.samples[start:stop], self.token)(streams)

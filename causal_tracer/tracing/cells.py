@@ -10,7 +10,8 @@ from causal_tracer.experiment.sources import CLEAN, CORRUPTED, SECOND
 from causal_tracer.model.layers import TracedModel
 from causal_tracer.prompts.prompt import Prompt
 from causal_tracer.request.records import MapSpec, TraceRequest
-from causal_tracer.sweep.plan import Cell, SweepPlan, map_plan, priority_order
+from causal_tracer.request.sites import SITES
+from causal_tracer.sweep.plan import Cell, SweepPlan, knockout_plan, map_plan, priority_order
 
 
 def owned_cells(experiment: Experiment, specs: Mapping[str, MapSpec]) -> list[tuple[int, Cell]]:
@@ -50,6 +51,11 @@ def spec_plan(
     Raises:
         SettingsError: The map does not fit the model or the prompt.
     """
+    site = SITES[spec.kind]
+    if site.blocks:
+        queries = spec.at_tokens(len(prompt))
+        rows = _spans(prompt, queries) if site.rows == "spans" else {key: (key,) for key in _positions(spec, prompt)}
+        return knockout_plan(traced, spec.kind, spec.window, queries, rows, spec.layer_range(traced.n_layers))
     return map_plan(
         traced,
         base or prompt,
@@ -71,10 +77,11 @@ def map_source(spec: MapSpec, request: TraceRequest) -> str:
     """
     if spec.source == "placebo" and request.direction == "corrupt":
         raise SettingsError("A placebo is restored into the corrupted run. Leave out direction='corrupt'.")
-    if spec.ablates and request.direction == "restore":
+    if spec.in_clean_run and request.direction == "restore":
+        what = f"source={spec.source!r} ablates" if spec.ablates else f"kind={spec.kind!r} blocks attention"
         raise SettingsError(
-            f"source={spec.source!r} is an ablation, which is made in the clean run. Give direction='corrupt', and "
-            "corruption='none' if you need no corrupted run beside it."
+            f"{what} in the clean run, and direction='restore' patches the corrupted run. Give direction='corrupt', "
+            "and corruption='none' if you need no corrupted run beside it."
         )
     if spec.source != "clean":
         return spec.source
@@ -84,10 +91,9 @@ def map_source(spec: MapSpec, request: TraceRequest) -> str:
 
 
 def _positions(spec: MapSpec, prompt: Prompt) -> tuple[int, ...]:
-    """Return the tokens at which a map patches."""
-    token = spec.position(len(prompt))
-    if token is not None:
-        return (token,)
+    """Return the tokens at which a map patches, or to which it blocks attention."""
+    if not SITES[spec.kind].blocks and (token := spec.at_tokens(len(prompt))):
+        return token
     positions = tuple(range(len(prompt))) if spec.positions is None else spec.positions
     if not positions or not all(0 <= position < len(prompt) for position in positions):
         raise SettingsError(
@@ -96,3 +102,10 @@ def _positions(spec: MapSpec, prompt: Prompt) -> tuple[int, ...]:
         )
     subject = range(*prompt.subject_range)
     return tuple(position for position in positions if position in subject or not spec.subject_tokens_only)
+
+
+def _spans(prompt: Prompt, queries: tuple[int, ...]) -> dict[int, tuple[int, ...]]:
+    """The tokens of each of `SPANS`, by row."""
+    subject = tuple(token for token in range(*prompt.subject_range) if token not in queries)
+    others = tuple(token for token in range(len(prompt)) if token not in (*subject, *queries))
+    return dict(enumerate((subject, others, queries)))

@@ -15,7 +15,7 @@ from causal_tracer.model.batch_size import default_batch_size
 from causal_tracer.model.torch_state import stepping_in_standard_torch_state
 from causal_tracer.prompts.decoding import token_text
 from causal_tracer.request.records import MapSpec, RunOptions, SamplesUntil, TraceRequest
-from causal_tracer.request.sites import KINDS
+from causal_tracer.request.sites import KINDS, SITES
 from causal_tracer.results.flow import HiddenFlow
 from causal_tracer.sweep.audited import audited_sweep
 from causal_tracer.sweep.check import EngineCheck
@@ -73,7 +73,8 @@ def trace_maps(
 
     Raises:
         SettingsError, PromptError, TokenizerError: A request does not fit the model.
-        ModelStructureError: Heads are asked for, and the model has none that can be told apart.
+        ModelStructureError: Heads are asked for, and the model has none that can be told apart; or its attention is to
+            be blocked, and cannot be.
         NumericsError: A run gave NaN or infinite logits.
         TraceCancelled: `cancelled` returned True.
     """
@@ -147,7 +148,12 @@ class _Trace:
         self._planes = torch.tensor([plane for plane, _ in self._owned], dtype=torch.long)
         tokens = len(self._experiment.base_input.sequence)
         batch_size = options.batch_size or default_batch_size(context.traced, tokens)
-        self.engine_check: EngineCheck = choose_engine(context.traced, options.engine, tokens)
+        self.engine_check: EngineCheck = choose_engine(
+            context.traced,
+            options.engine,
+            tokens,
+            knockout=any(SITES[spec.kind].blocks for spec in specs.values()),
+        )
         self.results = Results(self._experiment, specs, options, batch_size)
         self.watch: TopTokenWatch | None = None
         self.runs = 0

@@ -17,7 +17,7 @@ from causal_tracer.model.wrappers import model_notes
 from causal_tracer.prompts.decoding import decode_together, token_text
 from causal_tracer.request.record import to_data
 from causal_tracer.request.records import MapSpec, RunOptions, StoredRequest, TraceRequest
-from causal_tracer.request.sites import SITES
+from causal_tracer.request.sites import SITES, SPANS
 from causal_tracer.results.audit import Audit
 from causal_tracer.results.flow import HiddenFlow, TraceSettings
 from causal_tracer.results.token_alignment import TokenAlignment
@@ -148,6 +148,7 @@ class Results:
         own = None if isinstance(metric, str) else own_description(self._experiment.metric)
         placebo = self._experiment.placebo if spec.source == "placebo" else None
         second = self._experiment.second
+        at = spec.at_tokens(len(self._experiment.prompt))
         return TraceSettings(
             model=context.model_id,
             revision=context.revision,
@@ -172,7 +173,7 @@ class Results:
             foil=None if foil is None else token_text(context.tokenizer, foil),
             elsewhere=request.elsewhere,
             metric_description=own,
-            token=spec.position(len(self._experiment.prompt)),
+            token=at[0] if len(at) == 1 else at or None,
             second=None if second is None else second.prompt.text,
             ablation=_ablation(request, spec),
         )
@@ -248,8 +249,9 @@ def _ablation(request: TraceRequest, spec: MapSpec) -> str | None:
 
 def _height(experiment: Experiment, spec: MapSpec) -> int:
     """The number of a map's rows."""
-    if SITES[spec.kind].rows == "tokens":
-        return len(experiment.prompt)
+    rows = SITES[spec.kind].rows
+    if rows != "heads":
+        return len(SPANS if rows == "spans" else experiment.prompt)
     return max(heads for _, heads in experiment.context.traced.head_sites.values())
 
 

@@ -106,6 +106,28 @@ def test_files_are_written_one_line_or_row_for_each_map_and_cell(run: Any, folde
     assert "cdn.plot.ly" not in page.split("Plotly.newPlot(")[1]
 
 
+def test_knockouts_are_made_in_the_clean_run(run: Any, folder: Path, tmp_path: Path) -> None:
+    page = tmp_path / "knockout.html"
+    status, out, _ = run(*ASKED, "-k", "knockout", "--window", 2, "--token", -3, "--html", page)
+    assert status == 0
+    changes = {"direction": "corrupt", "corruption": "none"}
+    flow = expected(folder, specs={"knockout": MapSpec("knockout", 2, token=-3)}, **changes)["knockout"]
+    peak = flow.peaks(1)[0]
+    token = flow.input_tokens[flow.settings.at_tokens[0]].strip()
+    assert f"Blocking attention from {token!r} to each token, windows of 2 layers: P({flow.answer})" in out
+    assert f"clean {flow.high_score:.4g} (2 layers blocked together)" in out
+    assert f"layer {peak.layer:>2} at {peak.token!r} ({flow.roles[peak.position]})" in out
+    assert "█" in out
+    status, out, _ = run(*ASKED, "-k", "span_knockout", "--csv", "-")
+    assert status == 0
+    assert {row["span"] for row in csv.DictReader(out.splitlines())} == {"subject", "other tokens", "itself"}
+    # Beside a map of restorations the direction has to be given.
+    status, _, err = run(*ASKED, "-k", "hidden", "-k", "knockout")
+    assert status == 2
+    assert "direction='corrupt'" in err
+    assert run(*ASKED, "-k", "hidden", "-k", "knockout", "--direction", "corrupt")[0] == 0
+
+
 def test_heads_are_traced_at_a_token(run: Any, folder: Path, tmp_path: Path) -> None:
     page = tmp_path / "heads.html"
     status, out, _ = run(*ASKED, "-k", "head", "-k", "hidden", "--token", -3, "--html", page)

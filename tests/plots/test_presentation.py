@@ -29,7 +29,7 @@ from causal_tracer.metrics.metric import METRICS, Target
 from causal_tracer.plots.difference import plot_difference_heatmap
 from causal_tracer.plots.heatmap import plot_hidden_flow_heatmap, shared_limits
 from causal_tracer.plots.science import plot_severed_bars
-from causal_tracer.request.sites import SITES
+from causal_tracer.request.sites import SITES, SPANS
 from causal_tracer.results.analysis import COLUMNS, rows
 from causal_tracer.results.comparison import compare_flows
 from causal_tracer.results.tables import csv_text
@@ -529,6 +529,50 @@ def test_head_maps_have_the_same_labels(tracer: CausalTracer, metric: str) -> No
     }
     at = cell_color(figure.data[0], row, column)[0]
     assert at == (min(ends) if metric in ("rank", "KL from clean") else max(ends))
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize(
+    ("spec", "by", "titled"),
+    [
+        (MapSpec("knockout", 2), "tokens", "from 'of' to each token, windows of 2 layers"),
+        (MapSpec("knockout", 1, token=(-1, -2)), "tokens", "from 'city' and 'of' to each token"),
+        (MapSpec("span_knockout", 1), "spans", "from 'of' to spans"),
+    ],
+)
+def test_knockouts_say_what_is_blocked(
+    tracer: CausalTracer, metric: str, spec: MapSpec, by: str, titled: str, tmp_path: Path
+) -> None:
+    flow = tracer.trace(
+        TraceRequest(PROMPT, SUBJECT, metric=metric, foil="river", direction="corrupt", corruption="none"), spec=spec
+    )
+    assert map_title(flow) == f"Blocking attention {titled}"
+    for name, text in texts_of(flow, tmp_path).items():
+        assert map_title(flow) in html.unescape(text).replace("<br>", " "), name
+        assert not re.search("corrupting|restoring|nan%", text.lower()), name
+    figure = plot_hidden_flow_heatmap(flow, show=False)
+    (heatmap,) = figure.data
+    assert "blocked" in figure.layout.xaxis.title.text
+    assert "change from the clean run" in heatmap.hovertemplate
+    names = list(SPANS) if by == "spans" else flow.input_tokens
+    assert [label.strip("*").strip() for label in figure.layout.yaxis.ticktext] == [
+        html.escape(name.strip()) for name in names
+    ]
+    assert any(label.endswith("*") for label in figure.layout.yaxis.ticktext) == (by == "tokens")
+    # White is the clean run; the strongest colour is where blocking worsens the metric most.
+    best = flow.peaks(1)[0]
+    assert cell_color(heatmap, best.row, best.layer)[1] == SITES[spec.kind].color_scale[-1]
+    clean = metric_of(flow).place(flow.high_score)
+    at = (clean - heatmap.zmin) / (heatmap.zmax - heatmap.zmin)
+    assert min(heatmap.colorscale, key=lambda stop: abs(stop[0] - at))[1] == NEUTRAL
+    table = list(csv.DictReader(io.StringIO(csv_text(COLUMNS, rows(flow)))))
+    assert len(table) == flow.scores.numel()
+    assert {row["span"] for row in table} == (set(SPANS) if by == "spans" else {""})
+    flow.save(tmp_path / "flow.json")
+    opened = HiddenFlow.load(tmp_path / "flow.json")
+    assert (repr(opened), opened.settings, opened.peaks()) == (repr(flow), flow.settings, flow.peaks())
+    assert opened.asked().map == spec
+    assert compare_flows(flow, opened).aligned_by == by
 
 
 @pytest.mark.parametrize("metric", ["probability", "KL from clean"])

@@ -190,6 +190,45 @@ class TestCorrupting:
             comparison_figures({study.folder.name: study.effects for study in studies})
 
 
+class TestKnockouts:
+    def test_spans_are_averaged_by_span_and_drawn_relative_to_the_clean_run(self, invoke) -> None:
+        study = invoke("--kind", "span_knockout", "--kind", "knockout", "--window", "2", "--audit-share", "0.2")
+        request = study.settings.request
+        assert (request.direction, request.corruption, study.settings.samples) == ("corrupt", "none", 1)
+        assert set(study.settings.maps) == {"span_knockout", "knockout"}
+        effects, records = study.effects, [record for record in study.records if record.status == "traced"]
+        assert sum(len(record.audit) for record in records) > 10
+        expected = []
+        for record in records:
+            asked = TraceRequest(record.fact.prompt, record.fact.subject, direction="corrupt", corruption="none")
+            flow = tracer().trace(asked, spec=MapSpec("span_knockout", 2))
+            expected.append((flow.scores.numpy() - flow.high_score) / flow.high_score * 100)
+        relative = 100 * effects.maps["span_knockout"] / effects.high[:, None, None]
+        assert np.allclose(relative, expected, atol=1e-3)
+        assert np.abs(relative).max() > 1
+        figure = study_figures(effects)["spans span_knockout"]
+        curves = {trace.name: trace.y for trace in figure.data if trace.name}
+        assert list(curves) == ["subject", "other tokens", "itself"]
+        for number, curve in enumerate(curves.values()):
+            assert np.allclose(curve, np.mean(expected, axis=0)[number], atol=1e-3)
+        assert figure.layout.yaxis.title.text == "change of P(answer) from the clean run (%)"
+        assert figure.layout.xaxis.title.text == "centre of 2 blocked layers (span knockout)"
+        assert "blocking attention" in figure_words("map knockout", "corrupt")[1]
+        assert "in which attention is blocked" in findings_html(study)
+        assert "span_knockout" not in findings_html(study).split("<table>")[1]
+
+    @pytest.mark.parametrize(
+        ("maps", "changes", "words"),
+        [
+            ({"k": MapSpec("knockout")}, {}, "Give direction='corrupt'"),
+            ({"k": MapSpec("knockout", token=3)}, {"direction": "corrupt"}, "prompts differ in tokens"),
+        ],
+    )
+    def test_what_cannot_be_asked_for(self, maps, changes, words) -> None:
+        with pytest.raises(SettingsError, match=words):
+            asking(maps, **changes)
+
+
 def test_a_study_of_another_format_is_refused(invoke, tmp_path) -> None:
     invoke("--limit", "1")
     path = tmp_path / "out" / "manifest.json"

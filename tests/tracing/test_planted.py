@@ -173,6 +173,25 @@ def test_noise_elsewhere_in_the_prompt_hides_nothing() -> None:
     assert float(flow["hidden"].indirect_effect.abs().max()) < 0.02
 
 
+EDGES = {LAST: (MOVING, LAST_SUBJECT), LAST_SUBJECT: (GATHERING, FIRST_SUBJECT)}
+
+
+@pytest.mark.parametrize("subject", FACTS)
+@pytest.mark.parametrize("token", EDGES)
+def test_blocking_the_edge_that_moves_the_fact_removes_it_and_no_other_does(token: int, subject: str) -> None:
+    request = TraceRequest(TEMPLATE.format(subject), subject, direction="corrupt", corruption="none")
+    flow = tracer().trace(request, spec=MapSpec("knockout", 1, token=token))
+    (block, _), key = EDGES[token]
+    own = {(LAST_SUBJECT, READYING[0])} if token == LAST_SUBJECT else set()
+    assert lit(flow.high_score - flow.scores, flow.high_score) == {(key, block)} | own
+
+
+def test_of_the_spans_the_subject_alone_holds_the_fact() -> None:
+    request = TraceRequest(PROMPT, SUBJECT, direction="corrupt", corruption="none")
+    flow = tracer().trace(request, spec=MapSpec("span_knockout", 1))
+    assert lit(flow.high_score - flow.scores, flow.high_score) == {(0, MOVING[0])}
+
+
 @pytest.mark.parametrize("window", [2, 3])
 def test_a_window_shows_the_site_wherever_it_holds_it(window: int) -> None:
     flow = tracer().calculate_hidden_flow(PROMPT, SUBJECT, "mlp", samples=20, window=window)
