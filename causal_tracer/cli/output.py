@@ -140,19 +140,19 @@ def _shaded(flow: HiddenFlow) -> Iterable[str]:
     """Yield the map, row by layer: the darker, the larger the effect's share of the total effect."""
     labels, found = axis_labels(flow), effects(flow)
     width = min(24, max(len(label) for label in labels))
-    largest = float(found.nan_to_num(0.0).abs().max()) if low_run(flow.settings) is None else 0.0
+    strongest = flow.peaks(1)[0].effect if low_run(flow.settings) is None and flow.peaks(1) else 0.0
     for label, changes in zip(labels, found.tolist(), strict=True):
-        yield f"  {label[:width]:>{width}} {''.join(_shade(flow, effect, largest) for effect in changes)}"
+        yield f"  {label[:width]:>{width}} {''.join(_shade(flow, effect, strongest) for effect in changes)}"
     layers = flow.scores.shape[1]
     ticks = "".join(f"{layer:<5}" for layer in range(0, layers, 5))
     yield f"  {'layer':>{width}} {ticks.rstrip()}"
 
 
-def _shade(flow: HiddenFlow, effect: float, largest: float) -> str:
+def _shade(flow: HiddenFlow, effect: float, strongest: float) -> str:
     if math.isnan(effect):
         return " "
     # Without a corrupted run there is no total effect: the strongest cell takes its place.
-    part = share(flow, effect) if not largest else abs(effect) / largest if acts(flow, effect) else 0.0
+    part = effect / strongest if acts(flow, strongest) else share(flow, effect)
     if math.isnan(part):
         # The total effect is zero, of the wrong sign, or infinite.
         return _SHADES[-1 if math.isinf(effect) and acts(flow, effect) else 0]

@@ -199,7 +199,7 @@ def test_the_audit_is_saved_with_the_result(tracer: CausalTracer, tmp_path: Any)
 
 
 def test_the_full_sweep_needs_no_audit(tracer: CausalTracer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("causal_tracer.tracing.loop.choose_engine", lambda *_: EngineCheck(None, ("It failed.",)))
+    monkeypatch.setattr("causal_tracer.tracing.loop.choose_engine", lambda *_, **__: EngineCheck(None, ("It failed.",)))
     flow = tracer.trace(REQUEST)
     assert flow.audit is None
     assert RESUME_MODES[0].name not in flow.notes[0]

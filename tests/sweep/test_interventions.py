@@ -153,10 +153,10 @@ def test_samples_of_heads_are_added_until_the_peak_is_sure() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"kind": "mlp", "token": 3}, "kind='head' only"),
+        ({"kind": "mlp", "token": 3}, "kind='head' and knockouts only"),
         ({"kind": "head", "severed": "attention"}, "cannot be severed"),
-        ({"kind": "head", "positions": (2, 3)}, "as token="),
-        ({"kind": "head", "subject_tokens_only": True}, "as token="),
+        ({"kind": "head", "positions": (2, 3)}, "is token="),
+        ({"kind": "head", "subject_tokens_only": True}, "is token="),
         ({"kind": "head", "token": 1.5}, "must be an integer"),
         ({"kind": "heads"}, "'head'"),
     ],

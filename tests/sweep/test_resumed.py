@@ -21,6 +21,7 @@ from causal_tracer.request.sites import KINDS
 from causal_tracer.sweep import engine, plan, resumed
 from causal_tracer.sweep.caches import CacheSnapshot
 from causal_tracer.sweep.check import EngineCheck, check_resume_modes, has_plain_cache
+from causal_tracer.sweep.edits import Places
 from causal_tracer.sweep.engine import choose_engine
 from causal_tracer.sweep.full import full_sweep
 from causal_tracer.sweep.plan import Cell, Intervention, Reach, reach
@@ -190,7 +191,7 @@ def one_block_late(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def nothing_restored(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resumed, "restored_places", lambda cells, cell_of: {})
+    monkeypatch.setattr(resumed, "places_of", lambda cells, cell_of: Places({}, {}))
 
 
 def no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,7 +239,7 @@ def test_models_whose_caches_hold_states_are_checked_at_each_length(monkeypatch:
     monkeypatch.setattr(engine, "_engine_checks", {})
     lengths: list[int] = []
 
-    def noted(traced: Any, n_tokens: int, every_token: bool) -> EngineCheck:
+    def noted(traced: Any, n_tokens: int, every_token: bool, knockout: bool) -> EngineCheck:
         lengths.append(n_tokens)
         assert every_token
         return EngineCheck(RESUME_MODES[0], ())
@@ -271,7 +272,7 @@ def test_a_model_is_checked_once_and_again_past_its_window(monkeypatch: pytest.M
     monkeypatch.setattr(engine, "_engine_checks", {})
     lengths: list[int] = []
 
-    def noted(traced: Any, n_tokens: int, every_token: bool) -> EngineCheck:
+    def noted(traced: Any, n_tokens: int, every_token: bool, knockout: bool) -> EngineCheck:
         lengths.append(n_tokens)
         return EngineCheck(RESUME_MODES[0], ())
 

@@ -299,7 +299,7 @@ def test_ablations_by_keyword_depart_from_the_clean_run_and_by_record_say_so() -
     assert (flow.settings.direction, flow.settings.corruption) == ("corrupt", "nothing")
     assert len(flow.low_sample_scores) == 1
     spec = MapSpec(source="zero")
-    with pytest.raises(SettingsError, match="made in the clean run"):
+    with pytest.raises(SettingsError, match="in the clean run"):
         tracer("gpt2").trace(TraceRequest(PROMPT, SUBJECT), spec=spec)
     beside_noise = tracer("gpt2").trace(TraceRequest(PROMPT, SUBJECT, samples=2, direction="corrupt"), spec=spec)
     torch.testing.assert_close(beside_noise.scores, flow.scores, **CLOSE)
