@@ -26,6 +26,10 @@ from causal_tracer.study.stored import StoredStudy
 
 KIND = "span_knockout"
 PROMPT, SUBJECT = "The Space Needle is located in the city of", "The Space Needle"
+CONTEXT = (
+    "Visitors to the Pacific Northwest often ask what to see first. Local guides name the market, the ferries and the "
+    "old tower from the world's fair, which can be seen from most of the bay. "
+)
 
 
 def curves(model: str, out: Path, limit: int | None) -> None:
@@ -52,9 +56,15 @@ def curves(model: str, out: Path, limit: int | None) -> None:
 
 
 def speed(model: str, rounds: int) -> None:
-    """Time a knockout map by the resumed and the full sweep, in turn, and print medians."""
+    """Time a knockout map by the resumed and the full sweep, in turn, and print medians; with and without a context."""
     tracer = CausalTracer.from_pretrained(model, progress=False)
-    request, spec = TraceRequest(PROMPT, SUBJECT, direction="corrupt", corruption="none"), MapSpec("knockout")
+    for prompt in (PROMPT, CONTEXT + PROMPT):
+        time_sweeps(tracer, prompt, rounds)
+
+
+def time_sweeps(tracer: CausalTracer, prompt: str, rounds: int) -> None:
+    """Time the knockout map of one prompt, after a map that checks the engine."""
+    request, spec = TraceRequest(prompt, SUBJECT, direction="corrupt", corruption="none"), MapSpec("knockout")
     engines = {"resumed": RunOptions(audit=False), "resumed, audited": RunOptions(), "full": RunOptions(engine="full")}
     flows = {name: tracer.trace(request, spec=spec, options=options) for name, options in engines.items()}
     seconds: dict[str, list[float]] = {name: [] for name in engines}
@@ -64,9 +74,8 @@ def speed(model: str, rounds: int) -> None:
             tracer.trace(request, spec=spec, options=options)
             seconds[name].append(time.perf_counter() - begun)
     difference = float((flows["full"].scores - flows["resumed"].scores).abs().max())
-    print(
-        f"{flows['resumed'].scores.numel()} cells, engine {flows['resumed'].settings.engine}, off by {difference:.1e}"
-    )
+    tokens, layers = flows["full"].scores.shape
+    print(f"{tokens} tokens x {layers} layers, {flows['resumed'].settings.engine}, off by {difference:.1e}")
     for name, found in seconds.items():
         print(f"{name}: {statistics.median(found):.2f} s")
 

@@ -173,7 +173,8 @@ def difference_html(difference: FlowDifference) -> str:
         else "By token role, the mean over a role's tokens: the prompts differ in length or in where the subject is."
     )
     first, metric = difference.first, metric_of(difference.first)
-    does = "corrupting takes away" if first.settings.direction == "corrupt" else "restoring brings back"
+    taking = "blocking" if SITES[first.kind].blocks else "corrupting"
+    does = f"{taking} takes away" if first.settings.direction == "corrupt" else "restoring brings back"
     sides = "".join(
         f'<p class="ct-prompt" dir="auto"><b>{name}</b> {escape(_title(flow))}</p>'
         f'<p class="ct-made">clean {metric.written(flow.high_score)}, corrupted {metric.written(flow.low_score)} · '

@@ -17,6 +17,7 @@ from causal_tracer.prompts.encoding import encode_with_spans
 from causal_tracer.prompts.prompt import Prompt
 from causal_tracer.prompts.subject import Occurrence, guess_subject, not_found, occurrences
 from causal_tracer.request.records import Text, TraceRequest
+from causal_tracer.request.sites import SITES
 from causal_tracer.results.flow import HiddenFlow
 from causal_tracer.results.top_tokens import TokenProbability
 from causal_tracer.results.words import metric_label, metric_of
@@ -162,6 +163,9 @@ def map_warnings(flow: HiddenFlow) -> tuple[str, ...]:
     """Return why a map should not be read, if it should not."""
     metric, label = metric_of(flow), metric_label(flow)
     found = list(_doubts(metric, label, flow.high_score))
+    if SITES[flow.kind].blocks:
+        # Nothing needs to be corrupted there.
+        return tuple(found)
     worse = flow.total_effect if metric.higher_is_better else -flow.total_effect
     if not worse > 0 or worse < metric.readable_effect:
         corrupted = "the subject" if flow.settings.elsewhere is None else "these other tokens"
