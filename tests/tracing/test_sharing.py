@@ -102,6 +102,22 @@ def test_whatever_is_asked_for_may_be_shared(
     assert max(samples_of_sweeps) > asked[0].samples  # type: ignore[operator]
 
 
+@pytest.mark.parametrize("direction", ["restore", "corrupt"])
+def test_second_prompts_of_one_length_share_passes(direction: Any, samples_of_sweeps: list[int]) -> None:
+    seconds = [OtherPrompt(PROMPT.replace(SUBJECT, other), other) for other in ("Steve Jobs", "Paris tower")]
+    asked = [TraceRequest(PROMPT, SUBJECT, second=each, metric="logit", direction=direction) for each in seconds]
+    assert_same(*shared_and_alone("llama", asked, {"map": MapSpec("mlp", 2)}))
+    assert max(samples_of_sweeps) == 2
+
+
+@pytest.mark.parametrize("spec", [MapSpec("mlp", 1, source="zero"), MapSpec("attention", 1, source="mean")], ids=str)
+def test_ablations_share_passes(spec: MapSpec, samples_of_sweeps: list[int]) -> None:
+    prompts = [(PROMPT, SUBJECT), (PROMPT.replace(SUBJECT, "Steve Jobs"), "Steve Jobs")]
+    clean: dict[str, Any] = {"direction": "corrupt", "corruption": "none", "mean_over": (OTHER_PROMPT,)}
+    assert_same(*shared_and_alone("llama", [TraceRequest(*each, **clean) for each in prompts], {"map": spec}))
+    assert max(samples_of_sweeps) == 2
+
+
 def test_cells_at_the_same_tokens_are_shared(samples_of_sweeps: list[int]) -> None:
     asked = [TraceRequest(PROMPT, SUBJECT, samples=2, seed=seed) for seed in (1, 2)]
     assert_same(*shared_and_alone("llama", asked, {"map": MapSpec(subject_tokens_only=True)}))

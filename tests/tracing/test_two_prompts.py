@@ -14,6 +14,7 @@ from torch import Tensor
 import causal_tracer.experiment.counterparts as counterparts
 from causal_tracer import CausalTracer, HiddenFlow, MapSpec, OtherPrompt, RunOptions, TraceRequest
 from causal_tracer.errors import SettingsError
+from causal_tracer.metrics.metric import METRICS
 from tests.support.hand_hooks import cell_by_hand, clean_by_hand, hand_window, last_probabilities
 from tests.support.tiny_models import (
     EVERY_ARCHITECTURE,
@@ -208,6 +209,18 @@ def test_resumed_and_full_sweep_agree_on_every_map(name: str) -> None:
     for key in specs:
         torch.testing.assert_close(resumed[key].scores, full[key].scores, equal_nan=True, **CLOSE)
         assert float(full[key].indirect_effect.nan_to_num(0.0).abs().max()) > 1e-4
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_every_metric_spans_from_the_second_prompt_to_the_first(metric: str) -> None:
+    asked: dict[str, Any] = {"second": OtherPrompt(LONGER, "Steve Jobs"), "metric": metric, "answer_id": 7}
+    flow = tracer("gemma3_text").trace(PROMPT, SUBJECT, foil=" city", **asked)
+    full = tracer("gemma3_text").trace(PROMPT, SUBJECT, foil=" city", engine="full", **asked)
+    torch.testing.assert_close(flow.scores, full.scores, equal_nan=True, **CLOSE)
+    assert flow.settings.metric == metric
+    assert abs(flow.total_effect) > 1e-4
+    assert float(flow.scores[-1, -1]) == pytest.approx(flow.high_score, rel=1e-4, abs=1e-4)
+    assert float(flow.scores[2, -1]) == pytest.approx(flow.low_score, rel=1e-4, abs=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["hidden", "mlp", "attention"])
