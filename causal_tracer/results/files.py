@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
@@ -10,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from causal_tracer.errors import ResultFormatError, SettingsError
+from causal_tracer.errors import ResultFormatError
 from causal_tracer.request.sites import SITES, SPANS, require_site
+from causal_tracer.results import saved_form
 from causal_tracer.results.audit import Audit
 from causal_tracer.results.settings import TraceSettings
 from causal_tracer.results.token_alignment import TokenAlignment
@@ -20,19 +20,16 @@ from causal_tracer.results.top_tokens import TopTokens
 if TYPE_CHECKING:
     from causal_tracer.results.flow import HiddenFlow
 
-_FORMAT = "causal_tracer.HiddenFlow"
-_FORMAT_VERSION = 1
-
 
 def to_dict(flow: HiddenFlow) -> dict[str, Any]:
     """Return a result as JSON types; see `HiddenFlow.to_dict`."""
-    data: dict[str, Any] = {"format": _FORMAT, "format_version": _FORMAT_VERSION}
+    data = saved_form.head("HiddenFlow")
     for item in fields(flow):
         value = getattr(flow, item.name)
         if item.name == "layer_outputs":
             continue
         if isinstance(value, Tensor):
-            value = _nested(value.tolist())
+            value = saved_form.nested(value)
         elif isinstance(value, TraceSettings):
             value = {**asdict(value), "versions": dict(value.versions)}
         elif isinstance(value, (TopTokens, Audit, TokenAlignment)):
@@ -49,16 +46,9 @@ def from_dict(kind: type[HiddenFlow], data: Any) -> HiddenFlow:
     Raises:
         ResultFormatError: The data is not such a result, is from a newer version, or does not fit together.
     """
-    if not isinstance(data, dict) or data.get("format") != _FORMAT:
-        raise ResultFormatError(f"This is not a saved HiddenFlow: it has no format {_FORMAT!r}.")
-    if data.get("format_version") != _FORMAT_VERSION:
-        raise ResultFormatError(
-            f"This result has format version {data.get('format_version')!r}, and this version of causal_tracer "
-            f"reads {_FORMAT_VERSION}. Upgrade causal_tracer."
-        )
-    try:
+    with saved_form.reading("HiddenFlow", data):
         flow = kind(
-            scores=_tensor(data["scores"]),
+            scores=saved_form.float_tensor(data["scores"]),
             low_score=float(data["low_score"]),
             high_score=float(data["high_score"]),
             input_ids=torch.tensor([int(i) for i in data["input_ids"]], dtype=torch.long, device="cpu"),
@@ -71,8 +61,8 @@ def from_dict(kind: type[HiddenFlow], data: Any) -> HiddenFlow:
             prompt=str(data["prompt"]),
             subject=str(data["subject"]),
             subject_guessed=bool(data["subject_guessed"]),
-            sample_scores=_tensor(data["sample_scores"]),
-            low_sample_scores=_tensor(data["low_sample_scores"]),
+            sample_scores=saved_form.float_tensor(data["sample_scores"]),
+            low_sample_scores=saved_form.float_tensor(data["low_sample_scores"]),
             settings=TraceSettings.from_dict(data["settings"]),
             notes=tuple(str(note) for note in data["notes"]),
             answer_ids=tuple(int(token) for token in data["answer_ids"]),
@@ -81,17 +71,6 @@ def from_dict(kind: type[HiddenFlow], data: Any) -> HiddenFlow:
             request=None if data.get("request") is None else dict(data["request"]),
             alignment=None if data.get("alignment") is None else TokenAlignment.from_dict(data["alignment"]),
         )
-    except (
-        KeyError,
-        TypeError,
-        ValueError,
-        IndexError,
-        OverflowError,
-        RuntimeError,
-        AttributeError,
-        SettingsError,
-    ) as error:
-        raise ResultFormatError(f"This saved HiddenFlow is incomplete or damaged ({error!r}).") from error
     _check(flow)
     return flow
 
@@ -119,16 +98,3 @@ def _check(flow: HiddenFlow) -> None:
             f"{list(flow.sample_scores.shape)}, {len(flow.input_tokens)} tokens, subject {flow.subject_range}, "
             f"kind {flow.kind!r}, token {flow.settings.token}."
         )
-
-
-def _nested(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_nested(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def _tensor(value: Any) -> Tensor:
-    def numbers(item: Any) -> Any:
-        return [numbers(part) for part in item] if isinstance(item, list) else math.nan if item is None else item
-
-    return torch.tensor(numbers(value), dtype=torch.float32, device="cpu")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import OrderedDict
 from dataclasses import dataclass
 from os import PathLike
@@ -10,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from causal_tracer.arguments import file_path, real_number, whole_number
-from causal_tracer.errors import ExportError, ResultFormatError, SettingsError
-from causal_tracer.files import write_atomically
+from causal_tracer.arguments import real_number, whole_number
+from causal_tracer.errors import ExportError, SettingsError
 from causal_tracer.request.sites import SiteName
 from causal_tracer.results import analysis as reading
-from causal_tracer.results import files
+from causal_tracer.results import files, saved_form
 from causal_tracer.results.analysis import Peak as Peak
 from causal_tracer.results.analysis import Role
 from causal_tracer.results.audit import Audit
@@ -183,11 +181,7 @@ class HiddenFlow:
         Raises:
             ExportError: The result has infinite numbers, or the file cannot be written.
         """
-        file = file_path(path)
-        try:
-            write_atomically(file, json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False))
-        except (OSError, ValueError) as error:
-            raise ExportError(f"The result could not be written to {str(file)!r}: {error}") from error
+        saved_form.save(self.to_dict(), path)
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> HiddenFlow:
@@ -196,14 +190,7 @@ class HiddenFlow:
         Raises:
             ResultFormatError: The file cannot be read, or is not such a result.
         """
-        file = file_path(path)
-        try:
-            data = json.loads(file.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ResultFormatError(f"{str(file)!r} could not be read: {error}") from error
-        except (ValueError, RecursionError) as error:
-            raise ResultFormatError(f"{path} is not JSON ({error}). Give a file that HiddenFlow.save wrote.") from error
-        return cls.from_dict(data)
+        return cls.from_dict(saved_form.load(path, cls.__name__))
 
     @classmethod
     def from_dict(cls, data: Any) -> HiddenFlow:
