@@ -152,4 +152,4 @@ def _outputs(
             hooks.enter_context(editing_masks(masks))
         hooks.enter_context(editing_outputs({at[name]: keep(name, outputs) for name in at}, n_tokens))
         run_to_head(model, ids)
-    return {name: outputs[name].double() for name in at}, inputs
+    return {name: outputs[name].cpu().double() for name in at}, inputs

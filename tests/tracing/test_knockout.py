@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks import tiny_configs
 from benchmarks.knockout_by_hand import Edge, knocked_out
 from causal_tracer import CausalTracer, HiddenFlow, MapSpec, RunOptions, TraceRequest
 from causal_tracer.errors import ModelStructureError, SettingsError
 from causal_tracer.model import attention_masks, knockout
 from causal_tracer.model.attention_masks import BlockedEdges
+from causal_tracer.model.layers import trace_model
 from causal_tracer.request.sites import SPANS
 from causal_tracer.sweep import edits, engine, resumed_pass
 from tests.support.hand_hooks import hand_window
@@ -130,6 +132,12 @@ def test_layers_without_attention_are_left_out_and_noted() -> None:
     missing = flow.scores.isnan().all(dim=0)
     assert 0 < int(missing.sum()) < len(missing)
     assert any("Layers without attention knockout" in note for note in flow.notes)
+
+
+def test_a_model_without_attention_is_refused_with_the_reason() -> None:
+    traced_model = trace_model(tiny_configs.build("mamba", 0))
+    with pytest.raises(ModelStructureError, match="No module in its blocks takes an attention mask"):
+        traced_model.missing_layers("knockout")
 
 
 @pytest.mark.parametrize(
