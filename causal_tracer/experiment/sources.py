@@ -11,6 +11,9 @@ CORRUPTED = "corrupted"
 PLACEBO = "placebo"
 """The clean run of another prompt."""
 
+SOURCE = "source"
+"""The clean run of the prompt that a patched run takes activations from."""
+
 BASE = "base"
 """The source that is the base run itself: what holds activations at the values that they have without restoration."""
 

@@ -13,6 +13,7 @@ from torch import nn
 from causal_tracer.model.causal_lm import as_causal_lm
 from causal_tracer.model.discovery import discover_sites
 from causal_tracer.model.engine_mode import model_lock
+from causal_tracer.model.final_norm import find_final_norm
 from causal_tracer.model.heads import find_head_sites
 from causal_tracer.model.layer_config import LayerConfig, SiteNames, as_matcher, named_sites
 from causal_tracer.model.probing import device_of, logits_to_keep_trims, tokens_meet_again
@@ -106,6 +107,15 @@ class TracedModel:
         Found by a short run at first use.
         """
         return find_head_sites(self.model, self.site_names, self.d_model)
+
+    @cached_property
+    def final_norm(self) -> str:
+        """The module that normalises the stream between the last block and the head; found by a short run at first use.
+
+        Raises:
+            ModelStructureError: No such module runs there.
+        """
+        return find_final_norm(self.model, self.site_names)
 
     @property
     def offloaded(self) -> bool:
