@@ -78,7 +78,7 @@ class _Contents:
 
 @dataclass(frozen=True)
 class Outputs:
-    """Where maps go.
+    """Where maps, or a lens, go.
 
     Attributes:
         json: A file, or "-" for standard output: one line for each map, as `HiddenFlow.save` writes it.
