@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from causal_tracer.loading.models import LoadedModel, load_model
     from causal_tracer.model.layer_config import GPT2_LAYER_CONFIG, LLAMA_LAYER_CONFIG, LayerConfig, LayerMatcher
     from causal_tracer.plots.heatmap import plot_hidden_flow_heatmap, save_figure
+    from causal_tracer.plots.lens import plot_lens
     from causal_tracer.prompts.subject import guess_subject
     from causal_tracer.request.records import (
         HiddenFlowQuery,
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     )
     from causal_tracer.request.sites import LayerKind
     from causal_tracer.results.flow import HiddenFlow, TraceSettings
+    from causal_tracer.results.lens import LogitLens
+    from causal_tracer.results.patched import PatchedRun
     from causal_tracer.tracer import CausalTracer
     from causal_tracer.tracing.loop import MapsUpdate
 
@@ -29,10 +32,13 @@ _HOMES = {
     "loading.models": ("LoadedModel", "load_model"),
     "model.layer_config": ("GPT2_LAYER_CONFIG", "LLAMA_LAYER_CONFIG", "LayerConfig", "LayerMatcher"),
     "plots.heatmap": ("plot_hidden_flow_heatmap", "save_figure"),
+    "plots.lens": ("plot_lens",),
     "prompts.subject": ("guess_subject",),
     "request.records": ("HiddenFlowQuery", "MapSpec", "OtherPrompt", "RunOptions", "SamplesUntil", "TraceRequest"),
     "request.sites": ("LayerKind",),
     "results.flow": ("HiddenFlow", "TraceSettings"),
+    "results.lens": ("LogitLens",),
+    "results.patched": ("PatchedRun",),
     "tracer": ("CausalTracer",),
     "tracing.loop": ("MapsUpdate",),
 }
@@ -49,9 +55,11 @@ __all__ = [
     "LayerKind",
     "LayerMatcher",
     "LoadedModel",
+    "LogitLens",
     "MapSpec",
     "MapsUpdate",
     "OtherPrompt",
+    "PatchedRun",
     "RunOptions",
     "SamplesUntil",
     "TraceRequest",
@@ -60,6 +68,7 @@ __all__ = [
     "guess_subject",
     "load_model",
     "plot_hidden_flow_heatmap",
+    "plot_lens",
     "save_figure",
 ]
 

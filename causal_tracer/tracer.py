@@ -24,10 +24,11 @@ from causal_tracer.request.records import HiddenFlowQuery, MapSpec, RunOptions, 
 from causal_tracer.request.sites import LayerKind, require_kind
 from causal_tracer.results.flow import HiddenFlow
 from causal_tracer.results.noise_calibration import NoiseCalibration
+from causal_tracer.single_runs import SingleRunCalls
 from causal_tracer.tracing.loop import MapsUpdate, trace_maps
 
 
-class CausalTracer(VersionOneCalls):
+class CausalTracer(VersionOneCalls, SingleRunCalls):
     """Traces where a decoder-only causal LM keeps a fact (Meng et al. 2022, arXiv 2202.05262, section 2).
 
     Attributes:

@@ -23,6 +23,7 @@ from causal_tracer import (
     HiddenFlow,
     HiddenFlowQuery,
     LayerConfig,
+    LogitLens,
     MapSpec,
     OtherPrompt,
     RunOptions,
@@ -31,6 +32,7 @@ from causal_tracer import (
     guess_subject,
     load_model,
     plot_hidden_flow_heatmap,
+    plot_lens,
     save_figure,
 )
 from causal_tracer.corruption import CORRUPTIONS, SubjectsNoise
@@ -108,6 +110,7 @@ texts = st.sampled_from([PROMPT, f"{SUBJECT} is in", "In truth, Steve Jobs was t
 subjects = st.sampled_from([None, SUBJECT, "Space"])
 queries = st.builds(OtherPrompt, texts, subjects)
 counts = st.integers(1, 3)
+cells = st.tuples(st.integers(-4, 4), st.integers(0, 2)) | st.tuples(st.integers(0, 3), counts, st.integers(0, 3))
 SENSIBLE: dict[str, st.SearchStrategy[Any]] = {
     "prompt": texts,
     "text": texts,
@@ -141,9 +144,7 @@ SENSIBLE: dict[str, st.SearchStrategy[Any]] = {
     "placebo": st.none() | queries,
     "second": st.none() | queries,
     "align": st.sampled_from(["auto", "tokens", "spans"]),
-    "pairs": st.none() | st.just(((3, 3), (-1, -1))),
     "mean_over": st.just(()) | st.just((PROMPT,)),
-    "source": st.sampled_from(["clean", "placebo", "zero", "mean"]),
     "elsewhere": st.none() | st.integers(0, 9),
     "severed": st.none() | KINDS,
     "width": st.floats(0.01, 1),
@@ -185,6 +186,18 @@ SENSIBLE: dict[str, st.SearchStrategy[Any]] = {
     "specs": st.dictionaries(st.sampled_from("ab"), st.builds(MapSpec, KINDS, counts), max_size=2),
     "name": st.sampled_from(["no such model", "nobody/nothing", "embedded-of-nobody", ""]),
     "result": st.builds(lambda: flow()),
+    "top": counts,
+    "corrupted": st.booleans(),
+    "restored": st.none() | st.tuples(st.integers(-9, 9), st.integers(0, 2)),
+    "spec": st.none() | st.builds(MapSpec, KINDS, counts),
+    "options": st.none() | st.builds(RunOptions),
+    "source": texts | st.sampled_from(["clean", "placebo", "zero", "mean"]),
+    "base": texts,
+    "pairs": st.none() | st.just(((3, 3), (-1, -1))) | st.lists(st.tuples(cells, cells), min_size=1, max_size=2),
+    "site": KINDS | st.just("head"),
+    "answers": st.none() | st.lists(st.sampled_from([" Paris", 7]), max_size=2),
+    "lens": st.builds(lambda: lens()),
+    "shade": st.sampled_from(["top", "answer", "entropy"]),
 }
 # Odd values that belong to one parameter only.
 ODD_FOR: dict[str, st.SearchStrategy[Any]] = {
@@ -265,6 +278,11 @@ def tracer() -> CausalTracer:
 @cache
 def flow() -> HiddenFlow:
     return tracer().trace(PROMPT, SUBJECT, samples=2, top_tokens=2)
+
+
+@cache
+def lens() -> LogitLens:
+    return tracer().lens(PROMPT)
 
 
 @cache
@@ -373,6 +391,12 @@ def plot(given_: dict[str, Any]) -> None:
         assert figure.to_json()
 
 
+def draw_lens(given_: dict[str, Any]) -> None:
+    figure = outcome(lambda: plot_lens(**{"lens": lens(), **given_, "show": False}))
+    if figure is not None:
+        assert figure.to_json()
+
+
 def guess(given_: dict[str, Any]) -> None:
     found = outcome(lambda: guess_subject(**given_))
     assert found is None or found in given_["text"]
@@ -397,6 +421,8 @@ CALLED: dict[str, tuple[Callable[..., Any], Callable[[dict[str, Any]], Any]]] = 
             "stream",
             "trace_many",
             "calibrate_noise",
+            "lens",
+            "patch",
             "get_layer_names_of_kind",
         )
     },
@@ -405,6 +431,7 @@ CALLED: dict[str, tuple[Callable[..., Any], Callable[[dict[str, Any]], Any]]] = 
     "from_dict": (HiddenFlow.from_dict, of_flow("from_dict")),
     "load_model": (load_model, load),
     "plot_hidden_flow_heatmap": (plot_hidden_flow_heatmap, plot),
+    "plot_lens": (plot_lens, draw_lens),
     "guess_subject": (guess_subject, guess),
 }
 SKIPPED = {
@@ -473,7 +500,7 @@ def test_a_saved_result_whose_parts_are_changed_is_read_or_refused() -> None:
 
 def test_every_public_name_is_called_here_or_is_plain_data() -> None:
     plain_data = {"GPT2_LAYER_CONFIG", "LLAMA_LAYER_CONFIG", "LayerKind", "LayerMatcher", "__version__"}
-    records_of_results = {"MapsUpdate", "LoadedModel", "TraceSettings", "CausalTracerError"}
+    records_of_results = {"MapsUpdate", "LoadedModel", "TraceSettings", "CausalTracerError", "LogitLens", "PatchedRun"}
     called = {*CALLED, "HiddenFlow", "save_figure"}
     assert set(causal_tracer.__all__) <= called | plain_data | records_of_results
     methods = {name for name, value in vars(CausalTracer).items() if callable(value) and not name.startswith("_")}

@@ -1,4 +1,4 @@
-"""The command `causal-tracer`: trace one prompt, open the app, or run a study.
+"""The command `causal-tracer`: trace one prompt, read its logit lens, open the app, or run a study.
 
 Exit status: 0 done · 2 a wrong option, setting or prompt · 1 any other known error · 130 interrupted. Results go to
 standard output, everything else to standard error.
@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
+from causal_tracer.cli.lens import lens
 from causal_tracer.cli.study import study
 from causal_tracer.cli.trace import trace
 from causal_tracer.errors import CausalTracerError, TraceCancelled
@@ -72,6 +73,7 @@ app = typer.Typer(
     callback=causal_tracer,
 )
 app.command("trace")(with_exit_status(trace))
+app.command("lens")(with_exit_status(lens))
 app.command(
     "app",
     # The app reads all options itself, --help included.

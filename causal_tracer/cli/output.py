@@ -1,13 +1,14 @@
-"""The output of the `trace` command: files and printed text."""
+"""The output of the `trace` and `lens` commands: its options, files and printed text."""
 
 from __future__ import annotations
 
 import json
 import math
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,9 +17,12 @@ from causal_tracer.files import write_atomically
 from causal_tracer.request.sites import SITES
 from causal_tracer.results.analysis import COLUMNS, acts, effects, rows, share
 from causal_tracer.results.flow import HiddenFlow
+from causal_tracer.results.lens import COLUMNS as LENS_COLUMNS
+from causal_tracer.results.lens import LogitLens
 from causal_tracer.results.tables import csv_text
 from causal_tracer.results.words import (
     axis_labels,
+    display_token,
     effect_label,
     low_run,
     metric_label,
@@ -28,14 +32,56 @@ from causal_tracer.results.words import (
     runs_line,
 )
 
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
 _PRINT = "-"
 _SHADES = "·░▒▓█"
 _IMAGES = (".png", ".svg", ".pdf")
+_OUTPUT = "Output"
+
+Json = Annotated[
+    str | None,
+    typer.Option(
+        "--json", metavar="FILE|-", help='Write all numbers, a line for each map; "-" prints.', rich_help_panel=_OUTPUT
+    ),
+]
+Csv = Annotated[
+    str | None,
+    typer.Option("--csv", metavar="FILE|-", help='Write a row for each cell; "-" prints.', rich_help_panel=_OUTPUT),
+]
+Html = Annotated[
+    Path | None,
+    typer.Option("--html", metavar="FILE", help="Write a page that needs no network.", rich_help_panel=_OUTPUT),
+]
+Image = Annotated[
+    Path | None, typer.Option("--image", metavar="FILE", help="Write a .png, .svg or .pdf.", rich_help_panel=_OUTPUT)
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress and no map.", rich_help_panel=_OUTPUT)]
+
+
+@dataclass(frozen=True)
+class _Contents:
+    """What a command gives out.
+
+    Attributes:
+        data: Each result as JSON types.
+        header: The columns of its table.
+        rows: The table's rows.
+        figures: Makes its figures, by name.
+        text: Makes what is printed.
+    """
+
+    data: Iterable[dict[str, Any]]
+    header: Sequence[str]
+    rows: Iterable[Sequence[Any]]
+    figures: Callable[[], Mapping[str, go.Figure]]
+    text: Callable[[], str]
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """Where maps go.
+    """Where maps, or a lens, go.
 
     Attributes:
         json: A file, or "-" for standard output: one line for each map, as `HiddenFlow.save` writes it.
@@ -69,37 +115,63 @@ class Outputs:
         Raises:
             ExportError: A file could not be written.
         """
+
+        def figures() -> dict[str, go.Figure]:
+            from causal_tracer.plots.heatmap import plot_hidden_flow_heatmap
+
+            return {
+                name: plot_hidden_flow_heatmap(flow, show=False, title=named_title(name, flow))
+                for name, flow in flows.items()
+            }
+
+        def text() -> str:
+            return "\n\n".join("\n".join(describe(name, flow)) for name, flow in flows.items())
+
+        cells = ((name, *row) for name, flow in flows.items() for row in rows(flow))
+        data = (flow.to_dict() for flow in flows.values())
+        self._write(_Contents(data, ("map", *COLUMNS), cells, figures, text))
+
+    def write_lens(self, lens: LogitLens) -> None:
+        """Write a lens to all outputs; without a "-", print the last token's part of it.
+
+        Raises:
+            ExportError: A file could not be written.
+        """
+
+        def figures() -> dict[str, go.Figure]:
+            from causal_tracer.plots.lens import plot_lens
+
+            return {"lens": plot_lens(lens, show=False)}
+
+        def text() -> str:
+            return "\n".join(describe_lens(lens))
+
+        self._write(_Contents([lens.to_dict()], LENS_COLUMNS, lens.rows(), figures, text))
+
+    def _write(self, contents: _Contents) -> None:
         try:
             if self.json is not None:
-                lines = (json.dumps(flow.to_dict(), ensure_ascii=False, allow_nan=False) for flow in flows.values())
+                lines = (json.dumps(data, ensure_ascii=False, allow_nan=False) for data in contents.data)
                 _put(self.json, "".join(f"{line}\n" for line in lines))
             if self.csv is not None:
-                cells = ((name, *row) for name, flow in flows.items() for row in rows(flow))
-                _put(self.csv, csv_text(("map", *COLUMNS), cells))
+                _put(self.csv, csv_text(contents.header, contents.rows))
             if self.html is not None:
-                self._write_page(self.html, flows)
+                from causal_tracer.plots.pages import figure_html, standalone_page
+
+                body = "\n".join(figure_html(figure) for figure in contents.figures().values())
+                write_atomically(self.html, standalone_page("Causal tracing", body))
             if self.image is not None:
-                self._write_images(self.image, flows)
+                self._write_images(self.image, contents.figures())
         except OSError as error:
             raise ExportError(f"A result could not be written: {error}.") from error
         if not self.quiet and _PRINT not in (self.json, self.csv):
-            typer.echo("\n\n".join("\n".join(describe(name, flow)) for name, flow in flows.items()))
+            typer.echo(contents.text())
 
-    def _write_page(self, path: Path, flows: Mapping[str, HiddenFlow]) -> None:
-        from causal_tracer.plots.heatmap import plot_hidden_flow_heatmap
-        from causal_tracer.plots.pages import figure_html, standalone_page
+    def _write_images(self, path: Path, figures: Mapping[str, go.Figure]) -> None:
+        from causal_tracer.plots.heatmap import save_figure
 
-        figures = [
-            plot_hidden_flow_heatmap(flow, show=False, title=named_title(name, flow)) for name, flow in flows.items()
-        ]
-        write_atomically(path, standalone_page("Causal tracing", "\n".join(map(figure_html, figures))))
-
-    def _write_images(self, path: Path, flows: Mapping[str, HiddenFlow]) -> None:
-        from causal_tracer.plots.heatmap import plot_hidden_flow_heatmap, save_figure
-
-        for name, flow in flows.items():
-            file = path if len(flows) == 1 else path.with_name(f"{path.stem}-{name}{path.suffix}")
-            save_figure(plot_hidden_flow_heatmap(flow, show=False, title=named_title(name, flow)), file)
+        for name, figure in figures.items():
+            save_figure(figure, path if len(figures) == 1 else path.with_name(f"{path.stem}-{name}{path.suffix}"))
 
 
 def _put(place: str, text: str) -> None:
@@ -130,6 +202,24 @@ def describe(name: str, flow: HiddenFlow) -> Iterable[str]:
         share = "" if math.isnan(peak.share) else f", {peak.share:.0%} of the total effect"
         where = f"layer {peak.layer:>2} at {peak.row_name}{role}"
         yield f"  {where}: {metric.written(peak.score, fixed=False)}, {effect}{share}"
+
+
+def describe_lens(lens: LogitLens) -> Iterable[str]:
+    """Yield lines that describe a lens: what was read, and the top token of each layer at the last token."""
+    yield f"Logit lens of the {lens.run}: {lens.model}"
+    yield from (f"  {note}" for note in lens.notes)
+    yield f"  after {display_token(lens.input_tokens[-1])!r}; entropy in nats"
+    yield ""
+    answer = f"P({display_token(lens.answer)})"
+    width = max(len(answer), 9)
+    yield f"  layer  {'top token':<16} {'P':>9}  {answer:>{width}} {'rank':>7} {'entropy':>8}"
+    for layer in range(lens.entropies.shape[1]):
+        best, place = lens.top(-1, layer)[0], (-1, layer)
+        yield (
+            f"  {layer:>5}  {display_token(best.text)[:16]:<16} {best.probability:>9.4g}  "
+            f"{float(lens.answer_probabilities[place]):>{width}.4g} {int(lens.answer_ranks[place]):>7} "
+            f"{float(lens.entropies[place]):>8.2f}"
+        )
 
 
 def _counted(number: int, word: str) -> str:

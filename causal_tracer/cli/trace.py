@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
+from causal_tracer.cli.inputs import (
+    AssistantPrefix,
+    Chat,
+    DeviceMap,
+    Prompt,
+    System,
+    Thinking,
+    load_tracer,
+    prompt_text,
+)
 from causal_tracer.cli.options import EXPERIMENT, MODEL, Device, Dtype, Model, Revision, given_options, with_fields
-from causal_tracer.cli.output import Outputs
+from causal_tracer.cli.output import Csv, Html, Image, Json, Outputs, Quiet
 from causal_tracer.cli.progress import progress_reporter
 from causal_tracer.corruption import CounterfactualSubjects
 from causal_tracer.errors import SettingsError
 from causal_tracer.prompts.alignment import AlignmentRule
-from causal_tracer.prompts.chat import ChatText
 from causal_tracer.request.record import record_fields
-from causal_tracer.request.records import MapSpec, OtherPrompt, RunOptions, Text, TraceRequest, trace_records
+from causal_tracer.request.records import MapSpec, OtherPrompt, RunOptions, TraceRequest, trace_records
 from causal_tracer.request.sites import SITES, SiteName, require_site
-from causal_tracer.tracer import CausalTracer
 
-_CHAT, _OUTPUT = "Conversation", "Output"
-
-Prompt = Annotated[str, typer.Argument(help="The text that the model goes on from.", show_default=False)]
 Kinds = Annotated[
     list[str] | None,
     typer.Option(
@@ -32,9 +35,6 @@ Kinds = Annotated[
         help="What to restore, or knockouts of attention; may be given again.",
         show_default="hidden",
     ),
-]
-DeviceMap = Annotated[
-    str | None, typer.Option(help='"auto" spreads the model over all devices.', rich_help_panel=MODEL)
 ]
 Counterfactual = Annotated[
     list[str] | None,
@@ -76,32 +76,6 @@ Placebo = Annotated[
 PlaceboSubject = Annotated[
     str | None, typer.Option(help="The subject of that prompt; guessed if not given.", rich_help_panel=EXPERIMENT)
 ]
-Chat = Annotated[
-    bool, typer.Option("--chat", help="The prompt is a user's message to a chat model.", rich_help_panel=_CHAT)
-]
-System = Annotated[str | None, typer.Option(help="A system message before it.", rich_help_panel=_CHAT)]
-Thinking = Annotated[bool | None, typer.Option(help="Where the chat template can switch it.", rich_help_panel=_CHAT)]
-AssistantPrefix = Annotated[
-    str, typer.Option(help="How the assistant begins; the answer comes next.", rich_help_panel=_CHAT)
-]
-Json = Annotated[
-    str | None,
-    typer.Option(
-        "--json", metavar="FILE|-", help='Write all numbers, a line for each map; "-" prints.', rich_help_panel=_OUTPUT
-    ),
-]
-Csv = Annotated[
-    str | None,
-    typer.Option("--csv", metavar="FILE|-", help='Write a row for each cell; "-" prints.', rich_help_panel=_OUTPUT),
-]
-Html = Annotated[
-    Path | None,
-    typer.Option("--html", metavar="FILE", help="Write a page that needs no network.", rich_help_panel=_OUTPUT),
-]
-Image = Annotated[
-    Path | None, typer.Option("--image", metavar="FILE", help="Write a .png, .svg or .pdf.", rich_help_panel=_OUTPUT)
-]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress and no map.", rich_help_panel=_OUTPUT)]
 
 
 @with_fields(
@@ -142,11 +116,7 @@ def trace(
     """
     outputs = Outputs(json_to, csv_to, html_to, image_to, quiet)
     kinds = [require_site(name) for name in dict.fromkeys(kind or ["hidden"])]
-    text: Text = prompt
-    if chat:
-        text = ChatText.from_user(prompt, system=system, thinking=thinking, assistant_prefix=assistant_prefix)
-    elif system is not None or thinking is not None or assistant_prefix:
-        raise SettingsError("--system, --thinking and --assistant-prefix belong to conversations: add --chat.")
+    text = prompt_text(prompt, chat, system, thinking, assistant_prefix)
     given = given_options(settings)
     if counterfactual:
         given["corruption"] = CounterfactualSubjects(tuple(counterfactual))
@@ -161,8 +131,7 @@ def trace(
         of_maps["source"] = ablate
     specs = _maps(kinds, of_maps, severed, placebo is not None)
     request, _, options = trace_records(text, given, (next(iter(specs.values())),))
-    places: dict[str, Any] = {"revision": revision, "dtype": dtype, "device": device, "device_map": device_map}
-    tracer = _load(model, places, quiet)
+    tracer = load_tracer(model, revision, dtype, device, device_map, quiet=quiet)
     with progress_reporter("restored runs", quiet=quiet) as report:
         flows = tracer.trace_maps(request, specs, options, progress=report)
     outputs.write(flows)
@@ -188,12 +157,3 @@ def _maps(
     if placebo:
         specs |= {f"{kind}-placebo": of(kind, source="placebo") for kind in kinds if not SITES[kind].blocks}
     return specs
-
-
-def _load(model: str, places: dict[str, Any], quiet: bool) -> CausalTracer:
-    from transformers.utils import logging as transformers_logging
-
-    shown = not quiet and sys.stderr.isatty()
-    if not shown:
-        transformers_logging.disable_progress_bar()
-    return CausalTracer.from_pretrained(model, progress=shown, **places)

@@ -123,6 +123,12 @@ class Experiment:
         """That of the run that cells depart from."""
         return self.clean_input if self.request.direction == "corrupt" else self.corrupted_input
 
+    @property
+    def base_prompt(self) -> Prompt:
+        """The prompt of the run that cells depart from."""
+        restores = self.request.direction == "restore"
+        return self.second.prompt if self.second is not None and restores else self.prompt
+
     @cached_property
     def subject(self) -> SubjectEmbeddings:
         """The embeddings that are corrupted."""

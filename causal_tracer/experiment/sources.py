@@ -17,6 +17,9 @@ PLACEBO = "placebo"
 MEAN = "mean"
 """No run: the mean over prompts."""
 
+SOURCE = "source"
+"""The clean run of the prompt that a patched run takes activations from."""
+
 BASE = "base"
 """The source that is the base run itself: what holds activations at the values that they have without restoration."""
 

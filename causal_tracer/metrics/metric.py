@@ -12,8 +12,8 @@ from torch import Tensor
 from causal_tracer.errors import SettingsError
 from causal_tracer.metrics.descriptions import MetricDescription
 
-# Logits of a row that are reduced together: more would leave the processor's cache.
-_PART = 4096
+LOGITS_IN_CACHE = 4096
+"""Logits of a row that are reduced together: more would leave the processor's cache."""
 
 
 class Metric(Protocol):
@@ -49,7 +49,7 @@ def largest_and_log_total(logits: Tensor) -> tuple[Tensor, Tensor]:
     is twice as fast as at once and makes no copy of the logits.
     """
     largest = logits.amax(dim=-1)
-    parts = [(part - largest[..., None]).exp_().sum(dim=-1) for part in torch.split(logits, _PART, dim=-1)]
+    parts = [(part - largest[..., None]).exp_().sum(dim=-1) for part in torch.split(logits, LOGITS_IN_CACHE, dim=-1)]
     return largest, torch.stack(parts).sum(dim=0).log()
 
 

@@ -14,6 +14,7 @@ from causal_tracer.model.attention_masks import MaskedModule
 from causal_tracer.model.causal_lm import as_causal_lm
 from causal_tracer.model.discovery import discover_sites
 from causal_tracer.model.engine_mode import model_lock
+from causal_tracer.model.final_norm import find_final_norm
 from causal_tracer.model.heads import find_head_sites
 from causal_tracer.model.knockout import find_knockout_sites
 from causal_tracer.model.layer_config import LayerConfig, SiteNames, as_matcher, named_sites
@@ -113,6 +114,15 @@ class TracedModel:
     def knockout_sites(self) -> dict[int, tuple[MaskedModule, ...]]:
         """For each layer whose attention can be blocked: the modules that take its mask. Found at first use."""
         return find_knockout_sites(self.model, self.site_names)
+
+    @cached_property
+    def final_norm(self) -> str:
+        """The module that normalises the stream between the last block and the head; found by a short run at first use.
+
+        Raises:
+            ModelStructureError: No such module runs there.
+        """
+        return find_final_norm(self.model, self.site_names)
 
     @property
     def offloaded(self) -> bool:

@@ -169,6 +169,27 @@ class Recorder:
             edits[traced.modules[name.removesuffix(INPUT)]] = keep(parts)
         return outputs, inputs
 
+    def after(
+        self, traced: TracedModel, outputs: Mapping[nn.Module, Edit], inputs: Mapping[nn.Module, Edit]
+    ) -> tuple[dict[nn.Module, Edit], dict[nn.Module, Edit]]:
+        """Return edits of outputs and inputs for the next batch: these ones, and recording what they leave."""
+        recording, recording_inputs = self.edits(traced)
+        return _one_after_other(outputs, recording), _one_after_other(inputs, recording_inputs)
+
     def values(self) -> dict[str, Tensor]:
         """Return what was recorded, by name: [rows, tokens, ...]."""
         return {name: torch.cat(parts) for name, parts in self._parts.items() if parts}
+
+
+def _one_after_other(edits: Mapping[nn.Module, Edit], later: Mapping[nn.Module, Edit]) -> dict[nn.Module, Edit]:
+    """Return edits that make `edits` first, and then `later` ones, which change nothing."""
+
+    def both(first: Edit, second: Edit) -> Edit:
+        def edit(activation: Tensor) -> Tensor | None:
+            changed = first(activation)
+            second(activation if changed is None else changed)
+            return changed
+
+        return edit
+
+    return {**edits, **{m: both(edits[m], each) if m in edits else each for m, each in later.items()}}

@@ -95,15 +95,16 @@ def plot_hidden_flow_heatmap(
         figure,
         title=map_title(result) if title is None else title,
         xlabel=xlabel if xlabel is not None else layer_axis_title(result),
-        columns=_numbered_layers(result.scores.shape[1], skip_final_labels_portion, tick_interval),
+        columns=numbered_layers(result.scores.shape[1], skip_final_labels_portion, tick_interval),
         rows=axis_labels(result),
         height=height,
     )
     figure.update_layout(font_family=font_family or None)
-    return _given_out(figure, savepdf, show)
+    return given_out(figure, savepdf, show)
 
 
-def _given_out(figure: go.Figure, savepdf: str | PathLike[str] | None, show: bool) -> go.Figure:
+def given_out(figure: go.Figure, savepdf: str | PathLike[str] | None, show: bool) -> go.Figure:
+    """Save a figure as PDF and show it, where that is asked for, and return it."""
     if savepdf is not None:
         save_figure(figure, savepdf)
     if show:
@@ -111,7 +112,8 @@ def _given_out(figure: go.Figure, savepdf: str | PathLike[str] | None, show: boo
     return figure
 
 
-def _numbered_layers(layers: int, unlabelled_share: float, tick_interval: int) -> dict[int, str]:
+def numbered_layers(layers: int, unlabelled_share: float, tick_interval: int) -> dict[int, str]:
+    """Return the numbers of every so many layers, without those of the last share of them."""
     labelled = range(0, max(1, layers - math.ceil(layers * unlabelled_share)), max(1, tick_interval))
     return {layer: str(layer) for layer in labelled}
 
@@ -233,16 +235,15 @@ def _top_tokens(result: HiddenFlow) -> list[list[str]]:
     if tops is None:
         return [[""] * columns for _ in range(rows)]
     return [
-        [
-            escape_markup(_shortened(display_token(cell[0].text))) if (cell := tops.cells(row, column)) else ""
-            for column in range(columns)
-        ]
+        [cell_text(cell[0].text) if (cell := tops.cells(row, column)) else "" for column in range(columns)]
         for row in range(rows)
     ]
 
 
-def _shortened(text: str) -> str:
-    return text if len(text) <= _CELL_CHARACTERS else text[: _CELL_CHARACTERS - 1] + "…"
+def cell_text(token: str) -> str:
+    """Return a token's text as a cell of a map shows it, cut to what a cell has room for."""
+    text = display_token(token)
+    return escape_markup(text if len(text) <= _CELL_CHARACTERS else text[: _CELL_CHARACTERS - 1] + "…")
 
 
 def _hover_data(result: HiddenFlow) -> list[list[tuple[str, str, str, str]]]:

@@ -7,6 +7,9 @@ import html
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
+LEAST_WIDTH = "least_width"
+"""The key in a figure's `layout.meta` of the width in pixels below which its cells' texts would overlap."""
+
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color: #1b1b1b; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.25rem; margin-top: 2.5rem; } h3 { font-size: 1rem; }
@@ -15,14 +18,16 @@ th, td { border-bottom: 1px solid #ccc; padding: .3rem .8rem .3rem 0; text-align
          font-variant-numeric: tabular-nums; }
 dl { display: flex; flex-wrap: wrap; gap: 0 2rem; } dt { color: #555; } dd { margin: 0; }
 pre { background: #f4f4f4; padding: 1rem; overflow-x: auto; font-size: .85rem; } figure { margin: 1rem 0; }
+.wide { overflow-x: auto; }
 figcaption { color: #555; font-size: .9rem; }
 """
 
 
 def figure_html(figure: go.Figure) -> str:
-    """Return a figure as a part of a `standalone_page`."""
+    """Return a figure as a part of a `standalone_page`; one that needs a width (`LEAST_WIDTH`) scrolls below it."""
     drawn: str = figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False})
-    return drawn
+    width = (figure.layout.meta or {}).get(LEAST_WIDTH)
+    return drawn if width is None else f'<div class="wide"><div style="min-width:{int(width)}px">{drawn}</div></div>'
 
 
 def standalone_page(title: str, body: str) -> str:

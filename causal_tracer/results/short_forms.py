@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -10,9 +11,14 @@ from causal_tracer.request.sites import SITES
 from causal_tracer.results.words import runs_line
 
 if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
     from causal_tracer.results.flow import HiddenFlow
+    from causal_tracer.results.lens import LogitLens
+    from causal_tracer.results.patched import PatchedRun
 
 _LONGEST_TEXT = 200
+_MOST_PAIRS = 8
 
 
 def flow_lines(flow: HiddenFlow) -> str:
@@ -38,14 +44,73 @@ def flow_figure(flow: HiddenFlow) -> str | None:
     if find_spec("plotly") is None:
         return None
     from causal_tracer.plots.heatmap import plot_hidden_flow_heatmap
+
+    return _framed(plot_hidden_flow_heatmap(flow, show=False), "map")
+
+
+def lens_lines(lens: LogitLens) -> str:
+    """Return a lens's prompt, answer and the last token's top tokens in a few lines."""
+    tokens, layers = lens.entropies.shape
+    lines = [
+        f"LogitLens: {lens.run}, {lens.model} ({lens.dtype})",
+        f"  prompt {_short(lens.prompt)}, answer {_short(lens.answer)}",
+        f"  {tokens} tokens x {layers} layers",
+        f"  after {lens.input_tokens[-1]!r}:",
+    ]
+    # Layers that say the same as the one before are left out.
+    before = None
+    for layer in range(layers):
+        best = lens.top(-1, layer)[0]
+        if best.token_id != before:
+            lines.append(f"    from layer {layer}: {best.text!r}, P = {best.probability:.4g}")
+        before = best.token_id
+    last = float(lens.answer_probabilities[-1, -1]), int(lens.answer_ranks[-1, -1])
+    lines.append(f"    in the last layer: P({lens.answer!r}) = {last[0]:.4g}, rank {last[1]}")
+    return "\n".join(lines)
+
+
+def lens_figure(lens: LogitLens) -> str | None:
+    """Return a lens's figure as HTML for a notebook; None without Plotly, where a notebook shows the text."""
+    if find_spec("plotly") is None:
+        return None
+    from causal_tracer.plots.lens import plot_lens
+
+    return _framed(plot_lens(lens, show=False), "logit lens")
+
+
+def patched_lines(run: PatchedRun) -> str:
+    """Return a patched run's prompts, pairs and answers in a few lines."""
+    lines = [
+        f"PatchedRun: {run.lens.run}, {run.lens.model} ({run.lens.dtype})",
+        f"  source {_short(run.source_prompt)}",
+        f"  base {_short(run.base_prompt)}",
+    ]
+    for source, base in run.pairs[:_MOST_PAIRS]:
+        lines.append(f"  {_cell(run.source_tokens, source)} into {_cell(run.base_tokens, base)}")
+    if (more := len(run.pairs) - _MOST_PAIRS) > 0:
+        lines.append(f"  and {more} pairs more")
+    lines += [
+        f"  P({answer.text!r}): source {answer.source:.4g}, base {answer.base:.4g}, patched {answer.patched:.4g}"
+        for answer in run.answers
+    ]
+    said = ", ".join(f"{token.text!r} {token.probability:.4g}" for token in run.top_tokens)
+    return "\n".join([*lines, f"  patched: {said}"])
+
+
+def _cell(tokens: Sequence[str], place: Sequence[int]) -> str:
+    head = f", head {place[2]}" if len(place) > 2 else ""
+    return f"{tokens[place[0]]!r} (token {place[0]}), layer {place[1]}{head}"
+
+
+def _framed(figure: go.Figure, title: str) -> str:
+    """Return a figure as a frame for a notebook."""
     from causal_tracer.plots.pages import figure_html, standalone_page
 
-    figure = plot_hidden_flow_heatmap(flow, show=False)
     # A page of its own in a frame: it needs no network, and nothing else on the notebook's page.
     fill = "<style>body { margin: 0; padding: 0; max-width: none; }</style>"
     page = html.escape(standalone_page("Causal tracing", fill + figure_html(figure)))
     height = int(figure.layout.height or 450) + 20
-    return f'<iframe srcdoc="{page}" style="width: 100%; height: {height}px; border: 0" title="map"></iframe>'
+    return f'<iframe srcdoc="{page}" style="width: 100%; height: {height}px; border: 0" title="{title}"></iframe>'
 
 
 def _samples(flow: HiddenFlow) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -42,6 +42,19 @@ class Finals(NamedTuple):
         return Finals(*(values[rows] for values in self))
 
 
+@contextmanager
+def noting_outputs(traced: TracedModel) -> Iterator[dict[int, Any]]:
+    """Note the output of each block in the runs of the `with` block, by number, as `ReadOut.outputs` needs them."""
+    outputs: dict[int, Any] = {}
+
+    def note(block: int, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        output = outputs[block] = forward(*args, **kwargs)
+        return output
+
+    with traced.lock, replacing_forward(traced.blocks, note):
+        yield outputs
+
+
 @dataclass(eq=False)
 class ReadOut:
     """Logits of the last block's outputs, through the model's own forward with its blocks left out.
@@ -52,13 +65,15 @@ class ReadOut:
         token_id: A token to call the model with.
         reads: The number of positions read in each row.
         broadcast: Call the model with one row, and let the last block return many.
+        what: The run that the states are from, as messages call it.
     """
 
     traced: TracedModel
-    outputs: Sequence[Any]
+    outputs: Mapping[int, Any] | Sequence[Any]
     token_id: int
     reads: int
     broadcast: bool
+    what: str = "restored"
     _buffer: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.float32))
 
     @property
@@ -84,7 +99,7 @@ class ReadOut:
         ids = torch.tensor([[self.token_id]]).expand(1 if self.broadcast else len(flat), 1)
         with traced.lock, replacing_forward(traced.blocks, skip), self._product_in_place():
             output = run_model(traced, ids, {})
-        return finite_logits(traced, output, "restored").view(*states.shape[:2], -1)
+        return finite_logits(traced, output, self.what).view(*states.shape[:2], -1)
 
     @contextmanager
     def _product_in_place(self) -> Iterator[None]:

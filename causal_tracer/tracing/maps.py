@@ -163,7 +163,7 @@ class Results:
             end_layer=layers.stop,
             subject_tokens_only=spec.subject_tokens_only,
             engine="full" if self._recomputed(plane) else self._engine_check.name,
-            versions=dict(_versions()),
+            versions=dict(library_versions()),
             corruption=_corruption(self._experiment),
             metric=own.name if own is not None else str(metric),
             direction=request.direction,
@@ -256,5 +256,6 @@ def _height(experiment: Experiment, spec: MapSpec) -> int:
 
 
 @cache
-def _versions() -> dict[str, str]:
+def library_versions() -> dict[str, str]:
+    """Return the versions of the libraries that take part in a result."""
     return {"causal_tracer": __version__, "torch": torch.__version__, "transformers": version("transformers")}

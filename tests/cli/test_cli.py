@@ -13,11 +13,21 @@ from typing import Any
 import pytest
 import torch
 
-from causal_tracer import CausalTracer, HiddenFlow, MapSpec, OtherPrompt, RunOptions, TraceRequest, __version__
+from causal_tracer import (
+    CausalTracer,
+    HiddenFlow,
+    LogitLens,
+    MapSpec,
+    OtherPrompt,
+    RunOptions,
+    TraceRequest,
+    __version__,
+)
 from causal_tracer.cli import main as cli
 from causal_tracer.cli import progress as cli_progress
 from causal_tracer.errors import ModelLoadError, NumericsError, SettingsError, SubjectError, TraceCancelled
 from causal_tracer.results.analysis import COLUMNS
+from causal_tracer.results.words import display_token
 from tests.support.chat_templates import PLAIN
 from tests.support.tiny_models import PROMPT, SUBJECT, tiny_model, tiny_tokenizer
 
@@ -41,7 +51,7 @@ def run(folder: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple
 
     def running(*words: Any) -> tuple[int, str, str]:
         capsys.readouterr()
-        named = [*map(str, words), *(["--model", str(folder)] if words[0] == "trace" else [])]
+        named = [*map(str, words), *(["--model", str(folder)] if words[0] in ("trace", "lens") else [])]
         status = cli.main(named)
         out, err = capsys.readouterr()
         return status, out, err
@@ -328,13 +338,51 @@ def test_a_fault_of_ours_is_not_dressed_up(run: Any, monkeypatch: pytest.MonkeyP
         run(*ASKED)
 
 
+# The lens ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_lens_prints_the_top_token_of_each_layer_at_the_last_token(run: Any, folder: Path) -> None:
+    status, out, _ = run("lens", PROMPT, "--answer", " Rome")
+    assert status == 0
+    lens = CausalTracer.from_pretrained(str(folder)).lens(PROMPT, " Rome")
+    header, *table = out.splitlines()[-4:]
+    assert "P(Rome)" in header
+    for layer, line in enumerate(table):
+        best = lens.top(-1, layer)[0]
+        number, token, probability, answer, rank, entropy = line.split()
+        assert (int(number), token) == (layer, display_token(best.text))
+        assert float(probability) == pytest.approx(best.probability, rel=1e-3)
+        assert float(answer) == pytest.approx(float(lens.answer_probabilities[-1, layer]), rel=1e-3)
+        assert int(rank) == int(lens.answer_ranks[-1, layer])
+        assert float(entropy) == pytest.approx(float(lens.entropies[-1, layer]), abs=0.01)
+
+
+def test_a_lens_is_written_as_json_csv_and_a_page(run: Any, folder: Path, tmp_path: Path) -> None:
+    places = {name: tmp_path / f"lens.{name}" for name in ("json", "csv", "html")}
+    words = [word for name, place in places.items() for word in (f"--{name}", place)]
+    assert run("lens", PROMPT, "--top", 2, "--quiet", *words) == (0, "", "")
+    lens = CausalTracer.from_pretrained(str(folder)).lens(PROMPT, top=2)
+    assert LogitLens.load(places["json"]).to_dict() == lens.to_dict()
+    assert places["csv"].read_bytes().decode() == lens.to_csv()
+    assert places["html"].read_text("utf-8").count("Plotly.newPlot(") == 1
+    assert LogitLens.from_dict(json.loads(run("lens", PROMPT, "--json", "-")[1])).run == "clean run"
+
+
+def test_a_lens_of_a_conversation_and_what_does_not_fit(run: Any) -> None:
+    assert run("lens", "the Space Needle", "--chat")[0] == 0
+    status, _, err = run("lens", PROMPT, "--system", "x")
+    assert status == 2
+    assert "add --chat" in err
+    assert run("lens", PROMPT, "--top", 0)[0] == 2
+
+
 # Help and progress ----------------------------------------------------------------------------------------------------
 
 
 def test_help_names_every_command_and_version_is_the_packages(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = run("--help")
     assert status == 0
-    assert all(f" {name} " in out for name in ("trace", "app", "study"))
+    assert all(f" {name} " in out for name in ("trace", "lens", "app", "study"))
     assert run("--version") == (0, f"{__version__}\n", "")
     assert run("-h")[1] == out
     assert "--subject" in run("trace", "--help")[1]

@@ -1,0 +1,194 @@
+"""LogitLens: what a model would say after each layer, plain data that saves and loads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from os import PathLike
+from typing import Any
+
+from torch import Tensor
+
+from causal_tracer.arguments import whole_number
+from causal_tracer.errors import ResultFormatError, SettingsError
+from causal_tracer.results import saved_form
+from causal_tracer.results.short_forms import lens_figure, lens_lines
+from causal_tracer.results.tables import csv_text
+from causal_tracer.results.top_tokens import TokenProbability, Tokens
+
+COLUMNS = (
+    "position", "token", "layer", "rank", "top_id", "top_token", "top_probability", "answer", "answer_probability",
+    "answer_rank", "entropy_nats",
+)  # fmt: skip
+"""The columns of a lens's table."""
+
+
+@dataclass(frozen=True, eq=False)
+class LogitLens:
+    """The next-token distribution that each layer's residual stream gives, by the model's own final norm and head.
+
+    Attributes:
+        prompt: The prompt.
+        input_ids: Its token ids [tokens].
+        input_tokens: Their texts.
+        top_ids: The most probable next tokens after each token and block, best first [tokens, layers, top].
+        top_probabilities: Their probabilities [tokens, layers, top].
+        texts: The text of each token in `top_ids`, by id.
+        answer: The answer's text.
+        answer_id: Its token id.
+        answer_probabilities: The answer's probability [tokens, layers].
+        answer_ranks: How many tokens are more probable than the answer, plus one: 1 is the best [tokens, layers].
+        entropies: Entropy of the distribution, in nats [tokens, layers].
+        run: The run that was read, in words, such as "clean run".
+        samples: Noise samples whose probabilities were averaged; 1 in a run without noise.
+        model: The model's name.
+        revision: Its revision, where it has one.
+        dtype: Dtype of its weights.
+        final_norm: The module that is its final norm.
+        versions: Versions of the libraries that took part.
+        notes: What a reader has to know, such as an answer of several tokens.
+
+    All tensors are float32 (ids and ranks int64) on the CPU. The last layer is what the model itself says.
+    """
+
+    prompt: str
+    input_ids: Tensor
+    input_tokens: tuple[str, ...]
+    top_ids: Tensor
+    top_probabilities: Tensor
+    texts: Mapping[int, str]
+    answer: str
+    answer_id: int
+    answer_probabilities: Tensor
+    answer_ranks: Tensor
+    entropies: Tensor
+    run: str
+    samples: int
+    model: str
+    revision: str | None
+    dtype: str
+    final_norm: str
+    versions: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        """Prompt, answer and the last token's top tokens in a few lines."""
+        return lens_lines(self)
+
+    def _repr_html_(self) -> str | None:
+        """The figure, which notebooks show in place of the text where Plotly is installed."""
+        return lens_figure(self)
+
+    def top(self, token: int, layer: int) -> Tokens:
+        """Return the most probable next tokens after a token and a block, best first; negative numbers count back.
+
+        Raises:
+            SettingsError: There is no such token or layer.
+        """
+        tokens, layers = self.entropies.shape
+        for name, number, count in (("token", token, tokens), ("layer", layer, layers)):
+            if not -count <= whole_number(name, number) < count:
+                raise SettingsError(f"{name}={number} is out of range: give 0 to {count - 1}, or -{count} to -1.")
+        pairs = zip(self.top_ids[token, layer].tolist(), self.top_probabilities[token, layer].tolist(), strict=True)
+        return tuple(TokenProbability(number, self.texts[number], probability) for number, probability in pairs)
+
+    def to_csv(self) -> str:
+        """Return a table as CSV: a row for each token, layer and top token (`COLUMNS`)."""
+        return csv_text(COLUMNS, self.rows())
+
+    def rows(self) -> Iterator[tuple[Any, ...]]:
+        """Yield the rows of the table, with the columns `COLUMNS`."""
+        for position, text in enumerate(self.input_tokens):
+            for layer in range(self.entropies.shape[1]):
+                place = position, layer
+                read = (
+                    self.answer,
+                    float(self.answer_probabilities[place]),
+                    int(self.answer_ranks[place]),
+                    float(self.entropies[place]),
+                )
+                for rank, best in enumerate(self.top(*place), start=1):
+                    yield position, text, layer, rank, best.token_id, best.text, best.probability, *read
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as JSON types."""
+        data = saved_form.head("LogitLens")
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, Tensor):
+                value = saved_form.nested(value)
+            data[item.name] = list(value) if isinstance(value, tuple) else value
+        return {
+            **data,
+            "texts": {str(token): text for token, text in self.texts.items()},
+            "versions": dict(self.versions),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Any) -> LogitLens:
+        """The result that `to_dict` described.
+
+        Raises:
+            ResultFormatError: The data is not such a result, is from a newer version, or does not fit together.
+        """
+        with saved_form.reading("LogitLens", data):
+            lens = cls(
+                prompt=str(data["prompt"]),
+                input_ids=saved_form.whole_tensor(data["input_ids"]),
+                input_tokens=tuple(str(token) for token in data["input_tokens"]),
+                top_ids=saved_form.whole_tensor(data["top_ids"]),
+                top_probabilities=saved_form.float_tensor(data["top_probabilities"]),
+                texts={int(token): str(text) for token, text in data["texts"].items()},
+                answer=str(data["answer"]),
+                answer_id=int(data["answer_id"]),
+                answer_probabilities=saved_form.float_tensor(data["answer_probabilities"]),
+                answer_ranks=saved_form.whole_tensor(data["answer_ranks"]),
+                entropies=saved_form.float_tensor(data["entropies"]),
+                run=str(data["run"]),
+                samples=int(data["samples"]),
+                model=str(data["model"]),
+                revision=None if data["revision"] is None else str(data["revision"]),
+                dtype=str(data["dtype"]),
+                final_norm=str(data["final_norm"]),
+                versions={str(name): str(version) for name, version in data["versions"].items()},
+                notes=tuple(str(note) for note in data["notes"]),
+            )
+        lens._check()
+        return lens
+
+    def _check(self) -> None:
+        shape = self.entropies.shape
+        fits = (
+            len(shape) == 2
+            and 0 not in shape
+            and shape[0] == len(self.input_tokens)
+            and self.input_ids.shape == shape[:1]
+            and self.answer_probabilities.shape == self.answer_ranks.shape == shape
+            and self.top_ids.shape == self.top_probabilities.shape
+            and self.top_ids.dim() == 3
+            and self.top_ids.shape[:2] == shape
+            and self.top_ids.shape[2] > 0
+            and set(self.top_ids.flatten().tolist()) <= self.texts.keys()
+        )
+        if not fits:
+            raise ResultFormatError(
+                f"This saved LogitLens does not fit together: {len(self.input_tokens)} tokens, entropies "
+                f"{list(shape)}, top tokens {list(self.top_ids.shape)} with {len(self.texts)} texts."
+            )
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the result as JSON, into a folder that is made if needed; `LogitLens.load` gives identical numbers.
+
+        Raises:
+            ExportError: The result has infinite numbers, or the file cannot be written.
+        """
+        saved_form.save(self.to_dict(), path)
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> LogitLens:
+        """Read a result that `save` wrote.
+
+        Raises:
+            ResultFormatError: The file cannot be read, or is not such a result.
+        """
+        return cls.from_dict(saved_form.load(path, cls.__name__))

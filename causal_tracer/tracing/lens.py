@@ -1,0 +1,255 @@
+"""The logit lens: each layer's residual stream, read by the model's own final norm and head (nostalgebraist 2020)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from causal_tracer.arguments import whole_number
+from causal_tracer.errors import ModelStructureError, SettingsError
+from causal_tracer.experiment.answers import asked_answer
+from causal_tracer.experiment.samples import base_of_samples
+from causal_tracer.experiment.set_up import Experiment, TracingContext, prompt_for, set_up
+from causal_tracer.metrics.distribution import Distributions, distributions_of
+from causal_tracer.model.batch_size import default_batch_size
+from causal_tracer.model.causal_lm import require_weights
+from causal_tracer.model.layers import TracedModel
+from causal_tracer.model.quantization import quantizes_activations
+from causal_tracer.model.runs import Recorder
+from causal_tracer.model.torch_state import in_standard_torch_state
+from causal_tracer.model.wrappers import model_notes
+from causal_tracer.prompts.chat import ChatText
+from causal_tracer.prompts.decoding import token_text
+from causal_tracer.prompts.prompt import Prompt
+from causal_tracer.request.records import MapSpec, RunOptions, SamplesUntil, Text, TraceRequest
+from causal_tracer.request.sites import KINDS, SITES, SPANS
+from causal_tracer.results.lens import LogitLens
+from causal_tracer.results.words import display_token
+from causal_tracer.sweep.full import full_sweep
+from causal_tracer.sweep.plan import Cell, Sweep, SweepPlan
+from causal_tracer.sweep.read_out import ReadOut, noting_outputs
+from causal_tracer.tracing.cells import owned_cells
+from causal_tracer.tracing.maps import library_versions
+
+
+@dataclass(frozen=True, eq=False)
+class Streams:
+    """What a lens reads: the residual stream after each block of a run, and what the model itself said.
+
+    Attributes:
+        states: [samples, tokens, layers, ...], where the last block left its output.
+        outputs: The output of each block: the form that a skipped block must return.
+        read: The position whose next token the model was read at.
+        logits: The model's own logits there [samples, vocabulary], float32.
+    """
+
+    states: Tensor
+    outputs: Mapping[int, Any]
+    read: int
+    logits: Tensor
+
+
+@in_standard_torch_state
+def prompt_lens(context: TracingContext, request: TraceRequest, top: int) -> LogitLens:
+    """Return the lens of the clean run of a request's prompt; see `SingleRunCalls.lens`."""
+    require_weights(context.traced.model)
+    prompt = whole_prompt(context, request.prompt)
+    with noting_outputs(context.traced) as outputs:
+        answer = asked_answer(context, request, prompt, ("hidden",))
+    activations = {name: values[None] for name, values in answer.clean.activations.items()}
+    states = stacked_states(context.traced, activations, len(prompt))
+    streams = Streams(states, outputs, answer.reads[0], answer.clean.logits[:1])
+    notes = prompt.notes + answer.notes + first_token_note(context, answer.ids)
+    return lens_of(context, prompt, answer.ids[0], streams, top, run="clean run", notes=notes)
+
+
+@in_standard_torch_state
+def noisy_lens(
+    context: TracingContext,
+    request: TraceRequest,
+    spec: MapSpec,
+    options: RunOptions,
+    top: int,
+    restored: tuple[int, int] | None,
+) -> LogitLens:
+    """Return the lens of a request's corrupted run, or of the run of one cell of its map; see `SingleRunCalls.lens`."""
+    traced = context.traced
+    if isinstance(samples := request.samples, SamplesUntil):
+        raise SettingsError(f"A lens takes a fixed number of samples (given: samples={samples}). Give one.")
+    if restored is None:
+        # Without a cell, the run of direction "corrupt" would be the clean one.
+        request = replace(request, direction="restore")
+    experiment = set_up(context, request, {*KINDS, spec.kind})
+    cell = Cell(0, 0, ()) if restored is None else _cell(experiment, spec, restored)
+    batch_size = options.batch_size or default_batch_size(traced, len(experiment.base_input.sequence))
+    embeddings = experiment.embeddings(0, samples)
+    base, _ = base_of_samples(experiment, embeddings, [spec], batch_size, None)
+    plan = SweepPlan((cell,), experiment.base_input.reads)
+    work = Sweep(traced, experiment.clean, base, plan, experiment.metric, batch_size, seed=request.seed)
+    prompt = experiment.base_prompt
+    streams = recorded_streams(work, len(prompt))
+    low = "second prompt" if experiment.second is not None else "corrupted run"
+    run = low if restored is None else _patch_words(experiment, spec, cell)
+    if base.samples > 1:
+        run += f", mean of {base.samples} samples"
+    notes = experiment.notes + first_token_note(context, experiment.answer_ids)
+    return lens_of(context, prompt, experiment.answer_ids[0], streams, top, run=run, notes=notes)
+
+
+def answer_field(answer: str | int | None) -> dict[str, Any]:
+    """Return an answer, a text or a token id, as the field of a request."""
+    return {} if answer is None else {"answer" if isinstance(answer, str) else "answer_id": answer}
+
+
+def first_token_note(context: TracingContext, answer_ids: Sequence[int]) -> tuple[str, ...]:
+    """Return the note that only the first of an answer's several tokens is read."""
+    if len(answer_ids) == 1:
+        return ()
+    first = token_text(context.tokenizer, answer_ids[0])
+    return (f"The answer has {len(answer_ids)} tokens. The first one is read: {first!r}.",)
+
+
+def whole_prompt(context: TracingContext, text: Text) -> Prompt:
+    """Return the prompt of a run without a subject: all of the text, or the last message, stands for it."""
+    said = text
+    if isinstance(text, ChatText):
+        contents = [text.assistant_prefix, *(message["content"] for message in text.messages)]
+        said = next((content for content in reversed(contents) if content.strip()), "")
+    return prompt_for(context, text, said if isinstance(said, str) else None)
+
+
+def recorded_streams(work: Sweep, n_tokens: int) -> Streams:
+    """Run the only cell of a sweep in every sample, and return the streams of the first tokens."""
+    recorder, logits = Recorder(work.traced.activation_names("hidden")), []
+    with noting_outputs(work.traced) as outputs:
+        for _ in full_sweep(work, watch=lambda watched: logits.append(watched.logits[:, 0].cpu()), record=recorder):
+            pass
+    states = stacked_states(work.traced, recorder.values(), n_tokens)
+    return Streams(states, outputs, work.reads[0], torch.cat(logits))
+
+
+def stacked_states(traced: TracedModel, activations: Mapping[str, Tensor], n_tokens: int) -> Tensor:
+    """Return the streams after each block [samples, tokens, layers, ...] from block outputs by name."""
+    streams = [activations[name][:, :n_tokens] for name in traced.activation_names("hidden")]
+    return torch.stack([stream.to(streams[-1].device) for stream in streams], dim=2)
+
+
+def lens_of(
+    context: TracingContext,
+    prompt: Prompt,
+    answer_id: int,
+    streams: Streams,
+    top: int,
+    *,
+    run: str,
+    notes: Sequence[str],
+) -> LogitLens:
+    """Read the streams of a run: over several samples, the mean of the probabilities.
+
+    Raises:
+        SettingsError: `top` is not between 1 and the size of the vocabulary.
+        ModelStructureError: The model has no final norm, or the last layer does not give the model's own logits.
+        NumericsError: A logit is NaN or infinite.
+    """
+    traced, tokenizer = context.traced, context.tokenizer
+    whole_number("top", top, 1, traced.vocab_size)
+    norm = traced.final_norm
+    samples, tokens, layers = streams.states.shape[:3]
+    read = _read_cells(traced, prompt.input_ids[-1], streams, answer_id, top)
+    by_cell = Distributions(*(values.cpu().view(tokens, layers, *values.shape[1:]) for values in read))
+    return LogitLens(
+        prompt=prompt.text,
+        input_ids=torch.tensor(prompt.input_ids),
+        input_tokens=prompt.tokens,
+        top_ids=by_cell.top_ids,
+        top_probabilities=by_cell.top_probabilities,
+        texts={token: token_text(tokenizer, token) for token in sorted(set(by_cell.top_ids.flatten().tolist()))},
+        answer=token_text(tokenizer, answer_id),
+        answer_id=answer_id,
+        answer_probabilities=by_cell.answer_probabilities,
+        answer_ranks=by_cell.answer_ranks,
+        entropies=by_cell.entropies,
+        run=run,
+        samples=samples,
+        model=context.model_id,
+        revision=context.revision,
+        dtype=traced.dtype_name,
+        final_norm=norm,
+        versions=dict(library_versions()),
+        notes=(*notes, *model_notes(traced.model)),
+    )
+
+
+def _read_cells(traced: TracedModel, token_id: int, streams: Streams, answer_id: int, top: int) -> Distributions:
+    """Read all cells, token by token and in each layer by layer, in chunks that bound rows x vocabulary."""
+    read_out = ReadOut(traced, streams.outputs, token_id, reads=1, broadcast=False, what="lens's")
+    samples, _, layers = streams.states.shape[:3]
+    cells = streams.states.flatten(1, 2)
+    checked = streams.read * layers + layers - 1
+    parts = []
+    # A mean over samples holds two distributions more for each row.
+    most = read_out.most_rows if samples == 1 else max(1, read_out.most_rows // 3)
+    for chunk in torch.split(torch.arange(cells.shape[1]), most):
+        total: Tensor | None = None
+        for sample in range(samples):
+            logits = read_out(cells[sample, chunk][:, None])[:, 0]
+            if checked in chunk:
+                _require_own_logits(traced, logits[checked - int(chunk[0])], streams.logits[sample])
+            if samples > 1:
+                probabilities = logits.softmax(dim=-1)
+                total = probabilities if total is None else total + probabilities
+        if total is not None:
+            # Its logarithm is a distribution's logits; the smallest float stands for probabilities of 0.
+            logits = (total / samples).clamp(min=torch.finfo(torch.float32).tiny).log()
+        parts.append(distributions_of(logits, answer_id, top))
+    return Distributions(*map(torch.cat, zip(*parts, strict=True)))
+
+
+def _require_own_logits(traced: TracedModel, found: Tensor, own: Tensor) -> None:
+    """Check that the last block's output, read by the lens, gives the logits of the model's own run."""
+    exact = traced.dtype in (torch.float32, torch.float64) and not quantizes_activations(traced.model)
+    allowed = (1e-4 if exact else 0.03) * max(1.0, float(own.abs().max()))
+    difference = float((found.cpu() - own).abs().max())
+    if not difference <= allowed:
+        raise ModelStructureError(
+            f"The logit lens does not fit {type(traced.model).__name__}: the last block's output, read through "
+            f"{traced.final_norm!r} and the head, gives logits that are off by {difference:.2g} from the model's own "
+            f"({allowed:.2g} is allowed). Its logits depend on more than the last block's output at that token."
+        )
+
+
+def _cell(experiment: Experiment, spec: MapSpec, place: tuple[int, int]) -> Cell:
+    """Return the cell of a map at (row, layer)."""
+    row, layer = (whole_number("restored", number) for number in place)
+    cells = [cell for _, cell in owned_cells(experiment, {"map": spec})]
+    row = row + len(experiment.prompt) if row < 0 and SITES[spec.kind].rows == "tokens" else row
+    for cell in cells:
+        if (cell.position, cell.layer) == (row, layer):
+            return cell
+    rows, layers = ({getattr(cell, name) for cell in cells} for name in ("position", "layer"))
+    raise SettingsError(
+        f"restored={tuple(place)} is not a cell of this map. Give (row, layer) with a row from {min(rows)} to "
+        f"{max(rows)} and a layer from {min(layers)} to {max(layers)}."
+    )
+
+
+def _patch_words(experiment: Experiment, spec: MapSpec, cell: Cell) -> str:
+    """Return what was done at a cell, in words."""
+    site, tokens = SITES[spec.kind], experiment.prompt.tokens
+    row = SPANS[cell.position] if site.rows == "spans" else f"head {cell.position}"
+    if site.rows == "tokens":
+        row = repr(display_token(tokens[cell.position]))
+    if site.blocks:
+        return f"attention to {row} blocked around layer {cell.layer}"
+    if site.rows == "heads":
+        row = f"{row} at {display_token(tokens[spec.at_tokens(len(tokens))[0]])!r}"
+    done = "corrupted" if experiment.request.direction == "corrupt" else "restored"
+    if spec.ablates:
+        done = f"set to {spec.source}"
+    elif experiment.second is not None:
+        done = "patched"
+    return f"{site.patched} at {row}, layer {cell.layer}, {done}"
