@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import tiny_configs
-from causal_tracer import CausalTracer, LogitLens, MapSpec, SamplesUntil, TraceRequest, load_model
+from causal_tracer import CausalTracer, LogitLens, MapSpec, OtherPrompt, SamplesUntil, TraceRequest, load_model
 from causal_tracer.errors import ModelStructureError, PromptError, SettingsError
 from causal_tracer.metrics.metric import AnswerRank
 from causal_tracer.model.probing import probe_ids
@@ -38,6 +38,7 @@ from tests.support.tiny_models import (
 from tests.support.unchanged import assert_unchanged, fingerprint
 
 SAMPLES, SEED = 2, 3
+LONGER = "Look: in the city of Seattle, the Steve Jobs river is in the city"
 
 
 def ids_of(name: str) -> list[int]:
@@ -221,6 +222,43 @@ def test_the_last_cell_of_a_noisy_lens_is_the_maps_score(name: str) -> None:
     corrupted = tracer.lens(request, corrupted=True)
     assert float(corrupted.answer_probabilities[-1, -1]) == pytest.approx(flow.low_score, abs=1e-5)
     assert corrupted.run == "corrupted run, mean of 3 samples"
+
+
+@pytest.mark.parametrize(
+    ("changes", "spec", "words"),
+    [
+        ({"second": OtherPrompt(LONGER, "Steve Jobs"), "metric": "probability"}, MapSpec("mlp", 2), "patched"),
+        (
+            {"second": OtherPrompt(LONGER, "Steve Jobs"), "metric": "probability", "direction": "corrupt"},
+            MapSpec("attention", 2),
+            "patched",
+        ),
+        ({"direction": "corrupt", "corruption": "none"}, MapSpec("mlp", 1, source="zero"), "set to zero"),
+        ({"direction": "corrupt", "corruption": "none"}, MapSpec("knockout", 3), "blocked"),
+        ({"direction": "corrupt", "corruption": "none"}, MapSpec("span_knockout", 3), "attention to subject blocked"),
+    ],
+    ids=["restored between prompts", "corrupted between prompts", "ablation", "knockout", "spans"],
+)
+def test_the_lens_of_a_cell_of_any_experiment_ends_at_its_score(
+    changes: dict[str, Any], spec: MapSpec, words: str
+) -> None:
+    tracer = tiny_tracer("llama")
+    request = TraceRequest(PROMPT, SUBJECT, **changes)
+    flow = tracer.trace(request, spec=spec)
+    row = 0 if spec.kind == "span_knockout" else flow.subject_range[1] - 1
+    lens = tracer.lens(request, restored=(row, 1), spec=spec)
+    assert words in lens.run
+    found = float(lens.answer_probabilities[-1, -1])
+    assert found == pytest.approx(float(flow.scores[row, 1]), abs=1e-5)
+    assert abs(found - flow.high_score) > 1e-4
+
+
+def test_the_lens_of_a_second_prompt_has_its_tokens() -> None:
+    request = TraceRequest(PROMPT, SUBJECT, second=OtherPrompt(LONGER, "Steve Jobs"))
+    lens = tiny_tracer("llama").lens(request, corrupted=True, answer=7)
+    alone = tiny_tracer("llama").lens(LONGER, answer=7)
+    assert lens.input_tokens == alone.input_tokens
+    torch.testing.assert_close(lens.answer_probabilities, alone.answer_probabilities)
 
 
 def test_heads_and_the_other_direction_go_through_the_same_door() -> None:
