@@ -165,7 +165,7 @@ def _span_lines(effects: StudyEffects, kind: str) -> go.Figure:
 
     Of a probability it is the change relative to the clean run, in per cent, as in the paper.
     """
-    values, title = effects.maps[kind], f"change of {effects.label} from the clean run"
+    values, title = effects.maps[kind], f"change of {effects.label}"
     if effects.metric.name == "probability":
         values, title = 100 * values / effects.high[:, None, None], f"{title} (%)"
     figure = go.Figure()

@@ -211,7 +211,7 @@ class TestKnockouts:
         assert list(curves) == ["subject", "other tokens", "itself"]
         for number, curve in enumerate(curves.values()):
             assert np.allclose(curve, np.mean(expected, axis=0)[number], atol=1e-3)
-        assert figure.layout.yaxis.title.text == "change of P(answer) from the clean run (%)"
+        assert figure.layout.yaxis.title.text == "change of P(answer) (%)"
         assert figure.layout.xaxis.title.text == "centre of 2 blocked layers (span knockout)"
         assert "blocking attention" in figure_words("map knockout", "corrupt")[1]
         assert "in which attention is blocked" in findings_html(study)
