@@ -51,7 +51,7 @@ def find_final_norm(model: nn.Module, site_names: SiteNames) -> str:
     found = ", ".join(f"{call.name!r} ({type(modules[call.name]).__name__})" for call in calls) or "no module"
     raise ModelStructureError(
         f"No final norm was found in {type(model).__name__}: between its last block {last!r} and its head runs "
-        f"{found}, which does not normalise the stream. Without a norm, a logit lens would show earlier layers on "
+        f"{found}, and nothing there normalises the stream. Without a norm, a logit lens would show earlier layers on "
         "another scale."
     )
 

@@ -37,7 +37,8 @@ _SUBJECT = (2, 4)
 _SAMPLES = 2
 # Positions checked where each may be a case of its own.
 _MOST_POSITIONS = 16
-_FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError)
+FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError)
+"""What a model raises that does not support a way of running it."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def has_plain_cache(traced: TracedModel, digest: str) -> bool:
         try:
             output = run_model(traced, probe_ids(traced.model, 3), {}, use_cache=True)
             _plain_caches[digest] = keeps_keys_and_values_only(snapshot(traced, output, shared=True))
-        except (CannotResume, *_FAILURES):
+        except (CannotResume, *FAILURES):
             _plain_caches[digest] = True  # no resume mode uses such a cache
     return _plain_caches[digest]
 
@@ -103,7 +104,7 @@ def check_resume_modes(
             found = _scores(resumed_sweep(replace(work, batch_size=min(7, batch_size)), mode=mode), work)
         except torch.OutOfMemoryError:
             raise  # a RuntimeError too, but no fault of the mode
-        except (CannotResume, *_FAILURES) as error:
+        except (CannotResume, *FAILURES) as error:
             reason = str(error).splitlines()[0][:200] if str(error) else ""
             tried.append(f"The sweep {mode.name!r} failed on this model ({type(error).__name__}: {reason}).")
             continue

@@ -29,6 +29,7 @@ from causal_tracer.request.records import MapSpec, RunOptions, SamplesUntil, Tex
 from causal_tracer.request.sites import KINDS, SITES, SPANS
 from causal_tracer.results.lens import LogitLens
 from causal_tracer.results.words import display_token
+from causal_tracer.sweep.check import FAILURES
 from causal_tracer.sweep.full import full_sweep
 from causal_tracer.sweep.plan import Cell, Sweep, SweepPlan
 from causal_tracer.sweep.read_out import ReadOut, noting_outputs
@@ -196,7 +197,7 @@ def _read_cells(traced: TracedModel, token_id: int, streams: Streams, answer_id:
     for chunk in torch.split(torch.arange(cells.shape[1]), most):
         total: Tensor | None = None
         for sample in range(samples):
-            logits = read_out(cells[sample, chunk][:, None])[:, 0]
+            logits = _read(read_out, cells[sample, chunk])
             if checked in chunk:
                 _require_own_logits(traced, logits[checked - int(chunk[0])], streams.logits[sample])
             if samples > 1:
@@ -207,6 +208,19 @@ def _read_cells(traced: TracedModel, token_id: int, streams: Streams, answer_id:
             logits = (total / samples).clamp(min=torch.finfo(torch.float32).tiny).log()
         parts.append(distributions_of(logits, answer_id, top))
     return Distributions(*map(torch.cat, zip(*parts, strict=True)))
+
+
+def _read(read_out: ReadOut, states: Tensor) -> Tensor:
+    """Return the logits of states [rows, ...]."""
+    try:
+        return read_out(states[:, None])[:, 0]
+    except torch.OutOfMemoryError:
+        raise  # a RuntimeError too, but no fault of the model
+    except FAILURES as error:
+        raise ModelStructureError(
+            f"{type(read_out.traced.model).__name__} has no logit lens: its final norm and head do not run without its "
+            f"blocks ({type(error).__name__}: {error})."
+        ) from error
 
 
 def _require_own_logits(traced: TracedModel, found: Tensor, own: Tensor) -> None:
