@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from causal_tracer.cli.lens import lens
+from causal_tracer.cli.patch import patch
 from causal_tracer.cli.study import study
 from causal_tracer.cli.trace import trace
 from causal_tracer.errors import CausalTracerError, TraceCancelled
@@ -74,6 +75,7 @@ app = typer.Typer(
 )
 app.command("trace")(with_exit_status(trace))
 app.command("lens")(with_exit_status(lens))
+app.command("patch")(with_exit_status(patch))
 app.command(
     "app",
     # The app reads all options itself, --help included.

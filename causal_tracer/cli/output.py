@@ -19,6 +19,7 @@ from causal_tracer.results.analysis import COLUMNS, acts, effects, rows, share
 from causal_tracer.results.flow import HiddenFlow
 from causal_tracer.results.lens import COLUMNS as LENS_COLUMNS
 from causal_tracer.results.lens import LogitLens
+from causal_tracer.results.patched import PatchedRun
 from causal_tracer.results.tables import csv_text
 from causal_tracer.results.words import (
     axis_labels,
@@ -137,16 +138,26 @@ class Outputs:
         Raises:
             ExportError: A file could not be written.
         """
+        self._write_lens(lens, lens.to_dict(), ())
 
+    def write_patched(self, run: PatchedRun) -> None:
+        """Write a patched run to all outputs, with its lens as table and figure.
+
+        Raises:
+            ExportError: A file could not be written.
+        """
+        self._write_lens(run.lens, run.to_dict(), (repr(run), ""))
+
+    def _write_lens(self, lens: LogitLens, data: dict[str, Any], before: Sequence[str]) -> None:
         def figures() -> dict[str, go.Figure]:
             from causal_tracer.plots.lens import plot_lens
 
             return {"lens": plot_lens(lens, show=False)}
 
         def text() -> str:
-            return "\n".join(describe_lens(lens))
+            return "\n".join((*before, *describe_lens(lens)))
 
-        self._write(_Contents([lens.to_dict()], LENS_COLUMNS, lens.rows(), figures, text))
+        self._write(_Contents([data], LENS_COLUMNS, lens.rows(), figures, text))
 
     def _write(self, contents: _Contents) -> None:
         try:

@@ -19,6 +19,7 @@ from causal_tracer import (
     LogitLens,
     MapSpec,
     OtherPrompt,
+    PatchedRun,
     RunOptions,
     TraceRequest,
     __version__,
@@ -51,7 +52,7 @@ def run(folder: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple
 
     def running(*words: Any) -> tuple[int, str, str]:
         capsys.readouterr()
-        named = [*map(str, words), *(["--model", str(folder)] if words[0] in ("trace", "lens") else [])]
+        named = [*map(str, words), *(["--model", str(folder)] if words[0] in ("trace", "lens", "patch") else [])]
         status = cli.main(named)
         out, err = capsys.readouterr()
         return status, out, err
@@ -336,6 +337,40 @@ def test_a_fault_of_ours_is_not_dressed_up(run: Any, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(CausalTracer, "trace_maps", fail)
     with pytest.raises(ZeroDivisionError):
         run(*ASKED)
+
+
+# Patching -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_patched_run_is_printed_and_written(run: Any, folder: Path, tmp_path: Path) -> None:
+    base = PROMPT.replace(SUBJECT, "Steve Jobs")
+    places = {name: tmp_path / f"run.{name}" for name in ("json", "csv", "html")}
+    words = [word for name, path in places.items() for word in (f"--{name}", path)]
+    asked = ("patch", PROMPT, base, "--pair", "5,1:-3,1", "--pair", "-1,0:-1,0", "-k", "mlp", "--answer", " Rome")
+    assert run(*asked, "--quiet", *words) == (0, "", "")
+    pairs = (((5, 1), (-3, 1)), ((-1, 0), (-1, 0)))
+    expected = CausalTracer.from_pretrained(str(folder)).patch(PROMPT, base, pairs, "mlp", answers=[" Rome"])
+    assert PatchedRun.load(places["json"]).to_dict() == expected.to_dict()
+    assert places["csv"].read_bytes().decode() == expected.lens.to_csv()
+    status, out, _ = run(*asked)
+    assert status == 0
+    assert out.startswith(repr(expected))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--pair", "1,2"), "TOKEN,LAYER"),
+        (("--pair", "1,x:2,2"), "TOKEN,LAYER"),
+        (("--pair", "99,0:0,0"), "out of range"),
+        (("--pair", "1,0:1,0", "-k", "knockout"), "knockout"),
+        ((), "--pair"),
+    ],
+)
+def test_what_cannot_be_patched_is_refused(run: Any, words: tuple[str, ...], message: str) -> None:
+    status, _, err = run("patch", PROMPT, PROMPT, *words)
+    assert status == 2
+    assert message in err
 
 
 # The lens ------------------------------------------------------------------------------------------------------------
