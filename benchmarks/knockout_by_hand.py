@@ -1,7 +1,8 @@
 """Attention knockout by hand: one cell at a time, at the scores of every attention, with no mask and no package code.
 
-A mode of torch stands in for the softmax of scores [rows, heads, queries, keys] and for torch's own attention, which it
-computes by its formula. Blocked edges get minus infinity there.
+A mode of torch stands in for the softmax of scores [rows, heads, queries, keys], for their logsumexp, which some models
+scale the result by, and for torch's own attention, which it computes by its formula. Blocked edges get minus infinity
+there.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 Edge = tuple[int, int]
 """A query, and a key that it does not attend to."""
 
-_SOFTMAX = (functional.softmax, torch.softmax, Tensor.softmax)
+_OF_SCORES = (functional.softmax, torch.softmax, Tensor.softmax, torch.logsumexp, Tensor.logsumexp)
 
 
 class _Knockout(TorchFunctionMode):
@@ -31,7 +32,7 @@ class _Knockout(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self.active and func in _SOFTMAX and args[0].dim() == 4 and args[0].shape[-2] == self.tokens:
+        if self.active and func in _OF_SCORES and args[0].dim() == 4 and args[0].shape[-2] == self.tokens:
             return func(self._without_edges(args[0]), *args[1:], **kwargs)
         if self.active and func is functional.scaled_dot_product_attention:
             return self._attention(*args, **kwargs)
