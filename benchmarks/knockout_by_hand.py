@@ -32,16 +32,21 @@ class _Knockout(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self.active and func in _OF_SCORES and args[0].dim() == 4 and args[0].shape[-2] == self.tokens:
+        if self.active and func in _OF_SCORES and self._are_scores(args[0]):
             return func(self._without_edges(args[0]), *args[1:], **kwargs)
         if self.active and func is functional.scaled_dot_product_attention:
             return self._attention(*args, **kwargs)
         return func(*args, **kwargs)
 
+    def _are_scores(self, values: Tensor) -> bool:
+        # Rows and heads may be one dimension; a router's probabilities have no column for each token.
+        square = values.dim() == 3 and values.shape[1:] == (self.tokens, self.tokens)
+        return square or (values.dim() == 4 and values.shape[-2] == self.tokens)
+
     def _without_edges(self, scores: Tensor) -> Tensor:
         scores = scores.clone()
         for query, key in self.edges:
-            scores[:, :, query, key] = -math.inf
+            scores[..., query, key] = -math.inf
         self.blocked += 1
         return scores
 
