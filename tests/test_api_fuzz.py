@@ -402,12 +402,22 @@ def guess(given_: dict[str, Any]) -> None:
     assert found is None or found in given_["text"]
 
 
+def other_prompt(given_: dict[str, Any]) -> None:
+    made = outcome(lambda: OtherPrompt(**given_))
+    if made is not None:
+        asked = outcome(lambda: TraceRequest(PROMPT, SUBJECT, second=made, metric="logit"))
+        found = outcome(lambda: tracer().trace(asked, kind="mlp", window=1))
+        if found is not None:
+            check_flow(found)
+
+
 CALLED: dict[str, tuple[Callable[..., Any], Callable[[dict[str, Any]], Any]]] = {
     "TraceRequest": (TraceRequest, trace),
     "MapSpec": (MapSpec, one_map),
     "RunOptions": (RunOptions, run_options),
     "SamplesUntil": (SamplesUntil, until),
     "HiddenFlowQuery": (HiddenFlowQuery, query),
+    "OtherPrompt": (OtherPrompt, other_prompt),
     "LayerConfig": (LayerConfig, config),
     "CausalTracer": (CausalTracer.__init__, constructor),
     "heads": (TraceRequest, heads),

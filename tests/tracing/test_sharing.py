@@ -24,6 +24,10 @@ QUERIES = (
     (OTHER_PROMPT, OTHER_SUBJECT),
     (PROMPT, "Needle is"),
 )
+# Each of its parts has more tokens than that of any other prompt here, so that all of theirs have partners.
+LONG = OtherPrompt(
+    "Look: in truth, the the Space Needle Steve Jobs is in the city of the city of", "Space Needle Steve Jobs"
+)
 HIDDEN = {"map": MapSpec()}
 Flows = list[dict[str, HiddenFlow]]
 
@@ -89,14 +93,14 @@ def test_batches_and_groups_of_any_size_give_the_same(batch_size: int) -> None:
         ({"corruption": "mean", "samples": 1}, MapSpec("attention", 2)),
         ({}, MapSpec("mlp", 2, severed="attention")),
         ({}, MapSpec(positions=(5, 8), start_layer=1)),
-        ({"placebo": OtherPrompt(OTHER_PROMPT, OTHER_SUBJECT)}, MapSpec("mlp", 2, source="placebo")),
+        ({"placebo": LONG}, MapSpec("mlp", 2, source="placebo")),
     ],
     ids=str,
 )
 def test_whatever_is_asked_for_may_be_shared(
     changes: dict[str, Any], spec: MapSpec, samples_of_sweeps: list[int]
 ) -> None:
-    asked = [each for each in requests(**changes) if changes.get("placebo") is None or each.prompt != OTHER_PROMPT]
+    asked = requests(**changes)
     found, expected = shared_and_alone("llama", asked, {"map": spec})
     assert_same(found, expected, least_effect=1e-6)
     assert max(samples_of_sweeps) > asked[0].samples  # type: ignore[operator]
@@ -104,7 +108,7 @@ def test_whatever_is_asked_for_may_be_shared(
 
 @pytest.mark.parametrize("direction", ["restore", "corrupt"])
 def test_second_prompts_of_one_length_share_passes(direction: Any, samples_of_sweeps: list[int]) -> None:
-    seconds = [OtherPrompt(PROMPT.replace(SUBJECT, other), other) for other in ("Steve Jobs", "Paris tower")]
+    seconds = [OtherPrompt(PROMPT.replace(SUBJECT, other), other) for other in ("Steve Jobs", "Rome Needle")]
     asked = [TraceRequest(PROMPT, SUBJECT, second=each, metric="logit", direction=direction) for each in seconds]
     assert_same(*shared_and_alone("llama", asked, {"map": MapSpec("mlp", 2)}))
     assert max(samples_of_sweeps) == 2
