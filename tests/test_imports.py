@@ -31,6 +31,7 @@ def test_importing_the_package_makes_no_model_class() -> None:
     assert [name for name in _run(code).split() if not name.startswith("transformers.models.auto.")] == []
 
 
+@pytest.mark.slow
 def test_opening_a_saved_result_imports_no_engine_and_no_transformers() -> None:
     stored = Path(causal_tracer.__file__).parent / "web" / "stored" / "space_needle_hidden.json"
     code = f"from causal_tracer import HiddenFlow; HiddenFlow.load({str(stored)!r}); import sys; print(*sys.modules)"

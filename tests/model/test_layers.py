@@ -365,7 +365,7 @@ def _request() -> Any:
     return TraceRequest(PROMPT, SUBJECT, samples=2)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "gemma3_text"])
+@pytest.mark.parametrize("name", ["gpt2", pytest.param("gemma3_text", marks=pytest.mark.slow)])
 def test_threads_that_share_a_model_get_the_numbers_of_one_alone(name: str) -> None:
     """Two tracers of one model, so that only the model's own lock keeps them apart."""
     model = build_tiny_model(name)

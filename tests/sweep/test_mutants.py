@@ -179,6 +179,7 @@ def catches(check: Callable[[checks.Engine, str], None], engine: checks.Engine, 
     return False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_the_right_engine_is_not_caught(name: str) -> None:
     assert not [check.__name__ for check in checks.CHECKS if catches(check, full_sweep, name)]

@@ -220,7 +220,7 @@ def test_caches_that_hold_more_than_keys_and_values_are_known(name: str, plain: 
     assert has_plain_cache(traced, fingerprint(traced.model).digest) == plain
 
 
-@pytest.mark.parametrize("token", [2, 3, 4, 5, 6, 7])
+@pytest.mark.parametrize("token", [2, *(pytest.param(token, marks=pytest.mark.slow) for token in range(3, 8))])
 def test_a_pass_that_is_wrong_from_one_token_only_is_found_where_caches_hold_states(
     token: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -215,6 +215,7 @@ class TestDisk:
         store(tmp_path).put(KEY, tiny_flow())
         assert files(tmp_path) == [f"{KEY.digest}.flow", new.name]
 
+    @pytest.mark.slow
     def test_killed_while_it_writes_leaves_no_half_result(self, tmp_path):
         script = (
             "import os, signal, sys\n"

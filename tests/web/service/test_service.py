@@ -433,6 +433,7 @@ class TestStoredMaps:
             assert flow.settings.noise == pytest.approx(stored.settings.noise, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_package_and_service_need_no_gradio():
     code = (
         "import sys; sys.modules['gradio'] = None\n"
