@@ -65,10 +65,10 @@ def prompt_for(context: TracingContext, text: Text, part: str | None, occurrence
 
 @dataclass(frozen=True, eq=False)
 class RunInput:
-    """What a run runs.
+    """The input of a run.
 
     Attributes:
-        sequence: What is run: the prompt with the answer's tokens but the last after it, and with the tokens that are
+        sequence: The prompt with the answer's tokens but the last after it, and with the tokens that are
             corrupted as its subject.
         reads: The positions whose next tokens are read.
     """
@@ -85,8 +85,8 @@ class Experiment:
         context: The model.
         request: The request. If it sets no noise level, the tracer's own setting is filled in.
         prompt: The prompt.
-        clean_input: That of the clean run.
-        corrupted_input: That of the corrupted run: the same, or the request's second prompt.
+        clean_input: The input of the clean run.
+        corrupted_input: The input of the corrupted run: the same, or the request's second prompt.
         second: The second prompt, where the request has one.
         answer_ids: The answer's tokens.
         clean: The clean run.
@@ -120,7 +120,7 @@ class Experiment:
 
     @property
     def base_input(self) -> RunInput:
-        """That of the run that cells depart from."""
+        """The input of the run that cells depart from."""
         return self.clean_input if self.request.direction == "corrupt" else self.corrupted_input
 
     @property
@@ -155,7 +155,7 @@ class Experiment:
             SettingsError: It is a placebo map, and the request has no placebo.
         """
         places = {token: token for token in range(len(self.prompt))}
-        if self.second is not None:
+        if self.second is not None and not spec.in_clean_run:
             restores = self.request.direction == "restore"
             places = {token: other if restores else token for token, other in self.second.places.items()}
         if spec.source != "placebo":
@@ -188,7 +188,9 @@ def set_up(context: TracingContext, request: TraceRequest, sites: Iterable[SiteN
     clean_input = RunInput(replace(answer.sequence, subject_range=corrupted), answer.reads)
     corrupted_input = clean_input if second is None else _second_input(context, answer, second)
     foil_id = answer.foil_id
-    if second is not None and foil_id is None:
+    # Metrics of the user's own may read a foil too.
+    reads_foil = not isinstance(request.metric, str) or request.metric == "logit difference"
+    if second is not None and foil_id is None and reads_foil:
         foil_id = _other_answer(context, corrupted_input, second, answer, request)
     target = Target(answer.ids, answer.clean.logits, foil_id)
     metric = metric_named(request.metric, target) if isinstance(request.metric, str) else _own(request.metric, target)

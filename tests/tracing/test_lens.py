@@ -176,7 +176,7 @@ def test_an_empty_prompt_is_refused() -> None:
 
 
 def noisy_by_hand(name: str, restored: dict[str, list[int]]) -> Tensor:
-    """The mean of the probabilities over samples, in corrupted runs with modules put back at some tokens."""
+    """Return the mean over samples of probabilities in corrupted runs with modules restored at some tokens."""
     model, ids, tracer = tiny_model(name), ids_of(name), tiny_tracer(name)
     start, end = tracer.trace(PROMPT, SUBJECT, samples=1, end_layer=1).subject_range
     _, clean = clean_by_hand(model, name, ids)

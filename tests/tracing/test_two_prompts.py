@@ -317,6 +317,23 @@ def test_ablations_by_keyword_depart_from_the_clean_run_and_by_record_say_so() -
     assert beside_noise.low_score != pytest.approx(beside_noise.high_score, abs=1e-3)
 
 
+def test_an_ablation_beside_a_second_prompt_has_all_its_rows() -> None:
+    pairs = OtherPrompt(LONGER, "Steve Jobs", pairs=((-1, -1),))
+    request = TraceRequest(PROMPT, SUBJECT, second=pairs, metric="probability", direction="corrupt")
+    specs = {"zero": MapSpec("mlp", 1, source="zero"), "patched": MapSpec("mlp", 1)}
+    flows = tracer("gpt2").trace_maps(request, specs)
+    alone = tracer("gpt2").trace(PROMPT, SUBJECT, kind="mlp", window=1, source="zero")
+    torch.testing.assert_close(flows["zero"].scores, alone.scores, **CLOSE)
+    assert flows["zero"].alignment is None
+    assert flows["patched"].scores[:-1].isnan().all()
+
+
+def test_a_foil_is_found_only_for_metrics_that_read_one() -> None:
+    second = OtherPrompt(LONGER, "Steve Jobs")
+    assert tracer("gpt2").trace(PROMPT, SUBJECT, second=second, metric="probability").settings.foil is None
+    assert tracer("gpt2").trace(PROMPT, SUBJECT, second=second, answer_id=7).settings.foil is not None
+
+
 def test_a_mean_needs_texts() -> None:
     with pytest.raises(SettingsError, match="mean_over"):
         tracer("gpt2").trace(PROMPT, SUBJECT, source="mean")
