@@ -1,4 +1,4 @@
-"""The command `causal-tracer`: trace one prompt, read its logit lens, open the app, or run a study.
+"""The command `causal-tracer`: trace a prompt, read its logit lens, patch it, open the app, or run a study.
 
 Exit status: 0 done · 2 a wrong option, setting or prompt · 1 any other known error · 130 interrupted. Results go to
 standard output, everything else to standard error.

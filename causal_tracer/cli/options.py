@@ -10,7 +10,6 @@ import typer
 from pydantic.fields import FieldInfo
 
 from causal_tracer.request.record import Check, record_fields
-from causal_tracer.request.records import MapSpec, RunOptions, TraceRequest
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -66,13 +65,10 @@ def with_fields(records: Mapping[type[Any], str | None], without: Collection[str
     return decorate
 
 
-def given_options(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options that differ from the defaults of their fields, which may depend on each other."""
-    fields = {
-        name: field for record in (TraceRequest, MapSpec, RunOptions) for name, field in record_fields(record).items()
-    }
-    defaults = {name: None if field.default_factory else field.default for name, field in fields.items()}
-    return {name: value for name, value in settings.items() if value is not None and value != defaults.get(name)}
+def given_options(context: typer.Context, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that stand on the command line. Defaults of fields may depend on these."""
+    sources = {name: context.get_parameter_source(name) for name in settings}
+    return {name: settings[name] for name, source in sources.items() if source is not None and source.name != "DEFAULT"}
 
 
 def _options(record: type[Any], panel: str | None) -> Iterator[inspect.Parameter]:

@@ -1,4 +1,4 @@
-"""The output of the `trace` and `lens` commands: its options, files and printed text."""
+"""The output of the commands `trace`, `lens` and `patch`: its options, files and printed text."""
 
 from __future__ import annotations
 

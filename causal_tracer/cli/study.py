@@ -82,6 +82,7 @@ PushToHub = Annotated[
     without=(*FACT_FIELDS, *"facts_digest request maps options seed_rule source positions token mean_over".split()),
 )
 def study(
+    context: typer.Context,
     model: Model = "embedded",
     facts: Facts = "shipped",
     out: Out = Path("study"),
@@ -117,7 +118,7 @@ def study(
         return
     _show_own_devices(gpus_per_replica)
     loaded = load_facts(facts)
-    options = given_options({**given, "noise": _number_or_text(noise)})
+    options = given_options(context, given) | ({} if noise is None else {"noise": _number_or_text(noise)})
     settings = _settings(
         in_the_clean_run(options) if kind and all(SITES[require_site(each)].blocks for each in kind) else options,
         partial(study_maps, kinds=kind or KINDS, window=window, severed=severed, placebo=placebo),
@@ -146,15 +147,15 @@ def _show_own_devices(gpus_per_replica: int) -> None:
 def _settings(given: dict[str, Any], maps: Callable[[MapSpec], dict[str, MapSpec]], **own: Any) -> StudySettings:
     """Return the study's settings, from options that are fields of the records in it."""
     own |= {name: given.pop(name) for name in record_fields(StudySettings) if name in given}
-    if own.get("pairs") and given.get("metric") is None:
+    if own.get("pairs") and "metric" not in given:
         given["metric"] = "logit difference"
     request, spec, options = trace_records("", given)
     return StudySettings(request=request, maps=maps(spec), options=options, **own)
 
 
-def _number_or_text(noise: str | None) -> float | str | None:
+def _number_or_text(noise: str) -> float | str:
     try:
-        return None if noise is None else float(noise)
+        return float(noise)
     except ValueError:
         return noise
 

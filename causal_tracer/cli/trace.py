@@ -83,6 +83,7 @@ PlaceboSubject = Annotated[
     without=("source", "positions", "answer_id", "read", "elsewhere", "second"),
 )
 def trace(
+    context: typer.Context,
     prompt: Prompt,
     kind: Kinds = None,
     model: Model = "embedded",
@@ -117,7 +118,7 @@ def trace(
     outputs = Outputs(json_to, csv_to, html_to, image_to, quiet)
     kinds = [require_site(name) for name in dict.fromkeys(kind or ["hidden"])]
     text = prompt_text(prompt, chat, system, thinking, assistant_prefix)
-    given = given_options(settings)
+    given = given_options(context, settings)
     if counterfactual:
         given["corruption"] = CounterfactualSubjects(tuple(counterfactual))
     if second_prompt is not None:
@@ -130,7 +131,9 @@ def trace(
     if ablate is not None:
         of_maps["source"] = ablate
     specs = _maps(kinds, of_maps, severed, placebo is not None)
-    request, _, options = trace_records(text, given, (next(iter(specs.values())),))
+    # Only where all maps are made in the clean run is nothing corrupted.
+    first = next((spec for spec in specs.values() if not spec.in_clean_run), next(iter(specs.values())))
+    request, _, options = trace_records(text, given, (first,))
     tracer = load_tracer(model, revision, dtype, device, device_map, quiet=quiet)
     with progress_reporter("restored runs", quiet=quiet) as report:
         flows = tracer.trace_maps(request, specs, options, progress=report)

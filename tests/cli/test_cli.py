@@ -235,8 +235,21 @@ def test_ablations_are_made_in_the_clean_run(run: Any, more: tuple[str, ...]) ->
     flow = HiddenFlow.from_dict(json.loads(out))
     assert flow.settings.ablation == ("zero" if more == ("zero",) else "mean over 2 prompts")
     assert flow.low_score == pytest.approx(flow.high_score)
+    status, _, err = run("trace", PROMPT, "-s", SUBJECT, "--ablate", *more, "--direction", "restore")
+    assert (status, "in the clean run" in err) == (2, True)
     status, _, err = run("trace", PROMPT, "--ablate", "zero", "--severed", "mlp")
     assert (status, "--ablate takes neither" in err) == (2, True)
+
+
+@pytest.mark.parametrize("kinds", [("knockout", "mlp"), ("mlp", "knockout")])
+def test_knockouts_beside_other_kinds_need_a_direction(run: Any, kinds: tuple[str, str]) -> None:
+    asked = ("trace", PROMPT, "-s", SUBJECT, "--samples", 2, *(word for kind in kinds for word in ("-k", kind)))
+    status, _, err = run(*asked)
+    assert (status, "blocks attention in the clean run" in err) == (2, True)
+    status, out, _ = run(*asked, "--direction", "corrupt", "--json", "-")
+    assert status == 0
+    flows = [HiddenFlow.from_dict(json.loads(line)) for line in out.splitlines()]
+    assert all(float((flow.scores - flow.high_score).abs().max()) > 1e-4 for flow in flows)
 
 
 def test_noise_is_a_number_or_times_sigma(run: Any, folder: Path) -> None:
