@@ -9,6 +9,8 @@ from typing import Any
 from causal_tracer.corruption.counterfactual import counterfactual_ids
 from causal_tracer.errors import SettingsError, StudyError, SubjectError
 from causal_tracer.prompts.prompt import Prompt
+from causal_tracer.prompts.subject import Occurrence
+from causal_tracer.request.records import OtherPrompt
 from causal_tracer.study.facts import Fact, load_facts
 from causal_tracer.study.settings import derived_seed
 
@@ -38,10 +40,11 @@ def equal_length_subjects(
     return tuple(islice(fitting, count))
 
 
-def with_subject(prompt: Prompt, other: str) -> str:
-    """Return a prompt's text with another subject in the subject's place."""
+def second_prompt(prompt: Prompt, other: str, occurrence: Occurrence) -> OtherPrompt:
+    """Return a prompt with another subject in the subject's place, as a second prompt."""
     end = prompt.subject_start + len(prompt.subject)
-    return prompt.text[: prompt.subject_start] + other + prompt.text[end:]
+    text = prompt.text[: prompt.subject_start] + other + prompt.text[end:]
+    return OtherPrompt(text, other, occurrence)
 
 
 def partner_for(tokenizer: Any, seed: int, prompt: Prompt, fact: Fact, facts: Iterable[Fact]) -> Fact:

@@ -17,13 +17,14 @@ from causal_tracer.request.sites import SITES
 from causal_tracer.study.audit import audit_summary
 from causal_tracer.study.figures import comparison_figures, figure_words, study_figures
 from causal_tracer.study.records import READ_ROLES, ROLES, FactRecord
+from causal_tracer.study.settings import StudySettings
 from causal_tracer.study.statistics import Mean, StudyEffects, best_layer, fact_peaks, halves
 from causal_tracer.study.stored import StoredStudy, named_effects
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-_CORRUPTING = " Activations of the corrupted run are put into the clean run, and effects are changes from it."
+_CORRUPTING = " Activations of {low} are put into the clean run, and effects are changes from it."
 _LIMITS = """
 <ul><li>Where a fact is found is not where it can be changed: localization does not predict where editing works
 (<a href="https://arxiv.org/abs/2301.04213">Hase et al. 2023</a>).</li>
@@ -107,21 +108,34 @@ def _summary(study: StoredStudy) -> str:
     left_out = ", ".join(f"{counts[status]} {status}" for status in ("unknown", "failed") if counts[status])
     label, better = escape(effects.label), "higher" if effects.metric.higher_is_better else "lower"
     clean, corrupted = (_value(effects, float(values.mean())) for values in (effects.high, effects.low))
-    samples = study.settings.samples
-    corrupting = study.settings.request.direction == "corrupt"
+    settings = study.settings
+    in_clean_run = all(spec.in_clean_run for spec in settings.maps.values())
     facts = (
-        f"<p><b>{len(effects.facts)} facts</b> of {len(set(effects.relations))} relations, "
-        f"{samples} noise sample{'s' if samples > 1 else ''} each{f' ({left_out} left out)' if left_out else ''}. "
+        f"<p><b>{len(effects.facts)} facts</b> of {len(set(effects.relations))} relations"
+        f"{'' if in_clean_run else f', {_corruption(settings)}'}{f' ({left_out} left out)' if left_out else ''}. "
         f"Swept by: {escape(', '.join(f'{name} ({count})' for name, count in engines.items()))}.</p>"
     )
-    if all(SITES[spec.kind].blocks for spec in study.settings.maps.values()):
-        return f"{facts}<p>{label} is {clean} in the clean run, in which attention is blocked.</p>"
+    if in_clean_run:
+        blocks = all(SITES[spec.kind].blocks for spec in settings.maps.values())
+        done = "attention is blocked" if blocks else "activations are set to constants"
+        return f"{facts}<p>{label} is {clean} in the clean run, in which {done}.</p>"
     total = _with_interval(effects, effects.mean(effects.total_effect))
+    changed, low = "when the subject is corrupted", "the corrupted run"
+    if settings.pairs:
+        changed, low = "with the other subject in its place", "that run"
+    corrupting = _CORRUPTING.format(low=low) if settings.request.direction == "corrupt" else ""
     return (
         f"{facts}<p>Average total effect: <b>{total}</b>: {label} goes from {clean} in the clean run to {corrupted} "
-        f"when the subject is corrupted. All effects on this page are differences of {label}, in which {better} values "
-        f"are better.{_CORRUPTING if corrupting else ''}</p>"
+        f"{changed}. All effects on this page are differences of {label}, in which {better} values "
+        f"are better.{corrupting}</p>"
     )
+
+
+def _corruption(settings: StudySettings) -> str:
+    """Return what each fact is set against."""
+    if settings.pairs:
+        return "each set against another subject of its relation"
+    return f"{settings.samples} noise sample{'s' if settings.samples > 1 else ''} each"
 
 
 def _comparison(studies: Sequence[StoredStudy]) -> str:

@@ -122,10 +122,9 @@ class StudySettings:
                 )
             if spec.token is not None:
                 raise SettingsError(f"The map {name!r} has a token, and prompts differ in tokens. Leave it out.")
-            if site.blocks and request.direction == "restore":
+            if spec.in_clean_run and request.direction == "restore":
                 raise SettingsError(
-                    f"The map {name!r} blocks attention in the clean run. Give direction='corrupt' and "
-                    "corruption='none'."
+                    f"The map {name!r} is made in the clean run. Give direction='corrupt' and corruption='none'."
                 )
             if spec.positions is not None:
                 raise SettingsError(f"The map {name!r} has positions, and prompts differ in tokens. Leave them out.")
@@ -152,7 +151,7 @@ class StudySettings:
     def everywhere(self, name: str) -> bool:
         """Return whether a map is made at every token, or at the last subject token and the last token only."""
         spec = self.maps[name]
-        return self.controls_everywhere or (spec.severed is None and spec.source == "clean")
+        return self.controls_everywhere or (spec.severed is None and spec.source != "placebo")
 
     def seed_of(self, fact_id: str) -> int:
         """Return the seed of a fact's noise."""

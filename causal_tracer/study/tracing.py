@@ -15,7 +15,7 @@ from causal_tracer.prompts.decoding import token_text
 from causal_tracer.request.records import MapSpec, OtherPrompt, RunOptions, TraceRequest
 from causal_tracer.request.sites import SITES
 from causal_tracer.results.flow import HiddenFlow
-from causal_tracer.study.counterfactuals import partner_for, with_subject
+from causal_tracer.study.counterfactuals import partner_for, second_prompt
 from causal_tracer.study.facts import Fact, recall
 from causal_tracer.study.records import AuditedCell, FactRecord, MapResult
 from causal_tracer.study.settings import StudySettings, derived_seed
@@ -87,7 +87,7 @@ def _traced(
         answer_id=answer_id,
         seed=settings.seed_of(fact.fact_id),
         noise=None,
-        second=None if partner is None else OtherPrompt(with_subject(prompt, partner.subject), partner.subject),
+        second=None if partner is None else second_prompt(prompt, partner.subject, settings.request.occurrence),
         placebo=None if placebo is None else OtherPrompt(placebo.prompt, placebo.subject, align="spans"),
     )
     specs = settings.maps_of(prompt)

@@ -65,6 +65,7 @@ def test_they_come_back_from_json() -> None:
         ({"request": TraceRequest("", answer_id=3)}, "answer_id=3 cannot be one for all facts"),
         ({"request": TraceRequest("", metric="logit difference")}, "needs a foil"),
         ({"request": TraceRequest("", corruption="zero"), "pairs": True}, "nothing is corrupted"),
+        ({"maps": {"mlp": MapSpec("mlp", source="zero")}}, "made in the clean run"),
         ({"request": TraceRequest("", corruption=ZeroEmbedding())}, "corruption="),
         ({"request": TraceRequest("", metric=lambda _target: None)}, "metric="),
         ({"request": TraceRequest("", samples=SamplesUntil(0.1))}, "samples must be"),
@@ -113,6 +114,11 @@ def test_options_of_the_records_reach_the_trace(invoke) -> None:
 def test_pairs_on_the_command_line_are_read_by_the_logit_difference(invoke) -> None:
     study = invoke("--limit", "3", "--kind", "mlp", "--window", "2", "--no-placebo", "--pairs")
     assert study.settings.pairs
+    words = findings_html(study)
+    assert "each set against another subject of its relation" in words
+    assert "with the other subject in its place" in words
+    assert "noise" not in words
+    assert "corrupted" not in words
     assert study.settings.request.metric == "logit difference"
     traced = [record for record in study.records if record.status == "traced"]
     assert traced
