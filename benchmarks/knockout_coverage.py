@@ -75,7 +75,7 @@ def examine(model_type: str) -> Report:
         _compare_resumed(report, base)
     except ModelStructureError as error:
         report.refused = str(error)
-    except Exception as error:  # noqa: BLE001 (whatever a model throws belongs into the table)
+    except Exception as error:  # noqa: BLE001 (the table shows every error of a model)
         where = traceback.extract_tb(error.__traceback__)[-1]
         report.error = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
     return report

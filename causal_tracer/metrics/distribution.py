@@ -46,7 +46,7 @@ def distributions_of(logits: Tensor, answer_id: int, top: int) -> Distributions:
     return Distributions(
         top_ids=top_ids,
         top_probabilities=(best - largest[:, None] - log_total[:, None]).exp(),
-        # -sum of p log p, where log p is the shifted logit less the log of the total; rounding may make it negative.
+        # -sum of p log p, with log p = shifted logit - log total. Rounding may make it negative.
         entropies=(log_total - weighted / total).clamp(min=0),
         answer_probabilities=(answer - largest - log_total).exp(),
         answer_ranks=above + 1,

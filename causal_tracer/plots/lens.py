@@ -23,7 +23,7 @@ from causal_tracer.results.words import display_token
 Shade = Literal["top", "answer", "entropy"]
 """What the colour of a lens's cells is: the top token's probability, the answer's, or the entropy."""
 
-# Pixels that a cell's text and what stands beside the cells take.
+# Pixels: the width of a cell with its text, and the width of labels and colour bar.
 _CELL_WIDTH, _BESIDE = 48, 190
 _FONT = 10
 

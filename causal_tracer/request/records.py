@@ -254,7 +254,7 @@ def trace_records(
 
 
 def in_the_clean_run(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a request's fields for maps made in the clean run: nothing is corrupted, unless they say otherwise."""
+    """Return a request's fields for maps made in the clean run: if they set no corruption, nothing is corrupted."""
     said = {"direction", "corruption", "second"} & set(given)
     return dict(given) if said else {**given, "direction": "corrupt", "corruption": "none"}
 

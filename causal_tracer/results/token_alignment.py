@@ -1,4 +1,4 @@
-"""Which tokens of another prompt took part in a map, beside the tokens of the map's prompt."""
+"""The alignment of a map's prompt with another prompt, token by token."""
 
 from __future__ import annotations
 
