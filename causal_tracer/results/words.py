@@ -107,6 +107,11 @@ def patched_word(flow: HiddenFlow) -> str:
     return "corrupted" if settings.second is None else "patched"
 
 
+def made_in_clean_run(flow: HiddenFlow) -> bool:
+    """Return whether a map shows what is taken out of the clean run: ablations and blocked attention."""
+    return flow.settings.ablation is not None or SITES[flow.kind].blocks
+
+
 def low_run(settings: TraceSettings) -> str | None:
     """Return what the run is called that the clean run is set against; None where nothing was corrupted."""
     if settings.second is not None:

@@ -18,7 +18,7 @@ from causal_tracer.plots.difference import plot_difference_heatmap
 from causal_tracer.request.sites import KINDS, SITES, LayerKind, require_kind
 from causal_tracer.results.comparison import FlowDifference, compare_flows
 from causal_tracer.results.flow import HiddenFlow
-from causal_tracer.results.words import display_token, effect_label, map_title, metric_of
+from causal_tracer.results.words import display_token, effect_label, map_title, metric_of, patched_word, runs_line
 from causal_tracer.web.page.cells import difference_table_html
 from causal_tracer.web.page.detail import cell_details, detail_html
 from causal_tracer.web.page.downloads import download, open_result
@@ -173,11 +173,11 @@ def difference_html(difference: FlowDifference) -> str:
         else "By token role, the mean over a role's tokens: the prompts differ in length or in where the subject is."
     )
     first, metric = difference.first, metric_of(difference.first)
-    taking = "blocking" if SITES[first.kind].blocks else "corrupting"
-    does = f"{taking} takes away" if first.settings.direction == "corrupt" else "restoring brings back"
+    doing = patched_word(first).removesuffix("ed") + "ing"
+    does = f"{doing} {'takes away' if first.settings.direction == 'corrupt' else 'brings back'}"
     sides = "".join(
         f'<p class="ct-prompt" dir="auto"><b>{name}</b> {escape(_title(flow))}</p>'
-        f'<p class="ct-made">clean {metric.written(flow.high_score)}, corrupted {metric.written(flow.low_score)} · '
+        f'<p class="ct-made">{escape(runs_line(flow, metric.written))} · '
         f"{escape(recipe(flow))}</p>"
         for name, flow in (("A", difference.first), ("B", difference.second))
     )

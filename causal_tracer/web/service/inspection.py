@@ -17,10 +17,9 @@ from causal_tracer.prompts.encoding import encode_with_spans
 from causal_tracer.prompts.prompt import Prompt
 from causal_tracer.prompts.subject import Occurrence, guess_subject, not_found, occurrences
 from causal_tracer.request.records import Text, TraceRequest
-from causal_tracer.request.sites import SITES
 from causal_tracer.results.flow import HiddenFlow
 from causal_tracer.results.top_tokens import TokenProbability
-from causal_tracer.results.words import metric_label, metric_of
+from causal_tracer.results.words import made_in_clean_run, metric_label, metric_of
 from causal_tracer.web.service.limits import too_long
 from causal_tracer.web.service.settings import ServiceSettings
 
@@ -163,16 +162,18 @@ def map_warnings(flow: HiddenFlow) -> tuple[str, ...]:
     """Return why a map should not be read, if it should not."""
     metric, label = metric_of(flow), metric_label(flow)
     found = list(_doubts(metric, label, flow.high_score))
-    if SITES[flow.kind].blocks:
+    if made_in_clean_run(flow):
         # Nothing needs to be corrupted there.
         return tuple(found)
     worse = flow.total_effect if metric.higher_is_better else -flow.total_effect
     if not worse > 0 or worse < metric.readable_effect:
-        corrupted = "the subject" if flow.settings.elsewhere is None else "these other tokens"
+        corrupted = "Corrupting " + ("the subject" if flow.settings.elsewhere is None else "these other tokens")
+        if flow.settings.second is not None:
+            corrupted = "The second prompt"
         limit_ = f" (below {metric.readable_effect:g})" if metric.readable_effect else ""
         found.append(
             f"The total effect is too small to read a map from: {metric.written(flow.total_effect)}{limit_}. "
-            f"Corrupting {corrupted} hardly worsens {label}, so the map has nothing to show."
+            f"{corrupted} hardly worsens {label}, so the map has nothing to show."
         )
     return tuple(found)
 

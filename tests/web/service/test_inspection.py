@@ -128,6 +128,12 @@ class TestInspection:
     def test_warnings_of_a_map(self):
         flow = tiny_flow()
         assert map_warnings(replace(flow, high_score=0.6, low_score=0.1)) == ()
+        in_the_clean_run = replace(
+            flow, high_score=0.6, low_score=0.6, settings=replace(flow.settings, ablation="zero")
+        )
+        assert map_warnings(in_the_clean_run) == ()
+        pair = replace(flow, high_score=0.6, low_score=0.6, settings=replace(flow.settings, second="Rome is in"))
+        assert "The second prompt hardly worsens" in map_warnings(pair)[0]
         assert "unsure" in map_warnings(replace(flow, high_score=0.09, low_score=0.0))[0]
         small = map_warnings(replace(flow, high_score=0.6, low_score=0.58))[0]
         assert "too small to read a map from: 0.020 (below 0.05)" in small
