@@ -22,9 +22,11 @@ from typing import Any, cast
 from causal_tracer.arguments import shown
 from causal_tracer.errors import BusyError, CausalTracerError, PromptError, SettingsError, SubjectError
 from causal_tracer.experiment.set_up import TracingContext
-from causal_tracer.request.records import MapSpec, StoredRequest
+from causal_tracer.request.records import MapSpec, StoredRequest, Text, TraceRequest
 from causal_tracer.request.sites import LayerKind
 from causal_tracer.results.flow import HiddenFlow
+from causal_tracer.results.lens import LogitLens
+from causal_tracer.results.patched import PatchedRun
 from causal_tracer.tracing.loop import MapsUpdate
 from causal_tracer.web.service import links
 from causal_tracer.web.service.asking import CheckedFields, Fields, check_fields
@@ -37,6 +39,7 @@ from causal_tracer.web.service.python_lines import python_lines
 from causal_tracer.web.service.registry import Loader, ModelSlot, ModelStatus, load_tracer
 from causal_tracer.web.service.result_store import ResultKey, ResultStore, result_key
 from causal_tracer.web.service.settings import ServiceSettings, limit
+from causal_tracer.web.service.single_runs import SingleRuns
 from causal_tracer.web.service.updates import Cancelled, RunUpdate
 
 _POLL_SECONDS = 0.25
@@ -56,6 +59,7 @@ class TraceService:
         slots = [ModelSlot(source, loader, self.settings.max_queue) for source in self.settings.models]
         self._slots = {slot.status.model: slot for slot in slots}
         self._shares = ClientShares(self.settings)
+        self._single = SingleRuns(self.settings, self._shares)
         folder = self.settings.results_folder
         self._results = ResultStore(
             Path(folder).expanduser() if folder else None, self.settings.result_bytes, self.settings.result_disk_bytes
@@ -121,6 +125,22 @@ class TraceService:
                 return
             outcome["outcome"] = "cached"
             yield _finished(known)
+
+    def lens(self, request: TraceRequest, model: str = "", client: str = "", **given: Any) -> LogitLens:
+        """Read a run through the model's own head after each block; the rest as in `SingleRuns.lens`."""
+        with logged("lens", {"prompt": request.prompt}, self.settings) as outcome:
+            slot = self._slot(model)
+            outcome["model"] = slot.status.model
+            return self._single.lens(slot, request, client, **given)
+
+    def patch(
+        self, source: Text, base: Text, pairs: Any, model: str = "", client: str = "", **given: Any
+    ) -> PatchedRun:
+        """Run a prompt with activations of another in it; the rest as in `SingleRuns.patch`."""
+        with logged("patch", {"prompt": base}, self.settings) as outcome:
+            slot = self._slot(model)
+            outcome["model"] = slot.status.model
+            return self._single.patch(slot, source, base, pairs, client=client, **given)
 
     def inspect(self, fields: Fields, client: str = "") -> Inspection:
         """Look at a prompt before it is traced: tokens, subject, answers; what is wrong with it is in `problems`."""

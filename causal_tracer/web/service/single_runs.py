@@ -1,0 +1,112 @@
+"""Logit lenses and patched runs for the app: one run of a model each, within the app's limits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from causal_tracer.errors import PromptError, SettingsError
+from causal_tracer.request.records import MapSpec, RunOptions, Text, TraceRequest
+from causal_tracer.request.sites import SiteName
+from causal_tracer.results.lens import LogitLens
+from causal_tracer.results.patched import PatchedRun, Place
+from causal_tracer.tracer import CausalTracer
+from causal_tracer.tracing.lens import whole_prompt
+from causal_tracer.web.service.limits import ClientShares, too_long
+from causal_tracer.web.service.memory import hand_back_freed_memory, memory_errors_in_words
+from causal_tracer.web.service.registry import ModelSlot
+from causal_tracer.web.service.settings import ServiceSettings
+
+MOST_TOP_TOKENS = 50
+MOST_PAIRS = 1000
+# What a run with the head at each layer is charged, in restored runs.
+_LENS_WORK = 20
+_POLL_SECONDS = 0.25
+
+
+@dataclass(frozen=True)
+class SingleRuns:
+    """Lenses and patched runs of the app's models.
+
+    Attributes:
+        settings: The app's limits.
+        shares: The limits of each client.
+    """
+
+    settings: ServiceSettings
+    shares: ClientShares
+
+    def lens(
+        self,
+        slot: ModelSlot,
+        request: TraceRequest,
+        client: str = "",
+        *,
+        top: int = 5,
+        corrupted: bool = False,
+        restored: tuple[int, int] | None = None,
+        spec: MapSpec | None = None,
+        options: RunOptions | None = None,
+    ) -> LogitLens:
+        """Read a run through the model's own head after each block; arguments as in `CausalTracer.lens`.
+
+        Raises:
+            SettingsError, PromptError: As in `CausalTracer.lens`, or one of the app's limits is passed.
+            ModelLoadError: The model could not be loaded.
+            BusyError: The line is full, or the client's share is used up.
+        """
+        _check_top(top)
+        with self._turn(slot, client) as tracer:
+            self._check_length(tracer, request.prompt)
+            return tracer.lens(request, top=top, corrupted=corrupted, restored=restored, spec=spec, options=options)
+
+    def patch(
+        self,
+        slot: ModelSlot,
+        source: Text,
+        base: Text,
+        pairs: Sequence[tuple[Place, Place]],
+        site: SiteName = "hidden",
+        client: str = "",
+        *,
+        answers: Sequence[str | int] | None = None,
+        top: int = 5,
+    ) -> PatchedRun:
+        """Run a prompt with activations of another in it; arguments as in `CausalTracer.patch`, errors as in `lens`."""
+        _check_top(top)
+        if len(pairs) > MOST_PAIRS:
+            raise SettingsError(f"{len(pairs)} pairs were given, and this app takes at most {MOST_PAIRS}. Give fewer.")
+        with self._turn(slot, client) as tracer:
+            for text in (source, base):
+                self._check_length(tracer, text)
+            return tracer.patch(source, base, pairs, site, answers=answers, top=top)
+
+    @contextmanager
+    def _turn(self, slot: ModelSlot, client: str) -> Iterator[CausalTracer]:
+        """Wait for a model and for a turn on it."""
+        with self.shares.request(client):
+            slot.start()
+            while not slot.wait(_POLL_SECONDS):
+                pass
+            loaded = slot.loaded()
+            self.shares.charge(client, _LENS_WORK)
+            ticket = slot.line.join()
+            try:
+                while slot.line.wait(ticket, _POLL_SECONDS):
+                    pass
+                with memory_errors_in_words():
+                    yield loaded.tracer
+            finally:
+                slot.line.leave(ticket)
+                hand_back_freed_memory()
+
+    def _check_length(self, tracer: CausalTracer, text: Text) -> None:
+        tokens = len(whole_prompt(tracer.context, text))
+        if words := too_long(tokens, self.settings):
+            raise PromptError(words)
+
+
+def _check_top(top: int) -> None:
+    if isinstance(top, int) and top > MOST_TOP_TOKENS:
+        raise SettingsError(f"top={top} is over this app's limit of {MOST_TOP_TOKENS}. Give less.")
