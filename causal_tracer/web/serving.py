@@ -42,6 +42,8 @@ def page_options(service: TraceService) -> dict[str, Any]:
         "head": page_head(),
         "footer_links": ["api"],
         "ssr_mode": False,
+        # Else Gradio asks the page for itself, and on a busy machine gives up after three seconds.
+        "_frontend": False,
         "app_kwargs": {"routes": [health_route(service)], "middleware": [Middleware(CompressedPage)]},
     }
 
