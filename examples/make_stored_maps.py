@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from causal_tracer import CausalTracer
-from causal_tracer.request.sites import KINDS
+from causal_tracer.request.sites import SITES
 from causal_tracer.web.service import stored
 
 
@@ -20,8 +20,8 @@ def main(folder: Path) -> None:
     """Trace the example for each kind with the embedded model."""
     tracer = CausalTracer.from_pretrained("embedded")
     folder.mkdir(parents=True, exist_ok=True)
-    for kind in KINDS:
-        flow = tracer.trace(stored.STORED_REQUEST, kind=kind, progress=partial(_report, kind))
+    for kind in SITES:
+        flow = tracer.trace(stored.stored_request(kind), kind=kind, progress=partial(_report, kind))
         flow.save(folder / stored.stored_name(kind))
         print(f"\r{kind}: total effect {flow.total_effect:.4f}, noise {flow.settings.noise:.4f}")
 

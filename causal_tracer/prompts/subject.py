@@ -79,6 +79,26 @@ def chosen_occurrence(places: tuple[Span, ...], occurrence: Occurrence) -> Span:
     return places[0] if occurrence == "first" else places[-1]
 
 
+def with_another_subject(text: str, subject: str | None, occurrence: Occurrence, other: str) -> str:
+    """Return a text with another subject in the place of its own.
+
+    Args:
+        text: The text.
+        subject: Its subject; None has it guessed.
+        occurrence: Which occurrence of it is replaced.
+        other: What takes its place.
+
+    Raises:
+        SubjectError: The subject is not in the text, or none could be guessed.
+    """
+    own = guess_subject(text) if subject is None else subject
+    places = occurrences(text, own)
+    if not places:
+        raise SubjectError(not_found(text, own))
+    start, end = chosen_occurrence(places, occurrence)
+    return text[:start] + other + text[end:]
+
+
 def not_found(text: str, subject: str) -> str:
     """Return what to tell somebody whose subject is not in the prompt."""
     message = f"The subject {quoted(subject)} is not in the prompt {quoted(text)}."

@@ -12,7 +12,6 @@ from causal_tracer.errors import ExportError, ResultFormatError
 from causal_tracer.files import write_atomically
 from causal_tracer.plots.heatmap import plot_hidden_flow_heatmap, save_figure
 from causal_tracer.plots.pages import figure_html, standalone_page
-from causal_tracer.request.sites import KINDS, SITES
 from causal_tracer.results.analysis import COLUMNS, rows
 from causal_tracer.results.flow import HiddenFlow
 from causal_tracer.results.tables import csv_text
@@ -84,9 +83,4 @@ def open_result(path: Path) -> HiddenFlow:
     flow = HiddenFlow.from_dict(data)
     if not (math.isfinite(flow.low_score) and math.isfinite(flow.high_score)):
         raise ResultFormatError("The file's clean or corrupted score is not a finite number, so it cannot be shown.")
-    if flow.kind not in KINDS:
-        raise ResultFormatError(
-            f"The file is a map of {SITES[flow.kind].patched}, and this app has no tab for it. Draw it in Python: "
-            "plot_hidden_flow_heatmap(HiddenFlow.load(file))."
-        )
     return flow

@@ -15,7 +15,7 @@ import plotly.graph_objects as go
 
 from causal_tracer.errors import CausalTracerError, ResultLostError
 from causal_tracer.plots.difference import plot_difference_heatmap
-from causal_tracer.request.sites import KINDS, SITES, LayerKind, require_kind
+from causal_tracer.request.sites import KINDS, SITES, SiteName, require_site
 from causal_tracer.results.comparison import FlowDifference, compare_flows
 from causal_tracer.results.flow import HiddenFlow
 from causal_tracer.results.words import display_token, effect_label, map_title, metric_of, patched_word, runs_line
@@ -30,9 +30,15 @@ from causal_tracer.web.service.stored import stored_map
 TAB_TITLES: Mapping[str, str] = {
     **{kind: SITES[kind].title for kind in KINDS},
     "all": "All three",
+    "head": SITES["head"].title,
+    "knockout": "Knockout",
+    "span_knockout": "Spans",
     "compare": "Compare",
     "studies": "Studies",
 }
+
+MAP_TABS = (*KINDS, "all", "head", "knockout", "span_knockout")
+"""The tabs of maps: one for each site, and one of all three kinds."""
 
 # Results that one session may compare; earlier ones are forgotten.
 _REMEMBERED = 12
@@ -47,7 +53,7 @@ History = tuple[HiddenFlow, ...]
 
 def stored_flows(tab: str) -> Flows:
     """Return the stored maps that a tab shows before anything was run."""
-    return {kind: stored_map(kind) for kind in KINDS if tab in (kind, "all")}
+    return {kind: stored_map(kind) for kind in (KINDS if tab == "all" else (SITES[tab].name,))}
 
 
 def shown_flows(tab: str, flows: Flows | None, made: bool) -> Flows:
@@ -73,7 +79,7 @@ class CellChoice:
     """A click on a map, or a choice in its table. A class: Gradio passes events only to functions with type hints."""
 
     tab: str
-    kind: LayerKind
+    kind: SiteName
 
     def show(self, event: gr.SelectData, flows: Flows | None, made: bool) -> str:
         """Return the chosen cell in detail, as HTML."""
@@ -105,7 +111,7 @@ def write_file(tab: str, format: str, kind: str, flows: Flows | None, made: bool
 
 
 def open_file(path: str, history: History, link: Callable[[Flows], str]) -> tuple[Any, ...]:
-    """Show a saved result in its tab: return the values of all three tabs, the tab to show, and the history.
+    """Show a saved result in its tab: return the values of the tab of each site, the tab to show, and the history.
 
     Args:
         path: The file.
@@ -113,15 +119,16 @@ def open_file(path: str, history: History, link: Callable[[Flows], str]) -> tupl
         link: Returns the link that reproduces maps, or why there is none.
     """
     selected: Any = gr.skip()
+    views: dict[str, TabView]
     try:
         flow = open_result(Path(path))
-        shown = require_kind(flow.kind)
+        shown = require_site(flow.kind)
         flows, status = {shown: flow}, status_html("Opened from a file.")
         views = {shown: maps_view(shown, flows, status=status, origin="opened from a file", link=link(flows))}
         selected, history = gr.Tabs(selected=shown), remembered(history, flows)
     except CausalTracerError as error:
-        views = {KINDS[0]: TabView(message=message_html(str(error)))}
-    outputs = (views.get(kind, TabView()).outputs(1) for kind in KINDS)
+        views = {"hidden": TabView(message=message_html(str(error)))}
+    outputs = (views.get(name, TabView()).outputs(1) for name in SITES)
     return (*chain.from_iterable(outputs), selected, history)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 from causal_tracer.errors import SettingsError
 from causal_tracer.plots.heatmap import display_token
-from causal_tracer.request.sites import KINDS, SITES
+from causal_tracer.request.sites import SITES
 from causal_tracer.web.service.asking import APP_FIELDS, Fields
 from causal_tracer.web.service.inspection import Inspection, subject_of_tokens
 
@@ -37,14 +38,17 @@ class Picked:
 # How the answer's field names a token that has no text of its own.
 _NAMED_TOKEN = re.compile(r"token (\d{1,15})")
 
-_MAIN_FIELDS = ("model", "prompt", "subject", "answer", "chat")
-# Chosen by clicks, or by the tab that is run; the windows have a field for each kind.
-_WITHOUT_A_FIELD = {"kind", "window", "windows", "occurrence", "answer_id", "answer_form"}
+ANOTHER_SUBJECT, SECOND_PROMPT = "another subject", "a second prompt"
+"""What the page's list of corruptions has beside those of the app: runs that take the place of a corrupted one."""
 
-ADVANCED_FIELDS = tuple(name for name in APP_FIELDS if name not in {*_MAIN_FIELDS, *_WITHOUT_A_FIELD})
-"""What stands under Advanced: every other field of the app."""
+MAIN_FIELDS = ("model", "prompt", "subject", "answer", "chat")
+# Chosen by clicks, or by the tab that is run.
+_WITHOUT_A_BOX = {"kind", "occurrence", "answer_id", "answer_form"}
 
-FIELD_NAMES = (*_MAIN_FIELDS, *ADVANCED_FIELDS, *(f"window_{kind}" for kind in KINDS))
+OTHER_FIELDS = tuple(name for name in APP_FIELDS if name not in {*MAIN_FIELDS, *_WITHOUT_A_BOX})
+"""Every other field of the app, which its page lays out by type."""
+
+FIELD_NAMES = (*MAIN_FIELDS, *OTHER_FIELDS)
 """The page's fields, in the order in which its events get them."""
 
 
@@ -53,7 +57,7 @@ def is_optional(name: str) -> bool:
     return type(None) in get_args(APP_FIELDS[name].type)
 
 
-_OPTIONAL_NUMBERS = {name: APP_FIELDS[name].title for name in ADVANCED_FIELDS if is_optional(name)}
+_OPTIONAL_NUMBERS = {name: APP_FIELDS[name].title for name in OTHER_FIELDS if is_optional(name)}
 
 
 def asked_for(kind: str, picked: Picked, *values: Any) -> dict[str, Any]:
@@ -63,9 +67,9 @@ def asked_for(kind: str, picked: Picked, *values: Any) -> dict[str, Any]:
         SettingsError: Where a number is expected there is none.
     """
     given = dict(zip(FIELD_NAMES, values, strict=True))
-    windows = tuple(given.pop(f"window_{each}") for each in KINDS)
     for name, title in _OPTIONAL_NUMBERS.items():
         given[name] = optional_number(title, given[name])
+    given |= _corrupted_by(given) | _not_for(kind)
     text = given.pop("answer") or ""
     same_prompt = picked.prompt == given["prompt"]
     same_answer = same_prompt and picked.answer == text
@@ -79,22 +83,41 @@ def asked_for(kind: str, picked: Picked, *values: Any) -> dict[str, Any]:
         "answer_id": token,
         "answer_form": picked.answer_form if same_answer else "auto",
         "occurrence": picked.occurrence if same_prompt and picked.subject == given["subject"] else "last",
-        "window": None if kind == "all" else windows[KINDS.index(kind)],
-        "windows": windows if kind == "all" else (),
     }
+
+
+def _corrupted_by(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The corruption and the second prompt that the page's list asks for; what the other choices take is left out."""
+    choice = given["corruption"]
+    if choice not in (ANOTHER_SUBJECT, SECOND_PROMPT):
+        return {"second_prompt": "", "second_subject": ""}
+    default = APP_FIELDS["corruption"].default
+    other = {} if choice == SECOND_PROMPT else {"second_prompt": ""}
+    return {"corruption": default, "noise": None, "elsewhere": None, **other}
+
+
+def _not_for(kind: str) -> dict[str, Any]:
+    """Fields that say nothing to a kind of map, at their defaults: the page keeps them for its other tabs."""
+    site = SITES.get(kind)
+    names: set[str] = set()
+    if site is None or (site.rows == "tokens" and not site.blocks):
+        names |= {"token"}
+    if site is not None and site.rows != "tokens":
+        names |= {"subject_tokens_only"}
+    if site is not None and site.blocks:
+        names |= {"severed", "patch"}
+    return {name: APP_FIELDS[name].default for name in names}
 
 
 def field_values(asked: Fields) -> tuple[Any, ...]:
     """Return what the page shows for what is asked for, in the order of `FIELD_NAMES`: the other way round."""
     asked = {**{name: field.default for name, field in APP_FIELDS.items()}, **asked}
-    given = asked["windows"] or tuple(asked["window"] if kind == asked["kind"] else None for kind in KINDS)
-    # An empty number field would send 0.
-    windows = tuple(window or SITES[kind].window for kind, window in zip(KINDS, given, strict=True))
+    second = SECOND_PROMPT if asked["second_prompt"] else ANOTHER_SUBJECT if asked["second_subject"] else None
     shown = {
         **{name: asked[name] for name in FIELD_NAMES if name in asked},
         **{name: "" if asked[name] is None else f"{asked[name]:g}" for name in _OPTIONAL_NUMBERS},
         "answer": _answer_text(asked),
-        **{f"window_{kind}": window for kind, window in zip(KINDS, windows, strict=True)},
+        "corruption": second or asked["corruption"],
     }
     return tuple(shown[name] for name in FIELD_NAMES)
 

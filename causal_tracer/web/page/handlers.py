@@ -10,7 +10,7 @@ from typing import Any
 
 import gradio as gr
 
-from causal_tracer.errors import CausalTracerError
+from causal_tracer.errors import CausalTracerError, SettingsError
 from causal_tracer.web.page import explore
 from causal_tracer.web.page.chips import inspection_html
 from causal_tracer.web.page.field_notes import NOTED_FIELDS, field_notes, message_of, refusal
@@ -117,10 +117,12 @@ def result_link(service: TraceService, flows: Flows, request: gr.Request) -> str
 
 def fields_of_all(flows: Flows) -> Fields:
     """Return what was asked for to get these maps."""
-    asked = [fields_of(flow) for flow in flows.values()]
-    if len(asked) == 1:
-        return asked[0]
-    return {**asked[0], "kind": "all", "window": None, "windows": tuple(each["window"] for each in asked)}
+    first, *others = [fields_of(flow) for flow in flows.values()]
+    if not others:
+        return first
+    if any(other["window"] != first["window"] for other in others):
+        raise SettingsError("These maps have windows of their own, so the app has no link to them together.")
+    return {**first, "kind": "all"}
 
 
 @dataclass(frozen=True)
@@ -181,8 +183,8 @@ def model_line(service: TraceService, model: str) -> tuple[str, str, gr.Timer]:
 
 
 def chat_box(service: TraceService, model: str, chat: bool) -> gr.Checkbox:
-    """The box can be ticked where the model has a chat template, and unticked always."""
-    return gr.Checkbox(interactive=chat or service.status(model).chat)
+    """The box is there where the model has a chat template, and where it is ticked."""
+    return gr.Checkbox(visible=chat or service.status(model).chat)
 
 
 def named(tab: str) -> str:

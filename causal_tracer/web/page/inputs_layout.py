@@ -1,4 +1,4 @@
-"""The upper part of the tool: model, prompt, subject, answer, chips, examples, and what stands under Advanced."""
+"""The setup: model, prompt, subject, answer, chips, the experiment and examples."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 import gradio as gr
 
 from causal_tracer.web.page import handlers
-from causal_tracer.web.page.advanced_layout import advanced_fields
 from causal_tracer.web.page.assets import static_text
 from causal_tracer.web.page.chips import inspection_html, stored_inspection
-from causal_tracer.web.page.field_notes import field_notes
+from causal_tracer.web.page.experiment_layout import experiment_fields, shown_with
+from causal_tracer.web.page.field_notes import NOTED_FIELDS, field_notes
 from causal_tracer.web.page.fields import FIELD_NAMES, Picked
 from causal_tracer.web.page.summary import message_html, model_words, status_html
 from causal_tracer.web.page.texts import EXAMPLES
 from causal_tracer.web.service.asking import APP_FIELDS
-from causal_tracer.web.service.inspection import Inspection
+from causal_tracer.web.service.inspection import Field, Inspection
 from causal_tracer.web.service.stored import STORED_PROMPT, stored_map
 from causal_tracer.web.service.tracing import TraceService
 
@@ -52,78 +52,84 @@ class Inputs:
         return self.values[FIELD_NAMES.index(name)]
 
 
-def input_fields(service: TraceService, demo: gr.Blocks) -> tuple[Inputs, Any]:
+def model_field(service: TraceService) -> tuple[gr.Dropdown, gr.HTML]:
+    """Lay out the choice of a model, and the line that says how far it is."""
+    statuses = service.statuses()
+    model = gr.Dropdown(
+        [(_model_label(status.title, status.size_words), status.model) for status in statuses],
+        value=statuses[0].model,
+        show_label=False,
+        label=APP_FIELDS["model"].title,
+        scale=0,
+        min_width=330,
+        elem_id="ct-model-choice",
+        interactive=len(statuses) > 1,
+        filterable=False,
+    )
+    return model, gr.HTML(status_html(model_words(statuses[0])), elem_id="ct-model", scale=1, min_width=240)
+
+
+def input_fields(service: TraceService, demo: gr.Blocks, model: gr.Dropdown, line: gr.HTML) -> tuple[Inputs, Any]:
     """Lay out the fields and wire them to the chips; return them with the event of a look at them."""
     picked = gr.State(Picked())
     first = first_inspection()
-    main, notes, line = _main_fields(service, first)
+    texts: dict[str, Any] = {}
+    notes = []
+    texts["prompt"], note = _text_field("prompt", first)
+    notes.append(note)
+    texts["chat"] = _chat_field(service)
+    chips = gr.HTML(inspection_html(first, enabled=False), elem_id="ct-chips", js_on_load=static_text("chips.js"))
+    with gr.Row(equal_height=False):
+        for name in NOTED_FIELDS[1:]:
+            texts[name], note = _text_field(name, first)
+            notes.append(note)
     # Apart from what is said of the fields, which changes with them.
     link_message = gr.HTML(message_html(), elem_id="ct-link-message")
     message = gr.HTML(message_html(), elem_id="ct-message")
-    chips = gr.HTML(
-        inspection_html(first, enabled=False),
-        elem_id="ct-chips",
-        js_on_load=static_text("chips.js"),
-    )
-    gr.Examples(
-        # Their subjects are those that are guessed; a typed one does not stay for another fact.
-        [[example.prompt, "", ""] for example in EXAMPLES],
-        [main["prompt"], main["subject"], main["answer"]],
-        label="Facts that the embedded model knows",
-        elem_id="ct-examples",
-        example_labels=[example.label for example in EXAMPLES],
-        api_visibility="private",
-    )
-    advanced, noise_level = advanced_fields()
-    fields = {**main, **advanced}
+    experiment, noise_level = experiment_fields()
+    with gr.Column(elem_id="ct-examples"):
+        gr.Examples(
+            # Their subjects are those that are guessed; a typed one does not stay for another fact.
+            [[example.prompt, "", ""] for example in EXAMPLES],
+            [texts["prompt"], texts["subject"], texts["answer"]],
+            label="Examples: facts that the embedded model knows",
+            example_labels=[example.label for example in EXAMPLES],
+            api_visibility="private",
+        )
+    fields = {"model": model, **texts, **experiment}
     inputs = Inputs([fields[name] for name in FIELD_NAMES], picked, notes, message, link_message, line)
     _wire_model(service, demo, inputs, noise_level)
+    chosen = [experiment[name] for name in ("corruption", "metric", "patch")]
+    needed = [experiment[name] for name in ("second_prompt", "second_subject", "foil", "mean_prompts")]
+    gr.on([each.change for each in chosen], shown_with, inputs=chosen, outputs=needed, **AT_ONCE)
     return inputs, _wire_prompt(service, inputs, chips)
 
 
-def _main_fields(service: TraceService, first: Inspection) -> tuple[dict[str, Any], list[gr.HTML], gr.HTML]:
-    statuses = service.statuses()
-    with gr.Row(equal_height=False):
-        model = gr.Dropdown(
-            [(_model_label(status.title, status.size_words), status.model) for status in statuses],
-            value=statuses[0].model,
-            label=APP_FIELDS["model"].title,
-            scale=2,
-            min_width=240,
-            elem_id="ct-model-choice",
-            interactive=len(statuses) > 1,
-            filterable=False,
+_PLACEHOLDERS = {"prompt": "A sentence that the model goes on with", "subject": "guessed", "answer": "the model's own"}
+
+
+def _text_field(name: Field, first: Inspection) -> tuple[gr.Textbox, gr.HTML]:
+    """Lay out a text field with the note below it."""
+    note = field_notes(first)[NOTED_FIELDS.index(name)]
+    with gr.Column(elem_classes="ct-field", min_width=140):
+        box = gr.Textbox(
+            STORED_PROMPT if name == "prompt" else "",
+            label=APP_FIELDS[name].title,
+            placeholder=_PLACEHOLDERS[name],
+            lines=2 if name == "prompt" else 1,
+            max_lines=6 if name == "prompt" else 1,
+            elem_id=f"ct-{name}",
         )
-        line = gr.HTML(status_html(model_words(statuses[0])), elem_id="ct-model", scale=3, min_width=240)
-    boxes = {
-        "prompt": (5, 240, "The answer is what the model says next.", ""),
-        "subject": (3, 180, "A part of the prompt. Empty: guessed.", "guessed"),
-        "answer": (2, 160, "Empty: what the model says. A space at its start counts.", "the model's own"),
-    }
-    fields: dict[str, Any] = {"model": model}
-    notes = []
-    with gr.Row(equal_height=False):
-        for (name, (scale, width, info, placeholder)), note in zip(boxes.items(), field_notes(first), strict=True):
-            with gr.Column(scale=scale, min_width=width, elem_classes="ct-field"):
-                fields[name] = gr.Textbox(
-                    STORED_PROMPT if name == "prompt" else "",
-                    label=APP_FIELDS[name].title,
-                    info=info,
-                    placeholder=placeholder,
-                    lines=1,
-                    max_lines=6 if name == "prompt" else 1,
-                    elem_id=f"ct-{name}",
-                )
-                notes.append(gr.HTML(note, elem_id=f"ct-{name}-note", elem_classes="ct-field-note"))
-    fields["chat"] = gr.Checkbox(
+        return box, gr.HTML(note, elem_id=f"ct-{name}-note", elem_classes="ct-field-note")
+
+
+def _chat_field(service: TraceService) -> gr.Checkbox:
+    return gr.Checkbox(
         APP_FIELDS["chat"].default,
         label=APP_FIELDS["chat"].title,
-        info="The prompt is what the user says, the answer how the model's reply begins. For models with a chat "
-        "template.",
-        interactive=statuses[0].chat,
+        visible=service.statuses()[0].chat,
         elem_id="ct-chat",
     )
-    return fields, notes, line
 
 
 def first_inspection() -> Inspection:

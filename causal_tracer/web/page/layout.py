@@ -8,14 +8,14 @@ from typing import Any
 
 import gradio as gr
 
-from causal_tracer.request.sites import KINDS
+from causal_tracer.request.sites import SITES
 from causal_tracer.web.page import explore, handlers
 from causal_tracer.web.page.assets import static_text
-from causal_tracer.web.page.inputs_layout import AT_ONCE, IDLE_SECONDS, Inputs, input_fields
+from causal_tracer.web.page.inputs_layout import AT_ONCE, IDLE_SECONDS, Inputs, input_fields, model_field
 from causal_tracer.web.page.story import story_html
 from causal_tracer.web.page.studies import studies_tab
 from causal_tracer.web.page.tab_layout import map_tab
-from causal_tracer.web.page.texts import HOW_TO_READ, LEAD, TITLE
+from causal_tracer.web.page.texts import HOW_TO_READ, TITLE
 from causal_tracer.web.service.stored import stored_map
 from causal_tracer.web.service.tracing import TraceService
 
@@ -24,21 +24,24 @@ def build_page(service: TraceService) -> gr.Blocks:
     """Lay out and wire the page. Nothing is computed or loaded: what is shown at first is stored."""
     demo: gr.Blocks
     with gr.Blocks(title=f"{TITLE}: where does a language model keep a fact?", analytics_enabled=False) as demo:
-        gr.HTML(f"<h1>{escape(TITLE)}</h1><p>{escape(LEAD)}</p>", elem_classes="ct-header")
+        with gr.Row(elem_id="ct-top", equal_height=True):
+            gr.HTML(f"<h1>{escape(TITLE)}</h1>", elem_classes="ct-header", elem_id="ct-title")
+            model, line = model_field(service)
         gr.HTML(story_html(stored_map("hidden")), elem_id="ct-story", js_on_load=static_text("story.js"))
-        gr.HTML("<h2>Trace a prompt</h2>", elem_id="ct-tool", elem_classes="ct-header")
-        inputs, inspected = input_fields(service, demo)
-        history = gr.State((), time_to_live=IDLE_SECONDS)
         shown = gr.State("hidden")
-        with gr.Tabs(elem_id="ct-tabs") as tabs:
-            maps = [map_tab(service, name, inputs, history, shown) for name in (*KINDS, "all")]
-            _compare_tab(history)
-            studies_tab(service)
-        outputs = [output for tab in maps[: len(KINDS)] for output in tab]
-        _open_saved(service, history, [*outputs, tabs, history])
-        _use_from_python(service, inputs, inspected, shown)
-        with gr.Accordion("How to read this", open=False):
-            gr.Markdown(HOW_TO_READ, elem_classes="ct-help")
+        history = gr.State((), time_to_live=IDLE_SECONDS)
+        with gr.Row(elem_id="ct-tool", equal_height=False):
+            with gr.Column(elem_id="ct-setup", scale=0, min_width=340):
+                inputs, inspected = input_fields(service, demo, model, line)
+            with gr.Column(elem_id="ct-results", scale=1, min_width=320):
+                with gr.Tabs(elem_id="ct-tabs") as tabs:
+                    maps = {name: map_tab(service, name, inputs, history, shown) for name in explore.MAP_TABS}
+                    _compare_tab(history)
+                    studies_tab(service)
+                _open_saved(service, history, [*(part for name in SITES for part in maps[name]), tabs, history])
+                _use_from_python(service, inputs, inspected, shown)
+                with gr.Accordion("How to read this", open=False):
+                    gr.Markdown(HOW_TO_READ, elem_classes="ct-help")
         demo.load(
             handlers.PageEvents(service).open_link,
             outputs=[*inputs.values, inputs.picked, tabs, inputs.link_message],

@@ -17,6 +17,7 @@ from causal_tracer.metrics.descriptions import METRIC_DESCRIPTIONS
 from causal_tracer.request.sites import SITES
 from causal_tracer.results.flow import HiddenFlow
 from causal_tracer.results.words import axis_labels, control_of, display_token, map_title, metric_label, metric_of
+from causal_tracer.web.page.texts import LEAD
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,8 @@ def story_html(flow: HiddenFlow) -> str:
     articles = "".join(map(_article, count(1), steps))
     layers = int(flow.scores.shape[1])
     return (
-        '<details class="ct-story" open data-step="1"><summary>Causal tracing in four steps</summary>'
+        '<details class="ct-story" data-step="1">'
+        f"<summary>How it works <span>{escape(LEAD)}</span></summary>"
         f'<ol class="ct-steps">{tabs}</ol>'
         f'<div class="ct-stage"><div class="ct-words" aria-live="polite">{articles}</div>'
         f'<div class="ct-picture" role="img" aria-label="{escape(_picture_label(flow))}">'

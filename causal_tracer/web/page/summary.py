@@ -46,8 +46,8 @@ def numbers_html(*flows: HiddenFlow, filling: bool = False) -> str:
             ("Total effect", metric.written(flow.total_effect), f"clean − {low}"),
         ]
     cards = "".join(
-        f'<div class="ct-card"><dt>{escape(name)}</dt><dd dir="auto">{escape(value)}</dd>'
-        f'<dd class="ct-hint">{escape(hint)}</dd></div>'
+        f'<div class="ct-card"><dt>{escape(name)} <small>{escape(hint)}</small></dt>'
+        f'<dd dir="auto">{escape(value)}</dd></div>'
         for name, value, hint in numbers
     )
     peaks = "".join(f'<p class="ct-peaks">{"" if filling else peaks_html(each)}</p>' for each in flows)
@@ -118,13 +118,12 @@ def model_words(status: ModelStatus) -> str:
     """Return how far the model is, for people."""
     if status.state == "ready":
         license_words = f", under the {status.license}" if status.license else ""
-        noise_words = "" if status.noise is None else f" Automatic noise level: {status.noise:.4g}."
-        return f"Model ready: {status.title}{license_words}.{noise_words}"
+        return f"Model ready: {status.title}{license_words}."
     if status.state == "failed":
         return f"{status.title} could not be loaded. {status.error}"
     if status.state == "waiting":
         return f"{status.title} is loaded when it is first needed."
-    return f"Loading {status.loading_words}. Run will wait for it; the maps below are stored ones."
+    return f"Loading {status.loading_words}. Run waits for it; the maps are stored ones."
 
 
 def status_html(words: str, *, state: str = "") -> str:
@@ -157,7 +156,7 @@ def _answer_words(flow: HiddenFlow) -> str:
         return "traced"
     top = flow.top_tokens.clean[0]
     own = top.token_id == flow.answer_id
-    return "what the model says next" if own else f"the model says “{display_token(top.text)}”"
+    return "the model's own" if own else f"the model says “{display_token(top.text)}”"
 
 
 def _peak(flow: HiddenFlow, peak: Peak) -> str:

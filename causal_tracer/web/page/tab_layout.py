@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 import plotly.graph_objects as go
 
-from causal_tracer.request.sites import SITES, LayerKind
+from causal_tracer.request.sites import SITES, SiteName
 from causal_tracer.web.page import explore, handlers
 from causal_tracer.web.page.assets import static_text
 from causal_tracer.web.page.cells import table_html
@@ -41,18 +41,19 @@ def map_tab(service: TraceService, name: str, inputs: Inputs, history: gr.State,
         with gr.Row(elem_classes="ct-run", equal_height=True):
             run = gr.Button("Run", variant="primary", scale=0, min_width=120, elem_id=f"ct-run-{name}")
             stop = gr.Button("Stop", interactive=False, scale=0, min_width=90, elem_id=f"ct-stop-{name}")
-            line = status_html("A stored map. Run computes one for the prompt above.")
+            line = status_html("A stored map. Run computes one for the prompt.")
             status = gr.HTML(line, scale=1, min_width=200, elem_id=f"ct-status-{name}")
         above = gr.HTML(numbers(stored), elem_id=f"ct-numbers-{name}")
-        with gr.Row():
+        with gr.Row(equal_height=False, elem_classes="ct-shown"):
             figures = [
                 _map(name, kind, figure, titled=len(kinds) > 1)
                 for kind, figure in zip(kinds, app_figures(stored), strict=True)
             ]
+            with gr.Column(scale=0 if len(kinds) == 1 else 1, min_width=280, elem_classes="ct-beside"):
+                cell = gr.HTML(NO_CELL, elem_id=f"ct-cell-{name}")
         doubts = gr.HTML(doubts_html(*stored.values()), elem_id=f"ct-doubts-{name}")
         label = "Write into each cell what the model says there"
         write = gr.Checkbox(False, label=label, elem_id=f"ct-write-{name}", visible=len(kinds) == 1)
-        cell = gr.HTML(NO_CELL, elem_id=f"ct-cell-{name}")
         tables = [
             gr.HTML(
                 table_html(stored[kind], map_id(name, kind)),
@@ -76,7 +77,7 @@ def map_tab(service: TraceService, name: str, inputs: Inputs, history: gr.State,
     return outputs
 
 
-def _map(name: str, kind: LayerKind, figure: go.Figure, *, titled: bool) -> gr.Plot:
+def _map(name: str, kind: SiteName, figure: go.Figure, *, titled: bool) -> gr.Plot:
     title = SITES[kind].title
     with gr.Column(min_width=300):
         if titled:
@@ -106,7 +107,7 @@ def _run(service: TraceService, name: str, maps: int, outputs: list[Any], inputs
     return running
 
 
-def _sharing(name: str, kinds: tuple[LayerKind, ...], result: list[Any], inputs: Inputs) -> gr.Textbox:
+def _sharing(name: str, kinds: tuple[SiteName, ...], result: list[Any], inputs: Inputs) -> gr.Textbox:
     with gr.Accordion("Share and download", open=False, elem_id=f"ct-share-{name}"):
         link = gr.Textbox(
             NO_LINK_YET,

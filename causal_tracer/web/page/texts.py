@@ -28,6 +28,7 @@ corrupted run, full colour the clean run or better; sand-coloured cells make the
 it with its standard error over the noise samples.
 - **Hidden states** restores the output of a whole layer; **MLP** and **Attention** restore only what these add to it, \
 in a window of several layers together, centred on the column's layer.
+- An **answer** of your own is read exactly as it is typed: a space at its start counts.
 - Look for two places: the last token of the subject in early layers, and the last token of the prompt in late ones.
 
 **What a map does not show**

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 
 from causal_tracer.plots.heatmap import shared_limits
 from causal_tracer.plots.scale import color_stops
-from causal_tracer.request.sites import LayerKind
+from causal_tracer.request.sites import SiteName
 from causal_tracer.results.flow import HiddenFlow
 from causal_tracer.results.words import metric_label, metric_of
 from causal_tracer.web.page.cells import table_html
@@ -64,7 +64,7 @@ class TabView:
         return tuple(gr.skip() if part is None else part for part in parts)
 
 
-def map_id(tab: str, kind: LayerKind) -> str:
+def map_id(tab: str, kind: SiteName) -> str:
     """Return the element id of a map of a tab."""
     return f"ct-map-{kind}" if tab == kind else f"ct-map-{tab}-{kind}"
 

@@ -8,11 +8,11 @@ import plotly.graph_objects as go
 
 from causal_tracer.plots.heatmap import plot_hidden_flow_heatmap, shared_limits
 from causal_tracer.plots.scale import ColorLimits
-from causal_tracer.request.sites import SITES, LayerKind
+from causal_tracer.request.sites import SITES, SiteName
 from causal_tracer.results.flow import HiddenFlow
 from causal_tracer.results.words import patched_word
 
-Flows = Mapping[LayerKind, HiddenFlow]
+Flows = Mapping[SiteName, HiddenFlow]
 """Maps of one prompt, by kind."""
 
 SHARED_SCALE = SITES["hidden"].color_scale

@@ -12,7 +12,7 @@ from typing import Any
 from causal_tracer.errors import BusyError, SettingsError
 from causal_tracer.experiment.set_up import TracingContext, prompt_for
 from causal_tracer.request.records import MapSpec, SamplesUntil, TraceRequest
-from causal_tracer.request.sites import LayerKind
+from causal_tracer.request.sites import SiteName
 from causal_tracer.web.service.settings import REFERENCE_PARAMETERS, ServiceSettings, limit
 
 _SHARE_SECONDS = 600.0
@@ -21,7 +21,7 @@ _MOST_CLIENTS = 10_000
 
 
 def asked_work(
-    context: TracingContext, request: TraceRequest, specs: Mapping[LayerKind, MapSpec] | Mapping[str, MapSpec]
+    context: TracingContext, request: TraceRequest, specs: Mapping[SiteName, MapSpec] | Mapping[str, MapSpec]
 ) -> tuple[int, int, int]:
     """Return the tokens of a request's prompt, the cells of its maps, and the samples of each cell.
 

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin
 from urllib.parse import urlencode, urlsplit, urlunsplit
 
 from causal_tracer.arguments import choice, shown
@@ -19,10 +19,10 @@ from causal_tracer.corruption import AUTOMATIC_NOISE_RULE
 from causal_tracer.errors import CausalTracerError, SettingsError
 from causal_tracer.prompts.chat import ChatText
 from causal_tracer.request.record import changed_fields, record_fields
-from causal_tracer.request.records import Text
-from causal_tracer.request.sites import KINDS
+from causal_tracer.request.records import MapSpec, OtherPrompt, Text, TraceRequest
+from causal_tracer.request.sites import SITES
 from causal_tracer.results.flow import HiddenFlow
-from causal_tracer.web.service.asking import APP_FIELDS, ASKED_KINDS, ONLY_PYTHON, Fields
+from causal_tracer.web.service.asking import APP_FIELDS, ONLY_RECORDS, Fields
 
 _SPACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _LONGEST_TEXT = 20_000
@@ -105,10 +105,8 @@ def fields_of(flow: HiddenFlow, model: str = "") -> dict[str, Any]:
     """
     stored = flow.asked()
     found: dict[str, Any] = {"kind": stored.map.kind, "model": model or flow.settings.model}
-    if stored.map.kind not in KINDS:
-        raise SettingsError(_ONLY_THE_PACKAGE)
     for record in (stored.request, stored.map, stored.options):
-        if changed_fields(record).keys() & ONLY_PYTHON - _CHANGES_NO_NUMBER:
+        if changed_fields(record).keys() & ONLY_RECORDS - _CHANGES_NO_NUMBER:
             raise SettingsError(_ONLY_THE_PACKAGE)
         found |= {name: getattr(record, name) for name, field in APP_FIELDS.items() if field.record is type(record)}
     text = _typed(stored.request.prompt)
@@ -116,10 +114,41 @@ def fields_of(flow: HiddenFlow, model: str = "") -> dict[str, Any]:
         raise SettingsError(_ONLY_THE_PACKAGE)
     automatic = flow.settings.noise_rule == AUTOMATIC_NOISE_RULE
     found |= {"prompt": text, "chat": isinstance(stored.request.prompt, ChatText)}
-    return {**found, "noise": None if automatic else flow.settings.noise}
+    found |= {"noise": None if automatic else flow.settings.noise}
+    return found | _experiment(stored.request, stored.map)
 
 
 _CHANGES_NO_NUMBER = {"engine", "audit", "top_tokens"}
+
+
+def _experiment(request: TraceRequest, spec: MapSpec) -> dict[str, Any]:
+    """The app's own fields of a result: what was patched, the second prompt, and what is left to its default.
+
+    Raises:
+        SettingsError: The app has no fields for it.
+    """
+    usual = "probability" if request.second is None else "logit difference"
+    found = {
+        "metric": "automatic" if request.metric == usual else request.metric,
+        "severed": spec.severed or "none",
+        "window": None if spec.window == SITES[spec.kind].window else spec.window,
+        "patch": spec.source if spec.ablates else "restore" if spec.in_clean_run else request.direction,
+    }
+    objects = not isinstance(request.metric, str) or isinstance(spec.token, tuple) or spec.source == "placebo"
+    if objects or (spec.in_clean_run and (request.corruption != "none" or request.direction != "corrupt")):
+        raise SettingsError(_ONLY_THE_PACKAGE)
+    if spec.in_clean_run:
+        found |= {"corruption": APP_FIELDS["corruption"].default, "noise": None}
+    if request.second is not None:
+        text = _typed(request.second.text)
+        if text is None or request.second != OtherPrompt(request.second.text, request.second.subject):
+            raise SettingsError(_ONLY_THE_PACKAGE)
+        found |= {"second_prompt": text, "second_subject": request.second.subject or "", "noise": None}
+    if request.mean_over:
+        if any("\n" in each for each in request.mean_over):
+            raise SettingsError(_ONLY_THE_PACKAGE)
+        found["mean_prompts"] = "\n".join(request.mean_over)
+    return found
 
 
 def _typed(text: Text) -> str | None:
@@ -142,7 +171,7 @@ def _written(value: Any) -> str:
         return str(int(value))
     if isinstance(value, int | float):
         return str(int(value)) if float(value).is_integer() and abs(value) < 2**53 else repr(float(value))
-    return value if isinstance(value, str) else ",".join("" if part is None else _written(part) for part in value)
+    return str(value)
 
 
 def _read(name: str, text: str) -> Any:
@@ -153,27 +182,23 @@ def _read(name: str, text: str) -> Any:
     """
     if name == "revision":
         return _matched(r"[A-Za-z0-9._/-]{1,100}", text)
-    if name == "kind":
-        return choice(name, text, ASKED_KINDS)
-    if name == "windows":
-        parts = text.split(",")
-        if len(parts) != len(KINDS):
-            raise ValueError
-        return tuple(_read("window", part) if part else None for part in parts)
     field = APP_FIELDS[name]
+    if get_origin(field.type) is Literal:
+        return choice(name, text, get_args(field.type))
     kinds = {field.type, *get_args(field.type)}
     value: Any = text
     if bool in kinds:
         value = {"0": False, "1": True, "false": False, "true": True}.get(text)
     elif int in kinds:
-        value = int(_matched("[0-9]{1,10}", text))
+        value = int(_matched("-?[0-9]{1,10}", text))
     elif float in kinds:
         value = float(_matched(r"[0-9]{1,17}(\.[0-9]{1,25})?([eE][+-]?[0-9]{1,3})?", text))
     elif len(text) > _LONGEST_TEXT or any("\ud800" <= character <= "\udfff" for character in text):
         raise ValueError
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         raise ValueError
-    if field.record is not None and name != "prompt":
+    # A token is right for some kinds only, which the link names elsewhere.
+    if field.record is not None and name not in ("prompt", "token"):
         _check(field.record, name, value)
     return value
 

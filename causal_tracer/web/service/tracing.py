@@ -23,7 +23,7 @@ from causal_tracer.arguments import shown
 from causal_tracer.errors import BusyError, CausalTracerError, PromptError, SettingsError, SubjectError
 from causal_tracer.experiment.set_up import TracingContext
 from causal_tracer.request.records import MapSpec, StoredRequest, Text, TraceRequest
-from causal_tracer.request.sites import LayerKind
+from causal_tracer.request.sites import SiteName
 from causal_tracer.results.flow import HiddenFlow
 from causal_tracer.results.lens import LogitLens
 from causal_tracer.results.patched import PatchedRun
@@ -208,13 +208,13 @@ class TraceService:
             )
         return slot
 
-    def _keys(self, slot: ModelSlot, checked: CheckedFields) -> dict[LayerKind, ResultKey]:
+    def _keys(self, slot: ModelSlot, checked: CheckedFields) -> dict[SiteName, ResultKey]:
         return {
             kind: result_key(slot.identity, StoredRequest(checked.request, spec, checked.options))
             for kind, spec in checked.specs.items()
         }
 
-    def _known(self, slot: ModelSlot, checked: CheckedFields) -> dict[LayerKind, HiddenFlow]:
+    def _known(self, slot: ModelSlot, checked: CheckedFields) -> dict[SiteName, HiddenFlow]:
         found = {kind: self._results.get(key) for kind, key in self._keys(slot, checked).items()}
         return {kind: flow for kind, flow in found.items() if flow is not None}
 
@@ -251,7 +251,7 @@ class TraceService:
         slot: ModelSlot,
         checked: CheckedFields,
         run: Callable[[], Iterator[MapsUpdate]],
-        known: Mapping[LayerKind, HiddenFlow],
+        known: Mapping[SiteName, HiddenFlow],
         outcome: dict[str, object],
     ) -> Generator[RunUpdate]:
         begun = time.monotonic()
@@ -260,7 +260,7 @@ class TraceService:
         with memory_errors_in_words(), closing(cast(Generator[MapsUpdate], run())) as updates:
             for update in updates:
                 seconds = time.monotonic() - begun
-                new = cast(Mapping[LayerKind, HiddenFlow], update.flows)
+                new = cast(Mapping[SiteName, HiddenFlow], update.flows)
                 if update.done >= update.total:
                     for kind, flow in new.items():
                         self._results.put(keys[kind], flow)
@@ -285,6 +285,6 @@ def _waiting_words(ahead: int) -> str:
     return "another run on this model" if ahead == 1 else f"{ahead} runs before this one on this model"
 
 
-def _finished(flows: Mapping[LayerKind, HiddenFlow]) -> RunUpdate:
+def _finished(flows: Mapping[SiteName, HiddenFlow]) -> RunUpdate:
     runs = sum(int((~flow.sample_scores.isnan()).sum()) for flow in flows.values())
     return RunUpdate(flows, runs, runs, cached=True)

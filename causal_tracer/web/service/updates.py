@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 
 from anyio import to_thread
 
-from causal_tracer.request.sites import LayerKind
+from causal_tracer.request.sites import SiteName
 from causal_tracer.results.flow import HiddenFlow
 
 Cancelled = Callable[[], bool]
@@ -33,7 +33,7 @@ class RunUpdate:
         position: How many have to finish first, in the model's line.
     """
 
-    flows: Mapping[LayerKind, HiddenFlow] = field(default_factory=dict)
+    flows: Mapping[SiteName, HiddenFlow] = field(default_factory=dict)
     done: int = 0
     total: int = 0
     seconds: float = 0.0

@@ -1,8 +1,12 @@
 // Moves the story: buttons, arrow keys, and Page Up/Down of a presenter while the story has the focus.
 const story = element.querySelector('.ct-story');
 const steps = story.querySelectorAll('article').length;
+// It greets a first visit; a link leads to the tool. A browser that keeps nothing is greeted each time.
+const SEEN = 'causal-tracer-story-seen';
 const link = new URLSearchParams(location.search).has('prompt');
-if (link) story.open = false;
+let seen = false;
+try { seen = localStorage.getItem(SEEN) !== null; localStorage.setItem(SEEN, ''); } catch { /* no storage */ }
+story.open = !seen && !link;
 
 function go(step) {
   const shown = Math.min(steps, Math.max(1, step));

@@ -39,8 +39,8 @@ def choose(page: Any, name: str, option: str) -> None:
     page.get_by_role("option", name=option).first.click()
 
 
-def open_advanced(page: Any) -> None:
-    page.get_by_role("button", name="Advanced").click()
+def open_more(page: Any) -> None:
+    page.get_by_role("button", name="More", exact=True).click()
     expect(page.locator("#ct-subject-tokens-only input")).to_be_enabled()
 
 

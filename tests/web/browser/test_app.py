@@ -15,7 +15,7 @@ from tests.web.browser.steps import (
     expect_true,
     field,
     fill,
-    open_advanced,
+    open_more,
     run,
 )
 
@@ -42,7 +42,8 @@ def test_stored_maps_before_the_model_is_there(visits, app):
     app.let_load()
     expect(page.locator("#ct-status-hidden")).to_contain_text("Done")
     expect(page.locator("#ct-model")).to_contain_text("Model ready: Tiny GPT-2, under the MIT.")
-    expect(page.locator("#ct-model")).to_contain_text("Automatic noise level: 0.5.")
+    open_more(page)
+    expect(page.locator("#ct-noise-level")).to_contain_text("Automatic for this model: 0.5")
 
 
 @pytest.mark.parametrize(("kind", "title"), TABS)
@@ -51,7 +52,7 @@ def test_a_run_in_each_tab(visits, app, kind, title):
     page = visits.open()
     page.get_by_role("tab", name=title).click()
     fill(page, PROMPT, SUBJECT)
-    open_advanced(page)
+    open_more(page)
     run(page, kind)
     expect(page.locator(f"#ct-status-{kind}")).to_contain_text("Done")
     expect(page.locator(f"#ct-details-{kind}")).to_contain_text("tiny, float32")
@@ -82,7 +83,7 @@ def test_a_bad_setting_is_said_below_the_fields_and_beside_run(visits, app, name
     app.let_load()
     page = visits.open()
     fill(page, PROMPT, SUBJECT)
-    open_advanced(page)
+    open_more(page)
     box, status = field(page, name), page.locator("#ct-status-hidden")
     for _ in range(3):
         # Gradio fills the fields anew a moment after the accordion opens: what is typed in that moment is lost.
@@ -163,7 +164,7 @@ def test_help_says_what_a_map_does_not_show(visits):
 def test_a_narrow_phone_scrolls_down_only(visits):
     page = visits.open(viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True)
     expect_no_overflow(page)
-    page.get_by_role("button", name="Advanced").click()
+    page.get_by_role("button", name="More", exact=True).click()
     page.get_by_role("tab", name="MLP").click()
     page.wait_for_selector("#ct-map-mlp .js-plotly-plot .main-svg")
     page.get_by_role("button", name="How to read this").click()

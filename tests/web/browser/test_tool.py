@@ -23,7 +23,7 @@ from tests.web.browser.steps import (
     field,
     fill,
     link_of,
-    open_advanced,
+    open_more,
     run,
 )
 
@@ -294,7 +294,7 @@ def test_the_subject_can_be_corrupted_in_another_way(visits, app):
     app.let_load()
     page = visits.open()
     fill(page, PROMPT, SUBJECT)
-    open_advanced(page)
+    open_more(page)
     choose(page, "corruption", "Mean embedding")
     done(page, "hidden")
     made = page.locator("#ct-details-hidden")
@@ -303,7 +303,7 @@ def test_the_subject_can_be_corrupted_in_another_way(visits, app):
     page.locator("#ct-python button").first.click()
     expect(page.locator("#ct-python-lines .cm-content")).to_contain_text("corruption='mean'")
     other = visits.open(link.removeprefix(app.url))
-    open_advanced(other)
+    open_more(other)
     expect(field(other, "corruption")).to_have_value("Mean embedding")
 
 
@@ -314,7 +314,7 @@ def test_a_link_reproduces_the_result_in_another_browser(visits, app):
     app.let_load()
     page = visits.open()
     fill(page, f"{PROMPT} <i>&", SUBJECT)
-    open_advanced(page)
+    open_more(page)
     field(page, "seed").fill("7")
     field(page, "samples").fill("3")
     expect(page.locator("#ct-chips [data-answer='1']")).to_be_visible()

@@ -181,12 +181,13 @@ def test_an_opened_file_has_its_own_link(tmp_path):
     assert "revision=r1" in link
 
 
-def test_an_opened_map_of_heads_is_refused_with_words(tmp_path):
+def test_an_opened_map_of_heads_is_shown_in_its_tab(tmp_path):
     flow = tiny_tracer("gpt2").trace_maps(TraceRequest(PROMPT, SUBJECT, samples=2), {"heads": MapSpec("head")})["heads"]
     flow.save(tmp_path / "flow.json")
-    outputs = PageEvents(tiny_service()).open_file(gr.Request(), str(tmp_path / "flow.json"), ())
-    assert "map of single attention heads, and this app has no tab for it" in outputs[0]
-    assert outputs[-1] == ()
+    request = gr.Request(headers={"referer": "http://127.0.0.1:7860/"})
+    *_, tabs, history = PageEvents(tiny_service()).open_file(request, str(tmp_path / "flow.json"), ())
+    assert tabs.selected == "head"
+    assert [flow.kind for flow in history] == ["head"]
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,8 @@ from gradio import http_server
 from causal_tracer.corruption import CORRUPTIONS
 from causal_tracer.errors import SettingsError, SubjectError
 from causal_tracer.prompts.prompt import guess_subject
-from causal_tracer.request.sites import KINDS
+from causal_tracer.request.other_prompt import OtherPrompt
+from causal_tracer.request.sites import SITES
 from causal_tracer.results.comparison import compare_flows
 from causal_tracer.results.top_tokens import TokenProbability
 from causal_tracer.web.page import explore, views
@@ -35,7 +36,9 @@ from causal_tracer.web.page.story import story_html, story_steps, told_cell
 from causal_tracer.web.page.summary import doubts_html, numbers_html, peaks_html, progress_words, recipe
 from causal_tracer.web.page.texts import EXAMPLES, Example
 from causal_tracer.web.service import figures
+from causal_tracer.web.service.asking import APP_FIELDS, check_fields
 from causal_tracer.web.service.inspection import Inspection, Problem, TokenSpan
+from causal_tracer.web.service.settings import ServiceSettings
 from causal_tracer.web.service.stored import STORED_PROMPT, STORED_SUBJECT, stored_map
 from causal_tracer.web.service.updates import RunUpdate
 from causal_tracer.web.serving import page_head, without_hot_reload
@@ -317,7 +320,7 @@ class TestRecipe:
 
 
 class TestFields:
-    @pytest.mark.parametrize("kind", [*KINDS, "all"])
+    @pytest.mark.parametrize("kind", [*SITES, "all"])
     def test_what_fields_show_is_what_is_asked_for(self, kind: str) -> None:
         asked = app_fields(
             "Paris is in",
@@ -335,12 +338,30 @@ class TestFields:
             answer_form="auto",
             occurrence="last",
             corruption="uniform",
-            subject_tokens_only=True,
+            subject_tokens_only=kind not in ("head", "span_knockout"),
             chat=True,
-            window=None if kind == "all" else 5,
-            windows=(2, 5, 7) if kind == "all" else (),
+            window=5,
+            metric="logit difference",
+            foil="Rome",
         )
-        assert asked_for(kind, Picked(), *field_values(asked)) == asked
+        defaults = {name: field.default for name, field in APP_FIELDS.items()}
+        assert asked_for(kind, Picked(), *field_values(asked)) == {**defaults, **asked}
+
+    @pytest.mark.parametrize(
+        "second", [{"second_subject": "Rome"}, {"second_prompt": "Rome is in", "second_subject": "Rome"}]
+    )
+    def test_a_second_prompt_takes_the_place_of_a_corruption(self, second: dict[str, str]) -> None:
+        asked = app_fields("Paris is in", "Paris", model="tiny", **second)
+        found = asked_for("hidden", Picked(), *field_values(asked))
+        assert {name: found[name] for name in asked} == asked
+        assert check_fields(found, ServiceSettings()).request.second == OtherPrompt("Rome is in", "Rome")
+
+    def test_a_choice_leaves_out_what_other_choices_take_and_the_page_keeps_it(self) -> None:
+        values = with_fields(second_prompt="Rome is in", second_subject="Rome", token="2", patch="zero")
+        found = asked_for("hidden", Picked(), *values)
+        assert (found["second_prompt"], found["second_subject"], found["token"]) == ("", "", None)
+        assert asked_for("knockout", Picked(), *values)["patch"] == "restore"
+        assert asked_for("head", Picked(), *values)["token"] == 2
 
     def test_empty_is_automatic_and_zero_is_zero(self) -> None:
         assert asked_for("hidden", Picked(), *with_fields(noise=""))["noise"] is None

@@ -19,7 +19,7 @@ from causal_tracer.errors import SettingsError
 from causal_tracer.metrics.metric import METRICS
 from causal_tracer.prompts.chat import ChatText
 from causal_tracer.request.record import to_data
-from causal_tracer.request.records import RunOptions, SamplesUntil, StoredRequest
+from causal_tracer.request.records import OtherPrompt, RunOptions, SamplesUntil, StoredRequest
 from causal_tracer.web.service.links import fields_of, page_url, parse_link, share_link
 from causal_tracer.web.service.registry import LoadedTracer, load_tracer
 from causal_tracer.web.service.stored import STORED_PROMPT, STORED_SUBJECT, stored_map
@@ -76,7 +76,12 @@ class TestLinks:
             {},
             {"prompt": STRANGE, "subject": "東京 🗼"},
             {"kind": "mlp", "window": 7, "samples": 3, "seed": 2**32 - 1},
-            {"kind": "all", "windows": (1, None, 9)},
+            {"kind": "all", "window": 9},
+            {"kind": "head", "token": -2},
+            {"kind": "span_knockout", "window": 3, "metric": "KL from clean"},
+            {"second_prompt": "Rome is\nin", "second_subject": "Rome", "metric": "logit"},
+            {"metric": "logit difference", "foil": " Rome", "patch": "corrupt", "elsewhere": 3},
+            {"kind": "mlp", "patch": "mean", "mean_prompts": "Rome is in\nBerlin is in", "severed": "attention"},
             {"noise": 0.0},
             {"noise": 1 / 3},
             {"noise": 1e-12},
@@ -109,8 +114,11 @@ class TestLinks:
             ({"noise": "inf"}, "noise"),
             ({"noise": "1_0"}, "noise"),
             ({"kind": "neurons"}, "kind"),
-            ({"windows": "1,2"}, "windows"),
-            ({"windows": "1,a,2"}, "windows"),
+            ({"window": "1,2"}, "window"),
+            ({"metric": "beauty"}, "metric"),
+            ({"patch": "placebo"}, "patch"),
+            ({"severed": "hidden"}, "severed"),
+            ({"token": "last"}, "token"),
             ({"subject_tokens_only": "perhaps"}, "subject_tokens_only"),
             ({"chat": "yes"}, "chat"),
             ({"occurrence": "second"}, "occurrence"),
@@ -195,6 +203,17 @@ class TestInputOfAResult:
             {"corruption": "gaussian replacing", "seed": 5},
             {"prompt": "In truth, Steve Jobs was the founder of", "subject": ""},
             {"batch_size": 3},
+            {"kind": "head", "token": 2},
+            {"kind": "knockout", "window": 2},
+            {"kind": "span_knockout", "token": -2},
+            {"metric": "rank", "patch": "corrupt"},
+            {"metric": "logit difference", "foil": " Rome"},
+            {"second_subject": "Rome", "metric": "logit", "noise": None},
+            {"second_prompt": "Rome is in", "second_subject": "Rome", "metric": "logit", "noise": None},
+            {"patch": "zero", "kind": "mlp"},
+            {"patch": "mean", "mean_prompts": "Rome is in\nBerlin is in"},
+            {"patch": "mean"},
+            {"severed": "mlp", "elsewhere": 7},
         ],
     )
     def test_gives_the_same_result_again(self, changes):
@@ -248,10 +267,11 @@ class TestInputOfAResult:
     @pytest.mark.parametrize(
         "changes",
         [
-            {"metric": "logit"},
-            {"direction": "corrupt"},
+            {"second": OtherPrompt(PROMPT, SUBJECT, align="spans")},
+            {"second": OtherPrompt(PROMPT, SUBJECT, pairs=((1, 1),))},
+            {"second": OtherPrompt(ChatText.from_user("Where?", system="Be brief."))},
+            {"mean_over": ("Rome is\nin",)},
             {"read": 9},
-            {"elsewhere": 7},
             {"samples": SamplesUntil(1.0)},
             {"corruption": GaussianNoise(1.0, 0)},
             {"prompt": ChatText.from_user("Where is it?", system="Be brief.")},
@@ -267,11 +287,9 @@ class TestInputOfAResult:
     @pytest.mark.parametrize(
         "spec",
         [
-            MapSpec(severed="mlp"),
             MapSpec(source="placebo"),
             MapSpec(positions=(1,)),
-            MapSpec("head"),
-            MapSpec("head", token=1),
+            MapSpec("knockout", token=(4, 5)),
         ],
         ids=str,
     )
@@ -295,7 +313,7 @@ class TestInputOfAResult:
 def test_a_stored_map_of_the_app_gives_its_request():
     asked = fields_of(stored_map("mlp"))
     assert (asked["prompt"], asked["subject"]) == (STORED_PROMPT, STORED_SUBJECT)
-    assert (asked["kind"], asked["window"], asked["noise"], asked["samples"]) == ("mlp", 10, None, 10)
+    assert (asked["kind"], asked["window"], asked["noise"], asked["samples"]) == ("mlp", None, None, 10)
 
 
 def test_a_result_that_does_not_store_its_request_has_no_link():
@@ -308,7 +326,7 @@ class TestPythonLines:
         "changes",
         [
             {},
-            {"kind": "all", "windows": (1, 2, 3)},
+            {"kind": "all", "window": 2},
             {
                 "prompt": f'"""{SUBJECT}\\ \' {{x}} is in\n',
                 "kind": "mlp",

@@ -28,7 +28,7 @@ from causal_tracer.web.service.inspection import map_warnings
 from causal_tracer.web.service.model_files import public_name
 from causal_tracer.web.service.registry import ModelStatus
 from causal_tracer.web.service.settings import ServiceSettings
-from causal_tracer.web.service.stored import STORED_PROMPT, STORED_REQUEST, stored_map
+from causal_tracer.web.service.stored import STORED_PROMPT, stored_map, stored_request
 from causal_tracer.web.service.tracing import TraceService
 from causal_tracer.web.service.updates import RunUpdate
 from tests.support.tiny_models import PROMPT, SUBJECT, build_tiny_model, tiny_tokenizer
@@ -200,13 +200,13 @@ class TestTraces:
         assert flow_of(service, {**ASKED, "seed": 15}).scores.isfinite().all()
 
     def test_all_kinds_in_one_sweep_equal_each_alone(self, service):
-        asked = {**ASKED, "kind": "all", "windows": (2, None, 1), "seed": 21}
+        asked = {**ASKED, "kind": "all", "window": 2, "seed": 21}
         update = last(service.trace(asked))
         assert list(update.flows) == list(KINDS)
-        assert [flow.settings.window for flow in update.flows.values()] == [2, SITES["mlp"].window, 1]
+        assert [flow.settings.window for flow in update.flows.values()] == [2, 2, 2]
         tracer = CausalTracer(build_tiny_model("gpt2"), tiny_tokenizer(), noise=NOISE)
-        for kind, window in zip(KINDS, (2, 10, 1), strict=True):
-            alone = tracer.calculate_hidden_flow(PROMPT, SUBJECT, kind, samples=3, window=window, patch_seed=21)
+        for kind in KINDS:
+            alone = tracer.calculate_hidden_flow(PROMPT, SUBJECT, kind, samples=3, window=2, patch_seed=21)
             torch.testing.assert_close(update.flows[kind].scores, alone.scores, atol=1e-5, rtol=0)
 
     def test_another_answer(self, service):
@@ -277,8 +277,15 @@ class TestInput:
             ({"batch_size": 65}, SettingsError, "64 (CAUSAL_TRACER_BATCH_SIZE)"),
             ({"batch_size": 0}, SettingsError, "batch_size=0 is too small. Give 1 or more"),
             ({"subject_tokens_only": "no"}, SettingsError, "subject_tokens_only must be True or False (given: 'no')"),
-            ({"kind": "all", "windows": (1, 2)}, SettingsError, "are not one for each kind"),
-            ({"kind": "all", "windows": 5}, SettingsError, "windows must be a list (given: 5)"),
+            ({"windows": 5}, SettingsError, "'windows' is no field of the app"),
+            ({"metric": "beauty"}, SettingsError, "metric='beauty' is not known"),
+            ({"patch": "placebo"}, SettingsError, "patch='placebo' is not known"),
+            ({"second_prompt": 5}, PromptError, "second_prompt"),
+            ({"second_subject": "Rome", "noise": 1.0}, SettingsError, "a second prompt takes its place"),
+            ({"subject": "Atlantis", "second_subject": "Rome"}, SubjectError, "is not in the prompt"),
+            ({"token": 1}, SettingsError, "token=1 is for kind='head' and knockouts only"),
+            ({"kind": "knockout", "patch": "zero"}, SettingsError, "blocks attention. Leave it out"),
+            ({"patch": "mean", "chat": True}, SettingsError, "mean_prompts is empty"),
             ({"samples": 10**5000}, SettingsError, "samples=<int too long to write> is too large"),
             ({"samples": {"width": 0.1, "most": 10**5}}, SettingsError, "samples must be an integer (given: {"),
             ({"window": 10**5000}, SettingsError, "window=<int too long to write> is too large"),
@@ -408,12 +415,13 @@ class TestWords:
 
 
 class TestStoredMaps:
-    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("kind", SITES)
     def test_say_how_they_were_made(self, kind):
         flow = stored_map(kind)
         settings = flow.settings
         assert (flow.kind, flow.prompt, flow.answer.strip()) == (kind, STORED_PROMPT, "Seattle")
-        assert (settings.samples, settings.seed, settings.window) == (10, 1, SITES[kind].window)
+        assert settings.samples == (1 if SITES[kind].blocks else 10)
+        assert (settings.seed, settings.window) == (1, SITES[kind].window)
         assert settings.model == "embedded:gemma-3-270m"
         assert settings.noise_rule == "3 sd of the embedding output"
         assert flow.scores.isfinite().all()
@@ -423,10 +431,10 @@ class TestStoredMaps:
     @pytest.mark.nightly
     def test_come_out_again(self):
         tracer = CausalTracer.from_pretrained("embedded", progress=False)
-        for kind, layer in (("hidden", 5), ("mlp", 4), ("attention", 12)):
+        for kind, layer in (("hidden", 5), ("mlp", 4), ("attention", 12), ("head", 12), ("knockout", 9)):
             stored = stored_map(kind)
             spec = MapSpec(kind, start_layer=layer, end_layer=layer + 1)
-            flow = tracer.trace_maps(STORED_REQUEST, {kind: spec})[kind]
+            flow = tracer.trace_maps(stored_request(kind), {kind: spec})[kind]
             torch.testing.assert_close(flow.scores[:, layer], stored.scores[:, layer], atol=1e-4, rtol=0)
             assert flow.low_score == pytest.approx(stored.low_score, abs=1e-4)
             assert flow.high_score == pytest.approx(stored.high_score, abs=1e-4)

@@ -1,0 +1,113 @@
+"""The fields of the experiment: what corrupts, what is measured, what is patched, and what stands under More.
+
+They are generated from `APP_FIELDS`: their types, defaults and titles are those of the records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal, get_args, get_origin
+
+import gradio as gr
+
+from causal_tracer.corruption import CORRUPTIONS
+from causal_tracer.request.sites import SITES
+from causal_tracer.web.page.fields import ANOTHER_SUBJECT, OTHER_FIELDS, SECOND_PROMPT, is_optional
+from causal_tracer.web.service.asking import APP_CORRUPTIONS, APP_FIELDS
+
+_WINDOWS = ", ".join(f"{site.window} for {site.label}" for site in SITES.values())
+# The help of the records is too long for the page.
+_HINTS = {
+    "samples": "Each map is their mean.",
+    "noise": "Empty: automatic. 0: none.",
+    "seed": "Same seed, same noise.",
+    "window": f"Layers patched together. Empty: {_WINDOWS}.",
+    "token": "Of heads and knockouts. Empty: the last token.",
+    "severed": "Hold these outputs of the restored token at their corrupted values.",
+    "elsewhere": "A control: corrupt as many tokens from this one on instead of the subject. Empty: the subject.",
+    "second_prompt": "It is run in place of a corrupted prompt.",
+    "second_subject": "It takes the subject's place. Of a second prompt: its subject; empty: guessed.",
+    "mean_prompts": "One in each line. Empty: the prompt's own tokens.",
+    "foil": "The answer that it is set against.",
+}
+_LABELS = {
+    "noise": "Noise level",
+    "corruption": "Corrupt by",
+    "metric": "Measure",
+    "second_subject": "Another subject",
+    "severed": "Sever from",
+    "elsewhere": "Corrupt elsewhere, from token",
+    "token": "At token",
+    "foil": "Other answer",
+}
+_PLACEHOLDERS = {
+    "noise": "automatic", "end_layer": "all layers", "batch_size": "the app's own", "window": "the paper's",
+    "token": "the last", "elsewhere": "the subject",
+}  # fmt: skip
+_CHOICES = {
+    "corruption": {
+        **{
+            CORRUPTIONS[name].label: name
+            for name in sorted(APP_CORRUPTIONS, key=lambda name: not CORRUPTIONS[name].takes_level)
+        },
+        ANOTHER_SUBJECT: ANOTHER_SUBJECT,
+        SECOND_PROMPT: SECOND_PROMPT,
+    },
+    "patch": {
+        "restore (clean)": "restore",
+        "corrupt": "corrupt",
+        "set to zero": "zero",
+        "set to a mean": "mean",
+    },
+}
+_AT_HAND = ("corruption", "second_prompt", "second_subject", "metric", "patch", "foil", "mean_prompts")
+_SEVERAL_LINES = ("second_prompt", "mean_prompts")
+
+
+def experiment_fields() -> tuple[dict[str, Any], gr.HTML]:
+    """Lay out the fields; return them by name, with the line that shows the automatic noise level."""
+    fields = {name: _component(name, visible=name == "corruption") for name in _AT_HAND[:3]}
+    with gr.Row():
+        fields |= {name: _component(name) for name in _AT_HAND[3:5]}
+    fields |= {name: _component(name, visible=False) for name in _AT_HAND[5:]}
+    rest = [name for name in OTHER_FIELDS if name not in fields]
+    boxes = [name for name in rest if APP_FIELDS[name].type is bool]
+    with gr.Accordion("More", open=False, elem_id="ct-more"):
+        noise_level = gr.HTML("", elem_id="ct-noise-level")
+        for pair in _pairs([name for name in rest if name not in boxes]):
+            with gr.Row():
+                fields |= {name: _component(name) for name in pair}
+        fields |= {name: _component(name) for name in boxes}
+    return fields, noise_level
+
+
+def shown_with(corruption: str, metric: str, patch: str) -> tuple[Any, ...]:
+    """Show the fields that a choice needs: second prompt, another subject, the other answer, prompts to average."""
+    second = corruption == SECOND_PROMPT
+    needed = (second, second or corruption == ANOTHER_SUBJECT, metric == "logit difference", patch == "mean")
+    return tuple(gr.update(visible=each) for each in needed)
+
+
+def _pairs(names: list[str]) -> Iterable[list[str]]:
+    return (names[place : place + 2] for place in range(0, len(names), 2))
+
+
+def _component(name: str, *, visible: bool = True) -> Any:
+    """Return the component for a field's type."""
+    field = APP_FIELDS[name]
+    common: dict[str, Any] = {
+        "label": _LABELS.get(name, field.title),
+        "info": _HINTS.get(name),
+        "elem_id": f"ct-{name.replace('_', '-')}",
+    }
+    if field.type is bool:
+        return gr.Checkbox(field.default, **common)
+    sized: dict[str, Any] = {**common, "min_width": 130, "visible": visible}
+    if get_origin(field.type) is Literal:
+        choices = _CHOICES.get(name) or {value: value for value in get_args(field.type)}
+        return gr.Dropdown(list(choices.items()), value=field.default, filterable=False, **sized)
+    if field.type is int:
+        return gr.Number(field.default, precision=0, **sized)
+    # Optional numbers too: Gradio's number field hands on 0 when it is empty.
+    empty = _PLACEHOLDERS.get(name, "none") if is_optional(name) else ""
+    return gr.Textbox("", placeholder=empty, max_lines=4 if name in _SEVERAL_LINES else 1, **sized)
