@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 
 from causal_tracer.request.sites import KINDS
+from causal_tracer.web.blocks import AppBlocks
 from causal_tracer.web.page import explore, handlers
 from causal_tracer.web.page.assets import static_text
 from causal_tracer.web.page.inputs_layout import AT_ONCE, IDLE_SECONDS, Inputs, input_fields
@@ -23,7 +24,7 @@ from causal_tracer.web.service.tracing import TraceService
 def build_page(service: TraceService) -> gr.Blocks:
     """Lay out and wire the page. Nothing is computed or loaded: what is shown at first is stored."""
     demo: gr.Blocks
-    with gr.Blocks(title=f"{TITLE}: where does a language model keep a fact?", analytics_enabled=False) as demo:
+    with AppBlocks(title=f"{TITLE}: where does a language model keep a fact?", analytics_enabled=False) as demo:
         gr.HTML(f"<h1>{escape(TITLE)}</h1><p>{escape(LEAD)}</p>", elem_classes="ct-header")
         gr.HTML(story_html(stored_map("hidden")), elem_id="ct-story", js_on_load=static_text("story.js"))
         gr.HTML("<h2>Trace a prompt</h2>", elem_id="ct-tool", elem_classes="ct-header")

@@ -31,8 +31,8 @@ Fields = Mapping[str, Any]
 """What is asked for, by the names of `APP_FIELDS`, as it comes in: nothing is checked yet."""
 
 # Far more than a token has characters: longer prompts are turned away before they are tokenized.
-_CHARACTERS_PER_TOKEN = 50
-_LONGEST_ANSWER = 200
+CHARACTERS_PER_TOKEN = 50
+LONGEST_ANSWER = 200
 # JSON's whole numbers are exact up to it.
 _LARGEST_NUMBER = 2**53
 _LIMITED = {"samples": "max_samples", "batch_size": "batch_size"}
@@ -120,13 +120,15 @@ class CheckedFields:
 
     Attributes:
         request: The prompt, and what is measured.
-        specs: The maps, by kind.
+        specs: The maps, by name.
         options: How they are computed.
+        model: The model's name; empty takes the app's first.
     """
 
     request: TraceRequest
-    specs: Mapping[LayerKind, MapSpec]
+    specs: Mapping[str, MapSpec]
     options: RunOptions
+    model: Any = ""
 
 
 def check_fields(fields: Fields, settings: ServiceSettings) -> CheckedFields:
@@ -157,6 +159,7 @@ def check_fields(fields: Fields, settings: ServiceSettings) -> CheckedFields:
         TraceRequest(**made[TraceRequest], top_tokens=TOP_TOKENS),
         {kind: MapSpec(kind=kind, **window, **made[MapSpec]) for kind, window in _windows(given).items()},
         RunOptions(**made[RunOptions]),
+        given["model"],
     )
 
 
@@ -183,7 +186,7 @@ def _filled(text: Any) -> Any:
 
 def _prompt(given: Mapping[str, Any], settings: ServiceSettings) -> str | ChatText:
     prompt = check_text("prompt", given["prompt"])
-    if len(prompt) > _CHARACTERS_PER_TOKEN * settings.max_prompt_tokens:
+    if len(prompt) > CHARACTERS_PER_TOKEN * settings.max_prompt_tokens:
         raise PromptError(
             f"The prompt has {len(prompt)} characters, and this app takes at most "
             f"{limit('max_prompt_tokens', settings.max_prompt_tokens)} tokens. Shorten it."
@@ -197,8 +200,8 @@ def _prompt(given: Mapping[str, Any], settings: ServiceSettings) -> str | ChatTe
 
 def _answer(value: Any) -> str | None:
     text = check_text("answer", _filled(value))
-    if len(text) > _LONGEST_ANSWER:
-        raise PromptError(f"The answer has {len(text)} characters. Give at most {_LONGEST_ANSWER}.")
+    if len(text) > LONGEST_ANSWER:
+        raise PromptError(f"The answer has {len(text)} characters. Give at most {LONGEST_ANSWER}.")
     return text if text.strip() else None
 
 
