@@ -30,13 +30,18 @@ class AppBlocks(gr.Blocks):
         info = super().get_api_info(*args, **kwargs)
         functions = {f"/{fn.api_name}": fn.fn for fn in self.fns.values() if fn.fn and fn.api_visibility != "private"}
         for name, endpoint in info["named_endpoints"].items():
-            abouts = get_function_description(functions[name])[1]
+            abouts, inside = get_function_description(functions[name])[1], getattr(functions[name], "inside", {})
             # Gradio appends a sentence of its own, with no space before it.
             endpoint["description"] += " "
             for parameter in endpoint["parameters"]:
-                about = abouts.get(parameter["parameter_name"], "")
+                argument = parameter["parameter_name"]
+                about, fields = abouts.get(argument, ""), inside.get(argument)
                 parameter["type"] = {**parameter["type"], "description": about}
                 parameter["python_type"]["description"] = about
+                if fields:
+                    types = parameter["type"]["properties"]
+                    described = {field: {**types[field], "description": fields[field]} for field in fields}
+                    parameter["type"]["properties"] = described
         return info
 
 

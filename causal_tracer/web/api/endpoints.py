@@ -16,7 +16,15 @@ from gradio.events import api
 
 from causal_tracer.request.sites import KINDS, SITES, LayerKind
 from causal_tracer.web.api.answers import Json, for_clients, map_and_result, result
-from causal_tracer.web.api.tasks import ABOUT_LENS, ABOUT_PATCH, ABOUT_TRACE, LENS_TASK, PATCH_TASK, TRACE_TASK
+from causal_tracer.web.api.tasks import (
+    ABOUT_LENS,
+    ABOUT_PATCH,
+    ABOUT_TRACE,
+    LENS_TASK,
+    PATCH_TASK,
+    TRACE_TASK,
+    TaskField,
+)
 from causal_tracer.web.service.asking import APP_FIELDS, AppField, CheckedFields, check_fields
 from causal_tracer.web.service.json_requests import check_lens, check_patch, check_trace
 from causal_tracer.web.service.limits import client_of
@@ -207,6 +215,8 @@ def _describe(
     kinds = {each: field.type for each, field in fields.items()}
     endpoint.__annotations__ = {**kinds, "request": gr.Request | None, "return": returned}
     endpoint.__signature__ = signature  # type: ignore[attr-defined]
+    # `AppBlocks` publishes it: docstrings have no place for the fields of an argument.
+    endpoint.inside = {each: field.inside for each, field in fields.items() if isinstance(field, TaskField)}  # type: ignore[attr-defined]
 
     def arguments(*args: Any, **kwargs: Any) -> tuple[dict[str, Any], gr.Request | None]:
         bound = signature.bind(*args, **kwargs)

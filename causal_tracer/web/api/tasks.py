@@ -4,6 +4,7 @@ Gradio publishes the objects' fields as they are typed here; `web.service.json_r
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
 from causal_tracer.request.record import record_fields
@@ -82,31 +83,40 @@ ABOUT_PATCH = (
 """The description of /patch."""
 
 
-def _words(name: str, known: Mapping[str, str]) -> str:
-    return f"{name}: " + " ".join(f"[{field}] {' '.join(about.split())}" for field, about in known.items())
+@dataclass(frozen=True)
+class TaskField(AppField):
+    """An argument that is one object.
+
+    Attributes:
+        inside: What each of the object's fields means.
+    """
+
+    inside: Mapping[str, str] = field(default_factory=dict)
 
 
-def _of_record(name: str, record: type[Any]) -> str:
-    return _words(name, {field: str(info.description) for field, info in record_fields(record).items()})
+def _fields(record: type[Any]) -> str:
+    listed = (f"{name} ({' '.join(str(info.description).split())})" for name, info in record_fields(record).items())
+    return ", ".join(listed)
 
 
-_OF_REQUEST = " ".join(
-    (
-        _of_record("Fields of request", TraceRequest),
-        'As objects: samples {"width": 0.02, "step": 10, "most": 100}, noise {"subjects": ["..."], "multiplier": 3}, '
-        'corruption {"class": "CounterfactualSubjects", "subjects": ["..."]}.',
-        _of_record("Fields of second and placebo", OtherPrompt),
-        _CONVERSATION,
-    )
-)
-_OF_MAP, _OF_OPTIONS = _of_record("Fields of a map", MapSpec), _of_record("Fields of options", RunOptions)
+_INSIDE: Mapping[str, str] = {
+    "request": f"Fields: {_fields(TraceRequest)}. "
+    'As objects: samples {"width": 0.02, "step": 10, "most": 100}, noise {"subjects": ["..."], "multiplier": 3}, '
+    'corruption {"class": "CounterfactualSubjects", "subjects": ["..."]}. '
+    f"Fields of second and placebo: {_fields(OtherPrompt)}. {_CONVERSATION}",
+    "maps": f"Fields of a map: {_fields(MapSpec)}.",
+    "map": f"Fields: {_fields(MapSpec)}.",
+    "options": f"Fields: {_fields(RunOptions)}.",
+    "source": _CONVERSATION,
+    "base": _CONVERSATION,
+}
 
 
-def _task(kind: type[Any], known: Mapping[str, str], *more: str) -> dict[str, AppField]:
-    about = " ".join((_words("An object with the fields", known), *more))
-    return {"task": AppField(kind, None, "Task", about)}
+def _task(kind: type[Any], known: Mapping[str, str]) -> dict[str, AppField]:
+    inside = {name: f"{about} {_INSIDE.get(name, '')}".strip() for name, about in known.items()}
+    return {"task": TaskField(kind, None, "Task", f"An object with the fields {', '.join(known)}.", inside=inside)}
 
 
-TRACE_TASK = _task(TraceTask, TRACE_FIELDS, _OF_REQUEST, _OF_MAP, _OF_OPTIONS)
-LENS_TASK = _task(LensTask, LENS_FIELDS, _OF_REQUEST, _OF_MAP, _OF_OPTIONS)
-PATCH_TASK = _task(PatchTask, PATCH_FIELDS, _CONVERSATION)
+TRACE_TASK = _task(TraceTask, TRACE_FIELDS)
+LENS_TASK = _task(LensTask, LENS_FIELDS)
+PATCH_TASK = _task(PatchTask, PATCH_FIELDS)
