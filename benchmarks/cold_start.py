@@ -132,7 +132,7 @@ def running_space(python: Path, staged: Path, home: Path, **variables: str) -> I
                 process.wait()
 
 
-def measure(space: RunningSpace, **asked: Any) -> tuple[ColdStart, dict[str, Any]]:
+def measure(space: RunningSpace, **request: Any) -> tuple[ColdStart, dict[str, Any]]:
     """Wait for the page, ask for a map at once, and note when what comes."""
     from gradio_client import Client
 
@@ -143,7 +143,7 @@ def measure(space: RunningSpace, **asked: Any) -> tuple[ColdStart, dict[str, Any
     page = space.seconds()
     client = Client(space.address, verbose=False)
     try:
-        job = client.submit(PROMPT, SUBJECT, **asked, api_name="/trace")
+        job = client.submit({"request": {"prompt": PROMPT, "subject": SUBJECT, **request}}, api_name="/trace")
         model = first = 0.0
         result: dict[str, Any] = {}
         for result in job:

@@ -4,11 +4,11 @@
     python benchmarks/load.py --seconds 60 --clients 20   # shorter
 
 Starts the app in a process of its own, with its results in a new folder. The clients ask for known results, new ones
-(small), nonsense and looks at prompts, and leave some runs half way. It ends with status 1 where an answer was neither
-a right result nor a refusal in words, where memory grew by more than a twentieth from the second third to the last
-(medians, since a run takes some while it lasts), or where the 95th percentile of known results was above 300 ms. The
-app's caches are given so little that they are full after the first third: what grows then would grow for ever. Needs
-httpx and psutil, which come with the app.
+(small), lenses and patched runs, nonsense and looks at prompts, and leave some runs half way. It ends with status 1
+where an answer was neither a right result nor a refusal in words, where memory grew by more than a twentieth from the
+second third to the last (medians, since a run takes some while it lasts), or where the 95th percentile of known results
+was above 300 ms. The app's caches are given so little that they are full after the first third: what grows then would
+grow for ever. Needs httpx and psutil, which come with the app.
 """
 
 from __future__ import annotations
@@ -35,26 +35,22 @@ import psutil
 
 PROMPT, SUBJECT = "The Space Needle is located in the city of", "The Space Needle"
 KNOWN: tuple[dict[str, Any], ...] = tuple(
-    {"prompt": PROMPT, "subject": SUBJECT, "samples": 2, "seed": seed, "kind": kind, "subject_tokens_only": True}
+    {
+        "request": {"prompt": PROMPT, "subject": SUBJECT, "samples": 2, "seed": seed},
+        "maps": [{"kind": kind, "subject_tokens_only": True}],
+    }
     for kind in ("hidden", "mlp")
     for seed in (1, 2)
 )
-NAMES = (
-    "prompt subject kind samples window noise seed subject_tokens_only start_layer end_layer model answer answer_id "
-    "occurrence corruption batch_size chat"
-).split()
-DEFAULTS: dict[str, Any] = {
-    "kind": "hidden", "samples": 1, "window": None, "noise": None, "seed": 1, "subject_tokens_only": False,
-    "start_layer": 0, "end_layer": None, "model": "", "answer": "", "answer_id": None, "occurrence": "last",
-    "corruption": "gaussian", "batch_size": None, "chat": False,
-}  # fmt: skip
+LENS = {"request": {"prompt": PROMPT}}
+PATCH = {"source": PROMPT, "base": "The Eiffel Tower is located in the city of", "pairs": [[[-1, 8], [-1, 8]]]}
 NONSENSE: tuple[tuple[dict[str, Any], str], ...] = (
     ({"prompt": ""}, "The prompt is empty"),
     ({"subject": "Eiffel <b>Tower</b>"}, "is not in the prompt"),
     ({"samples": 0}, "samples=0"),
     ({"samples": 10**6}, "CAUSAL_TRACER_MAX_SAMPLES"),
-    ({"kind": "neurons"}, "is not known"),
-    ({"model": "../../etc/passwd"}, "none of this app's models"),
+    ({"metric": "charm"}, "is not known"),
+    ({"kind": "neurons"}, "has no field"),
     ({"prompt": "word " * 3000}, "CAUSAL_TRACER_MAX_PROMPT_TOKENS"),
     ({"noise": -1}, "is not a noise level"),
 )
@@ -128,7 +124,7 @@ async def client(
     draw = random.Random(number)
     while time.monotonic() < end:
         await asyncio.sleep(draw.expovariate(1 / pause))
-        what = draw.choices(("known", "new", "nonsense", "left", "look"), weights=(50, 10, 20, 8, 12))[0]
+        what = draw.choices(tuple(ACTIONS), weights=(50, 10, 20, 8, 8, 4))[0]
         report.counts[what] += 1
         try:
             await ACTIONS[what](http, draw, expected, report)
@@ -161,14 +157,14 @@ async def new(http: httpx.AsyncClient, draw: random.Random, expected: Sequence[A
 async def nonsense(http: httpx.AsyncClient, draw: random.Random, _expected: Sequence[Any], report: Report) -> None:
     """Ask for nonsense: the refusal has to name it."""
     changes, words = draw.choice(NONSENSE)
-    answer = await ask(http, {"prompt": PROMPT, "subject": SUBJECT, **changes})
+    answer = await ask(http, {"request": {"prompt": PROMPT, "subject": SUBJECT, **changes}})
     if answer[0] != "error" or words not in str(answer[1]):
         report.wrong.append(f"nonsense {changes}: {str(answer)[:150]}"[:300])
 
 
 async def left(http: httpx.AsyncClient, draw: random.Random, _expected: Sequence[Any], _report: Report) -> None:
     """Begin a long run and go away."""
-    event = await begin(http, {**small(draw), "samples": 20, "subject_tokens_only": False})
+    event = await begin(http, {"request": {**small(draw)["request"], "samples": 20}})
     async with http.stream("GET", f"/gradio_api/call/trace/{event}") as stream:
         try:
             async with asyncio.timeout(draw.uniform(0.1, 3)):
@@ -178,31 +174,41 @@ async def left(http: httpx.AsyncClient, draw: random.Random, _expected: Sequence
             return
 
 
+async def single(http: httpx.AsyncClient, _draw: random.Random, expected: Sequence[Any], report: Report) -> None:
+    """Ask for a lens and a patched run: both have to know the prompt's answer."""
+    lens = await ask_endpoint(http, "lens", [LENS])
+    patched = await ask_endpoint(http, "patch", [PATCH])
+    if refused(lens, report) or refused(patched, report):
+        return
+    if result(lens)["answer_id"] != expected[0]["answer_id"]:
+        report.wrong.append(f"lens: {result(lens)['answer_id']}")
+    if expected[0]["answer_id"] not in [answer["token_id"] for answer in result(patched)["answers"]]:
+        report.wrong.append(f"patch: {result(patched)['answers']}")
+
+
 async def look(http: httpx.AsyncClient, _draw: random.Random, expected: Sequence[Any], report: Report) -> None:
     """Look at the prompt, and at the app's health."""
-    data = [PROMPT, SUBJECT, "", "", "last", False]
-    found = (await ask_endpoint(http, "inspect_prompt", data))[1][0]
+    found = (await ask_endpoint(http, "inspect_prompt", [PROMPT, SUBJECT]))[1][0]
     if found["answer"]["token_id"] != expected[0]["answer_id"]:
         report.wrong.append(f"look: {found['answer']}")
     (await http.get("/health")).raise_for_status()
 
 
-ACTIONS = {"known": known, "new": new, "nonsense": nonsense, "left": left, "look": look}
+ACTIONS = {"known": known, "new": new, "nonsense": nonsense, "left": left, "look": look, "single": single}
 
 
 def small(draw: random.Random) -> dict[str, Any]:
     """A new map that is little work."""
     layer = draw.randrange(8)
     return {
-        "prompt": PROMPT, "subject": SUBJECT, "seed": draw.randrange(10**6), "subject_tokens_only": True,
-        "start_layer": layer, "end_layer": layer + 2,
-    }  # fmt: skip
+        "request": {"prompt": PROMPT, "subject": SUBJECT, "samples": 1, "seed": draw.randrange(10**6)},
+        "maps": [{"subject_tokens_only": True, "start_layer": layer, "end_layer": layer + 2}],
+    }
 
 
 async def begin(http: httpx.AsyncClient, asked: dict[str, Any]) -> str:
     """Ask for a trace; gives the event to wait for."""
-    values = {**DEFAULTS, **asked}
-    posted = await http.post("/gradio_api/call/trace", json={"data": [values[name] for name in NAMES]})
+    posted = await http.post("/gradio_api/call/trace", json={"data": [asked]})
     posted.raise_for_status()
     return str(posted.json()["event_id"])
 

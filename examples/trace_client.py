@@ -25,7 +25,7 @@ def main() -> int:
     parser.add_argument("address", help="the app's address, or a Space's name such as owner/space")
     parser.add_argument("prompt")
     parser.add_argument("--subject", default="", help="a part of the prompt (default: guessed)")
-    parser.add_argument("--kind", default="hidden", choices=["hidden", "mlp", "attention"])
+    parser.add_argument("--kind", default="hidden", choices=["hidden", "mlp", "attention", "head"])
     parser.add_argument("--answer", default="", help="the answer to trace (default: the model's own)")
     parser.add_argument("--samples", type=int, default=10)
     parser.add_argument("--save", type=Path, help="write the result to this JSON file")
@@ -40,14 +40,13 @@ def main() -> int:
     if look["problems"]:
         return 1
 
-    job = client.submit(
-        options.prompt,
-        options.subject,
-        kind=options.kind,
-        samples=options.samples,
-        answer=options.answer,
-        api_name="/trace",
-    )
+    request = {
+        "prompt": options.prompt,
+        "subject": options.subject or None,
+        "answer": options.answer or None,
+        "samples": options.samples,
+    }
+    job = client.submit({"request": request, "maps": [{"kind": options.kind}]}, api_name="/trace")
     try:
         for partial in job:
             progress = partial["progress"]

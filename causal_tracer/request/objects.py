@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
 from pydantic_core import CoreSchema, core_schema
 
-from causal_tracer.arguments import choice, function
+from causal_tracer.arguments import choice, function, shown
 from causal_tracer.corruption import CORRUPTION_RECORDS
 from causal_tracer.errors import SettingsError
 
@@ -42,8 +43,17 @@ def _from_data(data: Mapping[str, Any]) -> Any:
     made = _RECORDS.get(str(data.get(_CLASS)))
     if made is None:
         raise SettingsError(f"class={data.get(_CLASS)!r} is not known. It is one of {', '.join(_RECORDS)}.")
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
-    return made(**{name: value for name, value in values.items() if name != _CLASS})
+    values = {name: value for name, value in data.items() if name != _CLASS}
+    try:
+        return TypeAdapter(made).validate_python(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        if isinstance(cause := first.get("ctx", {}).get("error"), SettingsError):
+            raise cause from error
+        place = ".".join(str(part) for part in first["loc"])
+        raise SettingsError(
+            f"{place} of the {made.__name__} is wrong (given: {shown(first['input'])}): {first['msg']}."
+        ) from error
 
 
 def own_name(value: Any) -> str:

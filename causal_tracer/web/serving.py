@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from causal_tracer.web.api.endpoints import add_endpoints
 from causal_tracer.web.api.health import health_route
+from causal_tracer.web.api.refused_calls import call_errors
 from causal_tracer.web.page.layout import build_page
 from causal_tracer.web.page.theme import CSS, app_theme
 from causal_tracer.web.service.tracing import TraceService
@@ -44,7 +45,16 @@ def page_options(service: TraceService) -> dict[str, Any]:
         "ssr_mode": False,
         # Else Gradio asks the page for itself, and on a busy machine gives up after three seconds.
         "_frontend": False,
-        "app_kwargs": {"routes": [health_route(service)], "middleware": [Middleware(CompressedPage)]},
+        "app_kwargs": app_kwargs(service),
+    }
+
+
+def app_kwargs(service: TraceService) -> dict[str, Any]:
+    """The arguments of the web application that Gradio makes."""
+    return {
+        "routes": [health_route(service)],
+        "middleware": [Middleware(CompressedPage)],
+        "exception_handlers": call_errors(),
     }
 
 

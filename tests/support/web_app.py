@@ -6,14 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from causal_tracer.web.api.health import health_route
 from causal_tracer.web.service.tracing import TraceService
 
 
 @contextmanager
 def running_app(service: TraceService, **options: Any) -> Iterator[str]:
     """The app of a service, as `launch` starts it; gives its address."""
-    from causal_tracer.web.serving import build_demo
+    from causal_tracer.web.serving import app_kwargs, build_demo
 
     demo = build_demo(service)
     demo.launch(
@@ -22,7 +21,7 @@ def running_app(service: TraceService, **options: Any) -> Iterator[str]:
         quiet=True,
         ssr_mode=False,
         max_threads=service.settings.workers + 40,
-        app_kwargs={"routes": [health_route(service)]},
+        app_kwargs=app_kwargs(service),
         **options,
     )
     try:

@@ -22,15 +22,13 @@ def map_and_result(update: RunUpdate) -> tuple[Json, Json]:
     figure: Json = {}
     if update.flow is not None:
         figure = json.loads(app_figure(update.flow).to_json())
-    return figure, result(update, alone=True)
+    return figure, result(update)
 
 
-def result(update: RunUpdate, *, alone: bool) -> Json:
-    """What /trace documents: the only result, or the results by kind; and how far the run is."""
-    if alone:
-        found = {} if update.flow is None else update.flow.to_dict()
-    else:
-        found = {kind: flow.to_dict() for kind, flow in update.flows.items()}
+def result(update: RunUpdate) -> Json:
+    """What /trace documents: the only map, or the maps by name; and how far the run is."""
+    maps = {name: flow.to_dict() for name, flow in update.flows.items()}
+    found = next(iter(maps.values())) if len(maps) == 1 else maps
     return {**found, "progress": _progress(update)}
 
 

@@ -9,7 +9,6 @@ import inspect
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from contextlib import aclosing, closing
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from typing import Any, Literal, TypeVar
 
 import gradio as gr
@@ -17,21 +16,29 @@ from gradio.events import api
 
 from causal_tracer.request.sites import KINDS, SITES, LayerKind
 from causal_tracer.web.api.answers import Json, for_clients, map_and_result, result
-from causal_tracer.web.service.asking import APP_FIELDS, AppField, Fields
+from causal_tracer.web.api.tasks import (
+    ABOUT_LENS,
+    ABOUT_PATCH,
+    ABOUT_TRACE,
+    LENS_TASK,
+    PATCH_TASK,
+    TRACE_TASK,
+    TaskField,
+)
+from causal_tracer.web.service.asking import APP_FIELDS, AppField, CheckedFields, check_fields
+from causal_tracer.web.service.json_requests import check_lens, check_patch, check_trace
 from causal_tracer.web.service.limits import client_of
+from causal_tracer.web.service.settings import ServiceSettings
 from causal_tracer.web.service.tracing import TraceService
 from causal_tracer.web.service.updates import Cancelled, RunUpdate, stepped, thinned
 
 PARTIAL_SECONDS = 2.0
+_REQUIRED = ("prompt", "task")
 MODEL_QUEUE = "model"
 
 # In the order of arguments, which programs rely on: what is new comes last. A map's own endpoints have few, since their
 # figure is for looking at.
 _MAP_FIELDS = "prompt subject samples window noise seed subject_tokens_only model answer chat"
-_FIRST = (
-    "prompt subject kind samples window noise seed subject_tokens_only start_layer end_layer model answer answer_id "
-    "occurrence corruption batch_size chat answer_form"
-)
 _PROMPT_FIELDS = "prompt subject model answer occurrence chat answer_form"
 
 Answer = TypeVar("Answer")
@@ -62,19 +69,54 @@ class Endpoints:
         """Return the endpoint that traces with all settings."""
 
         async def endpoint(*args: Any, **kwargs: Any) -> AsyncGenerator[Json]:
-            fields, request = arguments(*args, **kwargs)
-            shown = partial(result, alone=fields["kind"] != "all")
-            async with aclosing(self._streamed(fields, request, shown)) as steps:
+            given, request = arguments(*args, **kwargs)
+            async with aclosing(self._streamed(given["task"], request, result, check_trace)) as steps:
                 async for step in steps:
                     yield step
 
-        about = (
-            "Trace one prompt: the result as JSON, as `HiddenFlow.from_dict` reads it; null for cells not computed.\n\n"
-            'Of kind "all", {"hidden": result, "mlp": result, "attention": result}. Beside that, "progress" says how '
-            "far it\nis: done, total, seconds, cached, and what is waited for. While it waits, there is only that."
-        )
-        offered = {**_fields(_FIRST), **{name: field for name, field in APP_FIELDS.items() if name != "windows"}}
-        arguments = _describe(endpoint, "trace", about, offered, Json)
+        arguments = _describe(endpoint, "trace", ABOUT_TRACE, TRACE_TASK, Json)
+        return endpoint
+
+    def lens(self) -> Callable[..., Json]:
+        """Return the endpoint that reads a run through the model's own head."""
+
+        def endpoint(*args: Any, **kwargs: Any) -> Json:
+            given, request = arguments(*args, **kwargs)
+            with for_clients():
+                asked = check_lens(given["task"], self.service.settings)
+                return self.service.lens(
+                    asked.request,
+                    asked.model,
+                    client_of(request, self.service.settings),
+                    top=asked.top,
+                    corrupted=asked.corrupted,
+                    restored=asked.restored,
+                    spec=asked.spec,
+                    options=asked.options,
+                ).to_dict()
+
+        arguments = _describe(endpoint, "lens", ABOUT_LENS, LENS_TASK, Json)
+        return endpoint
+
+    def patch(self) -> Callable[..., Json]:
+        """Return the endpoint that runs a prompt with activations of another one in it."""
+
+        def endpoint(*args: Any, **kwargs: Any) -> Json:
+            given, request = arguments(*args, **kwargs)
+            with for_clients():
+                asked = check_patch(given["task"], self.service.settings)
+                return self.service.patch(
+                    asked.source,
+                    asked.base,
+                    asked.pairs,
+                    asked.model,
+                    client_of(request, self.service.settings),
+                    site=asked.site,
+                    answers=asked.answers,
+                    top=asked.top,
+                ).to_dict()
+
+        arguments = _describe(endpoint, "patch", ABOUT_PATCH, PATCH_TASK, Json)
         return endpoint
 
     def inspect_prompt(self) -> Callable[..., Json]:
@@ -114,10 +156,14 @@ class Endpoints:
             return self.service.health()
 
     def _streamed(
-        self, fields: Fields, request: gr.Request | None, shown: Callable[[RunUpdate], Answer]
+        self,
+        asked: Any,
+        request: gr.Request | None,
+        shown: Callable[[RunUpdate], Answer],
+        check: Callable[[Any, ServiceSettings], CheckedFields] = check_fields,
     ) -> AsyncGenerator[Answer]:
         def steps(left: Cancelled) -> Generator[Answer]:
-            updates = self.service.trace(fields, client_of(request, self.service.settings), left)
+            updates = self.service.trace(asked, client_of(request, self.service.settings), left, check=check)
             with for_clients(), closing(thinned(updates, PARTIAL_SECONDS)) as few:
                 for update in few:
                     yield shown(update)
@@ -136,7 +182,8 @@ def add_endpoints(service: TraceService) -> None:
     of_model: dict[str, Any] = {"concurrency_id": MODEL_QUEUE, "concurrency_limit": workers}
     for kind in KINDS:
         api(endpoints.trace_map(kind), api_name=f"trace_{kind}", api_visibility=maps, **of_model)
-    api(endpoints.trace(), api_name="trace", **of_model)
+    for make in (endpoints.trace, endpoints.lens, endpoints.patch):
+        api(make(), api_name=make.__name__, **of_model)
     api(endpoints.inspect_prompt(), api_name="inspect_prompt", concurrency_limit=workers)
     api(endpoints.models, api_name="models", queue=False)
     api(endpoints.status(), api_name="status", queue=False)
@@ -156,7 +203,7 @@ def _describe(
         inspect.Parameter(
             each,
             by_position,
-            default=inspect.Parameter.empty if each == "prompt" else field.default,
+            default=inspect.Parameter.empty if each in _REQUIRED else field.default,
             annotation=field.type,
         )
         for each, field in fields.items()
@@ -168,6 +215,8 @@ def _describe(
     kinds = {each: field.type for each, field in fields.items()}
     endpoint.__annotations__ = {**kinds, "request": gr.Request | None, "return": returned}
     endpoint.__signature__ = signature  # type: ignore[attr-defined]
+    # `AppBlocks` publishes it: docstrings have no place for the fields of an argument.
+    endpoint.inside = {each: field.inside for each, field in fields.items() if isinstance(field, TaskField)}  # type: ignore[attr-defined]
 
     def arguments(*args: Any, **kwargs: Any) -> tuple[dict[str, Any], gr.Request | None]:
         bound = signature.bind(*args, **kwargs)

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Generator
 from contextlib import aclosing, closing
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import gradio as gr
 
@@ -88,13 +88,13 @@ class MapRun:
     def _view(self, update: RunUpdate, status: str, write_top_tokens: bool, request: gr.Request) -> TabView:
         if not update.flows:
             return TabView(status=status)
-        filling = update.done < update.total
+        filling, flows = update.done < update.total, cast(Flows, update.flows)
         return maps_view(
             self.tab,
-            update.flows,
+            flows,
             status=status,
             origin="being computed" if filling else KEPT if update.cached else COMPUTED,
-            link=None if filling else result_link(self.service, update.flows, request),
+            link=None if filling else result_link(self.service, flows, request),
             filling=filling,
             write_top_tokens=write_top_tokens and not filling,
         )

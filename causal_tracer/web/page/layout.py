@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 
 from causal_tracer.request.sites import SITES
+from causal_tracer.web.blocks import AppBlocks
 from causal_tracer.web.page import explore, handlers
 from causal_tracer.web.page.assets import static_text
 from causal_tracer.web.page.inputs_layout import AT_ONCE, IDLE_SECONDS, Inputs, input_fields, model_field
@@ -23,7 +24,7 @@ from causal_tracer.web.service.tracing import TraceService
 def build_page(service: TraceService) -> gr.Blocks:
     """Lay out and wire the page. Nothing is computed or loaded: what is shown at first is stored."""
     demo: gr.Blocks
-    with gr.Blocks(title=f"{TITLE}: where does a language model keep a fact?", analytics_enabled=False) as demo:
+    with AppBlocks(title=f"{TITLE}: where does a language model keep a fact?", analytics_enabled=False) as demo:
         with gr.Row(elem_id="ct-top", equal_height=True):
             gr.HTML(f"<h1>{escape(TITLE)}</h1>", elem_classes="ct-header", elem_id="ct-title")
             model, line = model_field(service)

@@ -20,7 +20,7 @@ from causal_tracer.prompts.subject import with_another_subject
 from causal_tracer.request.map_spec import ABLATIONS
 from causal_tracer.request.record import record_fields
 from causal_tracer.request.records import MapSpec, OtherPrompt, RunOptions, TraceRequest
-from causal_tracer.request.sites import KINDS, SITES, SiteName
+from causal_tracer.request.sites import KINDS, SITES
 from causal_tracer.web.service.settings import ServiceSettings, limit
 
 Asked = Literal["hidden", "mlp", "attention", "all", "head", "knockout", "span_knockout"]
@@ -34,8 +34,8 @@ Fields = Mapping[str, Any]
 """What is asked for, by the names of `APP_FIELDS`, as it comes in: nothing is checked yet."""
 
 # Far more than a token has characters: longer prompts are turned away before they are tokenized.
-_CHARACTERS_PER_TOKEN = 50
-_LONGEST_ANSWER = 200
+CHARACTERS_PER_TOKEN = 50
+LONGEST_ANSWER = 200
 # JSON's whole numbers are exact up to it.
 _LARGEST_NUMBER = 2**53
 _LIMITED = {"samples": "max_samples", "batch_size": "batch_size"}
@@ -169,13 +169,15 @@ class CheckedFields:
 
     Attributes:
         request: The prompt, and what is measured.
-        specs: The maps, by kind.
+        specs: The maps, by name.
         options: How they are computed.
+        model: The model's name; empty takes the app's first.
     """
 
     request: TraceRequest
-    specs: Mapping[SiteName, MapSpec]
+    specs: Mapping[str, MapSpec]
     options: RunOptions
+    model: Any = ""
 
 
 def check_fields(fields: Fields, settings: ServiceSettings) -> CheckedFields:
@@ -203,10 +205,12 @@ def check_fields(fields: Fields, settings: ServiceSettings) -> CheckedFields:
     }
     specs = _maps(given, made[MapSpec])
     request = {**made[TraceRequest], **_experiment(given, settings, next(iter(specs.values())).in_clean_run)}
-    return CheckedFields(TraceRequest(**request, top_tokens=TOP_TOKENS), specs, RunOptions(**made[RunOptions]))
+    return CheckedFields(
+        TraceRequest(**request, top_tokens=TOP_TOKENS), specs, RunOptions(**made[RunOptions]), given["model"]
+    )
 
 
-def _maps(given: Mapping[str, Any], settings: dict[str, Any]) -> dict[SiteName, MapSpec]:
+def _maps(given: Mapping[str, Any], settings: dict[str, Any]) -> dict[str, MapSpec]:
     kinds = KINDS if given["kind"] == "all" else (given["kind"],)
     chosen = {
         **settings,
@@ -270,7 +274,7 @@ def _filled(text: Any) -> Any:
 
 def _prompt(given: Mapping[str, Any], settings: ServiceSettings) -> str | ChatText:
     prompt = check_text("prompt", given["prompt"])
-    if len(prompt) > _CHARACTERS_PER_TOKEN * settings.max_prompt_tokens:
+    if len(prompt) > CHARACTERS_PER_TOKEN * settings.max_prompt_tokens:
         raise PromptError(
             f"The prompt has {len(prompt)} characters, and this app takes at most "
             f"{limit('max_prompt_tokens', settings.max_prompt_tokens)} tokens. Shorten it."
@@ -284,6 +288,6 @@ def _prompt(given: Mapping[str, Any], settings: ServiceSettings) -> str | ChatTe
 
 def _answer(value: Any) -> str | None:
     text = check_text("answer", _filled(value))
-    if len(text) > _LONGEST_ANSWER:
-        raise PromptError(f"The answer has {len(text)} characters. Give at most {_LONGEST_ANSWER}.")
+    if len(text) > LONGEST_ANSWER:
+        raise PromptError(f"The answer has {len(text)} characters. Give at most {LONGEST_ANSWER}.")
     return text if text.strip() else None

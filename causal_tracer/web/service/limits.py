@@ -9,10 +9,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from causal_tracer.errors import BusyError, SettingsError
+from causal_tracer.corruption import CORRUPTIONS, CounterfactualSubjects
+from causal_tracer.errors import BusyError, PromptError, SettingsError
 from causal_tracer.experiment.set_up import TracingContext, prompt_for
-from causal_tracer.request.records import MapSpec, SamplesUntil, TraceRequest
-from causal_tracer.request.sites import SiteName
+from causal_tracer.prompts.prompt import Prompt
+from causal_tracer.request.records import MapSpec, SamplesUntil, Text, TraceRequest
+from causal_tracer.request.sites import SITES, SPANS
+from causal_tracer.tracing.lens import whole_prompt
 from causal_tracer.web.service.settings import REFERENCE_PARAMETERS, ServiceSettings, limit
 
 _SHARE_SECONDS = 600.0
@@ -20,31 +23,95 @@ _SHARE_SECONDS = 600.0
 _MOST_CLIENTS = 10_000
 
 
-def asked_work(
-    context: TracingContext, request: TraceRequest, specs: Mapping[SiteName, MapSpec] | Mapping[str, MapSpec]
-) -> tuple[int, int, int]:
+def asked_work(context: TracingContext, request: TraceRequest, specs: Mapping[str, MapSpec]) -> tuple[int, int, int]:
     """Return the tokens of a request's prompt, the cells of its maps, and the samples of each cell.
 
     Raises:
         SettingsError: A map has no layers of this model.
         PromptError, SubjectError, TokenizerError: The prompt cannot be traced.
+        ModelStructureError: A map is of heads, and the model has none that can be told apart.
     """
     prompt = prompt_for(context, request.prompt, request.subject, request.occurrence)
-    start, end = prompt.subject_range
-    cells = sum(
-        (end - start if spec.subject_tokens_only else len(prompt)) * len(spec.layer_range(context.traced.n_layers))
-        for spec in specs.values()
-    )
-    return len(prompt), cells, request.samples.most if isinstance(request.samples, SamplesUntil) else request.samples
+    return len(prompt), sum(_cells(context, prompt, spec) for spec in specs.values()), _samples(request)
 
 
-def too_long(tokens: int, settings: ServiceSettings) -> str:
+def _cells(context: TracingContext, prompt: Prompt, spec: MapSpec) -> int:
+    layers, rows = spec.layer_range(context.traced.n_layers), SITES[spec.kind].rows
+    if rows == "heads":
+        sites = context.traced.head_sites
+        return sum(sites[layer][1] for layer in layers if layer in sites)
+    if rows == "spans":
+        return len(SPANS) * len(layers)
+    tokens = set(range(len(prompt)) if spec.positions is None else spec.positions)
+    return len(tokens & set(range(*prompt.subject_range)) if spec.subject_tokens_only else tokens) * len(layers)
+
+
+def _samples(request: TraceRequest) -> int:
+    """Return the samples of a request: corruptions without chance have as many as they have."""
+    corruption = request.corruption
+    if isinstance(corruption, CounterfactualSubjects):
+        return len(corruption.subjects)
+    if request.second is not None or (isinstance(corruption, str) and not CORRUPTIONS[corruption].is_random):
+        return 1
+    return most_samples(request)
+
+
+def most_samples(request: TraceRequest) -> int:
+    """Return the samples that are drawn at most, of corruptions with chance."""
+    return request.samples.most if isinstance(request.samples, SamplesUntil) else request.samples
+
+
+def other_texts(request: TraceRequest) -> Mapping[str, tuple[Text, ...]]:
+    """Return the texts that are run beside a request's prompt, by what messages call them."""
+    others = {"second prompt": request.second, "placebo": request.placebo}
+    found: dict[str, tuple[Text, ...]] = {name: (other.text,) for name, other in others.items() if other is not None}
+    return {**found, "text of mean_over": request.mean_over}
+
+
+def check_other_texts(context: TracingContext, request: TraceRequest, settings: ServiceSettings) -> None:
+    """Check that no text that is run beside a request's prompt has too many tokens.
+
+    Raises:
+        PromptError: One has, or it is none.
+        TokenizerError: Its tokens cannot be aligned with it.
+    """
+    for name, texts in other_texts(request).items():
+        for text in texts:
+            if words := too_long(len(whole_prompt(context, text)), settings, name):
+                raise PromptError(words)
+
+
+def too_long(tokens: int, settings: ServiceSettings, name: str = "prompt") -> str:
     """Return why a prompt of so many tokens is not traced; empty where it is."""
     most = settings.max_prompt_tokens
     words = (
-        f"The prompt has {tokens} tokens, and this app takes at most {limit('max_prompt_tokens', most)}. Shorten it."
+        f"The {name} has {tokens} tokens, and this app takes at most {limit('max_prompt_tokens', most)}. Shorten it."
     )
     return words if tokens > most else ""
+
+
+def check_request(
+    context: TracingContext,
+    request: TraceRequest,
+    specs: Mapping[str, MapSpec],
+    parameters: int,
+    settings: ServiceSettings,
+) -> int:
+    """Check a request against the limits that depend on the model: tokens of all its texts, and work.
+
+    Returns:
+        The work, as `check_work` gives it.
+
+    Raises:
+        PromptError, SubjectError, TokenizerError: A text is too long, or cannot be traced.
+        SettingsError: A map has no layers of this model, or there is too much work.
+        ModelStructureError: As in `asked_work`.
+    """
+    tokens, cells, samples = asked_work(context, request, specs)
+    if words := too_long(tokens, settings):
+        raise PromptError(words)
+    check_other_texts(context, request, settings)
+    return check_work(cells, samples, parameters, settings)
 
 
 def check_work(cells: int, samples: int, parameters: int, settings: ServiceSettings) -> int:

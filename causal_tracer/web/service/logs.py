@@ -6,12 +6,11 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from causal_tracer.errors import CausalTracerError, TraceCancelled
-from causal_tracer.web.service.asking import ASKED_KINDS, Fields
 from causal_tracer.web.service.settings import ServiceSettings
 
 REQUESTS = "causal_tracer.web.requests"
@@ -47,8 +46,8 @@ def configure(settings: ServiceSettings) -> None:
 
 
 @contextmanager
-def logged(event: str, fields: Fields, settings: ServiceSettings) -> Iterator[dict[str, object]]:
-    """Log a request when it is over, with its outcome and not what was typed.
+def logged(event: str, prompt: Any, settings: ServiceSettings) -> Iterator[dict[str, object]]:
+    """Log a request when it is over, with its outcome; with its prompt only where the operator asks for prompts.
 
     Yields:
         The fields of its line, for more to be added.
@@ -69,8 +68,12 @@ def logged(event: str, fields: Fields, settings: ServiceSettings) -> Iterator[di
         raise
     finally:
         line["total_seconds"] = round(time.monotonic() - begun, 3)
-        if (kind := fields.get("kind", "hidden")) in ASKED_KINDS:
-            line["kind"] = kind
         if settings.log_prompts:
-            line["prompt"] = str(fields.get("prompt"))[:_LONGEST_MESSAGE]
+            line["prompt"] = str(prompt)[:_LONGEST_MESSAGE]
         _requests.info("", extra={"fields": line})
+
+
+def prompt_in(asked: Any) -> Any:
+    """Return the prompt of fields, or of a JSON object that holds a request; None where there is none."""
+    request = asked.get("request", asked) if isinstance(asked, Mapping) else None
+    return request.get("prompt") if isinstance(request, Mapping) else None

@@ -13,15 +13,16 @@ from causal_tracer.results.lens import LogitLens
 from causal_tracer.results.patched import PatchedRun, Place
 from causal_tracer.tracer import CausalTracer
 from causal_tracer.tracing.lens import whole_prompt
-from causal_tracer.web.service.limits import ClientShares, too_long
+from causal_tracer.web.service.limits import ClientShares, check_other_texts, most_samples, too_long
 from causal_tracer.web.service.memory import hand_back_freed_memory, memory_errors_in_words
 from causal_tracer.web.service.registry import ModelSlot
 from causal_tracer.web.service.settings import ServiceSettings
 
 MOST_TOP_TOKENS = 50
 MOST_PAIRS = 1000
-# What a run with the head at each layer is charged, in restored runs.
-_LENS_WORK = 20
+LENS_WORK = 20
+"""What a run with the head at each layer is charged, in restored runs."""
+
 _POLL_SECONDS = 0.25
 
 
@@ -57,8 +58,10 @@ class SingleRuns:
             BusyError: The line is full, or the client's share is used up.
         """
         _check_top(top)
-        with self._turn(slot, client) as tracer:
+        runs = 1 if not corrupted and restored is None else most_samples(request)
+        with self._turn(slot, client, runs) as tracer:
             self._check_length(tracer, request.prompt)
+            check_other_texts(tracer.context, request, self.settings)
             return tracer.lens(request, top=top, corrupted=corrupted, restored=restored, spec=spec, options=options)
 
     def patch(
@@ -77,20 +80,20 @@ class SingleRuns:
         _check_top(top)
         if len(pairs) > MOST_PAIRS:
             raise SettingsError(f"{len(pairs)} pairs were given, and this app takes at most {MOST_PAIRS}. Give fewer.")
-        with self._turn(slot, client) as tracer:
+        with self._turn(slot, client, 1) as tracer:
             for text in (source, base):
                 self._check_length(tracer, text)
             return tracer.patch(source, base, pairs, site, answers=answers, top=top)
 
     @contextmanager
-    def _turn(self, slot: ModelSlot, client: str) -> Iterator[CausalTracer]:
-        """Wait for a model and for a turn on it."""
+    def _turn(self, slot: ModelSlot, client: str, runs: int) -> Iterator[CausalTracer]:
+        """Wait for a model and for a turn on it, for so many runs."""
         with self.shares.request(client):
             slot.start()
             while not slot.wait(_POLL_SECONDS):
                 pass
             loaded = slot.loaded()
-            self.shares.charge(client, _LENS_WORK)
+            self.shares.charge(client, LENS_WORK * runs)
             ticket = slot.line.join()
             try:
                 while slot.line.wait(ticket, _POLL_SECONDS):

@@ -21,9 +21,7 @@ from typing import Any, cast
 
 from causal_tracer.arguments import shown
 from causal_tracer.errors import BusyError, CausalTracerError, PromptError, SettingsError, SubjectError
-from causal_tracer.experiment.set_up import TracingContext
-from causal_tracer.request.records import MapSpec, StoredRequest, Text, TraceRequest
-from causal_tracer.request.sites import SiteName
+from causal_tracer.request.records import StoredRequest, Text, TraceRequest
 from causal_tracer.results.flow import HiddenFlow
 from causal_tracer.results.lens import LogitLens
 from causal_tracer.results.patched import PatchedRun
@@ -31,9 +29,9 @@ from causal_tracer.tracing.loop import MapsUpdate
 from causal_tracer.web.service import links
 from causal_tracer.web.service.asking import CheckedFields, Fields, check_fields
 from causal_tracer.web.service.inspection import Inspection, Problem, inspect_prompt, inspect_unloaded
-from causal_tracer.web.service.limits import ClientShares, asked_work, check_work, too_long
+from causal_tracer.web.service.limits import ClientShares, check_request
 from causal_tracer.web.service.links import ParsedLink
-from causal_tracer.web.service.logs import logged
+from causal_tracer.web.service.logs import logged, prompt_in
 from causal_tracer.web.service.memory import hand_back_freed_memory, memory_errors_in_words
 from causal_tracer.web.service.python_lines import python_lines
 from causal_tracer.web.service.registry import Loader, ModelSlot, ModelStatus, load_tracer
@@ -93,14 +91,23 @@ class TraceService:
             "result_bytes": self._results.nbytes,
         }
 
-    def trace(self, fields: Fields, client: str = "", cancelled: Cancelled = lambda: False) -> Generator[RunUpdate]:
+    def trace(
+        self,
+        asked: Any,
+        client: str = "",
+        cancelled: Cancelled = lambda: False,
+        *,
+        check: Callable[[Any, ServiceSettings], CheckedFields] = check_fields,
+    ) -> Generator[RunUpdate]:
         """Trace one prompt, waiting for the model and for its turn where it has to.
 
         Args:
-            fields: What to trace, by the names of `APP_FIELDS`.
+            asked: What to trace, as `check` takes it.
             client: Who asks (`limits.client_of`), for the limits of each client; the empty one has none.
             cancelled: True stops the run between two blocks of the model; to leave the iteration stops it too, but
                 only when the next update is there.
+            check: Makes records of what is asked, within the app's limits: of the page's fields by the names of
+                `APP_FIELDS`, or `json_requests.check_trace` of a JSON object.
 
         Yields:
             Updates that say what is waited for, then the maps as they fill in; or the finished maps at once, where
@@ -114,10 +121,11 @@ class TraceService:
             NumericsError: A run gave NaN or infinite logits.
             TraceCancelled: `cancelled` returned True.
         """
-        with logged("trace", fields, self.settings) as outcome:
-            slot = self._slot(fields.get("model", ""))
+        with logged("trace", prompt_in(asked), self.settings) as outcome:
+            checked = check(asked, self.settings)
+            outcome["kind"] = ", ".join(dict.fromkeys(spec.kind for spec in checked.specs.values()))
+            slot = self._slot(checked.model)
             outcome["model"] = slot.status.model
-            checked = check_fields(fields, self.settings)
             known = self._known(slot, checked)
             if len(known) < len(checked.specs):
                 with self._shares.request(client):
@@ -128,7 +136,7 @@ class TraceService:
 
     def lens(self, request: TraceRequest, model: str = "", client: str = "", **given: Any) -> LogitLens:
         """Read a run through the model's own head after each block; the rest as in `SingleRuns.lens`."""
-        with logged("lens", {"prompt": request.prompt}, self.settings) as outcome:
+        with logged("lens", request.prompt, self.settings) as outcome:
             slot = self._slot(model)
             outcome["model"] = slot.status.model
             return self._single.lens(slot, request, client, **given)
@@ -137,7 +145,7 @@ class TraceService:
         self, source: Text, base: Text, pairs: Any, model: str = "", client: str = "", **given: Any
     ) -> PatchedRun:
         """Run a prompt with activations of another in it; the rest as in `SingleRuns.patch`."""
-        with logged("patch", {"prompt": base}, self.settings) as outcome:
+        with logged("patch", base, self.settings) as outcome:
             slot = self._slot(model)
             outcome["model"] = slot.status.model
             return self._single.patch(slot, source, base, pairs, client=client, **given)
@@ -208,13 +216,13 @@ class TraceService:
             )
         return slot
 
-    def _keys(self, slot: ModelSlot, checked: CheckedFields) -> dict[SiteName, ResultKey]:
+    def _keys(self, slot: ModelSlot, checked: CheckedFields) -> dict[str, ResultKey]:
         return {
             kind: result_key(slot.identity, StoredRequest(checked.request, spec, checked.options))
             for kind, spec in checked.specs.items()
         }
 
-    def _known(self, slot: ModelSlot, checked: CheckedFields) -> dict[SiteName, HiddenFlow]:
+    def _known(self, slot: ModelSlot, checked: CheckedFields) -> dict[str, HiddenFlow]:
         found = {kind: self._results.get(key) for kind, key in self._keys(slot, checked).items()}
         return {kind: flow for kind, flow in found.items() if flow is not None}
 
@@ -227,7 +235,8 @@ class TraceService:
             yield RunUpdate(waiting=slot.status.loading_words)
         context = slot.loaded().tracer.context
         parameters = slot.status.parameters or 0
-        self._shares.charge(client, self._check_work(context, checked, parameters))
+        work = check_request(context, checked.request, checked.specs, parameters, self.settings)
+        self._shares.charge(client, work)
         ticket = slot.line.join()
         try:
             while ahead := slot.line.wait(ticket, _POLL_SECONDS):
@@ -239,8 +248,7 @@ class TraceService:
                 outcome["outcome"] = "cached"
                 yield _finished(known)
                 return
-            specs = cast(Mapping[str, MapSpec], missing)
-            run = partial(slot.loaded().run, context, checked.request, specs, checked.options, cancelled)
+            run = partial(slot.loaded().run, context, checked.request, missing, checked.options, cancelled)
             yield from self._traced(slot, checked, run, known, outcome)
         finally:
             slot.line.leave(ticket)
@@ -251,7 +259,7 @@ class TraceService:
         slot: ModelSlot,
         checked: CheckedFields,
         run: Callable[[], Iterator[MapsUpdate]],
-        known: Mapping[SiteName, HiddenFlow],
+        known: Mapping[str, HiddenFlow],
         outcome: dict[str, object],
     ) -> Generator[RunUpdate]:
         begun = time.monotonic()
@@ -260,7 +268,7 @@ class TraceService:
         with memory_errors_in_words(), closing(cast(Generator[MapsUpdate], run())) as updates:
             for update in updates:
                 seconds = time.monotonic() - begun
-                new = cast(Mapping[SiteName, HiddenFlow], update.flows)
+                new = update.flows
                 if update.done >= update.total:
                     for kind, flow in new.items():
                         self._results.put(keys[kind], flow)
@@ -273,18 +281,11 @@ class TraceService:
                 outcome |= {"runs": update.done, "seconds": round(seconds, 3)}
                 yield RunUpdate(flows, update.done, update.total, seconds)
 
-    def _check_work(self, context: TracingContext, checked: CheckedFields, parameters: int) -> int:
-        """The work asked for, within the limits that depend on the prompt's tokens and the model."""
-        tokens, cells, samples = asked_work(context, checked.request, checked.specs)
-        if problem := too_long(tokens, self.settings):
-            raise PromptError(problem)
-        return check_work(cells, samples, parameters, self.settings)
-
 
 def _waiting_words(ahead: int) -> str:
     return "another run on this model" if ahead == 1 else f"{ahead} runs before this one on this model"
 
 
-def _finished(flows: Mapping[SiteName, HiddenFlow]) -> RunUpdate:
+def _finished(flows: Mapping[str, HiddenFlow]) -> RunUpdate:
     runs = sum(int((~flow.sample_scores.isnan()).sum()) for flow in flows.values())
     return RunUpdate(flows, runs, runs, cached=True)

@@ -10,7 +10,6 @@ from typing import Generic, TypeVar
 
 from anyio import to_thread
 
-from causal_tracer.request.sites import SiteName
 from causal_tracer.results.flow import HiddenFlow
 
 Cancelled = Callable[[], bool]
@@ -24,7 +23,7 @@ class RunUpdate:
     """A trace in progress.
 
     Attributes:
-        flows: The maps by kind, NaN in cells not computed yet; empty while the run has not begun.
+        flows: The maps by name, NaN in cells not computed yet; empty while the run has not begun.
         done: Restored runs done.
         total: Restored runs in all.
         seconds: Since the computation began.
@@ -33,7 +32,7 @@ class RunUpdate:
         position: How many have to finish first, in the model's line.
     """
 
-    flows: Mapping[SiteName, HiddenFlow] = field(default_factory=dict)
+    flows: Mapping[str, HiddenFlow] = field(default_factory=dict)
     done: int = 0
     total: int = 0
     seconds: float = 0.0

@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -20,7 +21,6 @@ import pytest
 import torch
 
 from causal_tracer import CausalTracer, HiddenFlow
-from causal_tracer.corruption import CORRUPTIONS
 from causal_tracer.errors import SettingsError
 from causal_tracer.request.sites import KINDS, SITES
 from causal_tracer.tracing.loop import trace_maps
@@ -72,6 +72,12 @@ def described(client: gradio_client.Client) -> dict[str, Any]:
     }
 
 
+def task(*maps: dict[str, Any], prompt: Any = PROMPT, model: str = "", **request: Any) -> dict[str, Any]:
+    """What /trace takes, of the tests' prompt."""
+    made = {"request": {"prompt": prompt, "subject": SUBJECT, **request}, "maps": list(maps), "model": model}
+    return made if maps else {name: made[name] for name in ("request", "model")}
+
+
 def expected(kind: str, **settings) -> HiddenFlow:
     tracer = CausalTracer(build_tiny_model("gpt2"), tiny_tokenizer(), noise=NOISE)
     return tracer.calculate_hidden_flow(PROMPT, SUBJECT, kind, **settings)
@@ -83,11 +89,6 @@ def test_the_description_is_the_stored_one(client):
         SNAPSHOT.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     stored = json.loads(SNAPSHOT.read_text(encoding="utf-8"))
     assert found == stored, "The API has changed. If that is meant, run this test with WRITE_SNAPSHOT=1."
-
-
-def test_corruptions_of_the_api_are_those_of_the_package(client):
-    (corruption,) = [item for item in described(client)["/trace"]["parameters"] if item["name"] == "corruption"]
-    assert corruption["type"] == f"Literal{[name for name, named in CORRUPTIONS.items() if named.corrupts]}"
 
 
 @pytest.mark.parametrize(("endpoint", "kind"), MAP_ENDPOINTS)
@@ -102,9 +103,8 @@ def test_a_map_and_plain_numbers(client, endpoint, kind):
 
 
 def test_json_of_any_kind(client):
-    result = client.predict(
-        PROMPT, SUBJECT, kind="mlp", samples=2, window=2, noise=0.7, seed=3, start_layer=1, api_name="/trace"
-    )
+    asked = task({"kind": "mlp", "window": 2, "start_layer": 1}, samples=2, noise=0.7, seed=3)
+    result = client.predict(asked, api_name="/trace")
     flow = HiddenFlow.from_dict(result)
     assert (flow.kind, flow.settings.window, flow.settings.noise, flow.settings.seed) == ("mlp", 2, 0.7, 3)
     assert flow.scores[:, 0].isnan().all()
@@ -112,7 +112,7 @@ def test_json_of_any_kind(client):
 
 
 def test_all_kinds_at_once(client):
-    result = client.predict(PROMPT, SUBJECT, kind="all", samples=2, api_name="/trace")
+    result = client.predict(task(*({"kind": kind} for kind in KINDS), samples=2), api_name="/trace")
     assert result.pop("progress")["waiting"] == ""
     assert list(result) == list(KINDS)
     for kind, data in result.items():
@@ -122,8 +122,8 @@ def test_all_kinds_at_once(client):
 
 
 def test_an_answer_by_text_and_by_id(client):
-    by_text = client.predict(PROMPT, SUBJECT, samples=1, answer=" Rome", api_name="/trace")
-    by_id = client.predict(PROMPT, SUBJECT, samples=1, answer_id=by_text["answer_id"], api_name="/trace")
+    by_text = client.predict(task(samples=1, answer=" Rome"), api_name="/trace")
+    by_id = client.predict(task(samples=1, answer_id=by_text["answer_id"]), api_name="/trace")
     assert by_text["answer"] == by_id["answer"] == " Rome"
     assert by_text["scores"] == by_id["scores"]
     (_, of_map) = client.predict(PROMPT, SUBJECT, samples=1, answer=" Rome", api_name="/trace_hidden")
@@ -131,7 +131,7 @@ def test_an_answer_by_text_and_by_id(client):
 
 
 def test_partial_results_and_progress_come_first(client):
-    job = client.submit(PROMPT, SUBJECT, samples=20, api_name="/trace")
+    job = client.submit(task(samples=20), api_name="/trace")
     whole = HiddenFlow.from_dict(job.result())
     outputs = [output for output in job.outputs() if "scores" in output]
     flows = [HiddenFlow.from_dict(output) for output in outputs]
@@ -144,17 +144,17 @@ def test_partial_results_and_progress_come_first(client):
 
 
 def test_a_repeated_request_says_that_it_was_known(client):
-    first = client.predict(PROMPT, SUBJECT, samples=4, seed=77, api_name="/trace")
-    again = client.predict(PROMPT, SUBJECT, samples=4, seed=77, api_name="/trace")
+    first = client.predict(task(samples=4, seed=77), api_name="/trace")
+    again = client.predict(task(samples=4, seed=77), api_name="/trace")
     assert (first.pop("progress")["cached"], again.pop("progress")["cached"]) == (False, True)
     assert first == again
 
 
 def test_cancelling_frees_the_model(client):
-    job = client.submit(PROMPT, SUBJECT, samples=30, seed=5, api_name="/trace")
+    job = client.submit(task(samples=30, seed=5), api_name="/trace")
     next(iter(job))
     job.cancel()
-    assert client.predict(PROMPT, SUBJECT, samples=1, seed=5, api_name="/trace")["kind"] == "hidden"
+    assert client.predict(task(samples=1, seed=5), api_name="/trace")["kind"] == "hidden"
 
 
 def test_a_client_that_goes_away_frees_the_model():
@@ -182,9 +182,7 @@ def test_a_client_that_goes_away_frees_the_model():
     service.start_loading()
     assert loaded.wait(300)
     with running_app(service) as address:
-        rest = [None, None, 1, False, 0, None, "", "", None, "last", "gaussian", None, False, "auto"]
-        asked = {"data": [PROMPT, SUBJECT, "hidden", 30, *rest]}
-        start = httpx.post(f"{address}gradio_api/call/trace", json=asked)
+        start = httpx.post(f"{address}gradio_api/call/trace", json={"data": [task(samples=30)]})
         event = start.json()["event_id"]
         with httpx.stream("GET", f"{address}gradio_api/call/trace/{event}", timeout=60):
             assert begun.wait(300)
@@ -202,11 +200,11 @@ def test_one_client_may_not_have_all_of_the_app():
         held = service.trace(app_fields(PROMPT, SUBJECT, samples=30))
         while next(held).done == 0:
             pass
-        waiting = client.submit(PROMPT, SUBJECT, seed=2, samples=1, api_name="/trace")
+        waiting = client.submit(task(seed=2, samples=1), api_name="/trace")
         progress = next(iter(waiting))["progress"]
         assert (progress["position"], progress["waiting"]) == (1, "another run on this model")
         with pytest.raises(gradio_client.exceptions.AppError, match="1 requests running"):
-            client.predict(PROMPT, SUBJECT, seed=3, samples=1, api_name="/trace")
+            client.predict(task(seed=3, samples=1), api_name="/trace")
         held.close()
         assert waiting.result()["progress"]["position"] == 0
         client.close()
@@ -217,7 +215,7 @@ def test_inspect_prompt(client):
     start, end = found["subject_range"]
     spans = [(token["start"], token["end"]) for token in found["tokens"]]
     assert PROMPT[spans[start][0] : spans[end - 1][1]].strip() == SUBJECT
-    result = client.predict(PROMPT, SUBJECT, samples=1, api_name="/trace")
+    result = client.predict(task(samples=1), api_name="/trace")
     assert found["answers"][0]["token_id"] == result["answer_id"]
     assert found["problems"] == []
     problems = client.predict(PROMPT, "Eiffel Tower", api_name="/inspect_prompt")["problems"]
@@ -230,7 +228,8 @@ def test_a_chat_message():
     assert service._slots["tiny"].wait(300)
     with running_app(service) as address:
         client = gradio_client.Client(address, verbose=False)
-        result = client.predict(f"Where is the {SUBJECT}?", SUBJECT, samples=1, chat=True, api_name="/trace")
+        conversation = {"messages": [{"role": "user", "content": f"Where is the {SUBJECT}?"}]}
+        result = client.predict(task(prompt=conversation, samples=1, top_tokens=5), api_name="/trace")
         (_, of_map) = client.predict(
             f"Where is the {SUBJECT}?", SUBJECT, samples=1, chat=True, api_name="/trace_hidden"
         )
@@ -275,6 +274,34 @@ def test_the_example_client_runs(address):
     assert "layer" in ended.stdout
 
 
+@pytest.mark.parametrize(("program", "script"), [("python", "call.py"), ("sh", "call.sh"), ("node", "call.mjs")])
+@pytest.mark.parametrize(
+    ("endpoint", "asked", "form"),
+    [
+        ("trace", task(samples=1), "causal_tracer.HiddenFlow"),
+        ("lens", {"request": {"prompt": PROMPT}}, "causal_tracer.LogitLens"),
+        ("patch", {"source": PROMPT, "base": PROMPT, "pairs": [[[1, 1], [2, 1]]]}, "causal_tracer.PatchedRun"),
+        ("trace", {"request": {"prompt": ""}}, None),
+        ("nosuch", {}, None),
+    ],
+)
+def test_the_example_clients_of_all_languages(address, program, script, endpoint, asked, form):
+    found = sys.executable if program == "python" else shutil.which(program)
+    if found is None or (program == "sh" and shutil.which("curl") is None):
+        pytest.skip(f"{program} is not installed")
+    path = Path(__file__).resolve().parents[3] / "examples" / script
+    command = [found, str(path), address, endpoint, json.dumps(asked)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (ended.returncode == 0) == (form is not None), ended.stderr
+    if form is None:
+        assert "prompt is empty" in ended.stdout + ended.stderr or "nosuch" in ended.stderr
+        assert "Traceback" not in ended.stderr
+        return
+    answer = json.loads(ended.stdout)
+    result = answer[0] if isinstance(answer, list) else answer
+    assert result["format"] == form
+
+
 def test_mcp_offers_the_json_endpoints_only():
     pytest.importorskip("mcp", reason="gradio[mcp] is not installed")
     from mcp import ClientSession
@@ -290,13 +317,12 @@ def test_mcp_offers_the_json_endpoints_only():
         ):
             await session.initialize()
             tools = {tool.name for tool in (await session.list_tools()).tools}
-            asked = {"prompt": PROMPT, "subject": SUBJECT, "samples": 1}
-            answer = await session.call_tool("trace", asked)
+            answer = await session.call_tool("trace", {"task": task(samples=1)})
             return tools, str(answer.content)
 
     with running_app(service, mcp_server=True) as address:
         tools, answer = asyncio.run(ask(address))
-    assert tools == {"trace", "inspect_prompt", "models", "status", "health"}
+    assert tools == {"trace", "lens", "patch", "inspect_prompt", "models", "status", "health"}
     assert "high_score" in answer
 
 
@@ -304,34 +330,30 @@ def test_mcp_offers_the_json_endpoints_only():
     ("changes", "words"),
     [
         ({"prompt": ""}, "The prompt is empty"),
-        ({"prompt": None}, "The prompt must be a text (given: None)"),
-        ({"prompt": {"a": 1}}, "The prompt must be a text (given: {'a': 1})"),
+        ({"prompt": None}, "prompt must be a text, or a conversation"),
+        ({"prompt": {"a": 1}}, "prompt has no field 'a'"),
         ({"subject": "Eiffel <b>Tower</b>"}, "'Eiffel <b>Tower</b>' is not in the prompt"),
-        ({"kind": "neurons"}, "neurons"),
         ({"samples": 0}, "samples=0"),
         ({"samples": 1000}, "30 (CAUSAL_TRACER_MAX_SAMPLES)"),
+        ({"samples": {"width": 0.1}}, "samples=100 is over this app's limit of 30"),
         ({"samples": "many"}, "samples must be an integer (given: 'many')"),
-        ({"samples": [1]}, "samples must be an integer (given: [1])"),
-        ({"noise": -2}, "noise=-2.0 is not a noise level"),
-        ({"noise": "x"}, "noise must be a finite number (given: 'x')"),
+        ({"noise": -2}, "noise=-2 is not a noise level"),
         ({"seed": 1.5}, "seed must be an integer (given: 1.5)"),
         ({"prompt": f"{PROMPT} " * 4}, "40 (CAUSAL_TRACER_MAX_PROMPT_TOKENS)"),
-        ({"end_layer": 99}, "names no layers"),
+        ({"second": {"text": f"{PROMPT} " * 4}}, "The second prompt has"),
         ({"model": "gpt9"}, "none of this app's models"),
-        ({"chat": True}, "has no chat template"),
+        ({"prompt": {"messages": [{"role": "user", "content": PROMPT}]}}, "has no chat template"),
         ({"answer": "a", "answer_id": 1}, "are both given"),
         ({"answer_id": 10**6}, "not in the vocabulary"),
         ({"occurrence": "second"}, "occurrence='second' is not known"),
         ({"corruption": "acid"}, "corruption='acid' is not known"),
-        ({"batch_size": 0}, "batch_size=0"),
-        ({"samples": {"width": 0.1}}, "samples must be an integer (given: {'width': 0.1})"),
+        ({"promt": "x"}, "request has no field 'promt'"),
         ({"prompt": "x" * 10_000}, "characters"),
     ],
 )
 def test_errors_reach_the_client(client, changes, words):
-    asked = {"prompt": PROMPT, "subject": SUBJECT, "samples": 1, **changes}
     with pytest.raises(gradio_client.exceptions.AppError) as caught:
-        client.predict(**asked, api_name="/trace")
+        client.predict(task(**{"samples": 1, **changes}), api_name="/trace")
     assert words in str(caught.value)
     assert "Traceback" not in str(caught.value)
 
@@ -343,5 +365,5 @@ def test_errors_of_map_endpoints(client, endpoint):
 
 
 def test_no_noise_is_not_automatic_noise(client):
-    flow = HiddenFlow.from_dict(client.predict(PROMPT, SUBJECT, samples=1, noise=0, api_name="/trace"))
+    flow = HiddenFlow.from_dict(client.predict(task(samples=1, noise=0), api_name="/trace"))
     assert math.isclose(flow.low_score, flow.high_score, rel_tol=1e-5)

@@ -13,7 +13,10 @@ from hypothesis import strategies as st
 
 from causal_tracer.corruption import CORRUPTIONS
 from causal_tracer.errors import CausalTracerError
+from causal_tracer.metrics.metric import METRICS
+from causal_tracer.request.sites import SITES
 from causal_tracer.web.service.asking import APP_FIELDS, ASKED_KINDS, check_fields
+from causal_tracer.web.service.json_requests import check_lens, check_patch, check_trace
 from causal_tracer.web.service.links import parse_link, share_link
 from causal_tracer.web.service.settings import ServiceSettings
 from tests.support.tiny_models import PROMPT, SUBJECT
@@ -48,7 +51,6 @@ prompts = st.one_of(
     st.builds(lambda before, after: f"{before}{SUBJECT}{after}", strange, strange),
     st.just(PROMPT),
 )
-# In the order of the arguments of /trace.
 sensible: dict[str, st.SearchStrategy[Any]] = {
     "prompt": prompts,
     "subject": st.sampled_from([SUBJECT, "Space", "", None]) | strange,
@@ -70,6 +72,87 @@ sensible: dict[str, st.SearchStrategy[Any]] = {
     "answer_form": st.sampled_from(["auto", "exact"]),
     "windows": st.just(()) | st.tuples(*[st.none() | st.integers(1, 4)] * 3),
 }
+
+
+texts = prompts | st.just({"messages": [{"role": "user", "content": PROMPT}]}) | anything
+other_prompts = st.fixed_dictionaries(
+    {"text": texts},
+    optional={"subject": st.sampled_from(["Space", None]) | strange, "align": st.sampled_from(["auto", "spans"])},
+)
+requests = st.fixed_dictionaries(
+    {"prompt": st.just(PROMPT) | texts, "samples": st.integers(1, 2) | st.just({"width": 1, "step": 2, "most": 2})},
+    optional={
+        "subject": st.just(SUBJECT) | strange,
+        "answer": st.just(" Rome") | strange,
+        "second": other_prompts,
+        "placebo": other_prompts,
+        "corruption": st.sampled_from(tuple(CORRUPTIONS))
+        | st.fixed_dictionaries(
+            {"class": st.sampled_from(["ZeroEmbedding", "GaussianNoise", "CounterfactualSubjects"])},
+            optional={
+                "level": st.floats(0, 1),
+                "seed": st.integers(0, 9),
+                "subjects": st.lists(strange),
+                "replace": anything,
+            },
+        ),
+        "noise": st.floats(0, 10) | st.just({"subjects": ["Rome"]}),
+        "metric": st.sampled_from(tuple(METRICS)),
+        "direction": st.sampled_from(["restore", "corrupt"]),
+        "elsewhere": st.integers(0, 12),
+        "read": st.integers(-2, 12),
+        "mean_over": st.lists(st.just("A text.") | strange, max_size=3),
+        "top_tokens": st.integers(0, 3),
+    },
+)
+maps = st.fixed_dictionaries(
+    {},
+    optional={
+        "kind": st.sampled_from(tuple(SITES)),
+        "window": st.integers(1, 4),
+        "start_layer": st.integers(0, 3),
+        "token": st.integers(-12, 12) | st.lists(st.integers(-3, 12), max_size=3),
+        "positions": st.lists(st.integers(-1, 12), max_size=4),
+        "severed": st.sampled_from(["mlp", "attention"]),
+        "source": st.sampled_from(["clean", "placebo", "zero", "mean"]),
+    },
+)
+cells = st.lists(st.integers(-3, 12), min_size=2, max_size=3)
+tasks: dict[str, st.SearchStrategy[Any]] = {
+    "trace": st.fixed_dictionaries(
+        {"request": requests},
+        optional={
+            "maps": st.lists(maps, max_size=3) | st.dictionaries(strange, maps, max_size=2),
+            "model": st.just("tiny"),
+        },
+    ),
+    "lens": st.fixed_dictionaries(
+        {"request": requests},
+        optional={"top": st.integers(0, 6), "corrupted": st.booleans(), "restored": cells | st.none(), "map": maps},
+    ),
+    "patch": st.fixed_dictionaries(
+        {
+            "source": st.just(PROMPT) | texts,
+            "base": st.just(PROMPT) | texts,
+            "pairs": st.lists(st.tuples(cells, cells), max_size=3),
+        },
+        optional={
+            "site": st.sampled_from(["hidden", "mlp", "head"]),
+            "answers": st.lists(strange | st.integers(), max_size=3),
+        },
+    ),
+}
+
+
+@st.composite
+def asked_tasks(draw: st.DrawFn) -> tuple[str, Any]:
+    """An endpoint and an object for it, of which a few values may be anything."""
+    endpoint = draw(st.sampled_from(sorted(tasks)))
+    asked = draw(tasks[endpoint] | anything) if draw(st.booleans()) else draw(tasks[endpoint])
+    if isinstance(asked, dict) and draw(st.booleans()):
+        inside = asked["request"] if isinstance(asked.get("request"), dict) and draw(st.booleans()) else asked
+        inside[draw(st.sampled_from([*inside, "x"]))] = draw(anything)
+    return endpoint, asked
 
 
 @st.composite
@@ -149,6 +232,31 @@ class TestValidators:
         check_validators(asked)
 
 
+CHECKS = {"trace": check_trace, "lens": check_lens, "patch": check_patch}
+
+
+def check_task(endpoint: str, asked: Any) -> None:
+    refusal = "none"
+    try:
+        CHECKS[endpoint](asked, SETTINGS)
+    except CausalTracerError as error:
+        refusal = str(error)
+    assert in_words(refusal)
+
+
+class TestObjects:
+    @quick()
+    @given(asked_tasks())
+    def test_may_hold_anything(self, drawn):
+        check_task(*drawn)
+
+    @pytest.mark.nightly
+    @quick(MANY)
+    @given(asked_tasks())
+    def test_ten_thousand_may_hold_anything(self, drawn):
+        check_task(*drawn)
+
+
 class TestLinks:
     @quick()
     @given(queries)
@@ -208,24 +316,40 @@ async def every_one(steps):
 
 class TestEndpoints:
     @quick(60)
-    @given(inputs(wild=True), st.booleans())
-    def test_refusals_are_gradio_s_errors_in_words(self, service, asked, one_kind):
+    @given(inputs(wild=True))
+    def test_refusals_are_gradio_s_errors_in_words(self, service, asked):
         gradio = pytest.importorskip("gradio")
         from causal_tracer.web.api.endpoints import Endpoints
 
-        endpoints = Endpoints(service)
-        given = {name: asked[name] for name in sensible if name != "windows"}
-        if one_kind:
-            given = {name: given[name] for name in ("prompt", "subject", "samples", "window", "noise", "seed")}
+        given = {name: asked[name] for name in ("prompt", "subject", "samples", "window", "noise", "seed")}
         refusal = "none"
         try:
-            endpoint = endpoints.trace_map("mlp") if one_kind else endpoints.trace()
-            results = awaited(every_one(endpoint(**given)))
+            results = awaited(every_one(Endpoints(service).trace_map("mlp")(**given)))
             json.dumps(results, allow_nan=False)
         except gradio.Error as error:
             refusal = error.message
         assert in_words(refusal)
         assert "went wrong in the app itself" not in refusal
+
+    @quick(120)
+    @given(asked_tasks())
+    def test_objects_are_answered_or_refused_in_words(self, service, drawn):
+        gradio = pytest.importorskip("gradio")
+        from causal_tracer.web.api.endpoints import Endpoints
+
+        (name, asked), endpoints = drawn, Endpoints(service)
+        refusal = "none"
+        try:
+            if name == "trace":
+                results = awaited(every_one(endpoints.trace()(asked)))
+            else:
+                results = (endpoints.lens() if name == "lens" else endpoints.patch())(asked)
+            json.dumps(results, allow_nan=False)
+        except gradio.Error as error:
+            refusal = error.message
+        assert in_words(refusal)
+        assert "went wrong in the app itself" not in refusal, asked
+        assert service.health()["running"] == 0
 
 
 @pytest.fixture(scope="module")
@@ -243,20 +367,23 @@ class TestOverHttp:
 
     @quick(500)
     @given(
-        st.sampled_from(["trace", "trace_hidden", "inspect_prompt", "models", "status", "health"]),
+        st.sampled_from(["trace", "lens", "patch", "trace_hidden", "inspect_prompt", "models", "status", "health"]),
         inputs(wild=True),
+        asked_tasks(),
         st.integers(0, 20),
     )
-    def test_no_500_and_no_trace_back(self, address, endpoint, asked, most):
+    def test_no_500_and_no_trace_back(self, address, endpoint, asked, drawn, most):
         import httpx
 
         order = {
-            "status": ["model"],
+            "trace_hidden": "prompt subject samples window noise seed subject_tokens_only model answer chat".split(),
             "inspect_prompt": ["prompt", "subject", "model", "answer", "occurrence", "chat", "answer_form"],
         }
-        values = [asked[name] for name in order.get(endpoint, sensible) if name != "windows"]
+        values = [asked[name] for name in order.get(endpoint, ["model"])]
+        if endpoint in tasks:
+            endpoint, values[0] = drawn
         # Hypothesis likes the ends: often as many as there should be.
-        values = values if most > 3 else values[:most]
+        values = values if most > 3 else (values * 9)[:most]
         try:
             body = json.dumps({"data": values})
         except (ValueError, TypeError):
@@ -275,3 +402,4 @@ class TestOverHttp:
             assert answer.status_code < 500
             assert TRACE not in answer.text
             assert "event: complete" in answer.text or "event: error" in answer.text
+            assert '{"error": null}' not in answer.text
