@@ -30,6 +30,8 @@ from causal_tracer.web.service.stored import stored_map
 TAB_TITLES: Mapping[str, str] = {
     **{kind: SITES[kind].title for kind in KINDS},
     "all": "All three",
+    "lens": "Lens",
+    "patch": "Patch",
     "compare": "Compare",
     "studies": "Studies",
 }

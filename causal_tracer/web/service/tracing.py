@@ -82,6 +82,10 @@ class TraceService:
         """How far each model is, the default first."""
         return tuple(slot.status for slot in self._slots.values())
 
+    def ahead(self, model: str = "") -> int:
+        """Return how many requests a new one on a model would wait for."""
+        return len(self._slot(model).line)
+
     def health(self) -> dict[str, Any]:
         """Whether the app can serve, for monitors: "ok" unless no model could be loaded."""
         models = {name: slot.status.state for name, slot in self._slots.items()}
