@@ -13,6 +13,7 @@ from causal_tracer.web.page import explore, handlers
 from causal_tracer.web.page.assets import static_text
 from causal_tracer.web.page.inputs_layout import AT_ONCE, IDLE_SECONDS, Inputs, input_fields
 from causal_tracer.web.page.lens_tab import lens_tab
+from causal_tracer.web.page.patch_tab import patch_tab
 from causal_tracer.web.page.story import story_html
 from causal_tracer.web.page.studies import studies_tab
 from causal_tracer.web.page.tab_layout import map_tab
@@ -34,6 +35,7 @@ def build_page(service: TraceService) -> gr.Blocks:
         with gr.Tabs(elem_id="ct-tabs") as tabs:
             maps = [map_tab(service, name, inputs, history, shown) for name in (*KINDS, "all")]
             lens_tab(service, inputs, inspected)
+            patch_tab(service, inputs)
             _compare_tab(history)
             studies_tab(service)
         outputs = [output for tab in maps[: len(KINDS)] for output in tab]

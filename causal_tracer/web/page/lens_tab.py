@@ -26,8 +26,14 @@ from causal_tracer.web.service.limits import client_of
 from causal_tracer.web.service.tracing import TraceService
 
 LENS_QUEUE = "lens"
-# Through the queue: in Gradio 6.31, a state that is set without it reports no change.
-NOTED: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
+# Through the queue: in Gradio 6.31, a state that is set without it reports no change. One by one: two at a time would
+# both report the same change.
+NOTED: dict[str, Any] = {
+    "concurrency_id": "noted",
+    "concurrency_limit": 1,
+    "show_progress": "hidden",
+    "api_visibility": "private",
+}
 
 _ABOUT = (
     "What would the model say if it ended after this layer? A cell is the residual stream after a token and a layer, "

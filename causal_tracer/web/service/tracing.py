@@ -199,8 +199,12 @@ class TraceService:
         Raises:
             SettingsError, PromptError: As in `trace`.
         """
-        slot = self._slot(fields.get("model", ""))
-        return python_lines(check_fields(fields, self.settings), slot.status.model, slot.hub_revision)
+        return python_lines(check_fields(fields, self.settings), *self.loading(fields.get("model", "")))
+
+    def loading(self, model: str = "") -> tuple[str, str | None]:
+        """Return what loads a model in Python: its name, and the revision of one from the hub."""
+        slot = self._slot(model)
+        return slot.status.model, slot.hub_revision
 
     def _slot(self, model: str) -> ModelSlot:
         name = (model or self.models[0]) if isinstance(model, str) else None
