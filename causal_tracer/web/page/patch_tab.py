@@ -21,7 +21,7 @@ from causal_tracer.web.page.fields import Picked, asked_for
 from causal_tracer.web.page.inputs_layout import AT_ONCE, IDLE_SECONDS, Inputs
 from causal_tracer.web.page.lens_grid import NO_LENS_CELL, lens_cell_html
 from causal_tracer.web.page.lens_tab import LENS_QUEUE, NOTED, broken, failed_html, reading_html, shade_switch
-from causal_tracer.web.page.patch_views import Pair, lenses_html, pairs_html, patched_html
+from causal_tracer.web.page.patch_views import Pair, answers_html, lenses_html, pairs_html, patched_html
 from causal_tracer.web.page.single_run_files import single_run_file
 from causal_tracer.web.page.summary import message_html, status_html
 from causal_tracer.web.page.tab_layout import SAVE
@@ -39,7 +39,7 @@ _ABOUT = (
 _BEGIN = "Read both prompts, then choose pairs of cells."
 _CHOOSE = "Both are read. Choose pairs of cells."
 _GONE = "The app no longer has these lenses. Press Read both again."
-_NOTHING = ("", "", None, "", "")
+_NOTHING = ("", "", "", None, "", "")
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +95,7 @@ class PatchEvents:
     def patch(
         self, request: gr.Request, read: ReadPrompts | None, pairs: tuple[Pair, ...], site: LayerKind
     ) -> Generator[tuple[Any, ...]]:
-        """Run the base with the chosen pairs: yield status, run, cell, result, Python lines and command."""
+        """Run the base with the chosen pairs: yield status, lens, answers, cell, result, Python lines and command."""
         if read is None or not pairs:
             yield gr.skip() if read is None else status_html(_CHOOSE), *_NOTHING
             return
@@ -110,7 +110,7 @@ class PatchEvents:
         lines = patch_lines(*read.texts, pairs, site, list(read.answers), *loading)
         command = patch_command(*read.texts, pairs, site, list(read.answers.values()), *loading)
         words = status_html(f"Done: {run.lens.run}.")
-        yield words, patched_html(run, read.base), NO_LENS_CELL, run, lines, command
+        yield words, patched_html(run, read.base), answers_html(run), NO_LENS_CELL, run, lines, command
 
 
 def patch_tab(service: TraceService, inputs: Inputs) -> None:
@@ -134,9 +134,10 @@ def patch_tab(service: TraceService, inputs: Inputs) -> None:
         lenses = gr.HTML("", elem_id="ct-patch-lenses", js_on_load=static_text("lens_grid.js"))
         listed = gr.HTML("", elem_id="ct-patch-pairs", js_on_load=static_text("pair_list.js"))
         with gr.Row(equal_height=False):
-            with gr.Column(scale=3, min_width=300):
+            with gr.Column(scale=4, min_width=300):
                 patched = gr.HTML("", elem_id="ct-patch-run", js_on_load=static_text("lens_grid.js"))
-            with gr.Column(scale=2, min_width=210):
+            with gr.Column(scale=1, min_width=230):
+                answers = gr.HTML("", elem_id="ct-patch-answers")
                 cell = gr.HTML("", elem_id="ct-patch-cell")
         lines, command = _sharing(result, status)
     queued: dict[str, Any] = {
@@ -153,7 +154,7 @@ def patch_tab(service: TraceService, inputs: Inputs) -> None:
     listed.select(_remove, inputs=[pairs], outputs=[pairs], **NOTED)
     shown = {"inputs": [read, pairs], "outputs": [listed], "trigger_mode": "multiple", **AT_ONCE}
     gr.on([pairs.change, read.change], _listed, **shown)
-    outputs = [status, patched, cell, result, lines, command]
+    outputs = [status, patched, answers, cell, result, lines, command]
     running = gr.on([pairs.change, site.input], events.patch, inputs=[read, pairs, site], outputs=outputs, **queued)
     running.failure(broken, outputs=[status], **AT_ONCE)
     patched.select(_cell, inputs=[read, result], outputs=[cell], **AT_ONCE)
@@ -169,8 +170,12 @@ def _sharing(result: gr.State, status: gr.HTML) -> tuple[gr.Code, gr.Code]:
                 button.click(partial(_file, format), inputs=[result], outputs=[saved, status], **AT_ONCE).success(
                     None, inputs=[saved], js=SAVE, api_visibility="private"
                 )
-        lines = gr.Code("", language="python", interactive=False, label="Python", elem_id="ct-patch-python")
-        command = gr.Code("", language="shell", interactive=False, label="Command line", elem_id="ct-patch-command")
+        lines = gr.Code(
+            "", language="python", interactive=False, wrap_lines=True, label="Python", elem_id="ct-patch-python"
+        )
+        command = gr.Code(
+            "", language="shell", interactive=False, wrap_lines=True, label="Command line", elem_id="ct-patch-command"
+        )
     return lines, command
 
 

@@ -48,7 +48,7 @@ def pairs_html(source: LogitLens | None, base: LogitLens | None, pairs: Sequence
 
 
 def patched_html(run: PatchedRun, base: LogitLens) -> str:
-    """Return the patched run: its answers in the three runs, and its lens with the causal cone."""
+    """Return the lens of the patched run, with the causal cone and what changed."""
     changed = run.lens.top_ids[..., 0] != base.top_ids[..., 0]
     inside = torch.nn.functional.pad(run.cone, (1, 1, 1, 1))
     targets = {tuple(place) for _, place in run.pairs}
@@ -68,7 +68,7 @@ def patched_html(run: PatchedRun, base: LogitLens) -> str:
         "<b><u>Bold</u></b>: another top token than in the base run. Choose a cell to compare both runs.</p>"
     )
     grid = grid_html(run.lens, "patched", title="Patched run of the base", most=most_entropy(run.lens, base), css=css)
-    return f"{answers_html(run)}{notes}{legend}{grid}"
+    return f"{notes}{legend}{grid}"
 
 
 def answers_html(run: PatchedRun) -> str:
