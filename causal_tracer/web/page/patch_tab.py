@@ -171,10 +171,24 @@ def _sharing(result: gr.State, status: gr.HTML) -> tuple[gr.Code, gr.Code]:
                     None, inputs=[saved], js=SAVE, api_visibility="private"
                 )
         lines = gr.Code(
-            "", language="python", interactive=False, wrap_lines=True, label="Python", elem_id="ct-patch-python"
+            "",
+            language="python",
+            interactive=False,
+            wrap_lines=True,
+            lines=1,
+            max_lines=14,
+            label="Python",
+            elem_id="ct-patch-python",
         )
         command = gr.Code(
-            "", language="shell", interactive=False, wrap_lines=True, label="Command line", elem_id="ct-patch-command"
+            "",
+            language="shell",
+            interactive=False,
+            wrap_lines=True,
+            lines=1,
+            max_lines=14,
+            label="Command line",
+            elem_id="ct-patch-command",
         )
     return lines, command
 

@@ -73,17 +73,21 @@ def patched_html(run: PatchedRun, base: LogitLens) -> str:
 
 def answers_html(run: PatchedRun) -> str:
     """Return the answers' probabilities in the three runs, as a table."""
+    head = "".join(f'<th scope="col" dir="auto">P({escape(display_token(answer.text))})</th>' for answer in run.answers)
+    runs = {
+        "source": [answer.source for answer in run.answers],
+        "base": [answer.base for answer in run.answers],
+        "patched": [answer.patched for answer in run.answers],
+    }
     rows = "".join(
-        f'<tr><th scope="row" dir="auto">P({escape(display_token(answer.text))})</th>'
-        f"{''.join(f'<td>{value:.4g}</td>' for value in (answer.source, answer.base, answer.patched))}</tr>"
-        for answer in run.answers
+        f'<tr><th scope="row">{name}</th>{"".join(f"<td>{value:.4g}</td>" for value in values)}</tr>'
+        for name, values in runs.items()
     )
     says = run.top_tokens[0]
-    head = "".join(f'<th scope="col">{name}</th>' for name in ("answer", "source", "base", "patched"))
     return (
         f"<p>The patched run says <b>{escape(display_token(says.text))}</b> (P = {says.probability:.3f}).</p>"
-        f'<div class="ct-scroll"><table class="ct-runs"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
-        "</div>"
+        f'<div class="ct-scroll"><table class="ct-runs"><thead><tr><th scope="col">run</th>{head}</tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>"
     )
 
 
