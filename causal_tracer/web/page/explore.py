@@ -33,6 +33,8 @@ TAB_TITLES: Mapping[str, str] = {
     "head": SITES["head"].title,
     "knockout": "Knockout",
     "span_knockout": "Spans",
+    "lens": "Lens",
+    "patch": "Patch",
     "compare": "Compare",
     "studies": "Studies",
 }

@@ -13,6 +13,8 @@ from causal_tracer.web.blocks import AppBlocks
 from causal_tracer.web.page import explore, handlers
 from causal_tracer.web.page.assets import static_text
 from causal_tracer.web.page.inputs_layout import AT_ONCE, IDLE_SECONDS, Inputs, input_fields, model_field
+from causal_tracer.web.page.lens_tab import lens_tab
+from causal_tracer.web.page.patch_tab import patch_tab
 from causal_tracer.web.page.story import story_html
 from causal_tracer.web.page.studies import studies_tab
 from causal_tracer.web.page.tab_layout import map_tab
@@ -37,6 +39,8 @@ def build_page(service: TraceService) -> gr.Blocks:
             with gr.Column(elem_id="ct-results", scale=1, min_width=320):
                 with gr.Tabs(elem_id="ct-tabs") as tabs:
                     maps = {name: map_tab(service, name, inputs, history, shown) for name in explore.MAP_TABS}
+                    lens_tab(service, inputs, inspected)
+                    patch_tab(service, inputs)
                     _compare_tab(history)
                     studies_tab(service)
                 _open_saved(service, history, [*(part for name in SITES for part in maps[name]), tabs, history])

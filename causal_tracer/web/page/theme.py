@@ -37,4 +37,4 @@ def app_theme() -> gr.themes.Base:
     )
 
 
-CSS = static_text("page.css")
+CSS = static_text("page.css") + static_text("lens.css")

@@ -19,15 +19,14 @@ def python_lines(checked: CheckedFields, model: str, revision: str | None = None
         revision: The hub revision to load; None for models that have one only.
     """
     request = replace(checked.request, top_tokens=0)
-    loading = repr(model) if revision is None else f"{model!r}, revision={revision!r}"
     chat = ["from causal_tracer.prompts.chat import ChatText"] if isinstance(request.prompt, ChatText) else []
     lines = [
         "from causal_tracer import CausalTracer, MapSpec, RunOptions, TraceRequest, plot_hidden_flow_heatmap",
         *chat,
         "",
-        f"tracer = CausalTracer.from_pretrained({loading})",
+        f"tracer = CausalTracer.from_pretrained({loading_arguments(model, revision)})",
         "request = TraceRequest(",
-        *(f"    {name}={_literal(value)}," for name, value in changed_fields(request).items()),
+        *(f"    {name}={literal(value)}," for name, value in changed_fields(request).items()),
         ")",
         "maps = {",
         *(f"    {kind!r}: {spec!r}," for kind, spec in checked.specs.items()),
@@ -40,5 +39,11 @@ def python_lines(checked: CheckedFields, model: str, revision: str | None = None
     return "\n".join(lines) + "\n"
 
 
-def _literal(value: Any) -> str:
+def loading_arguments(model: str, revision: str | None) -> str:
+    """Return the arguments of `CausalTracer.from_pretrained`, as code."""
+    return repr(model) if revision is None else f"{model!r}, revision={revision!r}"
+
+
+def literal(value: Any) -> str:
+    """Return a value as code; a conversation of the app has one message."""
     return f"ChatText.from_user({value.messages[-1]['content']!r})" if isinstance(value, ChatText) else repr(value)

@@ -80,6 +80,10 @@ class TraceService:
         """How far each model is, the default first."""
         return tuple(slot.status for slot in self._slots.values())
 
+    def ahead(self, model: str = "") -> int:
+        """Return how many requests a new one on a model would wait for."""
+        return len(self._slot(model).line)
+
     def health(self) -> dict[str, Any]:
         """Whether the app can serve, for monitors: "ok" unless no model could be loaded."""
         models = {name: slot.status.state for name, slot in self._slots.items()}
@@ -203,8 +207,12 @@ class TraceService:
         Raises:
             SettingsError, PromptError: As in `trace`.
         """
-        slot = self._slot(fields.get("model", ""))
-        return python_lines(check_fields(fields, self.settings), slot.status.model, slot.hub_revision)
+        return python_lines(check_fields(fields, self.settings), *self.loading(fields.get("model", "")))
+
+    def loading(self, model: str = "") -> tuple[str, str | None]:
+        """Return what loads a model in Python: its name, and the revision of one from the hub."""
+        slot = self._slot(model)
+        return slot.status.model, slot.hub_revision
 
     def _slot(self, model: str) -> ModelSlot:
         name = (model or self.models[0]) if isinstance(model, str) else None

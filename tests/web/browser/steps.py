@@ -92,3 +92,20 @@ def expect_no_overflow(page: Any) -> None:
 def expect_true(page: Any, expression: str, arg: Any = None) -> None:
     """What JavaScript says of the page becomes true."""
     page.wait_for_function(expression, arg=arg, timeout=120_000)
+
+
+def open_tab(page: Any, title: str) -> None:
+    """Open a tab; a phone has some of them in the menu beside them."""
+    tab = page.get_by_role("tab", name=title, exact=True)
+    menu = page.get_by_role("button", name="More tabs")
+    expect(tab.or_(menu).filter(visible=True).first).to_be_visible()
+    if tab.is_visible():
+        tab.click()
+        return
+    menu.click()
+    page.get_by_role("button", name=title, exact=True).click()
+
+
+def cell_of(page: Any, lens: str, row: int, column: int) -> Any:
+    """The cell of a lens at a token and a layer."""
+    return page.locator(f"table[data-lens={lens}] tbody tr").nth(row).locator("td").nth(column)

@@ -1,0 +1,171 @@
+"""The tab Lens: the logit lens of the prompt in the fields, which follows it while the tab is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from functools import partial
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from causal_tracer.errors import CausalTracerError
+from causal_tracer.results.lens import LogitLens
+from causal_tracer.results.words import display_token
+from causal_tracer.web.page.assets import static_text
+from causal_tracer.web.page.explore import TAB_TITLES
+from causal_tracer.web.page.fields import Picked, asked_for
+from causal_tracer.web.page.inputs_layout import AT_ONCE, IDLE_SECONDS, Inputs
+from causal_tracer.web.page.lens_grid import NO_LENS_CELL, SHADES, grid_html, legend_html, lens_cell_html
+from causal_tracer.web.page.single_run_files import single_run_file
+from causal_tracer.web.page.summary import message_html, model_words, status_html
+from causal_tracer.web.page.tab_layout import SAVE
+from causal_tracer.web.service.asking import check_fields
+from causal_tracer.web.service.limits import client_of
+from causal_tracer.web.service.tracing import TraceService
+
+LENS_QUEUE = "lens"
+# Through the queue: in Gradio 6.31, a state that is set without it reports no change. One by one: two at a time would
+# both report the same change.
+NOTED: dict[str, Any] = {
+    "concurrency_id": "noted",
+    "concurrency_limit": 1,
+    "show_progress": "hidden",
+    "api_visibility": "private",
+}
+
+_ABOUT = (
+    "What would the model say if it ended after this layer? A cell is the residual stream after a token and a layer, "
+    "read by the model's own final norm and head (logit lens). The last layer is what the model itself says."
+)
+_GONE = "The app no longer has this lens. Press Read again."
+_BROKEN = "Something went wrong in the app itself. The server's log has the details."
+# A lens depends on these only: it is not read again when, say, the number of samples changes.
+_READ_FIELDS = ("model", "prompt", "chat", "answer", "answer_id", "answer_form")
+_IF_SHOWN = "(shown, ...rest) => [!!document.querySelector('#ct-lens-status')?.offsetParent, ...rest]"
+_SHOWN = "(shown, ...rest) => [true, ...rest]"
+
+
+@dataclass(frozen=True)
+class LensEvents:
+    """Events of the tab. A class, since Gradio hands on its request to methods with hints only."""
+
+    service: TraceService
+
+    def due(self, shown: bool, picked: Picked, *values: Any) -> tuple[Any, Any]:
+        """Return what is to be read, and what it waits for; nothing changes while the tab is hidden."""
+        if not shown:
+            return gr.skip(), gr.skip()
+        try:
+            asked = asked_for("hidden", picked, *values)
+        except CausalTracerError as error:
+            return gr.skip(), failed_html(error)
+        status = self.service.status(asked["model"])
+        if status.state != "ready":
+            return gr.skip(), status_html(model_words(status), state=f"ct-{status.state}")
+        return repr([asked[name] for name in _READ_FIELDS]), gr.skip()
+
+    def read(self, request: gr.Request, picked: Picked, *values: Any) -> Generator[tuple[Any, ...]]:
+        """Read the lens: yield status, grid, details and lens; the earlier lens stays until the new one is there."""
+        try:
+            asked = asked_for("hidden", picked, *values)
+            yield reading_html(self.service, asked["model"]), gr.skip(), gr.skip(), gr.skip()
+            checked = check_fields(asked, self.service.settings)
+            client = client_of(request, self.service.settings)
+            lens = self.service.lens(checked.request, asked["model"], client)
+        except CausalTracerError as error:
+            yield failed_html(error), "", "", None
+            return
+        yield _read_words(lens), legend_html(lens) + grid_html(lens, "lens"), NO_LENS_CELL, lens
+
+
+def reading_html(service: TraceService, model: str, doing: str = "Reading") -> str:
+    """Return the line that says that a run has begun, or what it waits for."""
+    waits = service.ahead(model)
+    words = f"{doing}…" if not waits else "Waiting for another run on this model."
+    return f'<div class="ct-reading">{status_html(words, state="ct-loading")}</div>'
+
+
+def failed_html(error: CausalTracerError) -> str:
+    """Return the line of a run that was refused or failed, and why."""
+    return status_html("Nothing was read.", state="ct-failed") + message_html(str(error))
+
+
+def broken() -> str:
+    """Return the line of a run in which something broke."""
+    return status_html(_BROKEN, state="ct-failed")
+
+
+def shade_switch(tab: str) -> gr.Radio:
+    """Lay out the switch of what a tab's lenses show by colour. CSS follows it, so it has no event."""
+    return gr.Radio(
+        list(SHADES), value="top", label="Colour", interactive=True, elem_id=f"ct-shade-{tab}", elem_classes="ct-shade"
+    )
+
+
+def lens_tab(service: TraceService, inputs: Inputs, inspected: Any) -> None:
+    """Lay out and wire the tab; `inspected` is the event of a look at the fields (`input_fields`)."""
+    events = LensEvents(service)
+    with gr.Tab(TAB_TITLES["lens"], id="lens") as page, gr.Column(elem_classes="ct-lens-tab"):
+        due, lens = gr.State("", time_to_live=IDLE_SECONDS), gr.State(None, time_to_live=IDLE_SECONDS)
+        # Its value comes from the page, where a run begins.
+        shown = gr.Checkbox(False, visible=False)
+        gr.HTML(f'<p class="ct-hint">{escape(_ABOUT)}</p>')
+        with gr.Row(elem_classes="ct-run", equal_height=True):
+            again = gr.Button("Read again", scale=0, min_width=150, elem_id="ct-lens-read")
+            line = status_html("The lens follows the prompt.")
+            status = gr.HTML(line, scale=1, min_width=200, elem_id="ct-lens-status")
+        shade_switch("lens")
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=4, min_width=300):
+                grid = gr.HTML("", elem_id="ct-lens-grid", js_on_load=static_text("lens_grid.js"))
+            with gr.Column(scale=1, min_width=210):
+                cell = gr.HTML("", elem_id="ct-lens-cell")
+        saved = gr.File(visible=False)
+        with gr.Row():
+            for format in ("json", "csv"):
+                button = gr.Button(format.upper(), size="sm", min_width=70, elem_id=f"ct-{format}-lens")
+                button.click(partial(_file, format), inputs=[lens], outputs=[saved, status], **AT_ONCE).success(
+                    None, inputs=[saved], js=SAVE, api_visibility="private"
+                )
+    asked = [inputs.picked, *inputs.values]
+    for event, js in ((page.select, _SHOWN), (inspected.then, _IF_SHOWN)):
+        event(events.due, inputs=[shown, *asked], outputs=[due, status], js=js, trigger_mode="multiple", **NOTED)
+    gr.on(
+        [due.change, again.click],
+        events.read,
+        inputs=asked,
+        outputs=[status, grid, cell, lens],
+        trigger_mode="always_last",
+        concurrency_id=LENS_QUEUE,
+        concurrency_limit=service.settings.workers,
+        show_progress="hidden",
+        api_visibility="private",
+    ).failure(broken, outputs=[status], **AT_ONCE)
+    grid.select(_cell, inputs=[lens], outputs=[cell], **AT_ONCE)
+
+
+def _cell(event: gr.SelectData, lens: LogitLens | None) -> str:
+    """Return the chosen cell in detail."""
+    if lens is None:
+        return message_html(_GONE)
+    try:
+        return lens_cell_html(lens, *event.index)
+    except CausalTracerError as error:
+        return message_html(str(error))
+
+
+def _file(format: str, lens: LogitLens | None) -> tuple[str | None, Any]:
+    """Return a file of the lens to download, and a message if there is none."""
+    if lens is None:
+        return None, status_html("There is no lens to save. Press Read again.", state="ct-failed")
+    return str(single_run_file(lens, format)), gr.skip()
+
+
+def _read_words(lens: LogitLens) -> str:
+    words = (
+        f"{lens.run.capitalize()}. P({display_token(lens.answer)}) = {float(lens.answer_probabilities[-1, -1]):.3f}."
+    )
+    notes = "".join(f'<p class="ct-note">{escape(note)}</p>' for note in lens.notes)
+    return status_html(words) + notes

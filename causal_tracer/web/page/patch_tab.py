@@ -1,0 +1,229 @@
+"""The tab Patch: activations of the prompt in the fields put into a run of another prompt, cell by cell."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from functools import partial
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from causal_tracer.errors import CausalTracerError
+from causal_tracer.request.records import Text
+from causal_tracer.request.sites import KINDS, SITES, LayerKind
+from causal_tracer.results.lens import LogitLens
+from causal_tracer.results.patched import PatchedRun
+from causal_tracer.web.page.assets import static_text
+from causal_tracer.web.page.explore import TAB_TITLES
+from causal_tracer.web.page.fields import Picked, asked_for
+from causal_tracer.web.page.inputs_layout import AT_ONCE, IDLE_SECONDS, Inputs
+from causal_tracer.web.page.lens_grid import NO_LENS_CELL, lens_cell_html
+from causal_tracer.web.page.lens_tab import LENS_QUEUE, NOTED, broken, failed_html, reading_html, shade_switch
+from causal_tracer.web.page.patch_views import Pair, answers_html, lenses_html, pairs_html, patched_html
+from causal_tracer.web.page.single_run_files import single_run_file
+from causal_tracer.web.page.summary import message_html, status_html
+from causal_tracer.web.page.tab_layout import SAVE
+from causal_tracer.web.service.asking import check_fields
+from causal_tracer.web.service.limits import client_of
+from causal_tracer.web.service.patch_lines import patch_command, patch_lines
+from causal_tracer.web.service.tracing import TraceService
+
+BASE_PROMPT = "The Eiffel Tower is located in the city of"
+
+_ABOUT = (
+    "Put activations of the source, the prompt above, into a run of the base: any cell into any cell. If the patched "
+    "run then says the source's answer, these activations carry it."
+)
+_BEGIN = "Read both prompts, then choose pairs of cells."
+_CHOOSE = "Both are read. Choose pairs of cells."
+_GONE = "The app no longer has these lenses. Press Read both again."
+_NOTHING = ("", "", "", None, "", "")
+
+
+@dataclass(frozen=True, eq=False)
+class ReadPrompts:
+    """Both prompts, as they were read.
+
+    Attributes:
+        model: The model's name in requests.
+        texts: Source and base.
+        source: The source's lens.
+        base: The base's lens; its answer is the source's.
+    """
+
+    model: str
+    texts: tuple[Text, Text]
+    source: LogitLens
+    base: LogitLens
+
+    @property
+    def answers(self) -> dict[int, str]:
+        """The answers that are read in all runs, text by token id: the source's, and what the base's run says."""
+        return {
+            self.source.answer_id: self.source.answer,
+            **{top.token_id: top.text for top in self.base.top(-1, -1)[:1]},
+        }
+
+
+@dataclass(frozen=True)
+class PatchEvents:
+    """Events of the tab. A class, since Gradio hands on its request to methods with hints only."""
+
+    service: TraceService
+
+    def read(self, request: gr.Request, base_prompt: str, picked: Picked, *values: Any) -> Generator[tuple[Any, ...]]:
+        """Read both prompts: yield status, lenses, what was read and the pairs, which begin anew."""
+        try:
+            asked = asked_for("hidden", picked, *values)
+            model = asked["model"]
+            yield reading_html(self.service, model), gr.skip(), gr.skip(), gr.skip()
+            client = client_of(request, self.service.settings)
+            first = check_fields(asked, self.service.settings).request
+            source = self.service.lens(first, model, client)
+            # The answer of both is the source's, so that their colours can be compared.
+            other = {"prompt": base_prompt, "subject": "", "answer": "", "answer_id": source.answer_id}
+            second = check_fields({**asked, **other}, self.service.settings).request
+            base = self.service.lens(second, model, client)
+        except CausalTracerError as error:
+            yield failed_html(error), "", None, ()
+            return
+        read = ReadPrompts(model, (first.prompt, second.prompt), source, base)
+        yield status_html(_CHOOSE), lenses_html(source, base), read, ()
+
+    def patch(
+        self, request: gr.Request, read: ReadPrompts | None, pairs: tuple[Pair, ...], site: LayerKind
+    ) -> Generator[tuple[Any, ...]]:
+        """Run the base with the chosen pairs: yield status, lens, answers, cell, result, Python lines and command."""
+        if read is None or not pairs:
+            yield gr.skip() if read is None else status_html(_CHOOSE), *_NOTHING
+            return
+        yield reading_html(self.service, read.model, "Running"), *(gr.skip() for _ in _NOTHING)
+        try:
+            client = client_of(request, self.service.settings)
+            run = self.service.patch(*read.texts, pairs, read.model, client, site=site, answers=list(read.answers))
+        except CausalTracerError as error:
+            yield failed_html(error), *_NOTHING
+            return
+        loading = self.service.loading(read.model)
+        lines = patch_lines(*read.texts, pairs, site, list(read.answers), *loading)
+        command = patch_command(*read.texts, pairs, site, list(read.answers.values()), *loading)
+        words = status_html(f"Done: {run.lens.run}.")
+        yield words, patched_html(run, read.base), answers_html(run), NO_LENS_CELL, run, lines, command
+
+
+def patch_tab(service: TraceService, inputs: Inputs) -> None:
+    """Lay out and wire the tab."""
+    events = PatchEvents(service)
+    with gr.Tab(TAB_TITLES["patch"], id="patch"), gr.Column(elem_classes="ct-lens-tab"):
+        read, pairs, result = (gr.State(start, time_to_live=IDLE_SECONDS) for start in (None, (), None))
+        gr.HTML(f'<p class="ct-hint">{escape(_ABOUT)}</p>')
+        with gr.Row():
+            base = gr.Textbox(
+                BASE_PROMPT, label="Base prompt", lines=1, max_lines=6, scale=3, min_width=240, elem_id="ct-patch-base"
+            )
+            choices = [(SITES[kind].title, kind) for kind in KINDS]
+            site = gr.Radio(
+                choices, value="hidden", label="What is put in", scale=2, min_width=240, elem_id="ct-patch-site"
+            )
+        with gr.Row(elem_classes="ct-run", equal_height=True):
+            button = gr.Button("Read both", variant="primary", scale=0, min_width=150, elem_id="ct-patch-read")
+            status = gr.HTML(status_html(_BEGIN), scale=1, min_width=200, elem_id="ct-patch-status")
+        shade_switch("patch")
+        lenses = gr.HTML("", elem_id="ct-patch-lenses", js_on_load=static_text("lens_grid.js"))
+        listed = gr.HTML("", elem_id="ct-patch-pairs", js_on_load=static_text("pair_list.js"))
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=4, min_width=300):
+                patched = gr.HTML("", elem_id="ct-patch-run", js_on_load=static_text("lens_grid.js"))
+            with gr.Column(scale=1, min_width=230):
+                answers = gr.HTML("", elem_id="ct-patch-answers")
+                cell = gr.HTML("", elem_id="ct-patch-cell")
+        lines, command = _sharing(result, status)
+    queued: dict[str, Any] = {
+        "trigger_mode": "always_last",
+        "concurrency_id": LENS_QUEUE,
+        "concurrency_limit": service.settings.workers,
+        "show_progress": "hidden",
+        "api_visibility": "private",
+    }
+    asked = [base, inputs.picked, *inputs.values]
+    reading = button.click(events.read, inputs=asked, outputs=[status, lenses, read, pairs], **queued)
+    reading.failure(broken, outputs=[status], **AT_ONCE)
+    lenses.select(_add, inputs=[read, pairs], outputs=[pairs, status], **NOTED)
+    listed.select(_remove, inputs=[pairs], outputs=[pairs], **NOTED)
+    shown = {"inputs": [read, pairs], "outputs": [listed], "trigger_mode": "multiple", **AT_ONCE}
+    gr.on([pairs.change, read.change], _listed, **shown)
+    outputs = [status, patched, answers, cell, result, lines, command]
+    running = gr.on([pairs.change, site.input], events.patch, inputs=[read, pairs, site], outputs=outputs, **queued)
+    running.failure(broken, outputs=[status], **AT_ONCE)
+    patched.select(_cell, inputs=[read, result], outputs=[cell], **AT_ONCE)
+
+
+def _sharing(result: gr.State, status: gr.HTML) -> tuple[gr.Code, gr.Code]:
+    """Lay out the file to download, and the lines and the command to copy."""
+    with gr.Accordion("Download, and use from Python or the command line", open=False, elem_id="ct-share-patch"):
+        saved = gr.File(visible=False)
+        with gr.Row():
+            for format in ("json", "csv"):
+                button = gr.Button(format.upper(), size="sm", min_width=70, elem_id=f"ct-{format}-patch")
+                button.click(partial(_file, format), inputs=[result], outputs=[saved, status], **AT_ONCE).success(
+                    None, inputs=[saved], js=SAVE, api_visibility="private"
+                )
+        lines = gr.Code(
+            "",
+            language="python",
+            interactive=False,
+            wrap_lines=True,
+            lines=1,
+            max_lines=14,
+            label="Python",
+            elem_id="ct-patch-python",
+        )
+        command = gr.Code(
+            "",
+            language="shell",
+            interactive=False,
+            wrap_lines=True,
+            lines=1,
+            max_lines=14,
+            label="Command line",
+            elem_id="ct-patch-command",
+        )
+    return lines, command
+
+
+def _add(event: gr.SelectData, read: ReadPrompts | None, pairs: tuple[Pair, ...]) -> tuple[Any, Any]:
+    """Return the pairs with one more. A base cell takes one value: an earlier pair with it goes."""
+    if read is None:
+        return gr.skip(), status_html(_GONE, state="ct-failed")
+    source_token, source_layer, base_token, base_layer = map(int, event.index)
+    new = (source_token, source_layer), (base_token, base_layer)
+    return (*(pair for pair in pairs if pair[1] != new[1]), new), gr.skip()
+
+
+def _remove(event: gr.SelectData, pairs: tuple[Pair, ...]) -> tuple[Pair, ...]:
+    """Return the pairs without one of them; -1 removes all."""
+    return () if event.index == -1 else tuple(pair for place, pair in enumerate(pairs) if place != event.index)
+
+
+def _listed(read: ReadPrompts | None, pairs: tuple[Pair, ...]) -> str:
+    return "" if read is None else pairs_html(read.source, read.base, pairs)
+
+
+def _cell(event: gr.SelectData, read: ReadPrompts | None, run: PatchedRun | None) -> str:
+    """Return the chosen cell of the patched run in detail, beside the base's."""
+    if read is None or run is None:
+        return message_html(_GONE)
+    try:
+        token, layer = event.index
+        return lens_cell_html(run.lens, token, layer, read.base)
+    except CausalTracerError as error:
+        return message_html(str(error))
+
+
+def _file(format: str, run: PatchedRun | None) -> tuple[str | None, Any]:
+    """Return a file of the patched run to download, and a message if there is none."""
+    if run is None:
+        return None, status_html("There is no patched run to save. Choose a pair of cells.", state="ct-failed")
+    return str(single_run_file(run, format)), gr.skip()

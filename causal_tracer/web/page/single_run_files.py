@@ -1,0 +1,36 @@
+"""Lenses and patched runs as files to download."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from pathlib import Path
+
+from causal_tracer.files import write_atomically
+from causal_tracer.results.lens import LogitLens
+from causal_tracer.results.patched import PatchedRun
+
+
+def single_run_file(result: LogitLens | PatchedRun, format: str) -> Path:
+    """Write a result into a folder of its own, and return the file.
+
+    Its name is the same for the same numbers, and nothing that somebody typed is part of it.
+
+    Args:
+        result: The result.
+        format: "json" opens again with identical numbers; "csv" has a row for each token, layer and top token of the
+            lens, of a patched run its own.
+
+    Raises:
+        ExportError: The file cannot be written.
+    """
+    lens, what = (result, "logit-lens") if isinstance(result, LogitLens) else (result.lens, "patched-run")
+    text = json.dumps(result.to_dict(), sort_keys=True)
+    name = f"{what}-{hashlib.sha256(text.encode()).hexdigest()[:10]}.{format}"
+    path = Path(tempfile.mkdtemp(prefix="causal-tracer-")) / name
+    if format == "json":
+        result.save(path)
+    else:
+        write_atomically(path, lens.to_csv())
+    return path

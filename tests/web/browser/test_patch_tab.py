@@ -1,0 +1,148 @@
+"""What a person does with the tab Patch, in a headless Chromium with a tiny model."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from causal_tracer import PatchedRun
+from tests.support.tiny_models import OTHER_PROMPT, PROMPT
+from tests.web.browser.steps import cell_of, expect, expect_no_overflow, field, fill, open_tab
+
+pytestmark = pytest.mark.browser
+
+STATUS, PAIRS, RUN = "#ct-patch-status", "#ct-patch-pairs [data-pair]", "#ct-patch-run table.ct-lens"
+
+
+def open_both(visits, app, **context):
+    """Open the tab with both lenses read."""
+    app.let_load()
+    page = visits.open(**context)
+    fill(page, PROMPT)
+    open_tab(page, "Patch")
+    field(page, "patch-base").fill(OTHER_PROMPT)
+    page.locator("#ct-patch-read").click()
+    expect(page.locator("#ct-patch-lenses table")).to_have_count(2)
+    expect(page.locator(STATUS)).to_contain_text("Both are read")
+    return page
+
+
+def patched(page, pairs):
+    """Wait for the run of so many pairs."""
+    words = "1 pair of" if pairs == 1 else f"{pairs} pairs of"
+    expect(page.locator(STATUS)).to_contain_text(f"Done: patched run, {words}")
+    expect(page.locator(PAIRS)).to_have_count(pairs)
+
+
+def test_both_prompts_are_read(visits, app):
+    page = open_both(visits, app)
+    for name, prompt, token in (("source", PROMPT, "Needle"), ("base", OTHER_PROMPT, "Jobs")):
+        grid = page.locator(f"table[data-lens={name}]")
+        expect(grid.locator("tbody th").filter(has_text=token)).to_have_count(1)
+        expect(
+            page.get_by_role("grid", name=re.compile(f"^{name}.*{re.escape(prompt)}", re.IGNORECASE))
+        ).to_be_visible()
+
+
+def test_a_cell_is_dragged_onto_another(visits, app):
+    page = open_both(visits, app)
+    cell_of(page, "source", 5, 1).drag_to(cell_of(page, "base", 4, 0))
+    patched(page, 1)
+    expect(page.locator(PAIRS)).to_contain_text("“Needle” layer 1 → “Jobs” layer 0")
+    for name, row, column in (("source", 5, 1), ("base", 4, 0), ("patched", 4, 0)):
+        expect(cell_of(page, name, row, column)).to_have_class(re.compile("ct-paired"))
+    # The cone of hidden states: the cell itself, and later layers from its token on.
+    expect(page.locator(f"{RUN} .ct-cone")).to_have_count(1 + 2 * (len(_tokens(page, "base")) - 4))
+    expect(page.locator("#ct-patch-answers tbody th")).to_have_text(["source", "base", "patched"])
+    expect(page.locator("#ct-patch-answers")).to_contain_text("The patched run says")
+
+
+def test_two_clicks_and_two_keys_make_pairs_too_and_pairs_can_be_removed(visits, app):
+    page = open_both(visits, app)
+    hint = page.locator("#ct-patch-lenses [data-hint]")
+    # In any order.
+    cell_of(page, "base", 3, 1).click()
+    expect(hint).to_contain_text("Base: “Steve”, layer 1. Now choose")
+    cell_of(page, "source", 5, 0).click()
+    patched(page, 1)
+    expect(hint).to_contain_text("Drag a cell")
+    page.locator("table[data-lens=source] td[tabindex='0']").focus()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    expect(hint).to_contain_text("Source: “")
+    page.keyboard.press("Escape")
+    expect(hint).to_contain_text("Drag a cell")
+    page.keyboard.press("Enter")
+    page.locator("table[data-lens=base] td[tabindex='0']").focus()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    patched(page, 2)
+    page.get_by_role("button", name=re.compile("^Remove .*Steve")).click()
+    patched(page, 1)
+    expect(page.locator("table[data-lens=base] .ct-paired")).to_have_count(1)
+    page.get_by_role("button", name="Clear", exact=True).click()
+    expect(page.locator(PAIRS)).to_have_count(0)
+    expect(page.locator(RUN)).to_have_count(0)
+    expect(page.locator(".ct-paired")).to_have_count(0)
+    expect(page.locator(STATUS)).to_contain_text("Choose pairs")
+
+
+def test_another_site_runs_the_same_pairs(visits, app):
+    page = open_both(visits, app)
+    cell_of(page, "source", 5, 1).click()
+    cell_of(page, "base", 4, 1).click()
+    patched(page, 1)
+    page.locator("#ct-patch-site").get_by_label("MLP").check()
+    expect(page.locator(STATUS)).to_contain_text("1 pair of MLP outputs")
+    page.locator("#ct-share-patch button").first.click()
+    expect(page.locator("#ct-patch-python")).to_contain_text("[((5, 1), (4, 1))]")
+    expect(page.locator("#ct-patch-command")).to_contain_text("causal-tracer patch --pair 5,1:4,1 --kind mlp")
+    with page.expect_download() as download:
+        page.locator("#ct-json-patch").click()
+    run = PatchedRun.from_dict(json.loads(download.value.path().read_text(encoding="utf-8")))
+    assert (run.source_prompt, run.base_prompt, run.site) == (PROMPT, OTHER_PROMPT, "mlp")
+    assert run.pairs == (((5, 1), (4, 1)),)
+
+
+def test_a_cell_of_the_patched_run_is_compared_with_the_base(visits, app):
+    page = open_both(visits, app)
+    cell_of(page, "source", 5, 1).click()
+    cell_of(page, "base", 4, 1).click()
+    patched(page, 1)
+    cell_of(page, "patched", 4, 2).click()
+    expect(page.locator("#ct-patch-cell h4")).to_have_text(["Patched run", "Base run"])
+    expect(page.locator("#ct-patch-cell h3")).to_have_text("“Jobs”, layer 2")
+
+
+def test_a_problem_stands_in_place(visits, app):
+    page = open_both(visits, app)
+    field(page, "patch-base").fill("")
+    page.locator("#ct-patch-read").click()
+    expect(page.locator(f"{STATUS} [role=alert]")).to_contain_text("prompt is empty")
+    expect(page.locator("#ct-patch-lenses table")).to_have_count(0)
+
+
+def test_a_page_that_the_app_has_forgotten_says_so(visits, app):
+    page = open_both(visits, app)
+    app.forget()
+    cell_of(page, "source", 5, 1).click()
+    cell_of(page, "base", 4, 1).click()
+    expect(page.locator(STATUS)).to_contain_text("Press Read both again")
+
+
+def test_on_a_phone_the_lenses_stand_one_above_the_other(visits, app):
+    page = open_both(visits, app, viewport={"width": 390, "height": 844}, has_touch=True)
+    source, base = (page.locator(f"table[data-lens={name}]").bounding_box() for name in ("source", "base"))
+    assert base["y"] > source["y"] + source["height"]
+    cell_of(page, "source", 5, 1).tap()
+    cell_of(page, "base", 4, 1).tap()
+    patched(page, 1)
+    page.locator("#ct-share-patch button").first.click()
+    expect(page.locator("#ct-patch-command")).to_contain_text("causal-tracer patch")
+    expect_no_overflow(page)
+
+
+def _tokens(page, name):
+    return page.locator(f"table[data-lens={name}] tbody th").all()
