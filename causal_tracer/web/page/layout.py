@@ -11,7 +11,8 @@ import gradio as gr
 from causal_tracer.request.sites import KINDS
 from causal_tracer.web.page import explore, handlers
 from causal_tracer.web.page.assets import static_text
-from causal_tracer.web.page.inputs_layout import AT_ONCE, IDLE_SECONDS, Inputs, input_fields
+from causal_tracer.web.page.history_layout import compare_tab, history_strip, wire_history
+from causal_tracer.web.page.inputs_layout import AT_ONCE, Inputs, input_fields
 from causal_tracer.web.page.story import story_html
 from causal_tracer.web.page.studies import studies_tab
 from causal_tracer.web.page.tab_layout import map_tab
@@ -28,14 +29,18 @@ def build_page(service: TraceService) -> gr.Blocks:
         gr.HTML(story_html(stored_map("hidden")), elem_id="ct-story", js_on_load=static_text("story.js"))
         gr.HTML("<h2>Trace a prompt</h2>", elem_id="ct-tool", elem_classes="ct-header")
         inputs, inspected = input_fields(service, demo)
-        history = gr.State((), time_to_live=IDLE_SECONDS)
         shown = gr.State("hidden")
+        names = (*KINDS, "all")
+        history = history_strip(service, {name: tuple(explore.stored_flows(name)) for name in names})
         with gr.Tabs(elem_id="ct-tabs") as tabs:
-            maps = [map_tab(service, name, inputs, history, shown) for name in (*KINDS, "all")]
-            _compare_tab(history)
+            maps = [map_tab(service, name, inputs, history, shown) for name in names]
+            compare_tab(history, tabs)
             studies_tab(service)
-        outputs = [output for tab in maps[: len(KINDS)] for output in tab]
-        _open_saved(service, history, [*outputs, tabs, history])
+        history.lay_out()
+        upload = gr.UploadButton(
+            "Open a saved result (JSON)", file_types=[".json"], size="sm", scale=0, min_width=240, elem_id="ct-upload"
+        )
+        wire_history(demo, history, inputs, [output for tab in maps for output in tab], tabs, upload)
         _use_from_python(service, inputs, inspected, shown)
         with gr.Accordion("How to read this", open=False):
             gr.Markdown(HOW_TO_READ, elem_classes="ct-help")
@@ -45,42 +50,6 @@ def build_page(service: TraceService) -> gr.Blocks:
             **AT_ONCE,
         )
     return demo
-
-
-def _compare_tab(history: gr.State) -> None:
-    flows = explore.choices(())
-    start = explore.compare((), 0, 1)
-    with gr.Tab(explore.TAB_TITLES["compare"], id="compare") as tab:
-        with gr.Row():
-            first = gr.Dropdown(flows, value=0, label="A", elem_id="ct-compare-first", min_width=280)
-            second = gr.Dropdown(flows, value=1, label="B", elem_id="ct-compare-second", min_width=280)
-        figure = gr.Plot(
-            start[0], label="Difference B − A", show_label=False, elem_id="ct-map-compare", elem_classes="ct-map"
-        )
-        words = gr.HTML(start[2], elem_id="ct-compare-words")
-        table = gr.HTML(start[1], elem_id="ct-table-compare", js_on_load=static_text("table_stays.js"))
-    gr.on([tab.select, history.change], explore.offer, inputs=[history], outputs=[first, second], **AT_ONCE)
-    gr.on(
-        [first.change, second.change],
-        explore.compare,
-        inputs=[history, first, second],
-        outputs=[figure, table, words],
-        **AT_ONCE,
-    )
-
-
-def _open_saved(service: TraceService, history: gr.State, outputs: list[Any]) -> None:
-    with gr.Row():
-        upload = gr.UploadButton(
-            "Open a saved result (JSON)", file_types=[".json"], size="sm", scale=0, min_width=240, elem_id="ct-upload"
-        )
-    upload.upload(
-        handlers.PageEvents(service).open_file,
-        inputs=[upload, history],
-        outputs=outputs,
-        show_progress="hidden",
-        api_visibility="private",
-    )
 
 
 def _use_from_python(service: TraceService, inputs: Inputs, inspected: Any, shown: gr.State) -> None:

@@ -31,6 +31,7 @@ from causal_tracer.tracing.loop import MapsUpdate
 from causal_tracer.web.service import links
 from causal_tracer.web.service.asking import CheckedFields, Fields, check_fields
 from causal_tracer.web.service.inspection import Inspection, Problem, inspect_prompt, inspect_unloaded
+from causal_tracer.web.service.kept import KeptResults
 from causal_tracer.web.service.limits import ClientShares, asked_work, check_work, too_long
 from causal_tracer.web.service.links import ParsedLink
 from causal_tracer.web.service.logs import logged
@@ -51,6 +52,9 @@ class TraceService:
     Args:
         settings: Models and limits.
         load: What loads a model; None takes the real loader.
+
+    Attributes:
+        kept: The finished results, for a history of runs.
     """
 
     def __init__(self, settings: ServiceSettings | None = None, load: Loader | None = None) -> None:
@@ -64,6 +68,7 @@ class TraceService:
         self._results = ResultStore(
             Path(folder).expanduser() if folder else None, self.settings.result_bytes, self.settings.result_disk_bytes
         )
+        self.kept = KeptResults(self._results, self._slot)
 
     @property
     def models(self) -> tuple[str, ...]:
