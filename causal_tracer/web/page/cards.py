@@ -12,9 +12,7 @@ from causal_tracer.web.page.thumbnails import thumbnail_svg
 Keeps = Callable[[Card], bool | None]
 """Says whether the app still has the result of a card; None where that cannot be known yet."""
 
-_EMPTY = (
-    "Each finished run gets a card here, and stays when the page is closed. Choose two to four cards to compare them."
-)
+_EMPTY = "Each finished run gets a card here, which this browser keeps. Two to four cards can be compared."
 _UNDO = ' <button type="button" data-undo>Undo</button>'
 _COMPUTES = "No longer kept: a click computes it again."
 _NOT_YET = "Not computed here yet: a click computes it."
@@ -87,13 +85,13 @@ def _card_html(card: Card, before: Card | None, kept: bool | None, first: bool) 
             ("delete", "Delete", "×", ""),
         )
     )
-    last = f'<span class="ct-past-lost">{lost}</span>' if lost else f"<span>{escape(card.prompt)}</span>"
+    last = f'<span class="ct-past-lost">{lost}</span>' if lost else f'<span dir="auto">{escape(change)}</span>'
     return (
         f'<li data-card="{card.key}" data-name="{escape(card.name)}"{" data-pinned" if card.pinned else ""}>'
         f'<button type="button" class="ct-past-open" data-open tabindex="{stop}" title="{escape(spoken)}" '
         f'aria-label="{escape(spoken)}" aria-keyshortcuts="P N Delete X">'
         f'{thumbnail_svg(card.thumbnail, card.kinds)}<b dir="auto">{escape(what)}</b>'
-        f'<span dir="auto">{short}</span><span dir="auto">{escape(change)}</span>{last}</button>'
+        f'<span dir="auto">{short}</span><span dir="auto">{escape(card.prompt)}</span>{last}</button>'
         f'<span class="ct-past-tools"><input type="checkbox" data-choose tabindex="{stop}" '
         f'title="Choose for comparing" aria-label="Choose: {escape(what)}">{tools}</span></li>'
     )

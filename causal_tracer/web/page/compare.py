@@ -12,6 +12,7 @@ from causal_tracer.errors import SettingsError
 from causal_tracer.plots.difference import plot_difference_heatmap
 from causal_tracer.plots.heatmap import shared_limits
 from causal_tracer.request.sites import SITES
+from causal_tracer.results.analysis import base_score
 from causal_tracer.results.comparison import FlowDifference, compare_flows
 from causal_tracer.results.flow import HiddenFlow
 from causal_tracer.results.words import display_token, effect_label, map_title, metric_of, patched_word, runs_line
@@ -27,6 +28,8 @@ Run = Mapping[str, HiddenFlow]
 """The maps of one run, by site."""
 
 _LETTERS = "ABCD"
+# Where the patched runs' scores are further apart, as a share of the scale, cells without effect would have colours.
+_LIKE_BASES = 0.1
 
 
 @dataclass(frozen=True)
@@ -102,8 +105,8 @@ def _difference(first: Run, second: Run) -> Comparison:
 def _side_by_side(runs: Sequence[Run]) -> Comparison:
     common = [kind for kind in runs[0] if all(kind in run for run in runs)]
     flows = tuple(run[common[0]] if common else next(iter(run.values())) for run in runs)
-    left_out = max(map(len, runs)) > 1
-    words = f"Of each run, the map of {SITES[flows[0].kind].label} is shown. " if common and left_out else ""
+    shown = f"the map of {SITES[flows[0].kind].label}" if common else "the first map"
+    words = f"Of each run, {shown} is shown. " if max(map(len, runs)) > 1 else ""
     if reason := _unlike(flows):
         scale = f"{words}Each map has a scale of its own, so colours cannot be compared: {escape(reason)}"
         figures = tuple(app_figure(flow) for flow in flows)
@@ -128,6 +131,11 @@ def _unlike(flows: Sequence[HiddenFlow]) -> str:
         return "the rows are tokens in some maps, and heads or spans in others."
     if len({SITES[flow.kind].blocks for flow in flows}) > 1:
         return "some maps restore activations, and others block attention."
+    place, limits = metric_of(flows[0]).place, shared_limits(flows)
+    bases = [place(base_score(flow)) for flow in flows]
+    low, high = map(place, limits.ends)
+    if max(bases) - min(bases) > _LIKE_BASES * (high - low):
+        return "the runs that were patched differ in their scores, so one colour would not mean the same effect."
     return ""
 
 

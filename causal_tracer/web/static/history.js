@@ -58,6 +58,13 @@ function focusCard(card, selector = '[data-open]') {
   card.scrollIntoView({ block: 'nearest', inline: 'nearest' });
 }
 
+function showTabs() {
+  // Where the map is out of sight, as on a phone, what was asked for would not be seen to come.
+  const tabs = document.querySelector('#ct-tabs');
+  const { top } = tabs.getBoundingClientRect();
+  if (top < -400 || top > innerHeight - 200) tabs.scrollIntoView();
+}
+
 function drawn() {
   const strip = find('.ct-past');
   store(strip.dataset.kept);
@@ -125,9 +132,10 @@ element.addEventListener('click', event => {
     page.subject = page.answer = null;
     current = card.dataset.card;
     mark();
+    showTabs();
     trigger('select', { index: 0, value: current });
   } else if ('do' in data) act(card, data.do);
-  else if ('compare' in data) trigger('submit', { keys: [...chosen] });
+  else if ('compare' in data) { showTabs(); trigger('submit', { keys: [...chosen] }); }
   else if ('share' in data) trigger('copy', { keys: [...chosen] });
   else if ('undo' in data) { store(undone); trigger('input'); }
 });

@@ -355,9 +355,22 @@ class TestComparisons:
         shared = compare_runs(runs)
         assert "One scale for all maps" in shared.words
         assert len({(figure.data[0].zmin, figure.data[0].zmax) for _, figure in shared.figures}) == 1
-        other = replace(flow, settings=replace(flow.settings, direction="corrupt"))
-        apart = compare_runs([*runs[:2], {"hidden": other}])
+
+    @pytest.mark.parametrize(
+        ("changes", "words"),
+        [
+            ({"settings": replace(stored_map("hidden").settings, direction="corrupt")}, "metric or direction"),
+            ({"kind": "head"}, "heads or spans"),
+            ({"kind": "knockout"}, "block attention"),
+            ({"low_score": 0.3}, "one colour would not mean the same effect"),
+        ],
+        ids=["direction", "rows", "blocks", "base"],
+    )
+    def test_where_one_scale_would_mislead_each_map_has_its_own(self, changes: dict[str, Any], words: str) -> None:
+        flow = stored_map("hidden")
+        apart = compare_runs([{"hidden": flow}, {"hidden": flow}, {"hidden": replace(flow, **changes)}])
         assert "a scale of its own" in apart.words
+        assert words in apart.words
         assert all(figure.data[0].showscale is not False for _, figure in apart.figures)
 
     @pytest.mark.parametrize("count", [0, 1, 5])
