@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Generator, Sequence
 from contextlib import aclosing, closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,7 +11,6 @@ from typing import Any, cast
 import gradio as gr
 
 from causal_tracer.errors import CausalTracerError, SettingsError
-from causal_tracer.web.page import explore
 from causal_tracer.web.page.chips import inspection_html
 from causal_tracer.web.page.field_notes import NOTED_FIELDS, field_notes, message_of, refusal
 from causal_tracer.web.page.fields import (
@@ -104,20 +103,25 @@ def _failed(words: str) -> TabView:
     return TabView(status=status_html(f"Nothing was computed. {words}", state="ct-failed"), running=False)
 
 
+def address_of(request: gr.Request) -> str:
+    """Return the address of the page, not of the request that Gradio makes behind it."""
+    return page_url(request.headers.get("referer") or f"http://{request.headers.get('host', '')}/")
+
+
 def result_link(service: TraceService, flows: Flows, request: gr.Request) -> str:
     """Return the link that reproduces a result, or why there is none."""
-    # The address of the page, not of the request that Gradio makes behind it.
-    page = page_url(request.headers.get("referer") or f"http://{request.headers.get('host', '')}/")
     try:
         revision = next(iter(flows.values())).settings.revision
-        return service.link(fields_of_all(flows), page, revision=revision)
+        return service.link(
+            together([fields_of(flow) for flow in flows.values()]), address_of(request), revision=revision
+        )
     except CausalTracerError as error:
         return str(error)
 
 
-def fields_of_all(flows: Flows) -> Fields:
-    """Return what was asked for to get these maps."""
-    first, *others = [fields_of(flow) for flow in flows.values()]
+def together(asked: Sequence[Fields]) -> Fields:
+    """Return what is asked for to get several maps in one run."""
+    first, *others = asked
     if not others:
         return first
     if any(other["window"] != first["window"] for other in others):
@@ -147,10 +151,6 @@ class PageEvents:
         except CausalTracerError as error:
             return gr.skip(), gr.skip(), gr.skip(), message_html(str(error))
         return now.subject, gr.skip(), now, gr.skip()
-
-    def open_file(self, request: gr.Request, path: str, history: explore.History) -> tuple[Any, ...]:
-        """A saved result was uploaded; see `explore.open_file`."""
-        return explore.open_file(path, history, lambda flows: result_link(self.service, flows, request))
 
     def open_link(self, request: gr.Request) -> tuple[Any, ...]:
         """What the page's address asks for: the fields' values, what was picked, the tab to open, and a message."""

@@ -33,8 +33,8 @@ from causal_tracer.web.service.tracing import TraceService
 BASE_PROMPT = "The Eiffel Tower is located in the city of"
 
 _ABOUT = (
-    "Put activations of the source, the prompt above, into a run of the base: any cell into any cell. If the patched "
-    "run then says the source's answer, these activations carry it."
+    "Put activations of the source, the prompt of the setup, into a run of the base: any cell into any cell. If the "
+    "patched run then says the source's answer, these activations carry it."
 )
 _BEGIN = "Read both prompts, then choose pairs of cells."
 _CHOOSE = "Both are read. Choose pairs of cells."

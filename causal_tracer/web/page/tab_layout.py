@@ -14,6 +14,7 @@ from causal_tracer.web.page.assets import static_text
 from causal_tracer.web.page.cells import table_html
 from causal_tracer.web.page.detail import NO_CELL
 from causal_tracer.web.page.downloads import FORMATS
+from causal_tracer.web.page.history_layout import HistoryStrip
 from causal_tracer.web.page.inputs_layout import AT_ONCE, IDLE_SECONDS, Inputs
 from causal_tracer.web.page.stopping import RunButtons
 from causal_tracer.web.page.summary import details_html, doubts_html, status_html
@@ -29,7 +30,7 @@ SAVE = """file => { if (!file) return; const a = document.createElement('a'); a.
 a.download = file.orig_name || file.path.split('/').pop(); document.body.append(a); a.click(); a.remove(); }"""
 
 
-def map_tab(service: TraceService, name: str, inputs: Inputs, history: gr.State, shown: gr.State) -> list[Any]:
+def map_tab(service: TraceService, name: str, inputs: Inputs, history: HistoryStrip, shown: gr.State) -> list[Any]:
     """Lay out and wire a tab of one kind or of all; return what changes in it, for `TabView.outputs`."""
     stored = explore.stored_flows(name)
     kinds = tuple(stored)
@@ -73,7 +74,7 @@ def map_tab(service: TraceService, name: str, inputs: Inputs, history: gr.State,
         redrawn = [*figures, inputs.message]
         write.input(partial(explore.redraw, name), inputs=[flows, made, write], outputs=redrawn, **AT_ONCE)
     running = _run(service, name, len(kinds), outputs, [inputs.picked, write, *inputs.values])
-    running.success(explore.remembered, inputs=[history, flows], outputs=[history], **AT_ONCE)
+    history.follow(running, status, flows)
     return outputs
 
 

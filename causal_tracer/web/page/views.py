@@ -96,15 +96,18 @@ def maps_view(
 
 def numbers(flows: Flows, *, filling: bool = False) -> str:
     """Return the numbers above the maps, and the colour scale of those that share one."""
-    legend = _legend(tuple(flows.values())) if len(flows) > 1 else ""
+    legend = legend_html(tuple(flows.values())) if len(flows) > 1 else ""
     return numbers_html(*flows.values(), filling=filling) + legend
 
 
-def _legend(maps: tuple[HiddenFlow, ...]) -> str:
+def legend_html(maps: tuple[HiddenFlow, ...]) -> str:
+    """Return the colour scale that maps of one metric and direction share."""
     metric, limits = metric_of(maps[0]), shared_limits(maps)
+    labels = {metric_label(flow) for flow in maps}
+    label = labels.pop() if len(labels) == 1 else metric.labelled("answer")
     low, high = (metric.written(end) for end in limits.ends)
     colors = ", ".join(f"{color} {at:.1%}" for at, color in color_stops(SHARED_SCALE, *limits.places(metric)))
     return (
-        f'<div class="ct-legend"><span>{escape(metric_label(maps[0]))}</span> <span>{low}</span>'
+        f'<div class="ct-legend"><span>{escape(label)}</span> <span>{low}</span>'
         f'<i style="background:linear-gradient(90deg, {colors})"></i><span>{high}</span></div>'
     )

@@ -19,7 +19,7 @@ from causal_tracer.corruption import AUTOMATIC_NOISE_RULE
 from causal_tracer.errors import CausalTracerError, SettingsError
 from causal_tracer.prompts.chat import ChatText
 from causal_tracer.request.record import changed_fields, record_fields
-from causal_tracer.request.records import MapSpec, OtherPrompt, Text, TraceRequest
+from causal_tracer.request.records import MapSpec, OtherPrompt, StoredRequest, Text, TraceRequest
 from causal_tracer.request.sites import SITES
 from causal_tracer.results.flow import HiddenFlow
 from causal_tracer.web.service.asking import APP_FIELDS, ONLY_RECORDS, Fields
@@ -103,8 +103,17 @@ def fields_of(flow: HiddenFlow, model: str = "") -> dict[str, Any]:
     Raises:
         SettingsError: The result was made in a way that the app does not have, or does not store how it was made.
     """
-    stored = flow.asked()
-    found: dict[str, Any] = {"kind": stored.map.kind, "model": model or flow.settings.model}
+    noise = None if flow.settings.noise_rule == AUTOMATIC_NOISE_RULE else flow.settings.noise
+    return asked_fields(flow.asked(), model or flow.settings.model, noise)
+
+
+def asked_fields(stored: StoredRequest, model: str, noise: Any) -> dict[str, Any]:
+    """Return what to ask the app for to get what a stored request asks for, with a noise level or None for automatic.
+
+    Raises:
+        SettingsError: The request asks for what the app does not have.
+    """
+    found: dict[str, Any] = {"kind": stored.map.kind, "model": model}
     for record in (stored.request, stored.map, stored.options):
         if changed_fields(record).keys() & ONLY_RECORDS - _CHANGES_NO_NUMBER:
             raise SettingsError(_ONLY_THE_PACKAGE)
@@ -112,9 +121,9 @@ def fields_of(flow: HiddenFlow, model: str = "") -> dict[str, Any]:
     text = _typed(stored.request.prompt)
     if text is None or not isinstance(found["samples"], int) or not isinstance(found["corruption"], str):
         raise SettingsError(_ONLY_THE_PACKAGE)
-    automatic = flow.settings.noise_rule == AUTOMATIC_NOISE_RULE
-    found |= {"prompt": text, "chat": isinstance(stored.request.prompt, ChatText)}
-    found |= {"noise": None if automatic else flow.settings.noise}
+    if not isinstance(noise, float | int | None):
+        raise SettingsError(_ONLY_THE_PACKAGE)
+    found |= {"prompt": text, "chat": isinstance(stored.request.prompt, ChatText), "noise": noise}
     return found | _experiment(stored.request, stored.map)
 
 

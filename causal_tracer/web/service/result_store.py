@@ -94,6 +94,13 @@ class ResultStore:
         with self._guard:
             return self._size
 
+    def __contains__(self, key: ResultKey) -> bool:
+        """Return whether there is a result of this key, without reading it."""
+        with self._guard:
+            if key.digest in self._held:
+                return True
+        return self._folder is not None and key.lasting and _path(self._folder, key).exists()
+
     def get(self, key: ResultKey) -> HiddenFlow | None:
         """Return the result of this key; None where there is none that can be read."""
         with self._guard:
@@ -125,7 +132,7 @@ class ResultStore:
                 self._size -= self._held.popitem(last=False)[1][1]
 
     def _read(self, folder: Path, key: ResultKey) -> HiddenFlow | None:
-        path = folder / f"{key.digest}{_SUFFIX}"
+        path = _path(folder, key)
         try:
             checksum, _, body = path.read_bytes().partition(b"\n")
             if hashlib.sha256(body).hexdigest().encode() != checksum:
@@ -151,7 +158,7 @@ class ResultStore:
         checksum = hashlib.sha256(body).hexdigest().encode()
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            write_atomically(folder / f"{key.digest}{_SUFFIX}", checksum + b"\n" + body)
+            write_atomically(_path(folder, key), checksum + b"\n" + body)
             self._make_room(folder)
         except OSError as error:
             _logger.warning("A result could not be stored on disk (%s): it is kept in memory.", error.strerror)
@@ -174,6 +181,10 @@ class ResultStore:
                     break
                 path.unlink(missing_ok=True)
                 size -= bytes_
+
+
+def _path(folder: Path, key: ResultKey) -> Path:
+    return folder / f"{key.digest}{_SUFFIX}"
 
 
 def memory_of(flow: HiddenFlow) -> int:

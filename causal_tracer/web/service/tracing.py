@@ -29,6 +29,7 @@ from causal_tracer.tracing.loop import MapsUpdate
 from causal_tracer.web.service import links
 from causal_tracer.web.service.asking import CheckedFields, Fields, check_fields
 from causal_tracer.web.service.inspection import Inspection, Problem, inspect_prompt, inspect_unloaded
+from causal_tracer.web.service.kept import KeptResults
 from causal_tracer.web.service.limits import ClientShares, check_request
 from causal_tracer.web.service.links import ParsedLink
 from causal_tracer.web.service.logs import logged, prompt_in
@@ -38,7 +39,7 @@ from causal_tracer.web.service.registry import Loader, ModelSlot, ModelStatus, l
 from causal_tracer.web.service.result_store import ResultKey, ResultStore, result_key
 from causal_tracer.web.service.settings import ServiceSettings, limit
 from causal_tracer.web.service.single_runs import SingleRuns
-from causal_tracer.web.service.updates import Cancelled, RunUpdate
+from causal_tracer.web.service.updates import Cancelled, RunUpdate, behind, finished
 
 _POLL_SECONDS = 0.25
 
@@ -49,6 +50,9 @@ class TraceService:
     Args:
         settings: Models and limits.
         load: What loads a model; None takes the real loader.
+
+    Attributes:
+        kept: The finished results, for a history of runs.
     """
 
     def __init__(self, settings: ServiceSettings | None = None, load: Loader | None = None) -> None:
@@ -62,6 +66,7 @@ class TraceService:
         self._results = ResultStore(
             Path(folder).expanduser() if folder else None, self.settings.result_bytes, self.settings.result_disk_bytes
         )
+        self.kept = KeptResults(self._results, self._slot)
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -136,7 +141,7 @@ class TraceService:
                     yield from self._compute(slot, checked, client, outcome, cancelled)
                 return
             outcome["outcome"] = "cached"
-            yield _finished(known)
+            yield finished(known)
 
     def lens(self, request: TraceRequest, model: str = "", client: str = "", **given: Any) -> LogitLens:
         """Read a run through the model's own head after each block; the rest as in `SingleRuns.lens`."""
@@ -248,13 +253,13 @@ class TraceService:
         ticket = slot.line.join()
         try:
             while ahead := slot.line.wait(ticket, _POLL_SECONDS):
-                yield RunUpdate(waiting=_waiting_words(ahead), position=ahead)
+                yield behind(ahead)
             # Whoever was before may have asked for the same.
             known = self._known(slot, checked)
             missing = {kind: spec for kind, spec in checked.specs.items() if kind not in known}
             if not missing:
                 outcome["outcome"] = "cached"
-                yield _finished(known)
+                yield finished(known)
                 return
             run = partial(slot.loaded().run, context, checked.request, missing, checked.options, cancelled)
             yield from self._traced(slot, checked, run, known, outcome)
@@ -288,12 +293,3 @@ class TraceService:
                 flows = {kind: known[kind] if kind in known else new[kind] for kind in checked.specs}
                 outcome |= {"runs": update.done, "seconds": round(seconds, 3)}
                 yield RunUpdate(flows, update.done, update.total, seconds)
-
-
-def _waiting_words(ahead: int) -> str:
-    return "another run on this model" if ahead == 1 else f"{ahead} runs before this one on this model"
-
-
-def _finished(flows: Mapping[str, HiddenFlow]) -> RunUpdate:
-    runs = sum(int((~flow.sample_scores.isnan()).sum()) for flow in flows.values())
-    return RunUpdate(flows, runs, runs, cached=True)

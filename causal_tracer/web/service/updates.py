@@ -46,6 +46,18 @@ class RunUpdate:
         return next(iter(self.flows.values()), None)
 
 
+def finished(flows: Mapping[str, HiddenFlow]) -> RunUpdate:
+    """Return the update of maps that were there already."""
+    runs = sum(int((~flow.sample_scores.isnan()).sum()) for flow in flows.values())
+    return RunUpdate(flows, runs, runs, cached=True)
+
+
+def behind(ahead: int) -> RunUpdate:
+    """Return the update of a run that has so many before it in the model's line."""
+    words = "another run on this model" if ahead == 1 else f"{ahead} runs before this one on this model"
+    return RunUpdate(waiting=words, position=ahead)
+
+
 def thinned(updates: Generator[RunUpdate], seconds: float) -> Generator[RunUpdate]:
     """Yield the first and the last update, and at most one in so many seconds between them."""
     shown: RunUpdate | None = None

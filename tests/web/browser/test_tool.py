@@ -425,55 +425,6 @@ def test_the_python_lines_follow_the_fields(visits, app):
     expect(lines).to_contain_text("'attention': MapSpec(kind='attention')")
 
 
-# Two are compared ---------------------------------------------------------------------------------------------------
-
-
-def test_two_results_are_compared_on_a_diverging_scale(visits, app):
-    app.let_load()
-    page = visits.open()
-    for prompt, subject in ((PROMPT, SUBJECT), (OTHER_PROMPT, OTHER_SUBJECT)):
-        fill(page, prompt, subject)
-        expect(page.locator("#ct-chips")).to_contain_text(subject.split()[0])
-        done(page, "hidden")
-        expect(page.locator("#ct-details-hidden")).to_contain_text(prompt)
-    page.get_by_role("tab", name="Compare").click()
-    plot = page.locator("#ct-map-compare .js-plotly-plot")
-    expect(plot).to_be_visible()
-    for side, words in (("first", "Space Needle"), ("second", "Steve Jobs")):
-        page.locator(f"#ct-compare-{side} input").click()
-        title = re.compile(rf"\d · Restoring hidden states.* · .*{words}.* → (?!Seattle)")
-        page.get_by_role("option", name=title).click()
-        # The list fades out; the next one has options of the same names.
-        expect(page.get_by_role("option")).to_have_count(0)
-    words = page.locator("#ct-compare-words")
-    expect(words).to_contain_text("By token role")
-    for prompt in (PROMPT, OTHER_PROMPT):
-        expect(words).to_contain_text(prompt)
-    expect(page.locator("#ct-map-compare .ytick text").first).to_have_text("before")
-    # The same for the keyboard and screen readers; it stays open when something else is compared.
-    page.locator("#ct-table-compare summary").focus()
-    page.keyboard.press("Enter")
-    expect(page.get_by_role("region", name="The difference as a table")).to_be_visible()
-    expect_true(
-        page,
-        """() => {
-          const { z, zmin, zmax } = document.querySelector('#ct-map-compare .js-plotly-plot').data[0];
-          const texts = (from, selector) => [...from.querySelectorAll(selector)].map(each => each.textContent);
-          const rows = [...document.querySelectorAll('#ct-table-compare tbody tr')];
-          const labels = texts(document, '#ct-map-compare .ytick text');
-          return zmin === -zmax && zmin < 0 && rows.length === labels.length && rows.every((row, place) =>
-            texts(row, 'th')[0] === labels[place] && texts(row, 'td').length === z[place].length
-            && texts(row, 'td').every((text, column) => Math.abs(Number(text) - z[place][column]) < 6e-4));
-        }""",
-    )
-    page.keyboard.press("Tab")
-    expect(page.get_by_role("region", name="The difference as a table")).to_be_focused()
-    page.locator("#ct-compare-first input").click()
-    page.get_by_role("option").first.click()
-    expect(page.locator("#ct-table-compare caption")).to_contain_text("layer of A | of B")
-    expect(page.get_by_role("region", name="The difference as a table")).to_be_visible()
-
-
 # It looks right -----------------------------------------------------------------------------------------------------
 
 

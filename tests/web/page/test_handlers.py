@@ -13,13 +13,12 @@ pytest.importorskip("gradio")
 
 import gradio as gr
 
-from causal_tracer import MapSpec, TraceRequest
 from causal_tracer.errors import SettingsError
 from causal_tracer.web.page.fields import FIELD_NAMES, Picked, asked_for, field_values, optional_number
 from causal_tracer.web.page.handlers import MapRun, PageEvents, inspect_fields, result_link
 from causal_tracer.web.service.updates import RunUpdate, stepped, thinned
-from tests.support.tiny_models import OTHER_PROMPT, PROMPT, SUBJECT, tiny_tracer
-from tests.support.web_tiny import ASKED, app_fields, awaited, flow_of, load_tiny, result_data, tiny_flow, tiny_service
+from tests.support.tiny_models import OTHER_PROMPT
+from tests.support.web_tiny import ASKED, app_fields, awaited, flow_of, load_tiny, result_data, tiny_service
 
 
 @pytest.mark.parametrize(("text", "number"), [("", None), ("  ", None), ("0", 0.0), (" 0.5 ", 0.5), ("1e-2", 0.01)])
@@ -169,25 +168,6 @@ def test_what_cannot_be_traced_is_refused_beside_its_field_and_beside_run_at_onc
     assert ended.running is False
     if let is not None:
         let.set()
-
-
-def test_an_opened_file_has_its_own_link(tmp_path):
-    path = tmp_path / "flow.json"
-    tiny_flow().save(path)
-    request = gr.Request(headers={"referer": "http://127.0.0.1:7860/"})
-    outputs = PageEvents(tiny_service()).open_file(request, str(path), ())
-    (link,) = [value for value in outputs if isinstance(value, str) and value.startswith("http")]
-    assert link.startswith("http://127.0.0.1:7860/?prompt=")
-    assert "revision=r1" in link
-
-
-def test_an_opened_map_of_heads_is_shown_in_its_tab(tmp_path):
-    flow = tiny_tracer("gpt2").trace_maps(TraceRequest(PROMPT, SUBJECT, samples=2), {"heads": MapSpec("head")})["heads"]
-    flow.save(tmp_path / "flow.json")
-    request = gr.Request(headers={"referer": "http://127.0.0.1:7860/"})
-    *_, tabs, history = PageEvents(tiny_service()).open_file(request, str(tmp_path / "flow.json"), ())
-    assert tabs.selected == "head"
-    assert [flow.kind for flow in history] == ["head"]
 
 
 @pytest.mark.parametrize(

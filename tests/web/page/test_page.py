@@ -243,8 +243,7 @@ class TestCells:
         event = gr.SelectData(None, {"index": [3, 4], "value": ""})
         _, redrawn = explore.redraw("hidden", None, True, False)
         path, written = explore.write_file("hidden", "json", "hidden", None, True)
-        *_, compared = explore.compare((), 0, 3)
-        for words in (explore.CellChoice("hidden", "hidden").show(event, None, True), redrawn, written, compared):
+        for words in (explore.CellChoice("hidden", "hidden").show(event, None, True), redrawn, written):
             assert "Press Run again" in words
         assert path is None
 
@@ -424,12 +423,3 @@ class TestViews:
         filling, done = figures.app_figure(replace(flow, scores=few)).data[0], figures.app_figure(flow).data[0]
         assert (filling.zmin, filling.zmax) == pytest.approx((done.zmin, done.zmax), abs=1e-3)
         assert filling.zmax == flow.high_score
-
-    def test_results_are_remembered_once_and_within_a_bound(self) -> None:
-        flows = {"hidden": stored_map("hidden")}
-        history = explore.remembered((), flows)
-        assert explore.remembered(history, flows) == history
-        assert explore.remembered(history, None) == history
-        for _ in range(20):
-            history = explore.remembered(history, {"hidden": replace(stored_map("hidden"))})
-        assert len(history) == 12

@@ -1,0 +1,111 @@
+"""The history of a browser's runs: a list of cards, as the browser keeps it and as links hold a part of it.
+
+Both are checked like typed input.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+from urllib.parse import urlencode
+
+from causal_tracer.errors import CausalTracerError, SettingsError
+from causal_tracer.web.page.run_card import LONGEST_ENTRY, Card, read_card
+
+MOST_CARDS = 24
+"""Cards of a history."""
+
+MOST_LINKED = 4
+"""Runs of one link, and of one comparison."""
+
+LONGEST_LINK = 6000
+"""Characters of a link to several runs: servers and chats cut longer addresses."""
+
+
+@dataclass(frozen=True)
+class History:
+    """Cards from the oldest to the newest, and what was wrong with the list that they were read from."""
+
+    cards: tuple[Card, ...] = ()
+    problems: tuple[str, ...] = ()
+
+    def find(self, key: str) -> Card | None:
+        """Return the card of a key."""
+        return next((card for card in self.cards if card.key == key), None)
+
+    def added(self, card: Card) -> History:
+        """Return it with a finished run: as the newest card, or in place of the same run's earlier one.
+
+        Where the list is full, the oldest card that is not pinned goes.
+        """
+        if (known := self.find(card.key)) is not None:
+            return self.changed(card.key, replace(card, name=known.name or card.name, pinned=known.pinned))
+        cards = (*self.cards, card)
+        if len(cards) <= MOST_CARDS:
+            return replace(self, cards=cards)
+        oldest = next((each for each in self.cards if not each.pinned), None)
+        if oldest is None:
+            words = f"All {MOST_CARDS} cards are pinned, so the run has none. Unpin or delete a card."
+            return replace(self, problems=(*self.problems, words))
+        return replace(self, cards=tuple(each for each in cards if each is not oldest))
+
+    def changed(self, key: str, card: Card | None) -> History:
+        """Return it with another card, or none, in place of the one of a key."""
+        new = (card if each.key == key else each for each in self.cards)
+        return replace(self, cards=tuple(each for each in new if each is not None))
+
+    def to_text(self) -> str:
+        """Return it as the browser keeps it."""
+        return json.dumps([card.to_data() for card in self.cards], ensure_ascii=True, separators=(",", ":"))
+
+
+def read_history(text: Any, most: int = MOST_CARDS, place: str = "this browser's history") -> History:
+    """Return the cards that a text holds. Never raises: what cannot be read is left out, and reported in `problems`.
+
+    Args:
+        text: JSON, as `History.to_text` or a link has it.
+        most: Entries that are read.
+        place: Where the text comes from, for messages.
+    """
+    if not text:
+        return History()
+    if not isinstance(text, str) or len(text) > most * LONGEST_ENTRY:
+        return History(problems=(f"The list of {place} is too long to be read. It starts anew.",))
+    try:
+        entries = json.loads(text)
+    except (ValueError, RecursionError):
+        entries = None
+    if not isinstance(entries, list):
+        return History(problems=(f"The list of {place} cannot be read. It starts anew.",))
+    cards: dict[str, Card] = {}
+    problems: list[str] = []
+    for entry in entries[:most]:
+        try:
+            card = read_card(entry)
+            cards[card.key] = card
+        except CausalTracerError as error:
+            problems.append(f"An entry of {place} was left out: {error}")
+    if len(entries) > most:
+        problems.append(f"{place[:1].upper()}{place[1:]} has {len(entries)} entries. The first {most} were read.")
+    return History(tuple(cards.values()), tuple(problems))
+
+
+def runs_link(cards: Sequence[Card], page: str) -> str:
+    """Return the query of a link that opens several runs, after the page's address.
+
+    Raises:
+        SettingsError: There are too many, an opened file is among them, or the link is too long.
+    """
+    if not 1 <= len(cards) <= MOST_LINKED:
+        raise SettingsError(f"A link opens 1 to {MOST_LINKED} runs (given: {len(cards)}). Choose fewer cards.")
+    if any(card.opened for card in cards):
+        raise SettingsError("An opened file has no link. Leave out its card, or share the file.")
+    text = json.dumps([card.linked_data() for card in cards], ensure_ascii=False, separators=(",", ":"))
+    link = f"{page}?{urlencode({'runs': text})}"
+    if len(link) > LONGEST_LINK:
+        raise SettingsError(
+            f"The link would have {len(link)} characters, and links have at most {LONGEST_LINK}. Choose fewer cards."
+        )
+    return link

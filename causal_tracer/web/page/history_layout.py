@@ -1,0 +1,135 @@
+"""The history of runs on the page: the strip of cards, the Compare tab, and how they are wired."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from causal_tracer.web.page.assets import static_text
+from causal_tracer.web.page.cards import strip_html
+from causal_tracer.web.page.compare import MOST_FIGURES
+from causal_tracer.web.page.explore import TAB_TITLES
+from causal_tracer.web.page.history import History
+from causal_tracer.web.page.history_events import HistoryEvents
+from causal_tracer.web.page.inputs_layout import AT_ONCE, Inputs
+from causal_tracer.web.service.tracing import TraceService
+
+_NOTHING = '<p class="ct-hint">Choose two to four cards below, and press Compare there.</p>'
+# A lost result is computed by the tab's own Run, which stands there a moment after its tab is shown.
+_RUN_AGAIN = """tab => {
+  const press = tries => {
+    const run = document.querySelector(`#ct-run-${tab}`);
+    if (run && !run.disabled) run.click();
+    else if (tries) requestAnimationFrame(() => press(tries - 1));
+  };
+  if (tab) press(600);
+}"""
+
+
+@dataclass(frozen=True, eq=False)
+class HistoryStrip:
+    """The strip of cards, which is wired before it is laid out.
+
+    Attributes:
+        events: What happens.
+        cards: The strip. Its HTML holds the browser's list, which `static/history.js` stores.
+        kept: Stands for the browser's list as an input of events (`from_browser`).
+        again: The tab whose Run computes a lost result.
+    """
+
+    events: HistoryEvents
+    cards: gr.HTML
+    kept: gr.Textbox
+    again: gr.Textbox
+
+    def follow(self, running: Any, status: gr.HTML, flows: gr.State) -> None:
+        """Give each finished run of a tab a card.
+
+        Args:
+            running: The event of the run.
+            status: The line beside Run.
+            flows: The tab's result.
+        """
+        inputs = [status, flows, self.kept]
+        running.success(self.events.ended, inputs=inputs, outputs=[self.cards], js=from_browser(3), **AT_ONCE)
+
+    def lay_out(self) -> None:
+        """Place the strip here."""
+        self.cards.render()  # type: ignore[no-untyped-call]
+
+
+def history_strip(service: TraceService, tabs: Mapping[str, tuple[str, ...]]) -> HistoryStrip:
+    """Make the strip of an app whose tabs show maps of these sites."""
+    empty = strip_html(History(), lambda card: None)
+    script = static_text("history.js")
+    cards = gr.HTML(empty, elem_id="ct-history", js_on_load=script, render=False)
+    kept, again = (gr.Textbox("", visible=False) for _ in range(2))
+    return HistoryStrip(HistoryEvents(service, tabs), cards, kept, again)
+
+
+def from_browser(inputs: int) -> str:
+    """Return the script that puts the browser's list in place of the last of so many inputs."""
+    return static_text("history_kept.js").replace("INPUTS", str(inputs))
+
+
+def wire_history(
+    demo: gr.Blocks, strip: HistoryStrip, inputs: Inputs, outputs: list[Any], tabs: gr.Tabs, upload: gr.UploadButton
+) -> None:
+    """Wire the strip.
+
+    Args:
+        demo: The page.
+        strip: The strip.
+        inputs: The fields.
+        outputs: What changes in all tabs of maps, in their order.
+        tabs: The tabs.
+        upload: The button that opens a saved result.
+    """
+    events, cards, kept = strip.events, strip.cards, strip.kept
+    own: dict[str, Any] = {"inputs": [kept], "js": from_browser(1), **AT_ONCE}
+    demo.load(events.load, outputs=[cards], **own)
+    cards.input(events.redraw, outputs=[cards], **own)
+    cards.edit(events.edit, outputs=[cards], **own)
+    cards.copy(events.share, outputs=[cards], **own)
+    opened = [*outputs, *inputs.values, inputs.picked, tabs, cards, strip.again]
+    cards.select(events.open, outputs=opened, **own).then(
+        None, inputs=[strip.again], js=_RUN_AGAIN, api_visibility="private"
+    )
+    upload.upload(
+        events.open_file,
+        inputs=[upload, kept],
+        outputs=[*outputs, tabs, cards, inputs.message],
+        js=from_browser(2),
+        show_progress="hidden",
+        api_visibility="private",
+    )
+
+
+def compare_tab(strip: HistoryStrip, tabs: gr.Tabs) -> None:
+    """Lay out and wire the tab that compares chosen cards."""
+    figures = []
+    with gr.Tab(TAB_TITLES["compare"], id="compare"):
+        words = gr.HTML(_NOTHING, elem_id="ct-compare-words")
+        with gr.Row():
+            for number in range(1, MOST_FIGURES + 1):
+                with gr.Column(min_width=300, visible=False) as column:
+                    heading = gr.HTML("")
+                    plot = gr.Plot(
+                        label=f"Comparison {number}",
+                        show_label=False,
+                        elem_id=f"ct-map-compare-{number}",
+                        elem_classes="ct-map",
+                    )
+                figures += [column, heading, plot]
+        details = gr.HTML("", elem_id="ct-compare-details")
+        table = gr.HTML("", elem_id="ct-table-compare", js_on_load=static_text("table_stays.js"))
+    strip.cards.submit(
+        strip.events.compare,
+        inputs=[strip.kept],
+        outputs=[tabs, words, details, table, *figures],
+        js=from_browser(1),
+        **AT_ONCE,
+    )
