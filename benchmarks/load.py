@@ -48,7 +48,7 @@ NONSENSE: tuple[tuple[dict[str, Any], str], ...] = (
     ({"prompt": ""}, "The prompt is empty"),
     ({"subject": "Eiffel <b>Tower</b>"}, "is not in the prompt"),
     ({"samples": 0}, "samples=0"),
-    ({"samples": 10**6}, "CAUSAL_TRACER_MAX_SAMPLES"),
+    ({"samples": 10**4}, "CAUSAL_TRACER_MAX_SAMPLES"),
     ({"metric": "charm"}, "is not known"),
     ({"kind": "neurons"}, "has no field"),
     ({"prompt": "word " * 3000}, "CAUSAL_TRACER_MAX_PROMPT_TOKENS"),

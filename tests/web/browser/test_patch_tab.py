@@ -48,13 +48,15 @@ def test_both_prompts_are_read(visits, app):
 
 def test_a_cell_is_dragged_onto_another(visits, app):
     page = open_both(visits, app)
-    cell_of(page, "source", 5, 1).drag_to(cell_of(page, "base", 4, 0))
+    # Both ends in view: nothing scrolls while the mouse is down.
+    cell_of(page, "base", 7, 0).scroll_into_view_if_needed()
+    cell_of(page, "source", 5, 1).drag_to(cell_of(page, "base", 7, 0))
     patched(page, 1)
     expect(page.locator(PAIRS)).to_contain_text("“Needle” layer 1 → “Jobs” layer 0")
-    for name, row, column in (("source", 5, 1), ("base", 4, 0), ("patched", 4, 0)):
+    for name, row, column in (("source", 5, 1), ("base", 7, 0), ("patched", 7, 0)):
         expect(cell_of(page, name, row, column)).to_have_class(re.compile("ct-paired"))
     # The cone of hidden states: the cell itself, and later layers from its token on.
-    expect(page.locator(f"{RUN} .ct-cone")).to_have_count(1 + 2 * (len(_tokens(page, "base")) - 4))
+    expect(page.locator(f"{RUN} .ct-cone")).to_have_count(1 + 2 * (len(_tokens(page, "base")) - 7))
     expect(page.locator("#ct-patch-answers tbody th")).to_have_text(["source", "base", "patched"])
     expect(page.locator("#ct-patch-answers")).to_contain_text("The patched run says")
 
@@ -63,7 +65,7 @@ def test_two_clicks_and_two_keys_make_pairs_too_and_pairs_can_be_removed(visits,
     page = open_both(visits, app)
     hint = page.locator("#ct-patch-lenses [data-hint]")
     # In any order.
-    cell_of(page, "base", 3, 1).click()
+    cell_of(page, "base", 6, 1).click()
     expect(hint).to_contain_text("Base: “Steve”, layer 1. Now choose")
     cell_of(page, "source", 5, 0).click()
     patched(page, 1)
@@ -92,26 +94,26 @@ def test_two_clicks_and_two_keys_make_pairs_too_and_pairs_can_be_removed(visits,
 def test_another_site_runs_the_same_pairs(visits, app):
     page = open_both(visits, app)
     cell_of(page, "source", 5, 1).click()
-    cell_of(page, "base", 4, 1).click()
+    cell_of(page, "base", 7, 1).click()
     patched(page, 1)
     page.locator("#ct-patch-site").get_by_label("MLP").check()
     expect(page.locator(STATUS)).to_contain_text("1 pair of MLP outputs")
     page.locator("#ct-share-patch button").first.click()
-    expect(page.locator("#ct-patch-python")).to_contain_text("[((5, 1), (4, 1))]")
-    expect(page.locator("#ct-patch-command")).to_contain_text("causal-tracer patch --pair 5,1:4,1 --kind mlp")
+    expect(page.locator("#ct-patch-python")).to_contain_text("[((5, 1), (7, 1))]")
+    expect(page.locator("#ct-patch-command")).to_contain_text("causal-tracer patch --pair 5,1:7,1 --kind mlp")
     with page.expect_download() as download:
         page.locator("#ct-json-patch").click()
     run = PatchedRun.from_dict(json.loads(download.value.path().read_text(encoding="utf-8")))
     assert (run.source_prompt, run.base_prompt, run.site) == (PROMPT, OTHER_PROMPT, "mlp")
-    assert run.pairs == (((5, 1), (4, 1)),)
+    assert run.pairs == (((5, 1), (7, 1)),)
 
 
 def test_a_cell_of_the_patched_run_is_compared_with_the_base(visits, app):
     page = open_both(visits, app)
     cell_of(page, "source", 5, 1).click()
-    cell_of(page, "base", 4, 1).click()
+    cell_of(page, "base", 7, 1).click()
     patched(page, 1)
-    cell_of(page, "patched", 4, 2).click()
+    cell_of(page, "patched", 7, 2).click()
     expect(page.locator("#ct-patch-cell h4")).to_have_text(["Patched run", "Base run"])
     expect(page.locator("#ct-patch-cell h3")).to_have_text("“Jobs”, layer 2")
 
@@ -128,7 +130,7 @@ def test_a_page_that_the_app_has_forgotten_says_so(visits, app):
     page = open_both(visits, app)
     app.forget()
     cell_of(page, "source", 5, 1).click()
-    cell_of(page, "base", 4, 1).click()
+    cell_of(page, "base", 7, 1).click()
     expect(page.locator(STATUS)).to_contain_text("Press Read both again")
 
 
@@ -137,7 +139,7 @@ def test_on_a_phone_the_lenses_stand_one_above_the_other(visits, app):
     source, base = (page.locator(f"table[data-lens={name}]").bounding_box() for name in ("source", "base"))
     assert base["y"] > source["y"] + source["height"]
     cell_of(page, "source", 5, 1).tap()
-    cell_of(page, "base", 4, 1).tap()
+    cell_of(page, "base", 7, 1).tap()
     patched(page, 1)
     page.locator("#ct-share-patch button").first.click()
     expect(page.locator("#ct-patch-command")).to_contain_text("causal-tracer patch")
