@@ -1,4 +1,4 @@
-"""Take the README's pictures of the web page: the story, the tool, three maps side by side, light and dark.
+"""Take the README's pictures of the web page: the story of a first visit, and the workbench, light and dark.
 
     python examples/make_screenshots.py [folder]
 
@@ -11,7 +11,6 @@ import os
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
@@ -32,7 +31,7 @@ def main(folder: Path) -> None:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
         for theme in ("light", "dark"):
-            size = {"width": 1280, "height": 720}
+            size = {"width": 1280, "height": 800}
             page = browser.new_page(viewport=size, color_scheme=theme, reduced_motion="reduce")
             page.set_default_timeout(60_000)
             page.goto(f"{demo.local_url}?__theme={theme}")
@@ -40,17 +39,12 @@ def main(folder: Path) -> None:
             for _ in range(LAST_STEP):
                 page.keyboard.press("ArrowRight")
             page.screenshot(path=folder / f"page_story_{theme}.png")
-            page.get_by_role("tab", name="All three").click()
-            page.wait_for_selector("#ct-map-all-attention .heatmaplayer image")
-            show(page, "#ct-tabs")
-            page.screenshot(path=folder / f"page_maps_{theme}.png")
+            # A second visit: without the story.
+            page.reload()
+            page.wait_for_selector("#ct-map-hidden .heatmaplayer image")
+            page.screenshot(path=folder / f"page_workbench_{theme}.png")
         browser.close()
     demo.close()
-
-
-def show(page: Any, selector: str) -> None:
-    """Scroll until a part of the page begins at the top."""
-    page.locator(selector).evaluate("part => part.scrollIntoView()")
 
 
 if __name__ == "__main__":

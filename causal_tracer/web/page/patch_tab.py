@@ -92,7 +92,7 @@ class PatchEvents:
         read = ReadPrompts(model, (first.prompt, second.prompt), source, base)
         yield status_html(_CHOOSE), lenses_html(source, base), read, ()
 
-    def patch(
+    def show_patched(
         self, request: gr.Request, read: ReadPrompts | None, pairs: tuple[Pair, ...], site: LayerKind
     ) -> Generator[tuple[Any, ...]]:
         """Run the base with the chosen pairs: yield status, lens, answers, cell, result, Python lines and command."""
@@ -155,7 +155,9 @@ def patch_tab(service: TraceService, inputs: Inputs) -> None:
     shown = {"inputs": [read, pairs], "outputs": [listed], "trigger_mode": "multiple", **AT_ONCE}
     gr.on([pairs.change, read.change], _listed, **shown)
     outputs = [status, patched, answers, cell, result, lines, command]
-    running = gr.on([pairs.change, site.input], events.patch, inputs=[read, pairs, site], outputs=outputs, **queued)
+    running = gr.on(
+        [pairs.change, site.input], events.show_patched, inputs=[read, pairs, site], outputs=outputs, **queued
+    )
     running.failure(broken, outputs=[status], **AT_ONCE)
     patched.select(_cell, inputs=[read, result], outputs=[cell], **AT_ONCE)
 

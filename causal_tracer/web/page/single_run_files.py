@@ -8,8 +8,9 @@ import tempfile
 from pathlib import Path
 
 from causal_tracer.files import write_atomically
-from causal_tracer.results.lens import LogitLens
+from causal_tracer.results.lens import COLUMNS, LogitLens
 from causal_tracer.results.patched import PatchedRun
+from causal_tracer.results.tables import csv_text
 
 
 def single_run_file(result: LogitLens | PatchedRun, format: str) -> Path:
@@ -32,5 +33,5 @@ def single_run_file(result: LogitLens | PatchedRun, format: str) -> Path:
     if format == "json":
         result.save(path)
     else:
-        write_atomically(path, lens.to_csv())
+        write_atomically(path, csv_text(COLUMNS, lens.rows()))
     return path

@@ -327,7 +327,7 @@ class TestEvents:
         flow = tiny_tracer("gpt2").trace_maps(request, {"heads": MapSpec("head")})["heads"]
         flow.save(tmp_path / "flow.json")
         outputs = HistoryEvents(tiny_service(), TABS).open_file(PAGE, str(tmp_path / "flow.json"), "")
-        assert "this app has no tab for it" in outputs[-1]
+        assert "This app has no tab for maps of head." in outputs[-1]
 
     @pytest.mark.parametrize("do", ["pin", "name", "delete"])
     def test_cards_are_changed(self, do: str) -> None:

@@ -132,7 +132,7 @@ class TestPatch:
     def test_it_is_the_patched_run_of_the_pairs(self) -> None:
         events = PatchEvents(tiny_service())
         read = read_both(events)[2]
-        running, done = list(events.patch(gr.Request(), read, (PAIR,), "mlp"))
+        running, done = list(events.show_patched(gr.Request(), read, (PAIR,), "mlp"))
         assert "Running…" in running[0]
         assert running[1:] == (gr.skip(),) * 6
         expected = tiny_tracer("gpt2").patch(PROMPT, OTHER_PROMPT, [PAIR], "mlp")
@@ -144,14 +144,14 @@ class TestPatch:
     def test_without_pairs_nothing_is_run(self) -> None:
         events = PatchEvents(tiny_service())
         read = read_both(events)[2]
-        ((status, *parts),) = events.patch(gr.Request(), read, (), "hidden")
+        ((status, *parts),) = events.show_patched(gr.Request(), read, (), "hidden")
         assert "Choose pairs" in status
         assert not any(parts)
 
     def test_a_problem_stands_in_place(self) -> None:
         events = PatchEvents(tiny_service())
         read = read_both(events)[2]
-        status, *parts = list(events.patch(gr.Request(), read, (((99, 0), (0, 0)),), "hidden"))[-1]
+        status, *parts = list(events.show_patched(gr.Request(), read, (((99, 0), (0, 0)),), "hidden"))[-1]
         assert "source token 99 is out of range" in status
         assert not any(parts)
 
@@ -160,7 +160,7 @@ class TestPatch:
         read = read_both(events, chat=True)[2]
         assert isinstance(read, ReadPrompts)
         assert all(isinstance(text, ChatText) for text in read.texts)
-        *_, run, lines, command = list(events.patch(gr.Request(), read, (PAIR,), "hidden"))[-1]
+        *_, run, lines, command = list(events.show_patched(gr.Request(), read, (PAIR,), "hidden"))[-1]
         assert run.source_tokens == read.source.input_tokens
         assert f"ChatText.from_user({PROMPT!r})" in lines
         assert "no chat messages" in command
