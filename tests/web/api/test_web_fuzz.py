@@ -70,7 +70,15 @@ sensible: dict[str, st.SearchStrategy[Any]] = {
     "batch_size": st.none() | st.integers(1, 64),
     "chat": st.booleans(),
     "answer_form": st.sampled_from(["auto", "exact"]),
-    "windows": st.just(()) | st.tuples(*[st.none() | st.integers(1, 4)] * 3),
+    "metric": st.sampled_from(["automatic", *METRICS]),
+    "foil": st.sampled_from(["", " Rome"]) | strange,
+    "patch": st.sampled_from(["restore", "corrupt", "zero", "mean"]),
+    "token": st.none() | st.integers(-4, 4),
+    "severed": st.sampled_from(["none", "mlp", "attention"]),
+    "elsewhere": st.none() | st.integers(0, 9),
+    "second_prompt": st.just("") | prompts,
+    "second_subject": st.just("") | strange,
+    "mean_prompts": st.just("") | prompts,
 }
 
 

@@ -164,7 +164,7 @@ def test_help_says_what_a_map_does_not_show(visits):
 def test_a_narrow_phone_scrolls_down_only(visits):
     page = visits.open(viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True)
     expect_no_overflow(page)
-    page.get_by_role("button", name="More", exact=True).click()
+    page.locator("#ct-more button").first.click()
     page.get_by_role("tab", name="MLP").click()
     page.wait_for_selector("#ct-map-mlp .js-plotly-plot .main-svg")
     page.get_by_role("button", name="How to read this").click()

@@ -23,7 +23,7 @@ from tests.web.browser.steps import (
     expect_true,
     field,
     fill,
-    open_advanced,
+    open_more,
 )
 
 pytestmark = pytest.mark.browser
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.browser
 
 @dataclass
 class Lasting:
-    """An app that can be restarted, with the folder of its results, and a count of the runs of its model."""
+    """An app that can be restarted, with the folder of its results, and a count of the maps that it computed."""
 
     restart: Callable[[], str]
     folder: Path
@@ -42,9 +42,8 @@ class Lasting:
 @pytest.fixture(scope="module")
 def lasting(tmp_path_factory: Any) -> Iterator[Lasting]:
     pytest.importorskip("gradio")
-    from torch import Tensor
-
     from causal_tracer import CausalTracer
+    from causal_tracer.tracing.loop import trace_maps
     from causal_tracer.web.service.registry import LoadedTracer
     from causal_tracer.web.service.settings import ServiceSettings
     from causal_tracer.web.service.tracing import TraceService
@@ -53,14 +52,13 @@ def lasting(tmp_path_factory: Any) -> Iterator[Lasting]:
 
     folder, runs, demos = tmp_path_factory.mktemp("results"), [0], []
 
-    def count(_model: Any, args: Any, kwargs: Any) -> None:
-        # A look at a prompt takes one row, a map many.
-        runs[0] += any(isinstance(each, Tensor) and len(each) > 1 for each in (*args, *kwargs.values()))
+    def counted(*asked: Any) -> Any:
+        runs[0] += 1
+        return trace_maps(*asked)
 
     def load(source: str, report: Any) -> Any:
-        model = build_tiny_model("gpt2")
-        model.register_forward_pre_hook(count, with_kwargs=True)
-        return LoadedTracer(CausalTracer(model, tiny_tokenizer(), model_id="tiny", revision="r1"), "Tiny", "MIT")
+        tracer = CausalTracer(build_tiny_model("gpt2"), tiny_tokenizer(), model_id="tiny", revision="r1")
+        return LoadedTracer(tracer, "Tiny", "MIT", run=counted)
 
     def restart() -> str:
         port = None
@@ -152,7 +150,7 @@ def test_a_click_brings_a_run_back_without_computing(visits, lasting, record_pro
 
 def test_a_card_says_what_differs_from_the_run_before(visits):
     page = visits.open()
-    open_advanced(page)
+    open_more(page)
     traced(page, samples="2")
     traced(page, samples="4")
     expect(cards(page).first).to_contain_text("samples 2 → 4")
