@@ -96,7 +96,7 @@ def _difference(first: Run, second: Run) -> Comparison:
     headings = [f"<h3>{SITES[each.first.kind].title}</h3>" if len(made) > 1 else "" for each in made]
     return Comparison(
         difference_html(made[0]),
-        _made_of(pairs[0]),
+        "".join(_made_of(pair) for pair in pairs),
         tuple((heading, difference_figure(each)) for heading, each in zip(headings, made, strict=True)),
         "".join(difference_table_html(each) for each in made),
     )

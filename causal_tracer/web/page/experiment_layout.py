@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args, get_origin
 import gradio as gr
 
 from causal_tracer.corruption import CORRUPTIONS
+from causal_tracer.request.map_spec import ABLATIONS
 from causal_tracer.request.sites import SITES
 from causal_tracer.web.page.fields import ANOTHER_SUBJECT, OTHER_FIELDS, SECOND_PROMPT, is_optional
 from causal_tracer.web.service.asking import APP_CORRUPTIONS, APP_FIELDS
@@ -82,9 +83,12 @@ def experiment_fields() -> tuple[dict[str, Any], gr.HTML]:
 
 
 def shown_with(corruption: str, metric: str, patch: str) -> tuple[Any, ...]:
-    """Show the fields that a choice needs: second prompt, another subject, the other answer, prompts to average."""
-    second = corruption == SECOND_PROMPT
-    needed = (second, second or corruption == ANOTHER_SUBJECT, metric == "logit difference", patch == "mean")
+    """Show what a choice needs: corruption, second prompt, another subject, other answer, prompts of a mean."""
+    # Zero and mean are put into the clean run, where nothing is corrupted.
+    corrupted = patch not in ABLATIONS
+    second = corrupted and corruption == SECOND_PROMPT
+    another = corrupted and corruption in (SECOND_PROMPT, ANOTHER_SUBJECT)
+    needed = (corrupted, second, another, metric == "logit difference", patch == "mean")
     return tuple(gr.update(visible=each) for each in needed)
 
 
@@ -108,6 +112,6 @@ def _component(name: str, *, visible: bool = True) -> Any:
         return gr.Dropdown(list(choices.items()), value=field.default, filterable=False, **sized)
     if field.type is int:
         return gr.Number(field.default, precision=0, **sized)
-    # Optional numbers too: Gradio's number field hands on 0 when it is empty.
+    # Optional numbers too: Gradio's number field gives 0 when it is empty.
     empty = _PLACEHOLDERS.get(name, "none") if is_optional(name) else ""
     return gr.Textbox("", placeholder=empty, max_lines=4 if name in _SEVERAL_LINES else 1, **sized)

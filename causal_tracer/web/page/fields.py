@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 from causal_tracer.errors import SettingsError
 from causal_tracer.plots.heatmap import display_token
+from causal_tracer.request.map_spec import ABLATIONS
 from causal_tracer.request.sites import SITES
 from causal_tracer.web.service.asking import APP_FIELDS, Fields
 from causal_tracer.web.service.inspection import Inspection, subject_of_tokens
@@ -69,7 +70,8 @@ def asked_for(kind: str, picked: Picked, *values: Any) -> dict[str, Any]:
     given = dict(zip(FIELD_NAMES, values, strict=True))
     for name, title in _OPTIONAL_NUMBERS.items():
         given[name] = optional_number(title, given[name])
-    given |= _corrupted_by(given) | _not_for(kind)
+    given |= _corrupted_by(given)
+    given |= _not_for(kind, given["patch"])
     text = given.pop("answer") or ""
     same_prompt = picked.prompt == given["prompt"]
     same_answer = same_prompt and picked.answer == text
@@ -96,8 +98,8 @@ def _corrupted_by(given: Mapping[str, Any]) -> dict[str, Any]:
     return {"corruption": default, "noise": None, "elsewhere": None, **other}
 
 
-def _not_for(kind: str) -> dict[str, Any]:
-    """Fields that say nothing to a kind of map, at their defaults: the page keeps them for its other tabs."""
+def _not_for(kind: str, patch: str) -> dict[str, Any]:
+    """Fields that say nothing to a map, at their defaults: the page keeps them for its other tabs and choices."""
     site = SITES.get(kind)
     names: set[str] = set()
     if site is None or (site.rows == "tokens" and not site.blocks):
@@ -106,6 +108,9 @@ def _not_for(kind: str) -> dict[str, Any]:
         names |= {"subject_tokens_only"}
     if site is not None and site.blocks:
         names |= {"severed", "patch"}
+    if patch in ABLATIONS or (site is not None and site.blocks):
+        # In the clean run nothing is corrupted.
+        names |= {"corruption", "noise", "elsewhere", "second_prompt", "second_subject"}
     return {name: APP_FIELDS[name].default for name in names}
 
 
@@ -136,7 +141,7 @@ def _answer_text(asked: Fields) -> str:
 def optional_number(title: str, text: Any) -> float | None:
     """The number in a text field; empty is None.
 
-    Text fields, since Gradio's number field hands on 0 when it is empty, and 0 is a noise level too.
+    Text fields, since Gradio's number field gives 0 when it is empty, and 0 is a noise level too.
 
     Raises:
         SettingsError: It is no number.

@@ -42,11 +42,11 @@ KEPT = "a kept result"
 class MapRun:
     """Run of one tab, which ends where the page is closed or Stop is pressed.
 
-    A class, since Gradio hands on its request to methods with hints only.
+    A class, since Gradio gives its request only to methods with type hints.
 
     Attributes:
         service: The models.
-        tab: "hidden", "mlp", "attention", or "all".
+        tab: One of `explore.MAP_TABS`.
         maps: How many maps the tab has.
     """
 
@@ -133,7 +133,7 @@ def together(asked: Sequence[Fields]) -> Fields:
 class PageEvents:
     """Events that need to know what was clicked, or with which address the page was opened.
 
-    A class, since Gradio hands on events and requests to methods with hints only.
+    A class, since Gradio gives events and requests only to methods with type hints.
     """
 
     service: TraceService

@@ -21,7 +21,8 @@ from causal_tracer.web.page.history import MOST_LINKED, History, read_history, r
 from causal_tracer.web.page.run_card import LONGEST_NAME, Card, card_of, printable
 from causal_tracer.web.page.summary import message_html, status_html
 from causal_tracer.web.page.views import TabView, maps_view
-from causal_tracer.web.service.asking import Fields, check_fields
+from causal_tracer.web.service.asking import Fields
+from causal_tracer.web.service.field_checks import check_fields
 from causal_tracer.web.service.figures import Flows
 from causal_tracer.web.service.links import asked_fields
 from causal_tracer.web.service.tracing import TraceService
@@ -33,7 +34,7 @@ _FAILED = "ct-failed"
 class HistoryEvents:
     """The events of the history. Each gets the browser's list as text and returns the strip, which holds the new list.
 
-    A class, since Gradio hands on events and requests to methods with hints only.
+    A class, since Gradio gives events and requests only to methods with type hints.
 
     Attributes:
         service: The models and the results.

@@ -100,7 +100,7 @@ def input_fields(service: TraceService, demo: gr.Blocks, model: gr.Dropdown, lin
     inputs = Inputs([fields[name] for name in FIELD_NAMES], picked, notes, message, link_message, line)
     _wire_model(service, demo, inputs, noise_level)
     chosen = [experiment[name] for name in ("corruption", "metric", "patch")]
-    needed = [experiment[name] for name in ("second_prompt", "second_subject", "foil", "mean_prompts")]
+    needed = [experiment[name] for name in ("corruption", "second_prompt", "second_subject", "foil", "mean_prompts")]
     gr.on([each.change for each in chosen], shown_with, inputs=chosen, outputs=needed, **AT_ONCE)
     return inputs, _wire_prompt(service, inputs, chips)
 

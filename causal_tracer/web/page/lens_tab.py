@@ -11,7 +11,9 @@ from typing import Any
 import gradio as gr
 
 from causal_tracer.errors import CausalTracerError
+from causal_tracer.request.records import TraceRequest
 from causal_tracer.results.lens import LogitLens
+from causal_tracer.results.patched import PatchedRun
 from causal_tracer.results.words import display_token
 from causal_tracer.web.page.assets import static_text
 from causal_tracer.web.page.explore import TAB_TITLES
@@ -21,8 +23,10 @@ from causal_tracer.web.page.lens_grid import NO_LENS_CELL, SHADES, grid_html, le
 from causal_tracer.web.page.single_run_files import single_run_file
 from causal_tracer.web.page.summary import message_html, model_words, status_html
 from causal_tracer.web.page.tab_layout import SAVE
-from causal_tracer.web.service.asking import check_fields
+from causal_tracer.web.service.asking import Fields
+from causal_tracer.web.service.field_checks import check_fields
 from causal_tracer.web.service.limits import client_of
+from causal_tracer.web.service.settings import ServiceSettings
 from causal_tracer.web.service.tracing import TraceService
 
 LENS_QUEUE = "lens"
@@ -49,7 +53,7 @@ _SHOWN = "(shown, ...rest) => [true, ...rest]"
 
 @dataclass(frozen=True)
 class LensEvents:
-    """Events of the tab. A class, since Gradio hands on its request to methods with hints only."""
+    """Events of the tab. A class, since Gradio gives its request only to methods with type hints."""
 
     service: TraceService
 
@@ -64,20 +68,32 @@ class LensEvents:
         status = self.service.status(asked["model"])
         if status.state != "ready":
             return gr.skip(), status_html(model_words(status), state=f"ct-{status.state}")
-        return repr([asked[name] for name in _READ_FIELDS]), gr.skip()
+        return repr(_read_fields(asked)), gr.skip()
 
     def read(self, request: gr.Request, picked: Picked, *values: Any) -> Generator[tuple[Any, ...]]:
         """Read the lens: yield status, grid, details and lens; the earlier lens stays until the new one is there."""
         try:
             asked = asked_for("hidden", picked, *values)
             yield reading_html(self.service, asked["model"]), gr.skip(), gr.skip(), gr.skip()
-            checked = check_fields(asked, self.service.settings)
             client = client_of(request, self.service.settings)
-            lens = self.service.lens(checked.request, asked["model"], client)
+            lens = self.service.lens(lens_request(asked, self.service.settings), asked["model"], client)
         except CausalTracerError as error:
             yield failed_html(error), "", "", None
             return
         yield _read_words(lens), legend_html(lens) + grid_html(lens, "lens"), NO_LENS_CELL, lens
+
+
+def lens_request(asked: Fields, settings: ServiceSettings) -> TraceRequest:
+    """Return the request of a lens; a field of the experiment cannot keep it from being read.
+
+    Raises:
+        SettingsError, PromptError: As in `check_fields`.
+    """
+    return check_fields(_read_fields(asked), settings).request
+
+
+def _read_fields(asked: Fields) -> dict[str, Any]:
+    return {name: asked[name] for name in _READ_FIELDS}
 
 
 def reading_html(service: TraceService, model: str, doing: str = "Reading") -> str:
@@ -104,6 +120,31 @@ def shade_switch(tab: str) -> gr.Radio:
     )
 
 
+def download_row(tab: str, result: gr.State, status: gr.HTML, missing: str) -> None:
+    """Lay out the buttons that download a tab's lens or patched run.
+
+    Args:
+        tab: The tab's name.
+        result: The lens or the patched run.
+        status: Where it is said that there is none.
+        missing: What is said then.
+    """
+    saved = gr.File(visible=False)
+    with gr.Row():
+        for format in ("json", "csv"):
+            button = gr.Button(format.upper(), size="sm", min_width=70, elem_id=f"ct-{format}-{tab}")
+            button.click(
+                partial(result_file, format, missing), inputs=[result], outputs=[saved, status], **AT_ONCE
+            ).success(None, inputs=[saved], js=SAVE, api_visibility="private")
+
+
+def result_file(format: str, missing: str, result: LogitLens | PatchedRun | None) -> tuple[str | None, Any]:
+    """Return a file of a result to download, and a message where there is no result."""
+    if result is None:
+        return None, status_html(missing, state="ct-failed")
+    return str(single_run_file(result, format)), gr.skip()
+
+
 def lens_tab(service: TraceService, inputs: Inputs, inspected: Any) -> None:
     """Lay out and wire the tab; `inspected` is the event of a look at the fields (`input_fields`)."""
     events = LensEvents(service)
@@ -122,13 +163,7 @@ def lens_tab(service: TraceService, inputs: Inputs, inspected: Any) -> None:
                 grid = gr.HTML("", elem_id="ct-lens-grid", js_on_load=static_text("lens_grid.js"))
             with gr.Column(scale=1, min_width=210):
                 cell = gr.HTML("", elem_id="ct-lens-cell")
-        saved = gr.File(visible=False)
-        with gr.Row():
-            for format in ("json", "csv"):
-                button = gr.Button(format.upper(), size="sm", min_width=70, elem_id=f"ct-{format}-lens")
-                button.click(partial(_file, format), inputs=[lens], outputs=[saved, status], **AT_ONCE).success(
-                    None, inputs=[saved], js=SAVE, api_visibility="private"
-                )
+        download_row("lens", lens, status, "There is no lens to save. Press Read again.")
     asked = [inputs.picked, *inputs.values]
     for event, js in ((page.select, _SHOWN), (inspected.then, _IF_SHOWN)):
         event(events.due, inputs=[shown, *asked], outputs=[due, status], js=js, trigger_mode="multiple", **NOTED)
@@ -154,13 +189,6 @@ def _cell(event: gr.SelectData, lens: LogitLens | None) -> str:
         return lens_cell_html(lens, *event.index)
     except CausalTracerError as error:
         return message_html(str(error))
-
-
-def _file(format: str, lens: LogitLens | None) -> tuple[str | None, Any]:
-    """Return a file of the lens to download, and a message if there is none."""
-    if lens is None:
-        return None, status_html("There is no lens to save. Press Read again.", state="ct-failed")
-    return str(single_run_file(lens, format)), gr.skip()
 
 
 def _read_words(lens: LogitLens) -> str:

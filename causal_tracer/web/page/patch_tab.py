@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
-from functools import partial
 from html import escape
-from typing import Any
+from typing import Any, Literal
 
 import gradio as gr
 
@@ -20,12 +19,18 @@ from causal_tracer.web.page.explore import TAB_TITLES
 from causal_tracer.web.page.fields import Picked, asked_for
 from causal_tracer.web.page.inputs_layout import AT_ONCE, IDLE_SECONDS, Inputs
 from causal_tracer.web.page.lens_grid import NO_LENS_CELL, lens_cell_html
-from causal_tracer.web.page.lens_tab import LENS_QUEUE, NOTED, broken, failed_html, reading_html, shade_switch
+from causal_tracer.web.page.lens_tab import (
+    LENS_QUEUE,
+    NOTED,
+    broken,
+    download_row,
+    failed_html,
+    lens_request,
+    reading_html,
+    shade_switch,
+)
 from causal_tracer.web.page.patch_views import Pair, answers_html, lenses_html, pairs_html, patched_html
-from causal_tracer.web.page.single_run_files import single_run_file
 from causal_tracer.web.page.summary import message_html, status_html
-from causal_tracer.web.page.tab_layout import SAVE
-from causal_tracer.web.service.asking import check_fields
 from causal_tracer.web.service.limits import client_of
 from causal_tracer.web.service.patch_lines import patch_command, patch_lines
 from causal_tracer.web.service.tracing import TraceService
@@ -69,7 +74,7 @@ class ReadPrompts:
 
 @dataclass(frozen=True)
 class PatchEvents:
-    """Events of the tab. A class, since Gradio hands on its request to methods with hints only."""
+    """Events of the tab. A class, since Gradio gives its request only to methods with type hints."""
 
     service: TraceService
 
@@ -80,11 +85,11 @@ class PatchEvents:
             model = asked["model"]
             yield reading_html(self.service, model), gr.skip(), gr.skip(), gr.skip()
             client = client_of(request, self.service.settings)
-            first = check_fields(asked, self.service.settings).request
+            first = lens_request(asked, self.service.settings)
             source = self.service.lens(first, model, client)
             # The answer of both is the source's, so that their colours can be compared.
-            other = {"prompt": base_prompt, "subject": "", "answer": "", "answer_id": source.answer_id}
-            second = check_fields({**asked, **other}, self.service.settings).request
+            other = {"prompt": base_prompt, "answer": "", "answer_id": source.answer_id}
+            second = lens_request({**asked, **other}, self.service.settings)
             base = self.service.lens(second, model, client)
         except CausalTracerError as error:
             yield failed_html(error), "", None, ()
@@ -165,34 +170,21 @@ def patch_tab(service: TraceService, inputs: Inputs) -> None:
 def _sharing(result: gr.State, status: gr.HTML) -> tuple[gr.Code, gr.Code]:
     """Lay out the file to download, and the lines and the command to copy."""
     with gr.Accordion("Download, and use from Python or the command line", open=False, elem_id="ct-share-patch"):
-        saved = gr.File(visible=False)
-        with gr.Row():
-            for format in ("json", "csv"):
-                button = gr.Button(format.upper(), size="sm", min_width=70, elem_id=f"ct-{format}-patch")
-                button.click(partial(_file, format), inputs=[result], outputs=[saved, status], **AT_ONCE).success(
-                    None, inputs=[saved], js=SAVE, api_visibility="private"
-                )
-        lines = gr.Code(
-            "",
-            language="python",
-            interactive=False,
-            wrap_lines=True,
-            lines=1,
-            max_lines=14,
-            label="Python",
-            elem_id="ct-patch-python",
-        )
-        command = gr.Code(
-            "",
-            language="shell",
-            interactive=False,
-            wrap_lines=True,
-            lines=1,
-            max_lines=14,
-            label="Command line",
-            elem_id="ct-patch-command",
-        )
-    return lines, command
+        download_row("patch", result, status, "There is no patched run to save. Choose a pair of cells.")
+        return _code("Python", "python", "python"), _code("Command line", "shell", "command")
+
+
+def _code(label: str, language: Literal["python", "shell"], name: str) -> gr.Code:
+    return gr.Code(
+        "",
+        language=language,
+        interactive=False,
+        wrap_lines=True,
+        lines=1,
+        max_lines=14,
+        label=label,
+        elem_id=f"ct-patch-{name}",
+    )
 
 
 def _add(event: gr.SelectData, read: ReadPrompts | None, pairs: tuple[Pair, ...]) -> tuple[Any, Any]:
@@ -214,7 +206,7 @@ def _listed(read: ReadPrompts | None, pairs: tuple[Pair, ...]) -> str:
 
 
 def _cell(event: gr.SelectData, read: ReadPrompts | None, run: PatchedRun | None) -> str:
-    """Return the chosen cell of the patched run in detail, beside the base's."""
+    """Return the chosen cell of the patched run and of the base run in detail."""
     if read is None or run is None:
         return message_html(_GONE)
     try:
@@ -222,10 +214,3 @@ def _cell(event: gr.SelectData, read: ReadPrompts | None, run: PatchedRun | None
         return lens_cell_html(run.lens, token, layer, read.base)
     except CausalTracerError as error:
         return message_html(str(error))
-
-
-def _file(format: str, run: PatchedRun | None) -> tuple[str | None, Any]:
-    """Return a file of the patched run to download, and a message if there is none."""
-    if run is None:
-        return None, status_html("There is no patched run to save. Choose a pair of cells.", state="ct-failed")
-    return str(single_run_file(run, format)), gr.skip()

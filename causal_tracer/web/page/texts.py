@@ -23,7 +23,7 @@ is lost.
 - **Restored run**: a corrupted run in which one activation is put back to its clean value. Each cell of the map is \
 one: its colour is {_PROBABILITY} then. The stronger the colour, the more of the answer comes back. White is the \
 corrupted run, full colour the clean run or better; sand-coloured cells make the answer less probable still.
-- A result opened from a file may have another metric, or corrupt the clean run instead; its labels name what it has.
+- With another measure, or activations corrupted, set to zero or to a mean, colours show that; the labels name it.
 - **Total effect** = clean − corrupted. **Indirect effect** of a cell = restored − corrupted; point at a cell to see \
 it with its standard error over the noise samples.
 - **Hidden states** restores the output of a whole layer; **MLP** and **Attention** restore only what these add to it, \

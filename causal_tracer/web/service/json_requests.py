@@ -17,7 +17,7 @@ from causal_tracer.metrics.metric import METRICS
 from causal_tracer.request.record import from_data, record_fields
 from causal_tracer.request.records import MapSpec, OtherPrompt, RunOptions, Text, TraceRequest, in_the_clean_run
 from causal_tracer.request.sites import SITES, SiteName
-from causal_tracer.web.service.asking import CheckedFields
+from causal_tracer.web.service.field_checks import CheckedFields
 from causal_tracer.web.service.json_values import at_most, check_sizes, few, object_with, prompt_of, short_text
 from causal_tracer.web.service.limits import most_samples
 from causal_tracer.web.service.settings import ServiceSettings
@@ -26,7 +26,7 @@ from causal_tracer.web.service.single_runs import MOST_TOP_TOKENS
 MOST_MAPS = 12
 
 _LONGEST_NAME = 100
-# Stands beside the maps in an answer.
+# An answer has it beside the maps.
 _RESERVED = "progress"
 
 _REQUEST = "An object with the fields of a request; only prompt is required."
@@ -135,12 +135,7 @@ def check_patch(asked: Any, settings: ServiceSettings) -> PatchRequest:
             raise SettingsError(f"/patch needs {name!r}. {PATCH_FIELDS[name]}")
     answers = given.get("answers")
     if answers is not None:
-        answers = [
-            short_text("Each of answers", answer)
-            if isinstance(answer, str)
-            else whole_number("Each of answers", answer)
-            for answer in few("answers", answers)
-        ]
+        answers = [_answer("Each of answers", answer) for answer in few("answers", answers)]
     site = choice("site", given.get("site", "hidden"), [name for name, each in SITES.items() if not each.blocks])
     return PatchRequest(
         prompt_of("source", given["source"]),
@@ -154,9 +149,6 @@ def check_patch(asked: Any, settings: ServiceSettings) -> PatchRequest:
 
 
 def _task(endpoint: str, asked: Any, known: Mapping[str, str], settings: ServiceSettings) -> dict[str, Any]:
-    example = (
-        '{"source": "...", "base": "...", "pairs": [...]}' if "pairs" in known else '{"request": {"prompt": "..."}}'
-    )
     if not isinstance(asked, Mapping):
         example = '{"request": {"prompt": "..."}}' if "request" in known else '{"source": "...", "base": "...", ...}'
         raise SettingsError(f"{endpoint} takes one JSON object, such as {example} (given: {shown(asked)}).")

@@ -10,11 +10,8 @@ from causal_tracer.errors import PromptError, SettingsError
 from causal_tracer.prompts.chat import ChatText
 from causal_tracer.prompts.encoding import check_text
 from causal_tracer.request.records import Text
-from causal_tracer.web.service.asking import CHARACTERS_PER_TOKEN, LONGEST_ANSWER
+from causal_tracer.web.service.asking import CHARACTERS_PER_TOKEN, LONGEST_ANSWER, MOST_TEXTS
 from causal_tracer.web.service.settings import ServiceSettings, limit
-
-MOST_TEXTS = 100
-"""Texts that a mean is over, or answers of a patched run."""
 
 _MOST_ITEMS = 1000
 # All texts of an object together may have as many characters as this many prompts.

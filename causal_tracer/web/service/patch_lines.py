@@ -20,7 +20,7 @@ def patch_lines(
     model: str,
     revision: str | None = None,
 ) -> str:
-    """Return the lines of Python that reproduce a patched run. Texts stand in them as literals, whatever they are.
+    """Return the lines of Python that reproduce a patched run, with texts as literals.
 
     Args:
         source: The prompt that activations come from.

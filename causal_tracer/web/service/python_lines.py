@@ -7,11 +7,11 @@ from typing import Any
 
 from causal_tracer.prompts.chat import ChatText
 from causal_tracer.request.record import changed_fields
-from causal_tracer.web.service.asking import CheckedFields
+from causal_tracer.web.service.field_checks import CheckedFields
 
 
 def python_lines(checked: CheckedFields, model: str, revision: str | None = None) -> str:
-    """Return the lines of Python that reproduce a run. Texts stand in them as literals, whatever they are.
+    """Return the lines of Python that reproduce a run, with texts as literals.
 
     Args:
         checked: What was asked for.

@@ -27,7 +27,8 @@ from causal_tracer.results.lens import LogitLens
 from causal_tracer.results.patched import PatchedRun
 from causal_tracer.tracing.loop import MapsUpdate
 from causal_tracer.web.service import links
-from causal_tracer.web.service.asking import CheckedFields, Fields, check_fields
+from causal_tracer.web.service.asking import Fields
+from causal_tracer.web.service.field_checks import CheckedFields, check_fields
 from causal_tracer.web.service.inspection import Inspection, Problem, inspect_prompt, inspect_unloaded
 from causal_tracer.web.service.kept import KeptResults
 from causal_tracer.web.service.limits import ClientShares, check_request

@@ -15,7 +15,8 @@ from causal_tracer.corruption import CORRUPTIONS
 from causal_tracer.errors import CausalTracerError
 from causal_tracer.metrics.metric import METRICS
 from causal_tracer.request.sites import SITES
-from causal_tracer.web.service.asking import APP_FIELDS, ASKED_KINDS, check_fields
+from causal_tracer.web.service.asking import APP_FIELDS, ASKED_KINDS
+from causal_tracer.web.service.field_checks import check_fields
 from causal_tracer.web.service.json_requests import check_lens, check_patch, check_trace
 from causal_tracer.web.service.links import parse_link, share_link
 from causal_tracer.web.service.settings import ServiceSettings

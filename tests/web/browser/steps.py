@@ -95,7 +95,7 @@ def expect_true(page: Any, expression: str, arg: Any = None) -> None:
 
 
 def open_tab(page: Any, title: str) -> None:
-    """Open a tab; a phone has some of them in the menu beside them."""
+    """Open a tab; on a phone, some are in a menu."""
     tab = page.get_by_role("tab", name=title, exact=True)
     menu = page.get_by_role("button", name="More tabs")
     expect(tab.or_(menu).filter(visible=True).first).to_be_visible()

@@ -78,14 +78,10 @@ def lasting(tmp_path_factory: Any) -> Iterator[Lasting]:
     demos[-1].close()
 
 
-@pytest.fixture
-def visits(browser: Any, lasting: Lasting) -> Iterator[Visits]:
-    visits = Visits(browser, lasting.url)
-    yield visits
-    for context in browser.contexts:
-        context.close()
-    assert visits.strangers == []
-    assert visits.complaints == []
+@pytest.fixture(scope="module")
+def app(lasting: Lasting) -> Lasting:
+    """What the pages of `visits` open."""
+    return lasting
 
 
 def cards(page: Any) -> Any:

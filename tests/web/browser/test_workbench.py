@@ -113,7 +113,12 @@ def test_activations_set_to_zero_are_a_map_of_the_clean_run(visits, app):
     app.let_load()
     page = seen(visits)
     fill(page, PROMPT, SUBJECT)
+    choose(page, "corruption", "another subject")
+    field(page, "second-subject").fill("Eiffel Tower")
     choose(page, "patch", "set to zero")
+    # Nothing is corrupted there, so there is nothing to choose.
+    for name in ("corruption", "second-subject"):
+        expect(page.locator(f"#ct-{name}")).to_have_count(0)
     done(page, "hidden")
     expect(page.locator("#ct-numbers-hidden")).not_to_contain_text("Corrupted run")
     expect(page.locator("#ct-details-hidden")).to_contain_text("zero")
@@ -141,4 +146,5 @@ def test_a_token_is_for_heads_and_no_trouble_to_other_tabs(visits, app):
     done(page, "hidden")
     page.get_by_role("tab", name="Heads", exact=True).click()
     done(page, "head")
-    expect(page.locator("#ct-details-head")).to_contain_text("at ")
+    token = page.locator("#ct-chips [data-token='2']").inner_text()
+    expect(page.locator("#ct-details-head")).to_contain_text(f"heads at '{token}'")

@@ -45,6 +45,13 @@ def read(events: LensEvents, *values: Any) -> list[tuple[Any, ...]]:
     return list(events.read(gr.Request(), Picked(), *(values or fields())))
 
 
+def test_no_choice_of_an_experiment_keeps_a_prompt_from_being_read() -> None:
+    lens = read(ready_events(), *fields("the sky is"))[-1][3]
+    for choice in ({"corruption": "another subject", "second_subject": "Rome"}, {"metric": "logit difference"}):
+        again = read(ready_events(), *fields("the sky is", samples=10**9, **choice))[-1][3]
+        assert again.to_dict() == lens.to_dict()
+
+
 class TestGrid:
     def test_each_cell_has_its_top_token_and_the_three_shades(self) -> None:
         lens = some_lens()

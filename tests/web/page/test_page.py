@@ -14,7 +14,8 @@ import pytest
 pytest.importorskip("gradio")
 
 import gradio as gr
-from gradio import http_server
+import httpx
+from gradio import http_server, networking
 
 from causal_tracer.corruption import CORRUPTIONS
 from causal_tracer.errors import SettingsError, SubjectError
@@ -36,14 +37,15 @@ from causal_tracer.web.page.story import story_html, story_steps, told_cell
 from causal_tracer.web.page.summary import doubts_html, numbers_html, peaks_html, progress_words, recipe
 from causal_tracer.web.page.texts import EXAMPLES, Example
 from causal_tracer.web.service import figures
-from causal_tracer.web.service.asking import APP_FIELDS, check_fields
+from causal_tracer.web.service.asking import APP_FIELDS
+from causal_tracer.web.service.field_checks import check_fields
 from causal_tracer.web.service.inspection import Inspection, Problem, TokenSpan
 from causal_tracer.web.service.settings import ServiceSettings
 from causal_tracer.web.service.stored import STORED_PROMPT, STORED_SUBJECT, stored_map
 from causal_tracer.web.service.updates import RunUpdate
-from causal_tracer.web.serving import page_head, without_hot_reload
+from causal_tracer.web.serving import build_demo, page_head, page_options, without_hot_reload
 from tests.support.flows import some_flow
-from tests.support.web_tiny import app_fields
+from tests.support.web_tiny import app_fields, tiny_service
 
 MARKUP = "<img src=x onerror=alert(1)>"
 DEFAULTS = field_values(app_fields("Paris is in", "Paris", model="tiny"))
@@ -179,6 +181,19 @@ class TestHotReload:
         monkeypatch.delattr(http_server, "watchfn_spaces")
         with without_hot_reload():
             assert not hasattr(http_server, "watchfn_spaces")
+
+
+@pytest.mark.slow
+def test_the_app_starts_where_its_page_is_slow(monkeypatch: Any) -> None:
+    # What Gradio finds out on a busy machine, where its own look at the page takes too long.
+    monkeypatch.setattr(networking, "url_ok", lambda url: False)
+    service = tiny_service()
+    demo = build_demo(service)
+    demo.launch(prevent_thread_lock=True, server_name="127.0.0.1", quiet=True, **page_options(service))
+    try:
+        assert httpx.get(demo.local_url, timeout=120).status_code == 200
+    finally:
+        demo.close()
 
 
 class TestCells:
@@ -326,7 +341,7 @@ class TestFields:
             "Paris",
             kind=kind,
             samples=3,
-            noise=0.25,
+            noise=None if "knockout" in kind else 0.25,
             seed=7,
             start_layer=1,
             end_layer=4,
@@ -336,7 +351,8 @@ class TestFields:
             answer_id=None,
             answer_form="auto",
             occurrence="last",
-            corruption="uniform",
+            # Knockouts are made in the clean run.
+            corruption="gaussian" if "knockout" in kind else "uniform",
             subject_tokens_only=kind not in ("head", "span_knockout"),
             chat=True,
             window=5,
@@ -360,6 +376,10 @@ class TestFields:
         found = asked_for("hidden", Picked(), *values)
         assert (found["second_prompt"], found["second_subject"], found["token"]) == ("", "", None)
         assert asked_for("knockout", Picked(), *values)["patch"] == "restore"
+        elsewhere = with_fields(corruption="a second prompt", second_prompt="Rome is in", elsewhere="3", patch="zero")
+        for kind in ("hidden", "knockout"):
+            found = asked_for(kind, Picked(), *elsewhere)
+            assert (found["corruption"], found["second_prompt"], found["elsewhere"]) == ("gaussian", "", None)
         assert asked_for("head", Picked(), *values)["token"] == 2
 
     def test_empty_is_automatic_and_zero_is_zero(self) -> None:
