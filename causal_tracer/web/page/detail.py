@@ -114,8 +114,10 @@ def _effect_words(cell: CellDetails, score: float, effect: float) -> str:
         words += f" (95 % interval {low} to {high})"
     if cell.share is not None:
         words += f", {cell.share:.0%} of the total effect"
-    dots = "Each dot is one noise sample: " if len(cell.samples) > 1 else ""
-    return f"{words}. {dots}{_low_runs(flow)} above, {_patched_run(flow, plural=True)} below, their mean as a line."
+    dots = f"{_low_runs(flow)} above, {_patched_run(flow, plural=True)} below, their mean as a line."
+    if len(cell.samples) > 1:
+        return f"{words}. Each dot is one noise sample: {dots}"
+    return f"{words}. {dots[:1].upper()}{dots[1:]}"
 
 
 def _low_runs(flow: HiddenFlow) -> str:
