@@ -30,6 +30,15 @@ def tokens(page):
     return page.locator("#ct-lens-grid tbody th")
 
 
+# What a click on a cell of a layer leads to: a message, the cell in detail, or a lens that is drawn anew.
+LED_TO = """layer => {
+  const cell = document.querySelector('#ct-lens-cell');
+  if (cell.querySelector('[role=alert]')) return cell.innerText;
+  const shown = cell.querySelector('h3')?.innerText.endsWith(`layer ${layer}`);
+  return shown || !document.querySelector('table[data-lens=lens] [aria-selected=true]') ? 'not forgotten' : '';
+}"""
+
+
 def open_lens(visits, app, query="", **context):
     """Open the tab with the tiny model's prompt, once it is read."""
     app.let_load()
@@ -186,6 +195,13 @@ def test_a_problem_stands_in_place_of_the_lens(visits, app):
 
 def test_a_page_that_the_app_has_forgotten_says_so(visits, app):
     page = open_lens(visits, app)
-    app.forget()
-    cell_of(page, "lens", 1, 1).click()
-    expect(page.locator("#ct-lens-cell [role=alert]")).to_contain_text("Press Read again")
+    said = ""
+    for layer in range(3):
+        # The run that read the lens may end only now, and another look at the fields may read it anew: both bring back
+        # what was forgotten.
+        app.forget()
+        cell_of(page, "lens", 1, layer).click()
+        said = page.wait_for_function(LED_TO, arg=layer, timeout=120_000).json_value()
+        if said != "not forgotten":
+            break
+    assert "Press Read again" in said
