@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Coroutine, Iterable
+from collections.abc import AsyncIterable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,15 @@ def awaited(coroutine: Coroutine[Any, Any, Any]) -> Any:
     """What a coroutine gives, from a thread of its own: a browser that is open has a loop running in the tests'."""
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(asyncio.run, coroutine).result()
+
+
+def all_of(answers: AsyncIterable[Any]) -> list[Any]:
+    """All that an event of the page answers with, one after the other."""
+
+    async def collect() -> list[Any]:
+        return [answer async for answer in answers]
+
+    return list(awaited(collect()))
 
 
 def load_tiny(_source: str, report: Report) -> LoadedTracer:

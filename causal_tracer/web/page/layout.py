@@ -15,6 +15,7 @@ from causal_tracer.web.page.history_layout import compare_tab, history_strip, wi
 from causal_tracer.web.page.inputs_layout import AT_ONCE, Inputs, input_fields, model_field
 from causal_tracer.web.page.lens_tab import lens_tab
 from causal_tracer.web.page.patch_tab import patch_tab
+from causal_tracer.web.page.prompt_lens import wire_prompt_lens
 from causal_tracer.web.page.story import story_html
 from causal_tracer.web.page.studies import studies_tab
 from causal_tracer.web.page.tab_layout import map_tab
@@ -43,6 +44,7 @@ def build_page(service: TraceService) -> gr.Blocks:
                     patch_tab(service, inputs)
                     compare_tab(history, tabs)
                     studies_tab(service)
+                wire_prompt_lens(service, inputs, inspected, maps)
                 history.lay_out()
                 upload = gr.UploadButton(
                     "Open a saved result (JSON)",
@@ -52,7 +54,7 @@ def build_page(service: TraceService) -> gr.Blocks:
                     min_width=240,
                     elem_id="ct-upload",
                 )
-                wire_history(demo, history, inputs, [part for tab in maps for part in tab], tabs, upload)
+                wire_history(demo, history, inputs, [part for tab in maps for part in tab.outputs], tabs, upload)
                 _use_from_python(service, inputs, inspected, shown)
                 with gr.Accordion("How to read this", open=False):
                     gr.Markdown(HOW_TO_READ, elem_classes="ct-help")

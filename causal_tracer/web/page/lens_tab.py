@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import AsyncGenerator, Generator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 from html import escape
@@ -28,8 +29,8 @@ from causal_tracer.web.service.field_checks import check_fields
 from causal_tracer.web.service.limits import client_of
 from causal_tracer.web.service.settings import ServiceSettings
 from causal_tracer.web.service.tracing import TraceService
+from causal_tracer.web.service.updates import Cancelled, stepped
 
-LENS_QUEUE = "lens"
 # Through the queue: in Gradio 6.31, a state that is set without it reports no change. One by one: two at a time would
 # both report the same change.
 NOTED: dict[str, Any] = {
@@ -68,15 +69,23 @@ class LensEvents:
         status = self.service.status(asked["model"])
         if status.state != "ready":
             return gr.skip(), status_html(model_words(status), state=f"ct-{status.state}")
-        return repr(_read_fields(asked)), gr.skip()
+        return lens_key(asked), gr.skip()
 
-    def read(self, request: gr.Request, picked: Picked, *values: Any) -> Generator[tuple[Any, ...]]:
+    async def read(self, request: gr.Request, picked: Picked, *values: Any) -> AsyncGenerator[tuple[Any, ...]]:
         """Read the lens: yield status, grid, details and lens; the earlier lens stays until the new one is there."""
+        async with aclosing(stepped(partial(self._read, request, picked, values))) as steps:
+            async for step in steps:
+                yield step
+
+    def _read(
+        self, request: gr.Request, picked: Picked, values: Sequence[Any], left: Cancelled
+    ) -> Generator[tuple[Any, ...]]:
         try:
             asked = asked_for("hidden", picked, *values)
             yield reading_html(self.service, asked["model"]), gr.skip(), gr.skip(), gr.skip()
             client = client_of(request, self.service.settings)
-            lens = self.service.lens(lens_request(asked, self.service.settings), asked["model"], client)
+            asks = lens_request(asked, self.service.settings)
+            lens = self.service.lens(asks, asked["model"], client, cancelled=left)
         except CausalTracerError as error:
             yield failed_html(error), "", "", None
             return
@@ -90,6 +99,22 @@ def lens_request(asked: Fields, settings: ServiceSettings) -> TraceRequest:
         SettingsError, PromptError: As in `check_fields`.
     """
     return check_fields(_read_fields(asked), settings).request
+
+
+def lens_key(asked: Fields) -> str:
+    """Return a text that differs where another lens is asked for."""
+    return repr(_read_fields(asked))
+
+
+def lens_queue(service: TraceService) -> dict[str, Any]:
+    """Return how events that read lenses are queued: the newest replaces what waits."""
+    return {
+        "trigger_mode": "always_last",
+        "concurrency_id": "lens",
+        "concurrency_limit": service.settings.workers,
+        "show_progress": "hidden",
+        "api_visibility": "private",
+    }
 
 
 def _read_fields(asked: Fields) -> dict[str, Any]:
@@ -172,11 +197,7 @@ def lens_tab(service: TraceService, inputs: Inputs, inspected: Any) -> None:
         events.read,
         inputs=asked,
         outputs=[status, grid, cell, lens],
-        trigger_mode="always_last",
-        concurrency_id=LENS_QUEUE,
-        concurrency_limit=service.settings.workers,
-        show_progress="hidden",
-        api_visibility="private",
+        **lens_queue(service),
     ).failure(broken, outputs=[status], **AT_ONCE)
     grid.select(_cell, inputs=[lens], outputs=[cell], **AT_ONCE)
 

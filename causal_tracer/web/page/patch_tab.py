@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import AsyncGenerator, Generator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from html import escape
 from typing import Any, Literal
 
@@ -20,11 +22,11 @@ from causal_tracer.web.page.fields import Picked, asked_for
 from causal_tracer.web.page.inputs_layout import AT_ONCE, IDLE_SECONDS, Inputs
 from causal_tracer.web.page.lens_grid import NO_LENS_CELL, lens_cell_html
 from causal_tracer.web.page.lens_tab import (
-    LENS_QUEUE,
     NOTED,
     broken,
     download_row,
     failed_html,
+    lens_queue,
     lens_request,
     reading_html,
     shade_switch,
@@ -34,6 +36,7 @@ from causal_tracer.web.page.summary import message_html, status_html
 from causal_tracer.web.service.limits import client_of
 from causal_tracer.web.service.patch_lines import patch_command, patch_lines
 from causal_tracer.web.service.tracing import TraceService
+from causal_tracer.web.service.updates import Cancelled, stepped
 
 BASE_PROMPT = "The Eiffel Tower is located in the city of"
 
@@ -78,41 +81,63 @@ class PatchEvents:
 
     service: TraceService
 
-    def read(self, request: gr.Request, base_prompt: str, picked: Picked, *values: Any) -> Generator[tuple[Any, ...]]:
+    async def read(
+        self, request: gr.Request, base_prompt: str, picked: Picked, *values: Any
+    ) -> AsyncGenerator[tuple[Any, ...]]:
         """Read both prompts: yield status, lenses, what was read and the pairs, which begin anew."""
+        async with aclosing(stepped(partial(self._read, request, base_prompt, picked, values))) as steps:
+            async for step in steps:
+                yield step
+
+    def _read(
+        self, request: gr.Request, base_prompt: str, picked: Picked, values: Sequence[Any], left: Cancelled
+    ) -> Generator[tuple[Any, ...]]:
         try:
             asked = asked_for("hidden", picked, *values)
             model = asked["model"]
             yield reading_html(self.service, model), gr.skip(), gr.skip(), gr.skip()
             client = client_of(request, self.service.settings)
             first = lens_request(asked, self.service.settings)
-            source = self.service.lens(first, model, client)
+            source = self.service.lens(first, model, client, cancelled=left)
             # The answer of both is the source's, so that their colours can be compared.
             other = {"prompt": base_prompt, "answer": "", "answer_id": source.answer_id}
             second = lens_request({**asked, **other}, self.service.settings)
-            base = self.service.lens(second, model, client)
+            base = self.service.lens(second, model, client, cancelled=left)
         except CausalTracerError as error:
             yield failed_html(error), "", None, ()
             return
         read = ReadPrompts(model, (first.prompt, second.prompt), source, base)
         yield status_html(_CHOOSE), lenses_html(source, base), read, ()
 
-    def show_patched(
+    async def show_patched(
         self, request: gr.Request, read: ReadPrompts | None, pairs: tuple[Pair, ...], site: LayerKind
-    ) -> Generator[tuple[Any, ...]]:
+    ) -> AsyncGenerator[tuple[Any, ...]]:
         """Run the base with the chosen pairs: yield status, lens, answers, cell, result, Python lines and command."""
+        async with aclosing(stepped(partial(self._patched, request, read, pairs, site))) as steps:
+            async for step in steps:
+                yield step
+
+    def _patched(
+        self,
+        request: gr.Request,
+        read: ReadPrompts | None,
+        pairs: tuple[Pair, ...],
+        site: LayerKind,
+        left: Cancelled,
+    ) -> Generator[tuple[Any, ...]]:
         if read is None or not pairs:
             yield gr.skip() if read is None else status_html(_CHOOSE), *_NOTHING
             return
         yield reading_html(self.service, read.model, "Running"), *(gr.skip() for _ in _NOTHING)
         try:
             client = client_of(request, self.service.settings)
-            run = self.service.patch(*read.texts, pairs, read.model, client, site=site, answers=list(read.answers))
+            answers = list(read.answers)
+            run = self.service.patch(*read.texts, pairs, read.model, client, site=site, answers=answers, cancelled=left)
         except CausalTracerError as error:
             yield failed_html(error), *_NOTHING
             return
         loading = self.service.loading(read.model)
-        lines = patch_lines(*read.texts, pairs, site, list(read.answers), *loading)
+        lines = patch_lines(*read.texts, pairs, site, answers, *loading)
         command = patch_command(*read.texts, pairs, site, list(read.answers.values()), *loading)
         words = status_html(f"Done: {run.lens.run}.")
         yield words, patched_html(run, read.base), answers_html(run), NO_LENS_CELL, run, lines, command
@@ -145,13 +170,7 @@ def patch_tab(service: TraceService, inputs: Inputs) -> None:
                 answers = gr.HTML("", elem_id="ct-patch-answers")
                 cell = gr.HTML("", elem_id="ct-patch-cell")
         lines, command = _sharing(result, status)
-    queued: dict[str, Any] = {
-        "trigger_mode": "always_last",
-        "concurrency_id": LENS_QUEUE,
-        "concurrency_limit": service.settings.workers,
-        "show_progress": "hidden",
-        "api_visibility": "private",
-    }
+    queued = lens_queue(service)
     asked = [base, inputs.picked, *inputs.values]
     reading = button.click(events.read, inputs=asked, outputs=[status, lenses, read, pairs], **queued)
     reading.failure(broken, outputs=[status], **AT_ONCE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -9,6 +10,7 @@ import gradio as gr
 import plotly.graph_objects as go
 
 from causal_tracer.request.sites import SITES, SiteName
+from causal_tracer.results.flow import HiddenFlow
 from causal_tracer.web.page import explore, handlers
 from causal_tracer.web.page.assets import static_text
 from causal_tracer.web.page.cells import table_html
@@ -30,8 +32,27 @@ SAVE = """file => { if (!file) return; const a = document.createElement('a'); a.
 a.download = file.orig_name || file.path.split('/').pop(); document.body.append(a); a.click(); a.remove(); }"""
 
 
-def map_tab(service: TraceService, name: str, inputs: Inputs, history: HistoryStrip, shown: gr.State) -> list[Any]:
-    """Lay out and wire a tab of one kind or of all; return what changes in it, for `TabView.outputs`."""
+@dataclass(frozen=True, eq=False)
+class MapTab:
+    """A tab of maps, as it was laid out.
+
+    Attributes:
+        page: The tab.
+        run: Its Run button.
+        flows: Its result, which the app keeps for the page.
+        lens: Stands in the place of the map while that is of another prompt.
+        outputs: What changes in it, for `TabView.outputs`.
+    """
+
+    page: gr.Tab
+    run: gr.Button
+    flows: gr.State
+    lens: gr.HTML
+    outputs: list[Any]
+
+
+def map_tab(service: TraceService, name: str, inputs: Inputs, history: HistoryStrip, shown: gr.State) -> MapTab:
+    """Lay out and wire a tab of one kind or of all."""
     stored = explore.stored_flows(name)
     kinds = tuple(stored)
     with gr.Tab(explore.TAB_TITLES[name], id=name) as page:
@@ -44,6 +65,8 @@ def map_tab(service: TraceService, name: str, inputs: Inputs, history: HistorySt
             stop = gr.Button("Stop", interactive=False, scale=0, min_width=90, elem_id=f"ct-stop-{name}")
             line = status_html("A stored map. Run computes one for the prompt.")
             status = gr.HTML(line, scale=1, min_width=200, elem_id=f"ct-status-{name}")
+        script = static_text("lens_grid.js")
+        lens = gr.HTML("", elem_id=f"ct-prompt-lens-{name}", elem_classes="ct-prompt-lens", js_on_load=script)
         above = gr.HTML(numbers(stored), elem_id=f"ct-numbers-{name}")
         with gr.Row(equal_height=False, elem_classes="ct-shown"):
             figures = [
@@ -55,18 +78,26 @@ def map_tab(service: TraceService, name: str, inputs: Inputs, history: HistorySt
         doubts = gr.HTML(doubts_html(*stored.values()), elem_id=f"ct-doubts-{name}")
         label = "Write into each cell what the model says there"
         write = gr.Checkbox(False, label=label, elem_id=f"ct-write-{name}", visible=len(kinds) == 1)
-        tables = [
-            gr.HTML(
-                table_html(stored[kind], map_id(name, kind)),
-                elem_id=f"ct-table-{name}-{kind}",
-                js_on_load=static_text("click_bridge.js") + static_text("table_stays.js"),
-            )
-            for kind in kinds
-        ]
+        tables = [_table(name, kind, flow) for kind, flow in stored.items()]
         made_of = details_html(stored[kinds[0]], origin="a stored result")
         details = gr.HTML(made_of, elem_id=f"ct-details-{name}")
         link = _sharing(name, kinds, [flows, made], inputs)
-    outputs = [inputs.message, status, above, doubts, cell, details, flows, made, link, *figures, *tables, run, stop]
+    outputs = [
+        inputs.message,
+        status,
+        above,
+        doubts,
+        cell,
+        details,
+        flows,
+        made,
+        link,
+        lens,
+        *figures,
+        *tables,
+        run,
+        stop,
+    ]
     page.select(partial(handlers.named, name), outputs=[shown], **AT_ONCE)
     for kind, table in zip(kinds, tables, strict=True):
         table.select(explore.CellChoice(name, kind).show, inputs=[flows, made], outputs=[cell], **AT_ONCE)
@@ -75,7 +106,7 @@ def map_tab(service: TraceService, name: str, inputs: Inputs, history: HistorySt
         write.input(partial(explore.redraw, name), inputs=[flows, made, write], outputs=redrawn, **AT_ONCE)
     running = _run(service, name, len(kinds), outputs, [inputs.picked, write, *inputs.values])
     history.follow(running, status, flows)
-    return outputs
+    return MapTab(page, run, flows, lens, outputs)
 
 
 def _map(name: str, kind: SiteName, figure: go.Figure, *, titled: bool) -> gr.Plot:
@@ -86,6 +117,14 @@ def _map(name: str, kind: SiteName, figure: go.Figure, *, titled: bool) -> gr.Pl
         return gr.Plot(
             figure, label=f"Map: {title}", show_label=False, elem_id=map_id(name, kind), elem_classes="ct-map"
         )
+
+
+def _table(name: str, kind: SiteName, flow: HiddenFlow) -> gr.HTML:
+    return gr.HTML(
+        table_html(flow, map_id(name, kind)),
+        elem_id=f"ct-table-{name}-{kind}",
+        js_on_load=static_text("click_bridge.js") + static_text("table_stays.js"),
+    )
 
 
 def _run(service: TraceService, name: str, maps: int, outputs: list[Any], inputs: list[Any]) -> Any:

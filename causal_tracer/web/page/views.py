@@ -35,6 +35,7 @@ class TabView:
         details: How the maps were made, as HTML.
         flows: The maps, which the app keeps for the page; the page then knows that it shows a result.
         link: The link that reproduces them.
+        lens: What stands in the place of the maps, as HTML.
         running: Whether Run is off and Stop is on.
     """
 
@@ -48,6 +49,7 @@ class TabView:
     details: str | None = None
     flows: Flows | None = field(default=None, repr=False)
     link: str | None = None
+    lens: str | None = None
     running: bool | None = None
 
     def outputs(self, maps: int) -> tuple[Any, ...]:
@@ -56,7 +58,7 @@ class TabView:
         run, stop = (None, None) if self.running is None else (not self.running, self.running)
         parts = (
             *(self.message, self.status, self.numbers, self.doubts, self.cell, self.details),
-            *(self.flows, made, self.link),
+            *(self.flows, made, self.link, self.lens),
             *(self.figures or (None,) * maps),
             *(self.tables or (None,) * maps),
             *(None if on is None else gr.Button(interactive=on) for on in (run, stop)),
@@ -90,6 +92,7 @@ def maps_view(
         details=details_html(next(iter(flows.values())), origin=origin),
         flows=flows,
         link=link,
+        lens="",
         running=filling,
     )
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from causal_tracer.errors import PromptError, SettingsError
+from causal_tracer.errors import PromptError, SettingsError, TraceCancelled
 from causal_tracer.request.records import MapSpec, RunOptions, Text, TraceRequest
 from causal_tracer.request.sites import SiteName
 from causal_tracer.results.lens import LogitLens
@@ -17,6 +17,7 @@ from causal_tracer.web.service.limits import ClientShares, check_other_texts, mo
 from causal_tracer.web.service.memory import hand_back_freed_memory, memory_errors_in_words
 from causal_tracer.web.service.registry import ModelSlot
 from causal_tracer.web.service.settings import ServiceSettings
+from causal_tracer.web.service.updates import Cancelled
 
 MOST_TOP_TOKENS = 50
 MOST_PAIRS = 1000
@@ -49,17 +50,24 @@ class SingleRuns:
         restored: tuple[int, int] | None = None,
         spec: MapSpec | None = None,
         options: RunOptions | None = None,
+        cancelled: Cancelled = lambda: False,
     ) -> LogitLens:
-        """Read a run through the model's own head after each block; arguments as in `CausalTracer.lens`.
+        """Read a run through the model's own head after each block; other arguments as in `CausalTracer.lens`.
+
+        Args:
+            slot: The model.
+            client: Whose limits apply.
+            cancelled: Called while the run waits for its turn; True ends it.
 
         Raises:
             SettingsError, PromptError: As in `CausalTracer.lens`, or one of the app's limits is passed.
             ModelLoadError: The model could not be loaded.
             BusyError: The line is full, or the client's share is used up.
+            TraceCancelled: `cancelled` returned True.
         """
         _check_top(top)
         runs = 1 if not corrupted and restored is None else most_samples(request)
-        with self._turn(slot, client, runs) as tracer:
+        with self._turn(slot, client, runs, cancelled) as tracer:
             self._check_length(tracer, request.prompt)
             check_other_texts(tracer.context, request, self.settings)
             return tracer.lens(request, top=top, corrupted=corrupted, restored=restored, spec=spec, options=options)
@@ -75,29 +83,30 @@ class SingleRuns:
         *,
         answers: Sequence[str | int] | None = None,
         top: int = 5,
+        cancelled: Cancelled = lambda: False,
     ) -> PatchedRun:
         """Run a prompt with activations of another in it; arguments as in `CausalTracer.patch`, errors as in `lens`."""
         _check_top(top)
         if len(pairs) > MOST_PAIRS:
             raise SettingsError(f"{len(pairs)} pairs were given, and this app takes at most {MOST_PAIRS}. Give fewer.")
-        with self._turn(slot, client, 1) as tracer:
+        with self._turn(slot, client, 1, cancelled) as tracer:
             for text in (source, base):
                 self._check_length(tracer, text)
             return tracer.patch(source, base, pairs, site, answers=answers, top=top)
 
     @contextmanager
-    def _turn(self, slot: ModelSlot, client: str, runs: int) -> Iterator[CausalTracer]:
+    def _turn(self, slot: ModelSlot, client: str, runs: int, cancelled: Cancelled) -> Iterator[CausalTracer]:
         """Wait for a model and for a turn on it, for so many runs."""
         with self.shares.request(client):
             slot.start()
             while not slot.wait(_POLL_SECONDS):
-                pass
+                _require_wanted(cancelled)
             loaded = slot.loaded()
             self.shares.charge(client, LENS_WORK * runs)
             ticket = slot.line.join()
             try:
                 while slot.line.wait(ticket, _POLL_SECONDS):
-                    pass
+                    _require_wanted(cancelled)
                 with memory_errors_in_words():
                     yield loaded.tracer
             finally:
@@ -108,6 +117,11 @@ class SingleRuns:
         tokens = len(whole_prompt(tracer.context, text))
         if words := too_long(tokens, self.settings):
             raise PromptError(words)
+
+
+def _require_wanted(cancelled: Cancelled) -> None:
+    if cancelled():
+        raise TraceCancelled("The run was cancelled while it waited for its turn.")
 
 
 def _check_top(top: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import aclosing
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from causal_tracer.web.page.lens_tab import LensEvents
 from causal_tracer.web.page.single_run_files import single_run_file
 from tests.support.lenses import some_lens
 from tests.support.tiny_models import OTHER_PROMPT, PROMPT, tiny_tracer
-from tests.support.web_tiny import app_fields, tiny_service
+from tests.support.web_tiny import all_of, app_fields, awaited, tiny_service
 
 MARKUP = "<img src=x onerror=alert(1)>"
 
@@ -42,7 +43,7 @@ def _request(prompt: str) -> Any:
 
 
 def read(events: LensEvents, *values: Any) -> list[tuple[Any, ...]]:
-    return list(events.read(gr.Request(), Picked(), *(values or fields())))
+    return all_of(events.read(gr.Request(), Picked(), *(values or fields())))
 
 
 def test_no_choice_of_an_experiment_keeps_a_prompt_from_being_read() -> None:
@@ -129,9 +130,14 @@ class TestRead:
         events = ready_events()
         slot = events.service._slot("tiny")
         ticket = slot.line.join()
-        reading = next(iter(events.read(gr.Request(), Picked(), *fields())))
-        slot.line.leave(ticket)
+
+        async def left_early():
+            async with aclosing(events.read(gr.Request(), Picked(), *fields())) as answers:
+                return await anext(answers)
+
+        reading = awaited(left_early())
         assert "Waiting for another run on this model" in reading[0]
+        slot.line.leave(ticket)
 
     @pytest.mark.parametrize(
         ("values", "settings", "words"),

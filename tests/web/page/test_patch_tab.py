@@ -26,7 +26,7 @@ from causal_tracer.web.page.single_run_files import single_run_file
 from causal_tracer.web.service.patch_lines import patch_command, patch_lines
 from tests.support.lenses import some_lens, some_patched_run
 from tests.support.tiny_models import OTHER_PROMPT, PROMPT, tiny_tracer
-from tests.support.web_tiny import app_fields, load_tiny_chat, tiny_service
+from tests.support.web_tiny import all_of, app_fields, load_tiny_chat, tiny_service
 
 MARKUP = "<img src=x onerror=alert(1)>"
 PAIR = ((5, 1), (3, 0))
@@ -38,7 +38,7 @@ def fields(**changes: Any) -> tuple[Any, ...]:
 
 
 def read_both(events: PatchEvents, base: str = OTHER_PROMPT, **changes: Any) -> tuple[Any, ...]:
-    return list(events.read(gr.Request(), base, Picked(), *fields(**changes)))[-1]
+    return all_of(events.read(gr.Request(), base, Picked(), *fields(**changes)))[-1]
 
 
 def select(index: Any) -> Any:
@@ -132,7 +132,7 @@ class TestPatch:
     def test_it_is_the_patched_run_of_the_pairs(self) -> None:
         events = PatchEvents(tiny_service())
         read = read_both(events)[2]
-        running, done = list(events.show_patched(gr.Request(), read, (PAIR,), "mlp"))
+        running, done = all_of(events.show_patched(gr.Request(), read, (PAIR,), "mlp"))
         assert "Running…" in running[0]
         assert running[1:] == (gr.skip(),) * 6
         expected = tiny_tracer("gpt2").patch(PROMPT, OTHER_PROMPT, [PAIR], "mlp")
@@ -144,14 +144,14 @@ class TestPatch:
     def test_without_pairs_nothing_is_run(self) -> None:
         events = PatchEvents(tiny_service())
         read = read_both(events)[2]
-        ((status, *parts),) = events.show_patched(gr.Request(), read, (), "hidden")
+        ((status, *parts),) = all_of(events.show_patched(gr.Request(), read, (), "hidden"))
         assert "Choose pairs" in status
         assert not any(parts)
 
     def test_a_problem_stands_in_place(self) -> None:
         events = PatchEvents(tiny_service())
         read = read_both(events)[2]
-        status, *parts = list(events.show_patched(gr.Request(), read, (((99, 0), (0, 0)),), "hidden"))[-1]
+        status, *parts = all_of(events.show_patched(gr.Request(), read, (((99, 0), (0, 0)),), "hidden"))[-1]
         assert "source token 99 is out of range" in status
         assert not any(parts)
 
@@ -160,7 +160,7 @@ class TestPatch:
         read = read_both(events, chat=True)[2]
         assert isinstance(read, ReadPrompts)
         assert all(isinstance(text, ChatText) for text in read.texts)
-        *_, run, lines, command = list(events.show_patched(gr.Request(), read, (PAIR,), "hidden"))[-1]
+        *_, run, lines, command = all_of(events.show_patched(gr.Request(), read, (PAIR,), "hidden"))[-1]
         assert run.source_tokens == read.source.input_tokens
         assert f"ChatText.from_user({PROMPT!r})" in lines
         assert "no chat messages" in command

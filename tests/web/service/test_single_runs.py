@@ -10,7 +10,14 @@ import threading
 import pytest
 
 from causal_tracer import CausalTracer
-from causal_tracer.errors import BusyError, CausalTracerError, ModelLoadError, PromptError, SettingsError
+from causal_tracer.errors import (
+    BusyError,
+    CausalTracerError,
+    ModelLoadError,
+    PromptError,
+    SettingsError,
+    TraceCancelled,
+)
 from causal_tracer.prompts.chat import ChatText
 from causal_tracer.request.records import MapSpec, OtherPrompt, RunOptions, TraceRequest
 from causal_tracer.web.service import logs
@@ -50,6 +57,19 @@ class TestLens:
         chat = ChatText.from_user(f"Where is the {SUBJECT}?")
         lens = tiny_service(load_tiny_chat).lens(TraceRequest(chat))
         assert lens.prompt.endswith("[assistant]\n")
+
+    def test_whoever_waits_may_leave_the_line(self, service):
+        service.lens(REQUEST)
+        line = service._slot("tiny").line
+        ticket = line.join()
+        with pytest.raises(TraceCancelled, match="while it waited"):
+            service.lens(REQUEST, cancelled=lambda: True)
+        with pytest.raises(TraceCancelled, match="while it waited"):
+            service.patch(PROMPT, OTHER, PAIRS, cancelled=lambda: True)
+        line.leave(ticket)
+        assert len(line) == 0
+        # Whoever has the turn gets the lens.
+        assert service.lens(REQUEST, cancelled=lambda: True).prompt == PROMPT
 
     def test_no_text_may_be_too_long(self):
         service = tiny_service(max_prompt_tokens=15)
