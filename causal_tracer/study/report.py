@@ -183,7 +183,9 @@ def _figures(figures: Mapping[str, go.Figure], effects: StudyEffects) -> str:
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    # Where it is wider than its place it scrolls, by keyboard too.
+    return f'<div class="ct-scroll" tabindex="0" role="region" aria-label="A table of the study">{table}</div>'
 
 
 def _with_interval(effects: StudyEffects, mean: Mean) -> str:

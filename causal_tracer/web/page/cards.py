@@ -89,7 +89,7 @@ def _card_html(card: Card, before: Card | None, kept: bool | None, first: bool) 
     return (
         f'<li data-card="{card.key}" data-name="{escape(card.name)}"{" data-pinned" if card.pinned else ""}>'
         f'<button type="button" class="ct-past-open" data-open tabindex="{stop}" title="{escape(spoken)}" '
-        f'aria-label="{escape(spoken)}" aria-keyshortcuts="P N Delete X">'
+        'aria-keyshortcuts="P N Delete X">'
         f'{thumbnail_svg(card.thumbnail, card.kinds)}<b dir="auto">{escape(what)}</b>'
         f'<span dir="auto">{short}</span><span dir="auto">{escape(card.prompt)}</span>{last}</button>'
         f'<span class="ct-past-tools"><input type="checkbox" data-choose tabindex="{stop}" '

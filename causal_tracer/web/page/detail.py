@@ -95,7 +95,8 @@ def detail_html(cell: CellDetails) -> str:
         return f'<div class="ct-detail"><h3>{title}</h3><p>This cell was not computed.</p></div>'
     clean, corrupted = (flow.top_tokens.clean, flow.top_tokens.corrupted) if flow.top_tokens is not None else ((), ())
     return (
-        f'<div class="ct-detail" role="region" aria-live="polite" aria-label="The chosen cell"><h3>{title}</h3>'
+        '<div class="ct-detail" role="region" tabindex="0" aria-live="polite" aria-label="The chosen cell">'
+        f"<h3>{title}</h3>"
         f"<p>{_effect_words(cell, cell.score, cell.effect)}</p>{_strip(cell, cell.score)}"
         f'<div class="ct-columns">{_list(_patched_run(flow), cell.restored)}'
         f"{_list('Clean run', clean)}{_list('Corrupted run', corrupted)}</div></div>"

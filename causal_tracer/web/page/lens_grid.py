@@ -80,7 +80,7 @@ def lens_cell_html(lens: LogitLens, token: int, layer: int, before: LogitLens | 
     runs = [("Top tokens", lens)] if before is None else [("Patched run", lens), ("Base run", before)]
     lists = "".join(_run_html(name, each, each.top(token, layer), (token, layer)) for name, each in runs)
     return (
-        '<div class="ct-detail" role="region" aria-live="polite" aria-label="The chosen cell">'
+        '<div class="ct-detail" role="region" tabindex="0" aria-live="polite" aria-label="The chosen cell">'
         f"<h3>{_quoted(lens.input_tokens[token])}, layer {layer}</h3>"
         f'<div class="ct-columns">{lists}</div></div>'
     )

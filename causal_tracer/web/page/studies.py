@@ -116,7 +116,13 @@ def studies_tab(service: TraceService) -> None:
             others = [("no other study", ALONE), *shelf.choices()]
             other = gr.Dropdown(others, value=ALONE, label="Compare with", elem_id="ct-study-other", min_width=280)
         figure = gr.Dropdown([], label="Figure", elem_id="ct-study-figure")
-        plot = gr.Plot(label="Figure", show_label=False, elem_id="ct-study-plot", elem_classes="ct-map")
+        plot = gr.Plot(
+            go.Figure(layout={"paper_bgcolor": _CLEAR, "plot_bgcolor": _CLEAR}),
+            label="Figure",
+            show_label=False,
+            elem_id="ct-study-plot",
+            elem_classes="ct-map",
+        )
         caption = gr.HTML(elem_id="ct-study-caption")
         findings = gr.HTML(elem_id="ct-study-findings", elem_classes="ct-findings")
         report = gr.Button("Report (HTML)", size="sm", scale=0, min_width=160, elem_id="ct-study-report")

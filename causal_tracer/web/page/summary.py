@@ -133,7 +133,9 @@ def status_html(words: str, *, state: str = "") -> str:
 
 def message_html(*problems: str, warned: Sequence[str] = ()) -> str:
     """Return what is wrong or doubtful, beside the fields; nothing where all is well."""
-    wrong = "".join(f'<div class="ct-error" role="alert">{escape(words)}</div>' for words in problems if words)
+    # A long one scrolls, by keyboard too.
+    error = '<div class="ct-error" role="alert" tabindex="0">'
+    wrong = "".join(f"{error}{escape(words)}</div>" for words in problems if words)
     return wrong + "".join(f'<div class="ct-warning" role="status">{escape(words)}</div>' for words in warned)
 
 
