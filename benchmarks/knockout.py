@@ -17,14 +17,12 @@ from pathlib import Path
 
 from causal_tracer import CausalTracer, MapSpec, RunOptions, TraceRequest
 from causal_tracer.plots.heatmap import save_figure
-from causal_tracer.request.sites import SPANS
+from causal_tracer.reproduce.dissecting_recall import KIND, recall_curves, recall_settings
 from causal_tracer.study.facts import facts_digest, load_facts
 from causal_tracer.study.figures import study_figures
 from causal_tracer.study.runner import run_study
-from causal_tracer.study.settings import StudySettings, study_maps
 from causal_tracer.study.stored import StoredStudy
 
-KIND = "span_knockout"
 PROMPT, SUBJECT = "The Space Needle is located in the city of", "The Space Needle"
 CONTEXT = (
     "Visitors to the Pacific Northwest often ask what to see first. Local guides name the market, the ferries and the "
@@ -35,20 +33,12 @@ CONTEXT = (
 def curves(model: str, out: Path, limit: int | None) -> None:
     """Run the study, write its figure, and print each curve's lowest point."""
     facts = load_facts("shipped")
-    settings = StudySettings(
-        model=model,
-        facts="shipped",
-        facts_digest=facts_digest(facts),
-        request=TraceRequest("", direction="corrupt", corruption="none"),
-        maps=study_maps(kinds=[KIND], severed=False, placebo=False),
-    )
+    settings = recall_settings(model=model, facts="shipped", facts_digest=facts_digest(facts))
     outcome = run_study(out, settings, facts, lambda: CausalTracer.from_pretrained(model).context, limit=limit)
     effects = StoredStudy.open(outcome.folder).effects
     save_figure(study_figures(effects)[f"spans {KIND}"], out / "spans.html")
     print(f"{len(effects.facts)} facts of {len(set(effects.relations))} relations")
-    relative = 100 * effects.maps[KIND] / effects.high[:, None, None]
-    for number, span in enumerate(SPANS):
-        found = effects.mean(relative[:, number])
+    for span, found in recall_curves(effects).items():
         print(f"| {span} | " + " | ".join(f"{value:.0f}" for value in found.mean) + " |")
         layer = int(found.mean.argmin())
         low, high = found.low[layer], found.high[layer]

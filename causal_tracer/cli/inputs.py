@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from causal_tracer.cli.options import MODEL
+from causal_tracer.corruption import NoiseRule
 from causal_tracer.errors import SettingsError
 from causal_tracer.prompts.chat import ChatText
 from causal_tracer.tracer import CausalTracer
@@ -44,7 +45,14 @@ def prompt_text(
 
 
 def load_tracer(
-    model: str, revision: str | None, dtype: str | None, device: str | None, device_map: str | None, *, quiet: bool
+    model: str,
+    revision: str | None,
+    dtype: str | None,
+    device: str | None,
+    device_map: str | None,
+    *,
+    quiet: bool,
+    noise: NoiseRule = None,
 ) -> CausalTracer:
     """Return a tracer of the model that the options name; a download shows its progress on a terminal."""
     from transformers.utils import logging as transformers_logging
@@ -53,5 +61,5 @@ def load_tracer(
     if not shown:
         transformers_logging.disable_progress_bar()
     return CausalTracer.from_pretrained(
-        model, progress=shown, revision=revision, dtype=dtype, device=device, device_map=device_map
+        model, noise=noise, progress=shown, revision=revision, dtype=dtype, device=device, device_map=device_map
     )

@@ -1,4 +1,4 @@
-"""The command `causal-tracer`: trace a prompt, read its logit lens, patch it, open the app, or run a study.
+"""The command `causal-tracer`: trace a prompt, read its logit lens, patch it, open the app, run a study, reproduce.
 
 Exit status: 0 done · 2 a wrong option, setting or prompt · 1 any other known error · 130 interrupted. Results go to
 standard output, everything else to standard error.
@@ -16,6 +16,7 @@ import typer
 
 from causal_tracer.cli.lens import lens
 from causal_tracer.cli.patch import patch
+from causal_tracer.cli.reproduce import COMMANDS as REPRODUCTIONS
 from causal_tracer.cli.study import study
 from causal_tracer.cli.trace import trace
 from causal_tracer.errors import CausalTracerError, TraceCancelled
@@ -82,6 +83,10 @@ app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
 )(with_exit_status(open_app))
 app.command("study")(with_exit_status(study))
+reproductions = typer.Typer(no_args_is_help=True, help="Run a paper's experiment and compare its numbers.")
+for name, reproduction in REPRODUCTIONS.items():
+    reproductions.command(name)(with_exit_status(reproduction))
+app.add_typer(reproductions, name="reproduce")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

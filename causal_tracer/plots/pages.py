@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Iterable, Sequence
 
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
@@ -30,12 +31,21 @@ def figure_html(figure: go.Figure) -> str:
     return drawn if width is None else f'<div class="wide"><div style="min-width:{int(width)}px">{drawn}</div></div>'
 
 
+def table_html(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table of plain texts as a part of a `standalone_page`."""
+    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    # Where it is wider than its place it scrolls, by keyboard too.
+    return f'<div class="ct-scroll" tabindex="0" role="region" aria-label="Table">{table}</div>'
+
+
 def standalone_page(title: str, body: str) -> str:
     """Return a whole page.
 
     Args:
         title: The page's title, as plain text.
-        body: HTML with any number of `figure_html`.
+        body: HTML with any number of `figure_html` and `table_html`.
     """
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'

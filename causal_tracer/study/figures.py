@@ -167,7 +167,7 @@ def _span_lines(effects: StudyEffects, kind: str) -> go.Figure:
     """
     values, title = effects.maps[kind], f"change of {effects.label}"
     if effects.metric.name == "probability":
-        values, title = 100 * values / effects.high[:, None, None], f"{title} (%)"
+        values, title = effects.percent_of_clean(kind), f"{title} (%)"
     figure = go.Figure()
     for number, (span, style) in enumerate(zip(SPANS, _SPAN_STYLES, strict=True)):
         _add_line(figure, span, effects.mean(values[:, number]), *style)

@@ -105,7 +105,7 @@ class FactRecord:
         """Return the record as JSON types; null stands for NaN."""
         data = asdict(self)
         for values in (data, *data["maps"]):
-            values.update({name: _plain(values[name]) for name in _NUMBERS & values.keys()})
+            values.update({name: without_nan(values[name]) for name in _NUMBERS & values.keys()})
         return data
 
     @classmethod
@@ -144,7 +144,7 @@ def latest_records(records: Sequence[FactRecord]) -> tuple[FactRecord, ...]:
     return tuple(best[name] for name in sorted(best))
 
 
-def _plain(values: float | Floats) -> Any:
+def without_nan(values: float | Floats) -> Any:
     """Return a number or an array as JSON types, with None for NaN."""
     plain = np.array(values, dtype=object)
     plain[np.isnan(values)] = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from causal_tracer.files import write_atomically
-from causal_tracer.plots.pages import figure_html, standalone_page
+from causal_tracer.plots.pages import figure_html, standalone_page, table_html
 from causal_tracer.request.sites import SITES
 from causal_tracer.study.audit import audit_summary
 from causal_tracer.study.figures import comparison_figures, figure_words, study_figures
@@ -67,7 +67,7 @@ def findings_html(study: StoredStudy) -> str:
     if not rows:
         return _summary(study)
     return (
-        f"{_summary(study)}<h2>Average effects</h2>{_table(header, rows)}"
+        f"{_summary(study)}<h2>Average effects</h2>{table_html(header, rows)}"
         "<p>Layers are chosen on one half of the facts and their effects read on the other half, so that picking the "
         "largest of many does not flatter them; severed maps are read where the whole effect is largest. Intervals are "
         "95 %, by a bootstrap that draws whole relations. “Own best” "
@@ -151,7 +151,7 @@ def _comparison(studies: Sequence[StoredStudy]) -> str:
         total = _with_interval(effects, effects.mean(effects.total_effect))
         rows.append([name, str(len(effects.facts)), total, "; ".join(found)])
     header = ["study", "facts", "ATE", "AIE on the other half, at the best layer"]
-    return f"<h2>Comparison</h2>{_table(header, rows)}{_figures(comparison_figures(named), studies[0].effects)}"
+    return f"<h2>Comparison</h2>{table_html(header, rows)}{_figures(comparison_figures(named), studies[0].effects)}"
 
 
 def _audit(study: StoredStudy) -> str:
@@ -162,14 +162,14 @@ def _audit(study: StoredStudy) -> str:
     if not rows:
         return "<p>No cell was computed again by the full sweep.</p>"
     label = escape(study.effects.label)
-    return f"<p>Cells drawn by the seed and computed again by the full sweep: {label}.</p>" + _table(
+    return f"<p>Cells drawn by the seed and computed again by the full sweep: {label}.</p>" + table_html(
         ["map", "cells", "largest difference", "99th percentile"], rows
     )
 
 
 def _left_out(records: Sequence[FactRecord]) -> str:
     rows = [[r.status, r.fact.prompt, r.fact.attribute, r.cause] for r in records if r.status != "traced"]
-    return _table(["", "prompt", "attribute", "why"], rows) if rows else "<p>None.</p>"
+    return table_html(["", "prompt", "attribute", "why"], rows) if rows else "<p>None.</p>"
 
 
 def _figures(figures: Mapping[str, go.Figure], effects: StudyEffects) -> str:
@@ -178,14 +178,6 @@ def _figures(figures: Mapping[str, go.Figure], effects: StudyEffects) -> str:
         title, caption = map(escape, figure_words(name, effects.settings.request.direction))
         pieces.append(f"<h3>{title}</h3><figure>{figure_html(figure)}<figcaption>{caption}</figcaption></figure>")
     return "".join(pieces)
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-    # Where it is wider than its place it scrolls, by keyboard too.
-    return f'<div class="ct-scroll" tabindex="0" role="region" aria-label="A table of the study">{table}</div>'
 
 
 def _with_interval(effects: StudyEffects, mean: Mean) -> str:

@@ -91,6 +91,10 @@ class StudyEffects:
         """Return the effects of a map at the tokens of a role [facts, layers]."""
         return self.maps[name][:, ROLES.index(role)]
 
+    def percent_of_clean(self, name: str) -> Doubles:
+        """Return a map's effects relative to each fact's clean run, in per cent [facts, roles or spans, layers]."""
+        return 100 * self.maps[name] / self.high[:, None, None]
+
     def corrected(self, name: str) -> Doubles | None:
         """Return a map's effects minus those of its placebo [facts, roles, layers]; None without a placebo."""
         placebo = self.maps.get(f"{name}, placebo")

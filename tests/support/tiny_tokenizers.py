@@ -48,11 +48,20 @@ def tokenizer_of(kind: str, *, bos: bool = True, eos: bool = False, prefix: str 
 
 
 def _byte_level(prefix: str) -> Tokenizer:
+    return _byte_level_of((*(word.replace("▁", " ") for word in _WORDS), "Paris", "巴黎", "パリ", "日本"))
+
+
+def byte_level_tokenizer_of(pieces: Iterable[str]) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer as GPT-2's, without special tokens, in which each of these texts is one token."""
+    return PreTrainedTokenizerFast(tokenizer_object=_byte_level_of(pieces), clean_up_tokenization_spaces=False)
+
+
+def _byte_level_of(pieces: Iterable[str]) -> Tokenizer:
     letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     vocab = {symbol: number for number, symbol in enumerate(sorted(letters.alphabet()))}
     merges: list[tuple[str, str]] = []
-    for word in (*(word.replace("▁", " ") for word in _WORDS), "Paris", "巴黎", "パリ", "日本"):
-        ((piece, _),) = letters.pre_tokenize_str(word)
+    for text in pieces:
+        ((piece, _),) = letters.pre_tokenize_str(text)
         _merge(piece, vocab, merges)
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -1,0 +1,148 @@
+"""The verdict of a reproduction: each published number beside the measured one, and whether all agree."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from causal_tracer.reproduce.published import Source
+
+Unit = Literal["probability", "points", "layers"]
+"""Points are percentage points."""
+
+_HEADER = ("quantity", "source", "published", "measured", "difference", "tolerance", "verdict")
+_WITHOUT_VERDICT = 4
+
+
+@dataclass(frozen=True)
+class Check:
+    """One published quantity and what was measured.
+
+    Attributes:
+        quantity: What it is.
+        published: The published value, as text.
+        measured: The measured value, as text.
+        difference: How far they are apart, in the unit; NaN where nothing was measured.
+        tolerance: The largest difference that agrees.
+        unit: The unit of both.
+        source: Where it was published.
+    """
+
+    quantity: str
+    published: str
+    measured: str
+    difference: float
+    tolerance: float
+    unit: Unit
+    source: Source
+
+    @property
+    def passed(self) -> bool:
+        """Whether they agree; NaN does not."""
+        return self.difference <= self.tolerance
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a reproduction found.
+
+    Attributes:
+        checks: The comparisons that could be made.
+        why_none: Why they give no verdict, such as another model than the paper's; empty where they do.
+    """
+
+    checks: tuple[Check, ...]
+    why_none: tuple[str, ...] = ()
+
+    @property
+    def state(self) -> Literal["PASS", "FAIL", "no verdict"]:
+        """PASS where all checks agree, FAIL where one does not or there is none."""
+        if self.why_none:
+            return "no verdict"
+        return "PASS" if self.checks and all(check.passed for check in self.checks) else "FAIL"
+
+    @property
+    def largest(self) -> Check | None:
+        """The check of a value (not of a layer) with the largest difference; None where no value was measured."""
+        values = [check for check in self.checks if check.unit != "layers" and math.isfinite(check.difference)]
+        return max(values, key=lambda check: check.difference, default=None)
+
+    @property
+    def line(self) -> str:
+        """The verdict in one line, with the largest difference."""
+        if self.why_none:
+            return f"no verdict: {'; '.join(self.why_none)}"
+        agree = sum(check.passed for check in self.checks)
+        largest = self.largest
+        where = "" if largest is None else f", largest difference {_number(largest)} ({largest.quantity})"
+        return f"{self.state}: {agree} of {len(self.checks)} checks agree{where}"
+
+    def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        """Return header and rows as text; without a verdict, published and measured values alone."""
+        columns = _WITHOUT_VERDICT if self.why_none else len(_HEADER)
+        return _HEADER[:columns], [_row(check)[:columns] for check in self.checks]
+
+    def text(self) -> str:
+        """Return the table in aligned columns, where there is one, and the verdict as the last line."""
+        if not self.checks:
+            return self.line
+        header, rows = self.table()
+        widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (header, *rows)
+        ]
+        return "\n".join([*(line.rstrip() for line in lines), "", self.line])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the verdict as JSON types; null stands for a difference that is not finite."""
+        checks = [
+            asdict(check) | {"source": check.source.text, "passed": None if self.why_none else check.passed}
+            for check in self.checks
+        ]
+        for check in checks:
+            check["difference"] = check["difference"] if math.isfinite(check["difference"]) else None
+        largest = self.largest
+        return {
+            "verdict": self.state,
+            "why_none": list(self.why_none),
+            "largest_difference": None if largest is None else largest.difference,
+            "checks": checks,
+        }
+
+
+def value_check(
+    quantity: str, published: float, measured: float, source: Source, unit: Literal["probability", "points"]
+) -> Check:
+    """Return the check of a number: their difference is the absolute one."""
+    written = _probability if unit == "probability" else _points
+    difference = abs(measured - published)
+    return Check(quantity, written(published), written(measured), difference, source.tolerance, unit, source)
+
+
+def _row(check: Check) -> tuple[str, ...]:
+    word = "pass" if check.passed else "FAIL"
+    values = check.published, check.measured, _number(check), _tolerance(check)
+    return check.quantity, check.source.name, *values, word
+
+
+def _probability(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.4f}".removesuffix("0")
+
+
+def _points(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.2f} %"
+
+
+def _number(check: Check) -> str:
+    if not math.isfinite(check.difference):
+        return "-"
+    return f"{check.difference:.4f}" if check.unit == "probability" else _in_unit(check.difference, check.unit)
+
+
+def _tolerance(check: Check) -> str:
+    return f"{check.tolerance:g}" if check.unit == "probability" else _in_unit(check.tolerance, check.unit)
+
+
+def _in_unit(value: float, unit: Unit) -> str:
+    return f"{value:.0f} layers" if unit == "layers" else f"{value:.2f} points"
