@@ -137,11 +137,13 @@ def test_the_page_on_conversations_runs_on_the_real_chat_model() -> None:
 def test_commands_on_the_pages_have_the_options_that_they_use() -> None:
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     used = re.findall(r"^causal-tracer (\w+)(.*)$", text_of("command-line.md"), re.MULTILINE)
-    assert {command for command, _ in used} == {"trace", "lens", "patch", "app", "study"}
-    for command, words in used:
-        known = {option for parameter in commands[command].params for option in parameter.opts} | {"--help"}
+    used += re.findall(r"^causal-tracer (reproduce)(.*)$", text_of("reproductions.md"), re.MULTILINE)
+    assert {command for command, _ in used} == {"trace", "lens", "patch", "app", "study", "reproduce"}
+    for name, words in used:
+        command = commands[name].commands[words.split()[0]] if name == "reproduce" else commands[name]
+        known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
         for option in re.findall(r" (--[\w-]+)", words):
-            assert option in known or command == "app", option
+            assert option in known or name == "app", option
 
 
 # The notebook --------------------------------------------------------------------------------------------------------

@@ -63,5 +63,5 @@ def _check(entry: Lowest | Order, curves: Mapping[str, Mean]) -> Check:
         words = f"{entry.first} lower than {entry.second}, by", "more than 0 %", f"{ahead:.2f} %"
         return Check(*words, max(0.0, -ahead), 0.0, "points", entry.source)
     layers = int(np.argmin(second) - np.argmin(first))
-    words = f"{entry.first} lowest before {entry.second}, by", "1 layer or more", f"{layers} layers"
+    words = f"{entry.first} lowest before {entry.second}, by", "1 layer or more", str(layers)
     return Check(*words, float(max(0, 1 - layers)), 0.0, "layers", entry.source)

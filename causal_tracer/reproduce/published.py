@@ -194,7 +194,7 @@ class Order:
     source: Source
 
 
-# Sentences about a figure of two models, without a table: 10 points either way.
+# Sentences about a figure of two models, without a table: 10 points either way. Not checked against the paper's text.
 _SECTION_5 = Source("section 5", "Geva et al. 2023, section 5 and Figure 2", 10.0)
 _ABSTRACT = Source("abstract", "Geva et al. 2023, abstract: first the relation's positions, then the subject's", 0.0)
 

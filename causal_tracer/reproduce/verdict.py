@@ -145,4 +145,6 @@ def _tolerance(check: Check) -> str:
 
 
 def _in_unit(value: float, unit: Unit) -> str:
-    return f"{value:.0f} layers" if unit == "layers" else f"{value:.2f} points"
+    if unit == "layers":
+        return f"{value:.0f} layer{'' if value == 1 else 's'}"
+    return f"{value:.2f} points"
