@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from causal_tracer.reproduce.fact_studies import study_verdict
-from causal_tracer.reproduce.published import RECALL, Lowest, Order
-from causal_tracer.reproduce.verdict import Check, Verdict, value_check
+from causal_tracer.reproduce.published import RECALL, Order
+from causal_tracer.reproduce.verdict import Check, Verdict
 from causal_tracer.request.records import TraceRequest, in_the_clean_run
 from causal_tracer.request.sites import SPANS
 from causal_tracer.study.settings import StudySettings, study_maps
@@ -52,16 +52,9 @@ def recall_verdict(study: StoredStudy) -> Verdict:
     return study_verdict(study, tuple(_check(entry, curves) for entry in RECALL))
 
 
-def _check(entry: Lowest | Order, curves: Mapping[str, Mean]) -> Check:
-    if isinstance(entry, Lowest):
-        lowest = float(curves[entry.span].mean.min())
-        return value_check(f"{entry.span}, lowest point", entry.value, lowest, entry.source, "points")
+def _check(entry: Order, curves: Mapping[str, Mean]) -> Check:
     first, second = (curves[span].mean for span in (entry.first, entry.second))
-    # A claim about an order has no size: what counts is by how much it is missed.
-    if entry.by == "depth":
-        ahead = float(second.min() - first.min())
-        words = f"{entry.first} lower than {entry.second}, by", "more than 0 %", f"{ahead:.2f} %"
-        return Check(*words, max(0.0, -ahead), 0.0, "points", entry.source)
     layers = int(np.argmin(second) - np.argmin(first))
     words = f"{entry.first} lowest before {entry.second}, by", "1 layer or more", str(layers)
+    # An order has no size: what counts is by how much it is missed.
     return Check(*words, float(max(0, 1 - layers)), 0.0, "layers", entry.source)

@@ -123,7 +123,7 @@ def test_studies_of_other_facts_have_no_verdict_and_continue(run: Run, tmp_path:
     for _ in range(2):  # the second time from what is there
         status, printed, _ = run("dissecting-recall", *given, "--out", recall)
         assert status == 0
-        assert "other tokens, lowest point" in printed
+        assert "other tokens lowest before subject" in printed
         assert printed.strip().splitlines()[-1].startswith("no verdict: ")
     assert set(json.loads((recall / "means.json").read_text("utf-8"))) == set(SPANS)
     assert (recall / "figure.html").read_text("utf-8").count("Plotly.newPlot(") == 1
