@@ -1,4 +1,4 @@
-"""How long a visitor waits: for the story and the stored map, for the first cells after Run, and for Stop to stop.
+"""How long a visitor waits: for the first paint, for tokens and lens while typing, for a run, Stop, and a card.
 
     python app.py --port 7860 &
     python benchmarks/page.py http://127.0.0.1:7860/ [rounds]
@@ -33,6 +33,7 @@ from urllib.parse import parse_qs, urlsplit
 from playwright.sync_api import sync_playwright
 
 FIRST_SEED = 1000
+PROMPT, TYPED = "The Space Needle is located in the city of", "The capital city of France is the city of"
 OPTIONS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 PATIENCE_SECONDS = 60
 MANIFEST = {
@@ -125,13 +126,14 @@ def opened(path: str, url: str, times: queue.Queue[tuple[str, float]], extension
 
 
 def visit(browser: Any, url: str, seed: int) -> dict[str, float]:
-    """One visitor who traces: Run, Stop in the midst of it, and Run again."""
+    """One visitor who types another prompt, runs it, stops, runs again, and goes back to the first result."""
     context = browser.new_context(viewport={"width": 1280, "height": 800})
     page = context.new_page()
     page.set_default_timeout(120_000)
     page.goto(f"{url}?seed={seed}", wait_until="commit")
     page.get_by_text("Model ready").wait_for()
     page.wait_for_function("document.querySelectorAll('#ct-chips [data-token]:not([disabled])').length > 0")
+    found = _typed(page)
     run, stop = page.locator("#ct-run-hidden"), page.locator("#ct-stop-hidden")
     pressed = time.perf_counter()
     run.click()
@@ -150,8 +152,41 @@ def visit(browser: Any, url: str, seed: int) -> dict[str, float]:
     words = page.locator("#ct-status-hidden").inner_text()
     if not re.search(r"restored runs in", words):
         raise SystemExit(f"This round measured nothing: {words!r}")
+    found |= {"first cells after Run": first, "Stop": stopped, "whole map after Run": whole}
+    # The card of that run, after the fields have changed.
+    page.locator("#ct-prompt textarea").first.fill(PROMPT)
+    _chips(page, "Space")
+    pressed = time.perf_counter()
+    page.locator("#ct-history [data-open]").first.click()
+    _status(page, "Restored from the history")
+    page.wait_for_function("document.querySelector('#ct-numbers-hidden').innerText.includes('Paris')")
     context.close()
-    return {"first cells after Run": first, "Stop": stopped, "whole map after Run": whole}
+    return {**found, "a card of the history": time.perf_counter() - pressed}
+
+
+def _typed(page: Any) -> dict[str, float]:
+    """Type another prompt, and wait for its tokens and its lens from the last key on."""
+    box = page.locator("#ct-prompt textarea").first
+    box.fill(TYPED[:-1])
+    _chips(page, "France")
+    box.press("End")
+    pressed = time.perf_counter()
+    box.press(TYPED[-1])
+    _chips(page, "of")
+    tokens = time.perf_counter() - pressed
+    page.wait_for_function(
+        "() => [...document.querySelectorAll('#ct-prompt-lens-hidden tbody th')].at(-1)?.innerText === 'of'"
+    )
+    return {"tokens and answers after a key": tokens, "lens after a key": time.perf_counter() - pressed}
+
+
+def _chips(page: Any, token: str) -> None:
+    """Wait until the prompt's tokens have this text, and the model's answers stand below them."""
+    page.wait_for_function(
+        "token => [...document.querySelectorAll('#ct-chips [data-token]')].some(chip => chip.innerText === token) "
+        "&& document.querySelector('#ct-chips [data-answer]')",
+        arg=token,
+    )
 
 
 def _status(page: Any, pattern: str) -> None:

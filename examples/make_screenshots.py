@@ -1,29 +1,44 @@
-"""Take the README's pictures of the web page: the story of a first visit, and the workbench, light and dark.
+"""Take pictures of the web page: the story and the workbench for the docs, light and dark, and each tab to look at.
 
-    python examples/make_screenshots.py [folder]
+    python examples/make_screenshots.py [folder]            the pictures of the docs
+    python examples/make_screenshots.py --tabs folder       each tab: desktop and phone, light and dark
 
-It shows stored results, so it needs no model; it needs the app's packages, playwright and a Chromium.
+The pictures of the docs show stored results and need no model. Those of the tabs load the embedded model, since lenses
+are computed. Both need the app's packages, playwright and a Chromium.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
-import sys
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 from playwright.sync_api import sync_playwright
 
+from causal_tracer.web.page.explore import TAB_TITLES
 from causal_tracer.web.service.tracing import TraceService
 from causal_tracer.web.serving import build_demo, page_options
 
 LAST_STEP = 4
+DESKTOP, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
+# What is there once a tab is complete; a tab of maps has its map.
+COMPLETE = {
+    "lens": "#ct-lens-grid table",
+    "patch": "#ct-patch-lenses table",
+    "compare": "#ct-compare-words",
+    "studies": "#ct-study-plot .main-svg",
+}
+
+STILL = "!document.getAnimations().some(its => its.playState === 'running' && its.effect.getTiming().iterations === 1)"
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, *, tabs: bool) -> None:
     """Write the pictures."""
+    folder.mkdir(parents=True, exist_ok=True)
     service = TraceService()
     demo = build_demo(service)
     demo.launch(prevent_thread_lock=True, server_name="127.0.0.1", quiet=True, **page_options(service))
@@ -31,21 +46,67 @@ def main(folder: Path) -> None:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
         for theme in ("light", "dark"):
-            size = {"width": 1280, "height": 800}
-            page = browser.new_page(viewport=size, color_scheme=theme, reduced_motion="reduce")
-            page.set_default_timeout(60_000)
-            page.goto(f"{demo.local_url}?__theme={theme}")
-            page.wait_for_selector("#ct-map-hidden .heatmaplayer image")
-            for _ in range(LAST_STEP):
-                page.keyboard.press("ArrowRight")
-            page.screenshot(path=folder / f"page_story_{theme}.png")
-            # A second visit: without the story.
-            page.reload()
-            page.wait_for_selector("#ct-map-hidden .heatmaplayer image")
-            page.screenshot(path=folder / f"page_workbench_{theme}.png")
+            if tabs:
+                take_tabs(browser, demo.local_url, theme, folder)
+            else:
+                take_docs(browser, demo.local_url, theme, folder)
         browser.close()
     demo.close()
 
 
+def opened(browser: Any, url: str, theme: str, size: Any) -> Any:
+    """Return a page that shows the stored map."""
+    page = browser.new_page(viewport=size, color_scheme=theme, reduced_motion="reduce")
+    page.set_default_timeout(120_000)
+    page.goto(f"{url}?__theme={theme}")
+    page.wait_for_selector("#ct-map-hidden .heatmaplayer image")
+    return page
+
+
+def take_docs(browser: Any, url: str, theme: str, folder: Path) -> None:
+    """Take the last step of the story, and the workbench."""
+    page = opened(browser, url, theme, DESKTOP)
+    for _ in range(LAST_STEP):
+        page.keyboard.press("ArrowRight")
+    page.screenshot(path=folder / f"page_story_{theme}.png")
+    _visit_again(page)
+    page.screenshot(path=folder / f"page_workbench_{theme}.png")
+
+
+def take_tabs(browser: Any, url: str, theme: str, folder: Path) -> None:
+    """Take each tab on a desktop and on a phone."""
+    for device, size in (("desktop", DESKTOP), ("phone", PHONE)):
+        page = opened(browser, url, theme, size)
+        _visit_again(page)
+        page.get_by_text("Model ready").wait_for()
+        for name, title in TAB_TITLES.items():
+            _open_tab(page, title)
+            if name == "patch":
+                page.locator("#ct-patch-read").click()
+            page.wait_for_selector(COMPLETE.get(name, f"[id^='ct-map-{name}'] .main-svg"))
+            page.wait_for_function(STILL)
+            page.screenshot(path=folder / f"{name}_{device}_{theme}.png", full_page=device == "phone")
+        page.close()
+
+
+def _visit_again(page: Any) -> None:
+    """Open the page as on a second visit: without the story."""
+    page.reload()
+    page.wait_for_selector("#ct-map-hidden .heatmaplayer image")
+
+
+def _open_tab(page: Any, title: str) -> None:
+    tab = page.get_by_role("tab", name=title, exact=True)
+    if not tab.is_visible():
+        # A phone has most tabs in a menu.
+        page.get_by_role("button", name="More tabs").click()
+        tab = page.get_by_role("button", name=title, exact=True)
+    tab.click()
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).resolve().parent.parent / "docs")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).resolve().parent.parent / "docs")
+    parser.add_argument("--tabs", action="store_true", help="each tab, not the pictures of the docs")
+    given = parser.parse_args()
+    main(given.folder, tabs=given.tabs)
