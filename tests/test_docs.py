@@ -16,6 +16,7 @@ import causal_tracer
 from causal_tracer.corruption import CORRUPTIONS
 from causal_tracer.metrics.metric import METRICS
 from causal_tracer.request.records import MapSpec, TraceRequest
+from causal_tracer.request.sites import SITES
 from causal_tracer.web.service.settings import ServiceSettings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -56,6 +57,11 @@ def test_the_reference_has_every_public_name_and_each_has_a_docstring() -> None:
     for name, value in found.items():
         if inspect.ismodule(value) or inspect.isclass(value) or inspect.isfunction(value):
             assert len((inspect.getdoc(value) or "").split()) > 2, name
+
+
+def test_the_kinds_of_maps_are_in_the_reference_with_their_windows() -> None:
+    rows = re.findall(r"^\| `\"(\w+)\"`.* \| (\d+) \|$", text_of("reference/requests.md"), re.MULTILINE)
+    assert {kind: int(window) for kind, window in rows} == {name: site.window for name, site in SITES.items()}
 
 
 def test_the_settings_of_the_app_are_all_on_their_page() -> None:
@@ -114,9 +120,7 @@ def test_a_link_out_of_the_site_becomes_the_files_name(monkeypatch: pytest.Monke
     monkeypatch.syspath_prepend(str(DOCS))
     hook = importlib.import_module("outside_links")
     page = SimpleNamespace(file=SimpleNamespace(src_uri="guides/space.md"))
-    text = (
-        "[table](../../benchmarks/coverage.md#x), [`SECURITY.md`](../../SECURITY.md), [terms](../terms/README.md)"
-    )
+    text = "[table](../../benchmarks/coverage.md#x), [`SECURITY.md`](../../SECURITY.md), [terms](../terms/README.md)"
     assert hook.on_page_markdown(text, page=page) == (
         "table (`benchmarks/coverage.md` in the repository), `SECURITY.md`, [terms](../terms/README.md)"
     )
