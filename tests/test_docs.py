@@ -21,7 +21,8 @@ from causal_tracer.web.service.settings import ServiceSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
-PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")])
+PLACES = ("*.md", "docs/**/*.md", "benchmarks/*.md", "spaces/*/*.md", "examples/*.ipynb")
+PAGES = sorted(page for place in PLACES for page in ROOT.glob(place))
 TERMS = sorted(page for page in (DOCS / "terms").glob("*.md") if page.name != "README.md")
 
 
