@@ -4,8 +4,8 @@
 
 To first order, putting the clean activation into the corrupted run changes the metric by the metric's gradient at the
 corrupted run times (clean - corrupted activation): two forward passes and one backward, in place of a run for every
-cell (attribution patching; Syed et al. 2023, arXiv 2310.10348). `docs/attribution.md` has the figures, and why the
-package does not offer it.
+cell (attribution patching; Syed et al. 2023, arXiv 2310.10348). `docs/explanation/attribution.md` has the figures, and
+why the package does not offer it.
 
 For each fact and kind: Spearman's correlation over the cells from the subject's first token on (all others are zero in
 both), whether the estimate's largest cell is among the exact map's five largest, and what part of the exact peak's

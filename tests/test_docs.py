@@ -1,26 +1,28 @@
-"""The documentation is whole and true: names, links, formulas, commands, and the code on its pages."""
+"""The documentation is whole and true: names, links, formulas, settings; `test_docs_code.py` runs its code."""
 
 from __future__ import annotations
 
 import importlib
+import inspect
 import re
-import subprocess
-import sys
+from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import typer
 
-from causal_tracer.cli.main import app
+import causal_tracer
 from causal_tracer.corruption import CORRUPTIONS
 from causal_tracer.metrics.metric import METRICS
 from causal_tracer.request.records import MapSpec, TraceRequest
-from tests.support.tiny_models import PROMPT, SUBJECT, tiny_tracer
+from causal_tracer.request.sites import SITES
+from causal_tracer.web.service.settings import ServiceSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
-PAGES = sorted(DOCS.rglob("*.md"))
+PLACES = ("*.md", "docs/**/*.md", "benchmarks/*.md", "spaces/*/*.md", "examples/*.ipynb")
+PAGES = sorted(page for place in PLACES for page in ROOT.glob(place))
 TERMS = sorted(page for page in (DOCS / "terms").glob("*.md") if page.name != "README.md")
 
 
@@ -28,38 +30,49 @@ def text_of(name: str) -> str:
     return (DOCS / name).read_text(encoding="utf-8")
 
 
-def python_blocks(name: str) -> list[str]:
-    return re.findall(r"```python\n(.*?)```", text_of(name), re.DOTALL)
-
-
 # The reference -------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def maker() -> Any:
-    """docs/make_api.py, as a module."""
-    sys.path.insert(0, str(DOCS))
-    try:
-        return importlib.import_module("make_api")
-    finally:
-        sys.path.remove(str(DOCS))
+def referred() -> dict[str, Any]:
+    """The objects that the pages of the reference take docstrings from, by their full names."""
+    found = {}
+    for page in sorted((DOCS / "reference").glob("*.md")):
+        for name, options in re.findall(r"^::: (\S+)\n((?:    .*\n)*)", page.read_text("utf-8"), re.MULTILINE):
+            try:
+                at: Any = importlib.import_module(name)
+            except ModuleNotFoundError:
+                module, _, last = name.rpartition(".")
+                at = getattr(importlib.import_module(module), last)
+            found[name] = at
+            members = re.search(r"members:(.*?)(?=\n      [a-z]|\Z)", options, re.DOTALL)
+            for member in re.findall(r"\w+", members[1]) if members else ():
+                found[f"{name}.{member}"] = getattr(at, member)
+    return found
 
 
-def test_the_reference_is_what_the_docstrings_say(maker: Any) -> None:
-    assert text_of("api.md") == maker.page(), "python docs/make_api.py brings it up to date"
+def test_the_reference_has_every_public_name_and_each_has_a_docstring() -> None:
+    found = referred()
+    wanted = {f"causal_tracer.{name}" for name in causal_tracer.__all__ if not name.startswith("_")}
+    assert wanted - {"causal_tracer.CausalTracerError"} <= found.keys()
+    assert "causal_tracer.errors" in found
+    for name, value in found.items():
+        if inspect.ismodule(value) or inspect.isclass(value) or inspect.isfunction(value):
+            assert len((inspect.getdoc(value) or "").split()) > 2, name
 
 
-def test_every_public_name_has_an_entry_that_says_something(maker: Any) -> None:
-    import causal_tracer
+def test_the_kinds_of_maps_are_in_the_reference_with_their_windows() -> None:
+    rows = re.findall(r"^\| `\"(\w+)\"`.* \| (\d+) \|$", text_of("reference/requests.md"), re.MULTILINE)
+    assert {kind: int(window) for kind, window in rows} == {name: site.window for name, site in SITES.items()}
 
-    page = text_of("api.md")
-    names = {name for module in maker.MODULES for name in maker.public_names(module)}
-    assert {name for name in causal_tracer.__all__ if not name.startswith("_")} <= names
-    entries = dict(re.findall(r"^### (\w+)\n(.*?)(?=^##|\Z)", page, re.DOTALL | re.MULTILINE))
-    for name in names:
-        said = re.search(r"```text\n(.+?)\n```", entries[name], re.DOTALL)
-        assert said, f"{name} is not documented"
-        assert len(said[1].split()) > 2, f"{name}: {said[1]!r}"
+
+def test_the_settings_of_the_app_are_all_on_their_page() -> None:
+    rows = dict(re.findall(r"^\| `([A-Z_]+)` \| ?([^|]*) \|", text_of("reference/settings.md"), re.MULTILINE))
+    fields = ServiceSettings.__dataclass_fields__
+    assert rows.keys() == {name.upper() for name in fields}
+    for name, field in fields.items():
+        if isinstance(field.default, int) and field.default < 2**20:
+            shown = {"on": True, "off": False}.get(rows[name.upper()], rows[name.upper()])
+            assert int(shown) == field.default, name
 
 
 # Terms ---------------------------------------------------------------------------------------------------------------
@@ -85,65 +98,33 @@ def test_everything_that_can_be_asked_for_by_name_is_on_its_page() -> None:
         assert f"{field}=" in terms
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
-def test_links_lead_to_files_that_are_there(page: Path) -> None:
-    for target in re.findall(r"\]\(((?!https?:|#)[^)#]+)", page.read_text(encoding="utf-8")):
-        assert (page.parent / target).exists(), target
+# Links ---------------------------------------------------------------------------------------------------------------
 
 
-# Code and commands ---------------------------------------------------------------------------------------------------
+@cache
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def test_the_guide_to_metrics_and_corruptions_runs_and_keeps_to_fifteen_lines(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    # The other guides change the package: test_extending.py applies them to a copy.
-    blocks = python_blocks("extending.md")[:3]
-    names: dict[str, Any] = {"tracer": tiny_tracer("llama"), "prompt": PROMPT, "subject": SUBJECT}
-    for block in blocks:
-        made = re.search(r"@dataclass.*?(?=\n\n\n(?:flow|def))", block, re.DOTALL)
-        assert made
-        assert len([line for line in made[0].splitlines() if line.strip()]) <= 15
-        exec(compile(block, "extending.md", "exec"), names)
-        assert abs(names["flow"].total_effect) > 0.01
-    margin, described, shuffled = capsys.readouterr().out.splitlines()
-    assert margin.startswith("AnswerMargin ")
-    assert float(margin.split()[1]) > 0 > float(margin.split()[2])
-    assert described == "answer margin margin of {answer}"
-    assert shuffled.startswith("shuffled embeddings ")
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_files_and_headings_that_are_there(page: Path) -> None:
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)", page.read_text(encoding="utf-8")):
+        file = (page.parent / target).resolve() if target else page
+        assert file.exists(), target
+        assert not anchor or anchor in anchors(file), f"{target}#{anchor}"
 
 
-def test_the_glass_box_page_prints_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
-    (block,) = python_blocks("glass-box.md")
-    exec(compile(block, "glass-box.md", "exec"), {})
-    plain, severed = (
-        [float(number) for number in re.findall(r"\d\.\d+", line)] for line in capsys.readouterr().out.splitlines()
+def test_a_link_out_of_the_site_becomes_the_files_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(DOCS))
+    hook = importlib.import_module("outside_links")
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="guides/space.md"))
+    text = "[table](../../benchmarks/coverage.md#x), [`SECURITY.md`](../../SECURITY.md), [terms](../terms/README.md)"
+    assert hook.on_page_markdown(text, page=page) == (
+        "table (`benchmarks/coverage.md` in the repository), `SECURITY.md`, [terms](../terms/README.md)"
     )
-    assert plain[:4] == [0.99] * 4
-    assert [round(score, 1) for score in severed[:2]] == [0.4, 0.4]
-
-
-@pytest.mark.nightly
-def test_the_page_on_conversations_runs_on_the_real_chat_model() -> None:
-    (block,) = python_blocks("conversations.md")
-    names: dict[str, Any] = {}
-    exec(compile(block, "conversations.md", "exec"), names)
-    flow = names["flow"]
-    assert flow.answer.strip() == "France"
-    assert flow.total_effect > 0.05
-    assert "".join(flow.input_tokens[slice(*flow.subject_range)]).strip() == "Eiffel Tower"
-
-
-def test_commands_on_the_pages_have_the_options_that_they_use() -> None:
-    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    used = re.findall(r"^causal-tracer (\w+)(.*)$", text_of("command-line.md"), re.MULTILINE)
-    used += re.findall(r"^causal-tracer (reproduce)(.*)$", text_of("reproductions.md"), re.MULTILINE)
-    assert {command for command, _ in used} == {"trace", "lens", "patch", "app", "study", "reproduce"}
-    for name, words in used:
-        command = commands[name].commands[words.split()[0]] if name == "reproduce" else commands[name]
-        known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
-        for option in re.findall(r" (--[\w-]+)", words):
-            assert option in known or name == "app", option
 
 
 # The notebook --------------------------------------------------------------------------------------------------------
@@ -169,16 +150,3 @@ def test_the_notebook_runs_from_top_to_bottom() -> None:
     client.execute()
     shown = "".join(output.get("text", "") for cell in read.cells for output in cell.get("outputs", ()))
     assert "Seattle" in shown
-
-
-@pytest.mark.slow
-def test_the_page_of_the_reference_can_be_made_by_a_command() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", "import runpy; print(len(runpy.run_path('docs/make_api.py')['page']()))"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr

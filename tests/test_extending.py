@@ -14,7 +14,9 @@ import pytest
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parent.parent
-GUIDES = dict(re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", (ROOT / "docs/extending.md").read_text(), re.S | re.M))
+GUIDES = dict(
+    re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", (ROOT / "docs/guides/extending.md").read_text(), re.S | re.M)
+)
 START = """
 from tests.support.tiny_models import PROMPT as prompt, SUBJECT as subject, tiny_tracer
 tracer = tiny_tracer("llama")

@@ -36,23 +36,29 @@ def requirements(path: str) -> dict[str, Requirement]:
 
 
 @pytest.mark.model
-def test_python_example_runs_as_it_stands(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_python_example_prints_what_the_readme_says_and_writes_its_figure(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     shown: list[go.Figure] = []
     monkeypatch.setattr(go.Figure, "show", lambda self, *args, **kwargs: shown.append(self))
+    monkeypatch.chdir(tmp_path)
     exec(compile(block_after("example"), "README.md", "exec"), {})
     assert len(shown) == 1
-    assert re.search(r"P\(Seattle\) = 0\.47 clean, 0\.00\d corrupted", capsys.readouterr().out)
+    assert (tmp_path / "map.html").exists()
+    said = re.search(r"```text\n(.*?)```", README, re.DOTALL)
+    assert said
+    assert capsys.readouterr().out == said[1]
+
+
+def test_the_readme_is_short_and_its_example_is_ten_lines() -> None:
+    assert README.count("\n") < 150
+    assert len([line for line in block_after("example").splitlines() if line]) <= 10
 
 
 def test_commands_are_the_ones_that_ci_runs() -> None:
     assert "python app.py" in block_after("command: app")
     assert "python -m pytest" in block_after("command: test")
     assert "readme_command test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
-
-
-def test_files_that_the_readme_names_exist() -> None:
-    for name in re.findall(r"\]\(((?!https?:|#)[^)]+)\)", README):
-        assert (ROOT / name).exists(), name
 
 
 def test_requirements_equal_those_of_the_package_with_its_app() -> None:

@@ -81,9 +81,11 @@ def chat_prompt(
         tokenizer: A Hugging Face tokenizer with a chat template.
         messages: The turns, or a `ChatText`, which brings `thinking` and `assistant_prefix` along.
         subject: A part of a message or of the assistant's prefix; None guesses it, from the user's last message first.
-        thinking, assistant_prefix: As in `ChatText`.
+        thinking: As in `ChatText`.
+        assistant_prefix: As in `ChatText`.
         occurrence: Which one is meant where the subject is said more than once.
-        context_length, vocab_size: As in `make_prompt`.
+        context_length: As in `make_prompt`.
+        vocab_size: As in `make_prompt`.
 
     Returns:
         The prompt; its text is what the template wrote, and its last token is where the answer is read.
