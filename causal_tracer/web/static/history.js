@@ -64,6 +64,7 @@ function showTabs() {
   const { top } = tabs.getBoundingClientRect();
   if (top < -400 || top > innerHeight - 200) tabs.scrollIntoView();
 }
+page.showTabs = showTabs;
 
 function drawn() {
   const strip = find('.ct-past');

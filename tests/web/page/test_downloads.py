@@ -130,7 +130,7 @@ class TestHtml:
 
 class TestPictures:
     def test_without_a_browser_it_is_said(self, tmp_path, monkeypatch):
-        def missing(figure, path):
+        def missing(figure, path, scale):
             raise ExportError("Writing needs Chrome or Chromium.")
 
         monkeypatch.setattr(downloads, "save_figure", missing)
@@ -138,7 +138,7 @@ class TestPictures:
             download(tiny_flow(), "png", tmp_path)
 
     @pytest.mark.nightly
-    @pytest.mark.parametrize(("ending", "start"), [("svg", b"<svg"), ("png", b"\x89PNG")])
+    @pytest.mark.parametrize(("ending", "start"), [("svg", b"<svg"), ("png", b"\x89PNG"), ("pdf", b"%PDF")])
     def test_are_drawn(self, tmp_path, ending, start):
         try:
             path = download(tiny_flow(), ending, tmp_path)
@@ -155,5 +155,5 @@ def test_names_say_nothing_that_was_typed(tmp_path):
 
 
 def test_an_unknown_format(tmp_path):
-    with pytest.raises(CausalTracerError, match="json, csv, html, png, svg"):
+    with pytest.raises(CausalTracerError, match="json, csv, html, png, svg, pdf"):
         download(tiny_flow(), "exe", tmp_path)
