@@ -18,11 +18,11 @@ from causal_tracer.results.words import display_token, map_title, metric_label, 
 SLIDE_SIZE = (1920, 1080)
 """Width and height in pixels, 16:9."""
 
-_ABOVE, _BELOW, _BESIDE = 175, 190, 60
+_ABOVE, _BELOW, _BESIDE = 175, 235, 60
 _AXIS = 90
 _TITLE, _WORDS, _LABELS, _SMALL = 40, 26, 24, 19
 # Characters that fit across a slide at these sizes, and lines that there is room for.
-_TITLE_WIDTH, _WORDS_WIDTH, _SMALL_WIDTH = 84, 135, 165
+_TITLE_WIDTH, _WORDS_WIDTH, _SMALL_WIDTH, _LINK_WIDTH = 84, 135, 165, 135
 _TITLE_LINES, _WORDS_LINES, _RECIPE_LINES, _LINK_LINES = 2, 2, 2, 3
 
 
@@ -58,7 +58,8 @@ def slide_figure(result: HiddenFlow, *, link: str = "", model: str = "") -> go.F
     # Labels of many tokens become smaller: none is left out.
     figure.update_yaxes(tickfont={"size": min(_LABELS, max(6, int(0.85 * room / rows)))})
     figure.update_traces(colorbar={"title": {"font": {"size": _LABELS}}, "thickness": 26})
-    say = f"{_prompt(result)} → {display_token(result.answer)}"
+    # The mark keeps the answer to the right of a prompt that is written from right to left.
+    say = f"{_prompt(result)}\N{LEFT-TO-RIGHT MARK} → {display_token(result.answer)}"
     _write(figure, height - 24, "top", _TITLE, _lines(say, _TITLE_WIDTH, _TITLE_LINES))
     below_title = height - 32 - 1.3 * _TITLE * len(_lines(say, _TITLE_WIDTH, _TITLE_LINES))
     _write(figure, below_title, "top", _WORDS, _lines(_measured(result), _WORDS_WIDTH, _WORDS_LINES))
@@ -94,8 +95,8 @@ def _lines(words: str, width: int, most: int) -> list[str]:
 
 def _link_lines(link: str) -> list[str]:
     """Return an address in lines; of one that there is no room for, the page without its query."""
-    shown = link if len(link) <= _LINK_LINES * _SMALL_WIDTH else link.partition("?")[0][:_SMALL_WIDTH]
-    return [escape_markup(shown[start : start + _SMALL_WIDTH]) for start in range(0, len(shown), _SMALL_WIDTH)]
+    shown = link if len(link) <= _LINK_LINES * _LINK_WIDTH else link.partition("?")[0][:_LINK_WIDTH]
+    return [escape_markup(shown[start : start + _LINK_WIDTH]) for start in range(0, len(shown), _LINK_WIDTH)]
 
 
 def _write(figure: go.Figure, height: float, anchor: str, size: int, lines: Iterable[str]) -> None:

@@ -53,8 +53,13 @@ GALLERY = (
     GalleryEntry(
         "carried",
         "A fact carried by attention",
-        "Attention at the last token brings all of “Nepal” back, and the MLPs at “Everest” only 32% of it.",
-        {"model": _GEMMA, "prompt": "Mount Everest is in the country of", "subject": "Mount Everest", "kind": "all"},
+        "Attention at the last token brings back 89% of “New” (York), and the MLPs at the museum's name at most 11%.",
+        {
+            "model": _GEMMA,
+            "prompt": "The Metropolitan Museum of Art is located in the city of",
+            "subject": "The Metropolitan Museum of Art",
+            "kind": "all",
+        },
     ),
     GalleryEntry(
         "six-tokens",

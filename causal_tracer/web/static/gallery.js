@@ -13,6 +13,7 @@ element.addEventListener('click', event => {
     // The fields get a subject and an answer that belong to the prompt that comes with them (`fields_changed.js`).
     const page = window.causalTracer ??= {};
     page.subject = page.answer = null;
+    page.noRun?.();
     page.showTabs?.();
     trigger('select', { index: 0, value: button.dataset.entry });
   } else if (event.target === dialog) dialog.close();

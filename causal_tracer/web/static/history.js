@@ -65,6 +65,8 @@ function showTabs() {
   if (top < -400 || top > innerHeight - 200) tabs.scrollIntoView();
 }
 page.showTabs = showTabs;
+// What is shown now is no run of the list.
+page.noRun = () => { current = ''; mark(); };
 
 function drawn() {
   const strip = find('.ct-past');

@@ -15,8 +15,9 @@ from causal_tracer import HiddenFlow
 from causal_tracer.errors import CausalTracerError, ExportError, ResultFormatError
 from causal_tracer.results.analysis import COLUMNS, rows
 from causal_tracer.results.tables import csv_text
-from causal_tracer.web.page import downloads
+from causal_tracer.web.page import downloads, explore
 from causal_tracer.web.page.downloads import download, file_stem, html_page, open_result
+from causal_tracer.web.page.texts import NO_LINK_YET
 from tests.support.web_tiny import ASKED, flow_of, tiny_flow, tiny_service
 
 
@@ -126,6 +127,28 @@ class TestHtml:
             input_tokens=[typed, *tiny_flow().input_tokens[1:]],
         )
         assert "<img" not in html_page(flow)
+
+
+class TestLinks:
+    def test_a_page_has_the_link_as_text(self):
+        page = html_page(tiny_flow(), 'https://example.org/?prompt="x"&kind=mlp')
+        shown = "https://example.org/?prompt=&quot;x&quot;&amp;kind=mlp"
+        assert f'<a href="{shown}">{shown}</a>' in page
+
+    @pytest.mark.parametrize(
+        ("stands_there", "link"),
+        [("https://example.org/?kind=mlp", "https://example.org/?kind=mlp"), (NO_LINK_YET, ""), ("javascript:x", "")],
+    )
+    def test_words_in_the_place_of_a_link_are_left_out(self, tmp_path, monkeypatch, stands_there, link):
+        given = []
+
+        def noted(flow, format, folder, address):
+            given.append(address)
+            return folder / "x.pdf"
+
+        monkeypatch.setattr(explore, "download", noted)
+        explore.write_file("mlp", "pdf", "mlp", {"mlp": tiny_flow()}, True, stands_there)
+        assert given == [link]
 
 
 class TestPictures:

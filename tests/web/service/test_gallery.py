@@ -70,11 +70,10 @@ def classic(entry: GalleryEntry) -> None:
 def carried(entry: GalleryEntry) -> None:
     flows = gallery_flows(entry)
     assert list(flows) == ["hidden", "mlp", "attention"]
-    assert flows["mlp"].answer == " Nepal"
-    assert best(flows["attention"], -1) > 0.99
+    assert flows["mlp"].answer == " New"
+    assert f"{percent(best(flows['attention'], -1))} of" in entry.sentence
     in_mlp = [best(flows["mlp"], row) for row in subject_rows(flows["mlp"])]
-    assert percent(max(in_mlp)) in entry.sentence
-    assert flows["mlp"].input_tokens[flows["mlp"].subject_range[1] - 1] == " Everest"
+    assert f"at most {percent(max(in_mlp))}" in entry.sentence
 
 
 def six_tokens(entry: GalleryEntry) -> None:
