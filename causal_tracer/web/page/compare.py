@@ -15,11 +15,12 @@ from causal_tracer.request.sites import SITES
 from causal_tracer.results.analysis import base_score
 from causal_tracer.results.comparison import FlowDifference, compare_flows
 from causal_tracer.results.flow import HiddenFlow
+from causal_tracer.results.recipe import recipe
 from causal_tracer.results.words import display_token, effect_label, map_title, metric_of, patched_word, runs_line
 from causal_tracer.web.page.cells import difference_table_html
-from causal_tracer.web.page.summary import recipe
 from causal_tracer.web.page.views import legend_html
 from causal_tracer.web.service.figures import app_figure, in_the_page, scale_above
+from causal_tracer.web.service.registry import model_title
 
 MOST_FIGURES = 4
 """Figures of one comparison."""
@@ -142,7 +143,8 @@ def _unlike(flows: Sequence[HiddenFlow]) -> str:
 def _made_of(flows: Sequence[HiddenFlow]) -> str:
     return "".join(
         f'<p class="ct-prompt" dir="auto"><b>{name}</b> {escape(_title(flow))}</p>'
-        f'<p class="ct-made">{escape(runs_line(flow, metric_of(flow).written))} · {escape(recipe(flow))}</p>'
+        f'<p class="ct-made">{escape(runs_line(flow, metric_of(flow).written))} · '
+        f"{escape(recipe(flow, model_title(flow.settings.model)))}</p>"
         for name, flow in zip(_LETTERS, flows, strict=False)
     )
 

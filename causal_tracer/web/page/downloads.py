@@ -12,25 +12,28 @@ from causal_tracer.errors import ExportError, ResultFormatError
 from causal_tracer.files import write_atomically
 from causal_tracer.plots.heatmap import plot_hidden_flow_heatmap, save_figure
 from causal_tracer.plots.pages import figure_html, standalone_page
+from causal_tracer.plots.slides import slide_figure
 from causal_tracer.results.analysis import COLUMNS, rows
 from causal_tracer.results.flow import HiddenFlow
 from causal_tracer.results.tables import csv_text
 from causal_tracer.results.words import map_title, metric_label
 from causal_tracer.web.page.summary import details_html, doubts_html, numbers_html
+from causal_tracer.web.service.registry import model_title
 
-FORMATS = ("json", "csv", "html", "png", "svg")
+FORMATS = ("json", "csv", "html", "png", "svg", "pdf")
 
 _LARGEST_UPLOAD = 64 * 2**20
 
 
-def download(flow: HiddenFlow, format: str, folder: Path) -> Path:
+def download(flow: HiddenFlow, format: str, folder: Path, link: str = "") -> Path:
     """Write a result into a folder, and return the file.
 
     Args:
         flow: The result.
         format: One of `FORMATS`: "json" opens again with identical numbers, "csv" has a row for each cell, "html" is a
-            page that needs no network, "png" and "svg" are pictures.
+            page that needs no network, "png", "svg" and "pdf" are slides.
         folder: Where to write it; made if needed.
+        link: An address that leads to the result, for pages and slides.
 
     Raises:
         ExportError: The format is not known, or there is no browser to draw a picture.
@@ -43,9 +46,9 @@ def download(flow: HiddenFlow, format: str, folder: Path) -> Path:
     elif format == "csv":
         write_atomically(path, csv_text(COLUMNS, rows(flow)))
     elif format == "html":
-        write_atomically(path, html_page(flow))
+        write_atomically(path, html_page(flow, link))
     else:
-        save_figure(plot_hidden_flow_heatmap(flow, show=False), path)
+        save_figure(slide_figure(flow, link=link, model=model_title(flow.settings.model)), path, scale=1.0)
     return path
 
 
@@ -55,11 +58,13 @@ def file_stem(flow: HiddenFlow) -> str:
     return f"causal-trace-{flow.kind}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 
-def html_page(flow: HiddenFlow) -> str:
-    """Return the map with its numbers and how it was made, as one page that needs no network."""
+def html_page(flow: HiddenFlow, link: str = "") -> str:
+    """Return the map with its numbers, how it was made and a link, as one page that needs no network."""
     title = f"{map_title(flow)}: {metric_label(flow)}"
     figure = figure_html(plot_hidden_flow_heatmap(flow, title="", show=False))
     body = numbers_html(flow) + figure + doubts_html(flow) + details_html(flow)
+    if link:
+        body += f'<p><a href="{escape(link)}">{escape(link)}</a></p>'
     return standalone_page(title, f"<h1>{escape(title)}</h1>{body}")
 
 

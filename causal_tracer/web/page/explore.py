@@ -88,11 +88,18 @@ def redraw(tab: str, flows: Flows | None, made: bool, write_top_tokens: bool) ->
     return figure, gr.skip()
 
 
-def write_file(tab: str, format: str, kind: str, flows: Flows | None, made: bool) -> tuple[str | None, str]:
-    """Return a file of a result to download, and a message if it could not be made."""
+def write_file(
+    tab: str, format: str, kind: str, flows: Flows | None, made: bool, link: str = ""
+) -> tuple[str | None, str]:
+    """Return a file of a result to download, and a message if it could not be made.
+
+    What stands in the place of a link and is no address is left out.
+    """
     try:
         shown = shown_flows(tab, flows, made)
         flow = next((flow for each, flow in shown.items() if each == kind), next(iter(shown.values())))
-        return str(download(flow, format, Path(tempfile.mkdtemp(prefix="causal-tracer-")))), message_html()
+        folder = Path(tempfile.mkdtemp(prefix="causal-tracer-"))
+        address = link if link.startswith(("http://", "https://")) else ""
+        return str(download(flow, format, folder, address)), message_html()
     except CausalTracerError as error:
         return None, message_html(str(error))

@@ -25,6 +25,8 @@ from causal_tracer.web.page.fields import (
 from causal_tracer.web.page.summary import message_html, model_words, progress_words, status_html
 from causal_tracer.web.page.views import TabView, maps_view
 from causal_tracer.web.service.asking import Fields
+from causal_tracer.web.service.command_lines import trace_command
+from causal_tracer.web.service.field_checks import check_fields
 from causal_tracer.web.service.figures import Flows
 from causal_tracer.web.service.limits import client_of
 from causal_tracer.web.service.links import fields_of, page_url
@@ -192,9 +194,11 @@ def named(tab: str) -> str:
     return tab
 
 
-def python_lines(service: TraceService, tab: str, picked: Picked, *values: Any) -> str:
-    """The Python lines that do what the fields ask for."""
+def program_lines(service: TraceService, tab: str, picked: Picked, *values: Any) -> tuple[str, str]:
+    """The Python lines, and the command, that do what the fields ask for."""
     try:
-        return service.python_lines(asked_for(tab, picked, *values))
+        asked = asked_for(tab, picked, *values)
+        checked, loading = check_fields(asked, service.settings), service.loading(asked["model"])
+        return service.python_lines(asked), trace_command(checked, *loading)
     except CausalTracerError as error:
-        return f"# {error}"
+        return f"# {error}", f"# {error}"

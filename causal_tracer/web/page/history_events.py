@@ -101,14 +101,14 @@ class HistoryEvents:
             history, card = (history, card) if flows else self._asked_anew(history, card, fields)
         except CausalTracerError as error:
             history = replace(history, problems=(*history.problems, str(error)))
-            return (*self._views("", TabView()), *self._no_fields(), gr.skip(), self.strip(history), "")
+            return (*self.views("", TabView()), *self._no_fields(), gr.skip(), self.strip(history), "")
         values = self._no_fields() if fields is None else (*field_values(fields), picked_by(fields))
         if flows is None:
             shown, again = TabView(status=status_html("This result is computed again.")), tab
         else:
             shown, again = self._view(tab, flows, "Restored from the history.", KEPT, request), ""
             history = history.added(self._filled(card, flows))
-        views = self._views(tab, shown)
+        views = self.views(tab, shown)
         return (*views, *values, gr.Tabs(selected=tab), self.strip(history, current=card.key), again)
 
     def open_file(self, request: gr.Request, path: str, kept: str) -> tuple[Any, ...]:
@@ -118,7 +118,7 @@ class HistoryEvents:
             flow = open_result(Path(path))
             tab = self._tab((flow.kind,))
         except CausalTracerError as error:
-            return (*self._views("", TabView()), gr.skip(), gr.skip(), message_html(str(error)))
+            return (*self.views("", TabView()), gr.skip(), gr.skip(), message_html(str(error)))
         words, current = "", ""
         try:
             card = card_of((flow,), opened=self.service.kept.keep_file(flow))
@@ -126,7 +126,7 @@ class HistoryEvents:
         except CausalTracerError as error:
             words = message_html(warned=[f"The file has no card in the history: {error}"])
         shown = self._view(tab, {flow.kind: flow}, "Opened from a file.", "opened from a file", request)
-        return (*self._views(tab, shown), gr.Tabs(selected=tab), self.strip(history, current=current), words)
+        return (*self.views(tab, shown), gr.Tabs(selected=tab), self.strip(history, current=current), words)
 
     def compare(self, event: gr.EventData, kept: str) -> tuple[Any, ...]:
         """Chosen cards are compared: return the tab to show, then `comparison_values`."""
@@ -240,7 +240,8 @@ class HistoryEvents:
         link = result_link(self.service, flows, request)
         return maps_view(tab, flows, status=status_html(words), origin=origin, link=link)
 
-    def _views(self, shown: str, view: TabView) -> tuple[Any, ...]:
+    def views(self, shown: str, view: TabView) -> tuple[Any, ...]:
+        """Return the values of all tabs of maps: a view of one, the others as they are."""
         parts = ((view if name == shown else TabView()).outputs(len(kinds)) for name, kinds in self.tabs.items())
         return tuple(chain.from_iterable(parts))
 

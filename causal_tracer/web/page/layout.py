@@ -11,6 +11,7 @@ import gradio as gr
 from causal_tracer.web.blocks import AppBlocks
 from causal_tracer.web.page import explore, handlers
 from causal_tracer.web.page.assets import static_text
+from causal_tracer.web.page.gallery import gallery_button, wire_gallery
 from causal_tracer.web.page.history_layout import compare_tab, history_strip, wire_history
 from causal_tracer.web.page.inputs_layout import AT_ONCE, Inputs, input_fields, model_field
 from causal_tracer.web.page.lens_tab import lens_tab
@@ -31,7 +32,9 @@ def build_page(service: TraceService) -> gr.Blocks:
         with gr.Row(elem_id="ct-top", equal_height=True):
             gr.HTML(f"<h1>{escape(TITLE)}</h1>", elem_classes="ct-header", elem_id="ct-title")
             model, line = model_field(service)
-        gr.HTML(story_html(stored_map("hidden")), elem_id="ct-story", js_on_load=static_text("story.js"))
+        with gr.Row(elem_id="ct-intro"):
+            gr.HTML(story_html(stored_map("hidden")), elem_id="ct-story", js_on_load=static_text("story.js"))
+            gallery = gallery_button()
         shown = gr.State("hidden")
         history = history_strip(service, {name: tuple(explore.stored_flows(name)) for name in explore.MAP_TABS})
         with gr.Row(elem_id="ct-tool", equal_height=False):
@@ -54,7 +57,9 @@ def build_page(service: TraceService) -> gr.Blocks:
                     min_width=240,
                     elem_id="ct-upload",
                 )
-                wire_history(demo, history, inputs, [part for tab in maps for part in tab.outputs], tabs, upload)
+                shown_parts = [part for tab in maps for part in tab.outputs]
+                wire_history(demo, history, inputs, shown_parts, tabs, upload)
+                wire_gallery(gallery, history.events, inputs, shown_parts, tabs)
                 _use_from_python(service, inputs, inspected, shown)
                 with gr.Accordion("How to read this", open=False):
                     gr.Markdown(HOW_TO_READ, elem_classes="ct-help")
@@ -67,15 +72,16 @@ def build_page(service: TraceService) -> gr.Blocks:
 
 
 def _use_from_python(service: TraceService, inputs: Inputs, inspected: Any, shown: gr.State) -> None:
-    with gr.Accordion("Use from Python", open=False, elem_id="ct-python") as python:
+    with gr.Accordion("Use from Python or a shell", open=False, elem_id="ct-python") as python:
         lines = gr.Code("", language="python", interactive=False, show_label=False, elem_id="ct-python-lines")
+        command = gr.Code("", language="shell", interactive=False, show_label=False, elem_id="ct-command-line")
     # After the look at the fields and not on their changes: in Gradio 6.31, two events of one trigger set each other
     # off without end if both wait for the last change.
     for event in (python.expand, inspected.then):
         event(
-            partial(handlers.python_lines, service),
+            partial(handlers.program_lines, service),
             inputs=[shown, inputs.picked, *inputs.values],
-            outputs=[lines],
+            outputs=[lines, command],
             trigger_mode="multiple",
             **AT_ONCE,
         )

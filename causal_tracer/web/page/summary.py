@@ -6,29 +6,17 @@ import math
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from causal_tracer.corruption import CORRUPTIONS
 from causal_tracer.request.sites import SITES
 from causal_tracer.results.analysis import Peak, acts, effects
 from causal_tracer.results.flow import HiddenFlow
-from causal_tracer.results.words import audit_words, display_token, low_run, map_title, metric_label, metric_of
+from causal_tracer.results.recipe import recipe
+from causal_tracer.results.words import display_token, low_run, map_title, metric_label, metric_of
 from causal_tracer.web.service.inspection import map_warnings
 from causal_tracer.web.service.registry import ModelStatus, model_title
 from causal_tracer.web.service.updates import RunUpdate
 
 # A layer belongs to a peak's stretch while its effect is at least this share of the peak's.
 _STRETCH = 0.5
-# What results call the corruptions that a noise level changes, and those that a seed does not.
-_WITH_LEVEL = {named.make(1, 0).description for named in CORRUPTIONS.values() if named.takes_level}
-_WITHOUT_CHANCE = {named.make(1, 0).description for named in CORRUPTIONS.values() if not named.is_random}
-
-
-def recipe(flow: HiddenFlow) -> str:
-    """Return how the map was made, in one line."""
-    settings = flow.settings
-    window = "single layers" if settings.window == 1 else f"windows of {settings.window} layers"
-    tokens = ", subject tokens only" if settings.subject_tokens_only else ""
-    model, sweep = f"{model_title(settings.model)}, {settings.dtype}", f"{settings.engine} sweep"
-    return " · ".join(filter(None, (model, window + tokens, _corruption(flow), sweep, audit_words(flow))))
 
 
 def numbers_html(*flows: HiddenFlow, filling: bool = False) -> str:
@@ -78,7 +66,7 @@ def peaks_html(flow: HiddenFlow) -> str:
 def details_html(flow: HiddenFlow, *, origin: str = "") -> str:
     """Return what the map is of, how it was made, and where it came from. User's text is escaped."""
     subject = f"“{flow.subject}”" + (" (guessed)" if flow.subject_guessed else "")
-    made = recipe(flow) + (f" · {origin}" if origin else "")
+    made = recipe(flow, model_title(flow.settings.model)) + (f" · {origin}" if origin else "")
     others = {"Second prompt": flow.settings.second, "Placebo": flow.settings.placebo}
     other = "".join(
         f'<p class="ct-prompt" dir="auto"><b>{name}</b> {escape(text)}</p>' for name, text in others.items() if text
@@ -137,20 +125,6 @@ def message_html(*problems: str, warned: Sequence[str] = ()) -> str:
     error = '<div class="ct-error" role="alert" tabindex="0">'
     wrong = "".join(f"{error}{escape(words)}</div>" for words in problems if words)
     return wrong + "".join(f'<div class="ct-warning" role="status">{escape(words)}</div>' for words in warned)
-
-
-def _corruption(flow: HiddenFlow) -> str:
-    """Return what was done to the subject: samples and seed where it is random, a level where it takes one."""
-    settings = flow.settings
-    parts = []
-    if settings.corruption not in _WITHOUT_CHANCE and settings.second is None:
-        samples = "1 noise sample" if settings.samples == 1 else f"{settings.samples} noise samples"
-        parts.append(f"{samples}, seed {settings.seed}")
-    if settings.corruption not in _WITH_LEVEL:
-        return " · ".join((*parts, settings.corruption))
-    rule = "given" if settings.noise_rule == "given" else f"automatic ({settings.noise_rule})"
-    name = "noise" if settings.corruption == "Gaussian noise" else f"{settings.corruption},"
-    return " · ".join((*parts, f"{name} {settings.noise:.4g}, {rule}"))
 
 
 def _answer_words(flow: HiddenFlow) -> str:

@@ -171,7 +171,7 @@ def _sharing(name: str, kinds: tuple[SiteName, ...], result: list[Any], inputs: 
                 button = gr.Button(format.upper(), size="sm", min_width=70, elem_id=f"ct-{format}-{name}")
                 button.click(
                     partial(explore.write_file, name, format),
-                    inputs=[kind, *result],
+                    inputs=[kind, *result, link],
                     outputs=[saved, inputs.message],
                     show_progress="hidden",
                     api_visibility="private",

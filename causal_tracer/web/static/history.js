@@ -64,6 +64,9 @@ function showTabs() {
   const { top } = tabs.getBoundingClientRect();
   if (top < -400 || top > innerHeight - 200) tabs.scrollIntoView();
 }
+page.showTabs = showTabs;
+// What is shown now is no run of the list.
+page.noRun = () => { current = ''; mark(); };
 
 function drawn() {
   const strip = find('.ct-past');

@@ -424,6 +424,9 @@ def test_the_python_lines_follow_the_fields(visits, app):
     page.locator("#ct-prompt textarea").fill(OTHER_PROMPT)
     expect(lines).to_contain_text("Steve Jobs was the founder of")
     expect(lines).to_contain_text("'attention': MapSpec(kind='attention')")
+    command = page.locator("#ct-command-line .cm-content")
+    expect(command).to_contain_text("--kind attention")
+    expect(command).to_contain_text("Steve Jobs was the founder of'")
 
 
 # It looks right -----------------------------------------------------------------------------------------------------

@@ -15,8 +15,9 @@ from causal_tracer import HiddenFlow
 from causal_tracer.errors import CausalTracerError, ExportError, ResultFormatError
 from causal_tracer.results.analysis import COLUMNS, rows
 from causal_tracer.results.tables import csv_text
-from causal_tracer.web.page import downloads
+from causal_tracer.web.page import downloads, explore
 from causal_tracer.web.page.downloads import download, file_stem, html_page, open_result
+from causal_tracer.web.page.texts import NO_LINK_YET
 from tests.support.web_tiny import ASKED, flow_of, tiny_flow, tiny_service
 
 
@@ -128,9 +129,31 @@ class TestHtml:
         assert "<img" not in html_page(flow)
 
 
+class TestLinks:
+    def test_a_page_has_the_link_as_text(self):
+        page = html_page(tiny_flow(), 'https://example.org/?prompt="x"&kind=mlp')
+        shown = "https://example.org/?prompt=&quot;x&quot;&amp;kind=mlp"
+        assert f'<a href="{shown}">{shown}</a>' in page
+
+    @pytest.mark.parametrize(
+        ("stands_there", "link"),
+        [("https://example.org/?kind=mlp", "https://example.org/?kind=mlp"), (NO_LINK_YET, ""), ("javascript:x", "")],
+    )
+    def test_words_in_the_place_of_a_link_are_left_out(self, tmp_path, monkeypatch, stands_there, link):
+        given = []
+
+        def noted(flow, format, folder, address):
+            given.append(address)
+            return folder / "x.pdf"
+
+        monkeypatch.setattr(explore, "download", noted)
+        explore.write_file("mlp", "pdf", "mlp", {"mlp": tiny_flow()}, True, stands_there)
+        assert given == [link]
+
+
 class TestPictures:
     def test_without_a_browser_it_is_said(self, tmp_path, monkeypatch):
-        def missing(figure, path):
+        def missing(figure, path, scale):
             raise ExportError("Writing needs Chrome or Chromium.")
 
         monkeypatch.setattr(downloads, "save_figure", missing)
@@ -138,7 +161,7 @@ class TestPictures:
             download(tiny_flow(), "png", tmp_path)
 
     @pytest.mark.nightly
-    @pytest.mark.parametrize(("ending", "start"), [("svg", b"<svg"), ("png", b"\x89PNG")])
+    @pytest.mark.parametrize(("ending", "start"), [("svg", b"<svg"), ("png", b"\x89PNG"), ("pdf", b"%PDF")])
     def test_are_drawn(self, tmp_path, ending, start):
         try:
             path = download(tiny_flow(), ending, tmp_path)
@@ -155,5 +178,5 @@ def test_names_say_nothing_that_was_typed(tmp_path):
 
 
 def test_an_unknown_format(tmp_path):
-    with pytest.raises(CausalTracerError, match="json, csv, html, png, svg"):
+    with pytest.raises(CausalTracerError, match="json, csv, html, png, svg, pdf"):
         download(tiny_flow(), "exe", tmp_path)

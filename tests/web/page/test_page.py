@@ -23,6 +23,7 @@ from causal_tracer.prompts.prompt import guess_subject
 from causal_tracer.request.other_prompt import OtherPrompt
 from causal_tracer.request.sites import SITES
 from causal_tracer.results.comparison import compare_flows
+from causal_tracer.results.recipe import recipe
 from causal_tracer.results.top_tokens import TokenProbability
 from causal_tracer.web.page import explore, views
 from causal_tracer.web.page.assets import static_text
@@ -34,7 +35,7 @@ from causal_tracer.web.page.field_notes import field_notes, message_of, refusal
 from causal_tracer.web.page.fields import FIELD_NAMES, Picked, asked_for, field_values, subject_picked
 from causal_tracer.web.page.inputs_layout import first_inspection
 from causal_tracer.web.page.story import story_html, story_steps, told_cell
-from causal_tracer.web.page.summary import doubts_html, numbers_html, peaks_html, progress_words, recipe
+from causal_tracer.web.page.summary import doubts_html, numbers_html, peaks_html, progress_words
 from causal_tracer.web.page.texts import EXAMPLES, Example
 from causal_tracer.web.service import figures
 from causal_tracer.web.service.asking import APP_FIELDS

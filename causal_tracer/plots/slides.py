@@ -1,0 +1,117 @@
+"""A map as one slide of a talk: the prompt above it, how it was made and a link below it."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable
+
+import plotly.graph_objects as go
+
+from causal_tracer.arguments import text
+from causal_tracer.errors import SettingsError
+from causal_tracer.plots.heatmap import escape_markup, plot_hidden_flow_heatmap
+from causal_tracer.prompts.chat import ChatText
+from causal_tracer.results.flow import HiddenFlow
+from causal_tracer.results.recipe import recipe
+from causal_tracer.results.words import display_token, map_title, metric_label, metric_of, runs_line
+
+SLIDE_SIZE = (1920, 1080)
+"""Width and height in pixels, 16:9."""
+
+_ABOVE, _BELOW, _BESIDE = 175, 235, 60
+_AXIS = 90
+_TITLE, _WORDS, _LABELS, _SMALL = 40, 26, 24, 19
+# Characters that fit across a slide at these sizes, and lines that there is room for.
+_TITLE_WIDTH, _WORDS_WIDTH, _SMALL_WIDTH, _LINK_WIDTH = 84, 135, 165, 135
+_TITLE_LINES, _WORDS_LINES, _RECIPE_LINES, _LINK_LINES = 2, 2, 2, 3
+
+
+def slide_figure(result: HiddenFlow, *, link: str = "", model: str = "") -> go.Figure:
+    """Draw a map at the size of a slide; `save_figure` writes it as PNG, SVG or PDF.
+
+    Args:
+        result: The map.
+        link: An address that leads to the result, written below it as text.
+        model: The model's title; by default its name.
+
+    Raises:
+        SettingsError: An argument is of another type.
+    """
+    link, model = text("link", link), text("model", model)
+    width, height = SLIDE_SIZE
+    layers, rows = int(result.scores.shape[1]), int(result.scores.shape[0])
+    figure = plot_hidden_flow_heatmap(
+        result,
+        title="",
+        show=False,
+        height=height,
+        tick_interval=-(-layers // 18),
+        skip_final_labels_portion=0.0,
+    )
+    room = height - _ABOVE - _BELOW - _AXIS
+    figure.update_layout(
+        width=width,
+        margin={"l": _BESIDE, "r": _BESIDE, "t": _ABOVE, "b": _BELOW},
+        paper_bgcolor="white",
+        font={"size": _LABELS, "color": "#1b1b1b"},
+    )
+    # Labels of many tokens become smaller: none is left out.
+    figure.update_yaxes(tickfont={"size": min(_LABELS, max(6, int(0.85 * room / rows)))})
+    figure.update_traces(colorbar={"title": {"font": {"size": _LABELS}}, "thickness": 26})
+    # The mark keeps the answer to the right of a prompt that is written from right to left.
+    say = f"{_prompt(result)}\N{LEFT-TO-RIGHT MARK} → {display_token(result.answer)}"
+    _write(figure, height - 24, "top", _TITLE, _lines(say, _TITLE_WIDTH, _TITLE_LINES))
+    below_title = height - 32 - 1.3 * _TITLE * len(_lines(say, _TITLE_WIDTH, _TITLE_LINES))
+    _write(figure, below_title, "top", _WORDS, _lines(_measured(result), _WORDS_WIDTH, _WORDS_LINES))
+    made = _lines(_made(result, model), _SMALL_WIDTH, _RECIPE_LINES)
+    _write(figure, 16, "bottom", _SMALL, [*made, *_link_lines(link)])
+    return figure
+
+
+def _prompt(result: HiddenFlow) -> str:
+    """Return the prompt: of a conversation, its last message."""
+    try:
+        prompt = result.asked().request.prompt
+    except SettingsError:
+        return result.prompt
+    return str(prompt.messages[-1]["content"]) if isinstance(prompt, ChatText) else result.prompt
+
+
+def _measured(result: HiddenFlow) -> str:
+    what = f"{map_title(result)}: {metric_label(result)}"
+    return f"Subject “{result.subject}” · {what} ({runs_line(result, metric_of(result).written)})"
+
+
+def _made(result: HiddenFlow, model: str) -> str:
+    version = result.settings.versions.get("causal_tracer")
+    return recipe(result, model) + (f" · causal-tracer {version}" if version else "")
+
+
+def _lines(words: str, width: int, most: int) -> list[str]:
+    """Return a text in lines, cut where there are too many, as Plotly shows them."""
+    lines = textwrap.wrap(words, width, max_lines=most, placeholder=" …")
+    return [escape_markup(line) for line in lines]
+
+
+def _link_lines(link: str) -> list[str]:
+    """Return an address in lines; of one that there is no room for, the page without its query."""
+    shown = link if len(link) <= _LINK_LINES * _LINK_WIDTH else link.partition("?")[0][:_LINK_WIDTH]
+    return [escape_markup(shown[start : start + _LINK_WIDTH]) for start in range(0, len(shown), _LINK_WIDTH)]
+
+
+def _write(figure: go.Figure, height: float, anchor: str, size: int, lines: Iterable[str]) -> None:
+    """Write lines at a height above the slide's lower edge, in pixels."""
+    figure.add_annotation(
+        text="<br>".join(lines),
+        font={"size": size},
+        align="left",
+        showarrow=False,
+        xref="paper",
+        x=0,
+        xanchor="left",
+        xshift=0,
+        yref="paper",
+        y=0,
+        yanchor=anchor,
+        yshift=height - _BELOW,
+    )

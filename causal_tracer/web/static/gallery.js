@@ -1,0 +1,30 @@
+// Opens the gallery and hands on which card was chosen: trigger('select', {value: name}).
+const dialog = element.querySelector('dialog');
+const cards = [...dialog.querySelectorAll('[data-entry]')];
+
+element.addEventListener('click', event => {
+  const button = event.target.closest('button');
+  if (button && 'gallery' in button.dataset) {
+    dialog.showModal();
+    cards[0].focus();
+  } else if (button) {
+    dialog.close();
+    if (!button.dataset.entry) return;
+    // The fields get a subject and an answer that belong to the prompt that comes with them (`fields_changed.js`).
+    const page = window.causalTracer ??= {};
+    page.subject = page.answer = null;
+    page.noRun?.();
+    page.showTabs?.();
+    trigger('select', { index: 0, value: button.dataset.entry });
+  } else if (event.target === dialog) dialog.close();
+});
+
+dialog.addEventListener('keydown', event => {
+  // Behind the dialog, arrow keys move the story.
+  event.stopPropagation();
+  const at = cards.indexOf(event.target);
+  const to = { ArrowRight: at + 1, ArrowDown: at + 1, ArrowLeft: at - 1, ArrowUp: at - 1, Home: 0, End: cards.length - 1 }[event.key];
+  if (at < 0 || !cards[to]) return;
+  event.preventDefault();
+  cards[to].focus();
+});
