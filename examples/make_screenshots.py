@@ -30,7 +30,7 @@ COMPLETE = {
     "lens": "#ct-lens-grid table",
     "patch": "#ct-patch-lenses table",
     "compare": "#ct-compare-words",
-    "studies": "#ct-study-plot .main-svg",
+    "studies": "#ct-study-findings table",
 }
 
 STILL = "!document.getAnimations().some(its => its.playState === 'running' && its.effect.getTiming().iterations === 1)"

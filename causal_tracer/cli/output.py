@@ -30,6 +30,7 @@ from causal_tracer.results.words import (
     metric_of,
     named_title,
     patched_word,
+    probability_label,
     runs_line,
 )
 
@@ -221,7 +222,7 @@ def describe_lens(lens: LogitLens) -> Iterable[str]:
     yield from (f"  {note}" for note in lens.notes)
     yield f"  after {display_token(lens.input_tokens[-1])!r}; entropy in nats"
     yield ""
-    answer = f"P({display_token(lens.answer)})"
+    answer = probability_label(lens.answer)
     width = max(len(answer), 9)
     yield f"  layer  {'top token':<16} {'P':>9}  {answer:>{width}} {'rank':>7} {'entropy':>8}"
     for layer in range(lens.entropies.shape[1]):

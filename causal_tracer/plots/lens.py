@@ -18,7 +18,7 @@ from causal_tracer.plots.heatmap import (
 from causal_tracer.plots.pages import LEAST_WIDTH
 from causal_tracer.request.sites import SITES
 from causal_tracer.results.lens import LogitLens
-from causal_tracer.results.words import display_token
+from causal_tracer.results.words import display_token, probability_label
 
 Shade = Literal["top", "answer", "entropy"]
 """What the colour of a lens's cells is: the top token's probability, the answer's, or the entropy."""
@@ -55,7 +55,7 @@ def plot_lens(
     shade = cast(Shade, choice("shade", shade, get_args(Shade)))
     values, label = {
         "top": (lens.top_probabilities[..., 0], "P(top token)"),
-        "answer": (lens.answer_probabilities, f"P({display_token(lens.answer)})"),
+        "answer": (lens.answer_probabilities, probability_label(lens.answer)),
         "entropy": (lens.entropies, "entropy (nats)"),
     }[shade]
     tokens, layers = lens.entropies.shape

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
+from unicodedata import bidirectional
 
 from causal_tracer.corruption import NoCorruption
 from causal_tracer.errors import SettingsError
@@ -16,6 +17,8 @@ from causal_tracer.request.sites import SITES, SPANS, window_layers
 
 if TYPE_CHECKING:
     from causal_tracer.results.flow import HiddenFlow, TraceSettings
+
+_RIGHT_TO_LEFT = {"R", "AL", "AN"}
 
 
 def metric_of(flow: HiddenFlow) -> MetricDescription:
@@ -35,7 +38,8 @@ def metric_of(flow: HiddenFlow) -> MetricDescription:
 def metric_label(flow: HiddenFlow) -> str:
     """Return what a map's scores are, with the answer filled in: "P(Seattle)"."""
     foil = flow.settings.foil
-    return metric_of(flow).labelled(display_token(flow.answer), None if foil is None else display_token(foil))
+    named = None if foil is None else isolated(display_token(foil))
+    return metric_of(flow).labelled(isolated(display_token(flow.answer)), named)
 
 
 def effect_label(flow: HiddenFlow) -> str:
@@ -169,6 +173,21 @@ def display_token(token: str) -> str:
     if any(character.isprintable() for character in shown):
         return shown
     return " ".join(f"U+{ord(character):04X}" for character in shown) or "␣"
+
+
+def isolated(text: str) -> str:
+    """Return a text that keeps numbers after it in their order: right-to-left letters would turn them round.
+
+    The marks are Unicode's first strong isolate and pop directional isolate. Other texts stay as they are.
+    """
+    if any(bidirectional(character) in _RIGHT_TO_LEFT for character in text):
+        return f"\u2068{text}\u2069"
+    return text
+
+
+def probability_label(token: str) -> str:
+    """Return what a token's probability is called: "P(Seattle)"."""
+    return METRIC_DESCRIPTIONS["probability"].labelled(isolated(display_token(token)))
 
 
 def _at_tokens(flow: HiddenFlow) -> str:

@@ -7,7 +7,7 @@ from html import escape
 
 from causal_tracer.results.lens import LogitLens
 from causal_tracer.results.top_tokens import Tokens
-from causal_tracer.results.words import display_token
+from causal_tracer.results.words import display_token, probability_label
 
 SHADES = (("top token's probability", "top"), ("answer's probability", "answer"), ("entropy", "entropy"))
 """What the cells' colour shows: labels and values of the switch. `static/lens.css` follows it."""
@@ -51,7 +51,7 @@ def legend_html(*lenses: LogitLens) -> str:
     """Return the colour scale for each of `SHADES`; `static/lens.css` shows that of the chosen one."""
     scales = {
         "top": ("P(top token)", "0", "1"),
-        "answer": (f"P({display_token(lenses[0].answer)})", "0", "1"),
+        "answer": (probability_label(lenses[0].answer), "0", "1"),
         "entropy": ("entropy", "0", f"{most_entropy(*lenses):.1f} nats"),
     }
     return "".join(
@@ -90,7 +90,7 @@ def _run_html(name: str, lens: LogitLens, top: Tokens, place: tuple[int, int]) -
     listed = "".join(f"<li><bdi>{escape(display_token(each.text))}</bdi> {each.probability:.4f}</li>" for each in top)
     return (
         f"<section><h4>{name}</h4><ol>{listed}</ol>"
-        f'<p class="ct-made">P({escape(display_token(lens.answer))}) = {float(lens.answer_probabilities[place]):.4g}, '
+        f'<p class="ct-made">{escape(probability_label(lens.answer))} = {float(lens.answer_probabilities[place]):.4g}, '
         f"rank {int(lens.answer_ranks[place])}<br>entropy {float(lens.entropies[place]):.3g} nats</p></section>"
     )
 

@@ -15,7 +15,7 @@ from causal_tracer.errors import CausalTracerError
 from causal_tracer.request.records import TraceRequest
 from causal_tracer.results.lens import LogitLens
 from causal_tracer.results.patched import PatchedRun
-from causal_tracer.results.words import display_token
+from causal_tracer.results.words import probability_label
 from causal_tracer.web.page.assets import static_text
 from causal_tracer.web.page.explore import TAB_TITLES
 from causal_tracer.web.page.fields import Picked, asked_for
@@ -214,7 +214,7 @@ def _cell(event: gr.SelectData, lens: LogitLens | None) -> str:
 
 def _read_words(lens: LogitLens) -> str:
     words = (
-        f"{lens.run.capitalize()}. P({display_token(lens.answer)}) = {float(lens.answer_probabilities[-1, -1]):.3f}."
+        f"{lens.run.capitalize()}. {probability_label(lens.answer)} = {float(lens.answer_probabilities[-1, -1]):.3f}."
     )
     notes = "".join(f'<p class="ct-note">{escape(note)}</p>' for note in lens.notes)
     return status_html(words) + notes

@@ -9,7 +9,7 @@ import torch
 
 from causal_tracer.results.lens import LogitLens
 from causal_tracer.results.patched import PatchedRun, Place
-from causal_tracer.results.words import display_token
+from causal_tracer.results.words import display_token, probability_label
 from causal_tracer.web.page.lens_grid import grid_html, legend_html, most_entropy
 
 Pair = tuple[Place, Place]
@@ -73,7 +73,9 @@ def patched_html(run: PatchedRun, base: LogitLens) -> str:
 
 def answers_html(run: PatchedRun) -> str:
     """Return the answers' probabilities in the three runs, as a table."""
-    head = "".join(f'<th scope="col" dir="auto">P({escape(display_token(answer.text))})</th>' for answer in run.answers)
+    head = "".join(
+        f'<th scope="col" dir="auto">{escape(probability_label(answer.text))}</th>' for answer in run.answers
+    )
     runs = {
         "source": [answer.source for answer in run.answers],
         "base": [answer.base for answer in run.answers],

@@ -117,7 +117,7 @@ def studies_tab(service: TraceService) -> None:
             other = gr.Dropdown(others, value=ALONE, label="Compare with", elem_id="ct-study-other", min_width=280)
         figure = gr.Dropdown([], label="Figure", elem_id="ct-study-figure")
         plot = gr.Plot(
-            go.Figure(layout={"paper_bgcolor": _CLEAR, "plot_bgcolor": _CLEAR}),
+            _nothing_yet(),
             label="Figure",
             show_label=False,
             elem_id="ct-study-plot",
@@ -161,6 +161,12 @@ def _open_once(folders: tuple[tuple[Path, tuple[float, ...]], ...]) -> Opened:
 def _changed_at(folder: Path) -> tuple[float, ...]:
     """Return when a study's files were last written."""
     return tuple(path.stat().st_mtime for path in sorted(folder.rglob("*.*")) if path.suffix in _STUDY_FILES)
+
+
+def _nothing_yet() -> go.Figure:
+    """Return an empty figure: Gradio's own picture of an empty plot breaks an accessibility rule."""
+    hidden = {"visible": False}
+    return go.Figure(layout={"paper_bgcolor": _CLEAR, "plot_bgcolor": _CLEAR, "xaxis": hidden, "yaxis": hidden})
 
 
 def _on_the_page(figure: go.Figure) -> go.Figure:
