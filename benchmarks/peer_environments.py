@@ -41,9 +41,9 @@ TOOLS: Mapping[str, Tool] = {
         # It asks for older libraries, and runs with these.
         ((*_COMMON, "accelerate", "matplotlib", "tqdm"), ("--no-deps", "causal-tracer==1.1.0")),
     ),
-    "nnsight 0.8.1": Tool("by_nnsight.py", 90, _NNSIGHT),
-    "nnsight 0.8.1, skipping": Tool("by_nnsight_skipping.py", 90, _NNSIGHT),
-    "TransformerLens 4.3.0": Tool("by_transformer_lens.py", 90, ((*_COMMON, "transformer-lens==4.3.0"),)),
+    "nnsight 0.8.1": Tool("by_nnsight.py", 180, _NNSIGHT),
+    "nnsight 0.8.1, skipping": Tool("by_nnsight_skipping.py", 180, _NNSIGHT),
+    "TransformerLens 4.3.0": Tool("by_transformer_lens.py", 180, ((*_COMMON, "transformer-lens==4.3.0"),)),
     "pyvene 0.1.8": Tool("by_pyvene.py", 100, ((*_COMMON, "pyvene==0.1.8"),)),
 }
 """By name, in the order of a round. Tools with the same installations share an environment."""

@@ -37,7 +37,7 @@ class Tracer:
             return {"input_ids": ids.expand(rows, -1), "logits_to_keep": 1, "use_cache": False}
 
         collected = at(range(task.n_layers), pyvene.CollectIntervention, len(tokens))
-        collecting = pyvene.IntervenableModel(collected, self._model)
+        collecting = self._intervenable(collected)
         (_, clean), output = collecting(inputs(1), unit_locations={"base": [[tokens]] * task.n_layers})
         high = float(probabilities(output.logits[:, -1], task.answer_id))
         corruption = {"component": "model.embed_tokens.output", "intervention_type": pyvene.AdditionIntervention}
@@ -46,7 +46,7 @@ class Tracer:
         def in_window(window: range, places: Tensor, samples: Tensor) -> Tensor:
             if window not in models:
                 made = [corruption, *at(window, pyvene.VanillaIntervention, 1)]
-                models[window] = pyvene.IntervenableModel(made, self._model)
+                models[window] = self._intervenable(made)
             locations = [[subject] * len(places), *[places[:, None].tolist()] * len(window)]
             output = models[window](
                 inputs(len(places)),
@@ -63,6 +63,12 @@ class Tracer:
             return torch.cat(found)
 
         return map_in_rows(task, high, forward)
+
+    def _intervenable(self, representations: list[dict[str, Any]]) -> Any:
+        made = pyvene.IntervenableModel(representations, self._model)
+        # It freezes the weights, and torch multiplies strided rows by frozen weights several times more slowly.
+        self._model.requires_grad_(True)
+        return made
 
 
 if __name__ == "__main__":

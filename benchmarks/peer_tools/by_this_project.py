@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from serving import Map, Task, load_model, load_tokenizer, serve
+from serving import Map, Task, serve
 
 from causal_tracer import CausalTracer
 
@@ -11,19 +11,17 @@ class Tracer:
     """A tracer, made once."""
 
     def __init__(self, folder: str) -> None:
-        self._parts = load_model(folder), load_tokenizer(folder)
-        self._tracers: dict[float, CausalTracer] = {}
+        self._tracer = CausalTracer.from_pretrained(folder, dtype="float32")
 
     def __call__(self, task: Task) -> Map:
         """Return one map."""
-        if task.noise not in self._tracers:
-            self._tracers[task.noise] = CausalTracer(*self._parts, noise=task.noise)
         start, end = task.layers
-        flow = self._tracers[task.noise].trace(
+        flow = self._tracer.trace(
             task.prompt,
             task.subject,
             kind=task.site,
             window=task.window,
+            noise=task.noise,
             samples=task.samples,
             seed=task.seed,
             answer_id=task.answer_id,
