@@ -22,7 +22,7 @@ class Tool:
 
     Attributes:
         script: Its script in `peer_tools/`.
-        batch_rows: Batch rows of a forward pass: the fastest of those that were tried. This project finds its own.
+        batch_rows: Batch rows of a forward pass: the fastest that were tried. This project finds its own number.
         installs: What is given to pip, one installation after the other; if nothing, the tool runs in this environment.
     """
 

@@ -195,7 +195,7 @@ def main() -> None:
     parser.add_argument("--sites", nargs="*", default=list(WINDOWS), choices=list(WINDOWS))
     parser.add_argument("--tools", nargs="*", default=list(TOOLS), choices=list(TOOLS), help="this project always runs")
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--once", nargs="*", default=[], choices=list(TOOLS), help="tools of the first round only")
+    parser.add_argument("--once", nargs="*", default=[], choices=[*TOOLS][1:], help="tools of the first round only")
     parser.add_argument("--samples", type=int, default=10)
     parser.add_argument("--layers", type=int, nargs=2, help="first layer, and one past the last; all if not given")
     parser.add_argument("--noise", type=float, default=1.0)
