@@ -31,7 +31,16 @@ function take() {
   });
 }
 
-const observer = new MutationObserver(() => {
+// Gradio draws each update of a map into a new element. The window's resize listener would keep the old one.
+function release(node) {
+  if (node.isConnected || !node.querySelectorAll) return;
+  [node, ...node.querySelectorAll('.js-plotly-plot')].forEach(plot => {
+    if (plot._responsiveChartHandler) removeEventListener('resize', plot._responsiveChartHandler);
+  });
+}
+
+const observer = new MutationObserver(changes => {
+  changes.forEach(change => change.removedNodes.forEach(release));
   if (element.isConnected) take();
   else observer.disconnect();
 });

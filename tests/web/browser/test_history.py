@@ -96,7 +96,7 @@ def traced(page: Any, prompt: str = PROMPT, subject: str = SUBJECT, **settings: 
         field(page, name).press("Tab")
     done(page, "hidden")
     expect(page.locator("#ct-details-hidden")).to_contain_text(prompt)
-    expect(cards(page).locator("[aria-current]")).to_have_attribute("aria-label", re.compile(re.escape(prompt)))
+    expect(cards(page).locator("[aria-current]")).to_have_attribute("title", re.compile(re.escape(prompt)))
 
 
 def two_runs(visits: Visits) -> Any:
