@@ -83,8 +83,8 @@ def rome_figure_1(
         for kind, flow in flows.items():
             flow.save(out / f"{kind}.json")
         figures = {map_title(flow): plot_hidden_flow_heatmap(flow, show=False, title="") for flow in flows.values()}
-        made = asdict(flows["hidden"].settings)
-        write_verdict(out, f"Figure 1 e-g of Meng et al. 2022: {made['model']}", verdict, figures, made)
+        made = {kind: asdict(flow.settings) for kind, flow in flows.items()}
+        write_verdict(out, f"Figure 1 e-g of Meng et al. 2022: {name}", verdict, figures, made)
     _leave(verdict, out)
 
 
@@ -178,7 +178,7 @@ def _study(
         return load_tracer(*named, device, None, quiet=quiet, noise=noise).context
 
     with progress_reporter("facts", quiet=quiet) as report:
-        run_study(out, settings, facts, load, limit=limit, progress=report)
+        run_study(out, settings, facts, load, limit=limit, progress=report, retry_failed=True)
     return StoredStudy.open(out)
 
 

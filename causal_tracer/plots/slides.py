@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from unicodedata import east_asian_width
 
 import plotly.graph_objects as go
 
@@ -23,16 +24,20 @@ _AXIS = 90
 _TITLE, _WORDS, _LABELS, _SMALL = 40, 26, 24, 19
 # Characters that fit across a slide at these sizes, and lines that there is room for.
 _TITLE_WIDTH, _WORDS_WIDTH, _SMALL_WIDTH, _LINK_WIDTH = 84, 135, 165, 135
-_TITLE_LINES, _WORDS_LINES, _RECIPE_LINES, _LINK_LINES = 2, 2, 2, 3
+_TITLE_LINES, _WORDS_LINES, _WARNING_LINES, _RECIPE_LINES, _LINK_LINES = 2, 2, 2, 2, 3
+# Lines end at words, so that some columns of a line stay empty.
+_SPARE = 10
+_LINK_TOO_LONG = "The result's link is too long for a slide."
 
 
-def slide_figure(result: HiddenFlow, *, link: str = "", model: str = "") -> go.Figure:
+def slide_figure(result: HiddenFlow, *, link: str = "", model: str = "", warnings: Sequence[str] = ()) -> go.Figure:
     """Draw a map at the size of a slide; `save_figure` writes it as PNG, SVG or PDF.
 
     Args:
         result: The map.
         link: An address that leads to the result, written below it as text.
         model: The model's title; by default its name.
+        warnings: Why the map should not be read, where it should not.
 
     Raises:
         SettingsError: An argument is of another type.
@@ -59,12 +64,15 @@ def slide_figure(result: HiddenFlow, *, link: str = "", model: str = "") -> go.F
     figure.update_yaxes(tickfont={"size": min(_LABELS, max(6, int(0.85 * room / rows)))})
     figure.update_traces(colorbar={"title": {"font": {"size": _LABELS}}, "thickness": 26})
     # The mark keeps the answer to the right of a prompt that is written from right to left.
-    say = f"{_prompt(result)}\N{LEFT-TO-RIGHT MARK} → {display_token(result.answer)}"
-    _write(figure, height - 24, "top", _TITLE, _lines(say, _TITLE_WIDTH, _TITLE_LINES))
-    below_title = height - 32 - 1.3 * _TITLE * len(_lines(say, _TITLE_WIDTH, _TITLE_LINES))
+    answer = f"\N{LEFT-TO-RIGHT MARK} → {display_token(result.answer)}"
+    room_for_prompt = _TITLE_LINES * (_TITLE_WIDTH - _SPARE) - _columns(answer)
+    title = _lines(_shortened(_prompt(result), room_for_prompt) + answer, _TITLE_WIDTH, _TITLE_LINES)
+    _write(figure, height - 24, "top", _TITLE, title)
+    below_title = height - 32 - 1.3 * _TITLE * len(title)
     _write(figure, below_title, "top", _WORDS, _lines(_measured(result), _WORDS_WIDTH, _WORDS_LINES))
     made = _lines(_made(result, model), _SMALL_WIDTH, _RECIPE_LINES)
-    _write(figure, 16, "bottom", _SMALL, [*made, *_link_lines(link)])
+    doubts = [f"<b>{line}</b>" for line in _lines(" ".join(warnings), _SMALL_WIDTH, _WARNING_LINES)]
+    _write(figure, 16, "bottom", _SMALL, [*doubts, *made, *_link_lines(link)])
     return figure
 
 
@@ -87,15 +95,29 @@ def _made(result: HiddenFlow, model: str) -> str:
     return recipe(result, model) + (f" · causal-tracer {version}" if version else "")
 
 
-def _lines(words: str, width: int, most: int) -> list[str]:
+def _columns(words: str) -> int:
+    """Return how many columns a text takes; characters of Chinese, Japanese and Korean take two."""
+    return sum(2 if east_asian_width(character) in "WF" else 1 for character in words)
+
+
+def _shortened(words: str, columns: int) -> str:
+    """Return a text that takes at most so many columns, without its middle where it is longer."""
+    if _columns(words) <= columns:
+        return words
+    kept = max(1, int(len(words) * columns / _columns(words) / 2) - 2)
+    return f"{words[:kept]} … {words[-kept:]}"
+
+
+def _lines(words: str, columns: int, most: int) -> list[str]:
     """Return a text in lines, cut where there are too many, as Plotly shows them."""
+    width = int(columns * max(1, len(words)) / max(1, _columns(words)))
     lines = textwrap.wrap(words, width, max_lines=most, placeholder=" …")
     return [escape_markup(line) for line in lines]
 
 
 def _link_lines(link: str) -> list[str]:
-    """Return an address in lines; of one that there is no room for, the page without its query."""
-    shown = link if len(link) <= _LINK_LINES * _LINK_WIDTH else link.partition("?")[0][:_LINK_WIDTH]
+    """Return an address in lines, or that there is no room for it."""
+    shown = link if len(link) <= _LINK_LINES * _LINK_WIDTH else _LINK_TOO_LONG
     return [escape_markup(shown[start : start + _LINK_WIDTH]) for start in range(0, len(shown), _LINK_WIDTH)]
 
 

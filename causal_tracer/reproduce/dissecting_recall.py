@@ -6,6 +6,7 @@ the mean change of the answer's probability relative to the clean run, in per ce
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -53,8 +54,11 @@ def recall_verdict(study: StoredStudy) -> Verdict:
 
 
 def _check(entry: Order, curves: Mapping[str, Mean]) -> Check:
-    first, second = (curves[span].mean for span in (entry.first, entry.second))
-    layers = int(np.argmin(second) - np.argmin(first))
-    words = f"{entry.first} lowest before {entry.second}, by", "1 layer or more", str(layers)
+    first, second = curves[entry.first], curves[entry.second]
+    layers = int(np.argmin(second.mean) - np.argmin(first.mean))
+    words = f"{entry.first} lowest before {entry.second}, by", "1 layer or more"
+    if not all(curve.high[np.argmin(curve.mean)] < 0 for curve in (first, second)):
+        # Where blocking takes nothing away, the lowest point is that of rounding.
+        return Check(*words, "no fall", math.nan, 0.0, "layers", entry.source)
     # An order has no size: what counts is by how much it is missed.
-    return Check(*words, float(max(0, 1 - layers)), 0.0, "layers", entry.source)
+    return Check(*words, str(layers), float(max(0, 1 - layers)), 0.0, "layers", entry.source)

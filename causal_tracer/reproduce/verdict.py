@@ -75,8 +75,10 @@ class Verdict:
             return f"no verdict: {'; '.join(self.why_none)}"
         agree = sum(check.passed for check in self.checks)
         largest = self.largest
-        where = "" if largest is None else f", largest difference {_number(largest)} ({largest.quantity})"
-        return f"{self.state}: {agree} of {len(self.checks)} checks agree{where}"
+        where = "" if largest is None else f", largest difference of a value {_number(largest)} ({largest.quantity})"
+        missed = ", ".join(check.quantity for check in self.checks if not check.passed)
+        not_met = f", not: {missed}" if missed else ""
+        return f"{self.state}: {agree} of {len(self.checks)} checks agree{not_met}{where}"
 
     def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         """Return header and rows as text; without a verdict, published and measured values alone."""
@@ -106,7 +108,7 @@ class Verdict:
         return {
             "verdict": self.state,
             "why_none": list(self.why_none),
-            "largest_difference": None if largest is None else largest.difference,
+            "largest_difference": None if largest is None or self.why_none else largest.difference,
             "checks": checks,
         }
 

@@ -42,13 +42,33 @@ def test_a_slide_is_wide_and_says_what_how_and_where() -> None:
     assert link == LINK.replace("&", "&amp;")
 
 
-def test_a_link_is_whole_or_only_the_page() -> None:
+def test_a_link_is_whole_or_missing() -> None:
     long = f"{LINK}&{'x' * 200}"
     lines = texts(slide_figure(some_flow(), link=long))[2].split("<br>")[1:]
     assert "".join(lines).replace("&amp;", "&") == long
     assert max(map(len, lines)) < 160
-    assert texts(slide_figure(some_flow(), link=long + "x" * 300))[2].endswith("<br>https://example.org/app")
+    assert texts(slide_figure(some_flow(), link=long + "x" * 300))[2].endswith(
+        "<br>The result's link is too long for a slide."
+    )
     assert "<br>" not in texts(slide_figure(some_flow()))[2]
+
+
+@pytest.mark.parametrize(
+    "prompt", ["法国的首都和最大的城市是" * 20, "The Space Needle is located in the city of " * 20]
+)
+def test_a_long_prompt_leaves_its_end_and_the_answer(prompt: str) -> None:
+    title = texts(slide_figure(some_flow(prompt=prompt.strip())))[0]
+    assert title.endswith(f"{prompt.strip()[-6:]} → Seattle")
+    assert title.startswith(prompt[:6])
+    lines = title.split("<br>")
+    assert len(lines) <= 2
+    # As many pixels as a line of 84 Latin letters.
+    assert max(sum(2 if "一" <= character <= "龥" else 1 for character in line) for line in lines) <= 84
+
+
+def test_why_a_map_should_not_be_read_stands_on_its_slide() -> None:
+    footer = texts(slide_figure(some_flow(), warnings=["The total effect is too small."]))[2]
+    assert footer.startswith("<b>The total effect is too small.</b><br>")
 
 
 def test_a_conversation_is_shown_as_its_message() -> None:
@@ -61,7 +81,7 @@ def test_long_prompts_are_cut_and_markup_is_text() -> None:
     typed = "<b>bold</b> " * 60
     title, *rest = texts(slide_figure(some_flow(prompt=typed, subject="<i>", answer="<i>")))
     assert title.count("<br>") == 1
-    assert title.endswith(" …")
+    assert " … " in title
     assert not re.search("<(?!br>)", "".join([title, *rest]))
 
 

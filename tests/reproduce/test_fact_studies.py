@@ -160,7 +160,13 @@ def test_curves_are_relative_to_each_facts_clean_run():
 
 @pytest.mark.parametrize(
     ("changes", "state"),
-    [({}, "PASS"), ({"subject": -0.3}, "PASS"), ({"other_layer": 40}, "FAIL"), ({"other_layer": 30}, "FAIL")],
+    [
+        ({}, "PASS"),
+        ({"subject": -0.3}, "PASS"),
+        ({"other_layer": 40}, "FAIL"),
+        ({"other_layer": 30}, "FAIL"),
+        ({"subject": 0.0, "other": 0.0}, "FAIL"),
+    ],
 )
 def test_curves_pass_where_the_other_tokens_come_before_the_subject(changes, state):
     verdict = recall_verdict(study_of(recall_records(**changes), recall_settings(**OWN)))

@@ -83,7 +83,9 @@ def test_maps_with_the_published_numbers_pass():
     assert len(verdict.checks) == 27
     assert verdict.largest is not None
     assert verdict.largest.difference == pytest.approx(0.002, abs=1e-4)
-    assert verdict.line.startswith("PASS: 27 of 27 checks agree, largest difference 0.0020 (hidden states, 'Need', ")
+    assert verdict.line.startswith(
+        "PASS: 27 of 27 checks agree, largest difference of a value 0.0020 (hidden states, 'Need', "
+    )
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from causal_tracer.results.flow import HiddenFlow
 from causal_tracer.results.tables import csv_text
 from causal_tracer.results.words import map_title, metric_label
 from causal_tracer.web.page.summary import details_html, doubts_html, numbers_html
+from causal_tracer.web.service.inspection import map_warnings
 from causal_tracer.web.service.registry import model_title
 
 FORMATS = ("json", "csv", "html", "png", "svg", "pdf")
@@ -48,7 +49,8 @@ def download(flow: HiddenFlow, format: str, folder: Path, link: str = "") -> Pat
     elif format == "html":
         write_atomically(path, html_page(flow, link))
     else:
-        save_figure(slide_figure(flow, link=link, model=model_title(flow.settings.model)), path, scale=1.0)
+        title = model_title(flow.settings.model)
+        save_figure(slide_figure(flow, link=link, model=title, warnings=map_warnings(flow)), path, scale=1.0)
     return path
 
 

@@ -23,6 +23,7 @@ from causal_tracer.web.page.fields import (
     subject_picked,
 )
 from causal_tracer.web.page.summary import message_html, model_words, progress_words, status_html
+from causal_tracer.web.page.texts import NOT_FINISHED
 from causal_tracer.web.page.views import TabView, maps_view
 from causal_tracer.web.service.asking import Fields
 from causal_tracer.web.service.command_lines import trace_command
@@ -95,7 +96,7 @@ class MapRun:
             flows,
             status=status,
             origin="being computed" if filling else KEPT if update.cached else COMPUTED,
-            link=None if filling else result_link(self.service, flows, request),
+            link=NOT_FINISHED if filling else result_link(self.service, flows, request),
             filling=filling,
             write_top_tokens=write_top_tokens and not filling,
         )

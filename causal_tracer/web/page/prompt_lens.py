@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Generator, Sequence
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from html import escape
 from typing import Any
 
 import gradio as gr
@@ -20,13 +21,11 @@ from causal_tracer.web.page.lens_tab import NOTED, lens_key, lens_queue, lens_re
 from causal_tracer.web.page.tab_layout import MapTab
 from causal_tracer.web.service.figures import Flows
 from causal_tracer.web.service.limits import client_of
+from causal_tracer.web.service.stored import STORED_PROMPT
 from causal_tracer.web.service.tracing import TraceService
 from causal_tracer.web.service.updates import Cancelled, stepped
 
-ABOUT = (
-    '<p class="ct-hint">What the model would say after each token and layer (logit lens). '
-    "Run puts the map in its place.</p>"
-)
+ABOUT = "What the model would say after each token and layer (logit lens). Run puts the map in its place."
 # The tab whose Run button can be seen; empty where a tab without maps is open.
 _OPEN_TAB = """(tab, ...rest) => [
   [...document.querySelectorAll('[id^="ct-run-"]')].find(run => run.offsetParent)?.id.slice('ct-run-'.length) ?? '',
@@ -35,9 +34,24 @@ _OPEN_TAB = """(tab, ...rest) => [
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """The lens of a prompt as HTML, for a tab; empty where the maps stay."""
+class Seen:
+    """What the page's prompt was at the last look, and beside which prompt each tab's map stands.
 
+    Attributes:
+        prompt: The prompt in the fields.
+        beside: The prompt of a tab's map, and the prompt in the fields that the map was put beside: another one for an
+            opened file, which leaves the fields as they are.
+    """
+
+    prompt: Text = STORED_PROMPT
+    beside: Mapping[str, tuple[Text, Text]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PlacedLens:
+    """The lens of a prompt as HTML, with what it was read for; empty where the maps stay."""
+
+    wanted: str = ""
     tab: str = ""
     prompt: Text = ""
     html: str = ""
@@ -55,64 +69,84 @@ class PromptLensEvents:
     service: TraceService
     tabs: tuple[str, ...] = explore.MAP_TABS
 
-    def due(self, tab: str, *states: Any) -> Any:
-        """Return which lens belongs into a tab: its tab and what is read; empty where the map is of this prompt.
+    def wanted(self, tab: str, seen: Seen, *states: Any) -> tuple[Any, Any]:
+        """Return which lens belongs into a tab (empty where its map stays), and what was seen.
 
         Args:
             tab: The open tab; empty for one without maps.
+            seen: What was seen at the last look.
             states: The results of all tabs, what was picked, then the fields' values.
         """
         flows, picked, values = states[: len(self.tabs)], states[len(self.tabs)], states[len(self.tabs) + 1 :]
         if tab not in self.tabs:
-            return gr.skip()
+            return gr.skip(), gr.skip()
         try:
             asked = asked_for(tab, picked, *values)
-            request = lens_request(asked, self.service.settings)
-            if self.service.status(asked["model"]).state != "ready":
-                return gr.skip()
+            prompt = lens_request(asked, self.service.settings).prompt
         except CausalTracerError:
             # What is wrong with the fields stands beside them.
-            return gr.skip()
-        return "" if self._has_map(tab, request.prompt, flows) else f"{tab} {lens_key(asked)}"
+            return gr.skip(), gr.skip()
+        shown = _prompt_of(flows[self.tabs.index(tab)] or explore.stored_flows(tab))
+        of_map, beside = seen.beside.get(tab, (STORED_PROMPT, STORED_PROMPT))
+        if shown != of_map:
+            # A new map. Where the prompt was not typed since, the map was put beside it.
+            beside = prompt if prompt == seen.prompt else shown
+        seen = Seen(prompt, {**seen.beside, tab: (shown, beside)})
+        if prompt in (shown, beside):
+            return "", seen
+        if self.service.status(asked["model"]).state != "ready":
+            return gr.skip(), seen
+        return f"{tab} {lens_key(asked)}", seen
 
-    async def read(self, request: gr.Request, due: str, picked: Picked, *values: Any) -> AsyncGenerator[Drawn]:
+    def clear(self, wanted: str) -> tuple[Any, ...]:
+        """Bring the maps back at once where no lens is wanted; a lens that is being read would keep them waiting."""
+        return ("" if not wanted else gr.skip(),) * len(self.tabs)
+
+    async def read(self, request: gr.Request, wanted: str, picked: Picked, *values: Any) -> AsyncGenerator[PlacedLens]:
         """Read the lens."""
-        async with aclosing(stepped(partial(self._read, request, due, picked, values))) as steps:
+        async with aclosing(stepped(partial(self._read, request, wanted, picked, values))) as steps:
             async for step in steps:
                 yield step
 
     def _read(
-        self, request: gr.Request, due: str, picked: Picked, values: Sequence[Any], left: Cancelled
-    ) -> Generator[Drawn]:
-        tab = due.partition(" ")[0]
+        self, request: gr.Request, wanted: str, picked: Picked, values: Sequence[Any], cancelled: Cancelled
+    ) -> Generator[PlacedLens]:
+        tab = wanted.partition(" ")[0]
         if not tab:
-            yield Drawn()
+            yield PlacedLens()
             return
         try:
             asked = asked_for(tab, picked, *values)
             client = client_of(request, self.service.settings)
             asks = lens_request(asked, self.service.settings)
-            lens = self.service.lens(asks, asked["model"], client, cancelled=left)
+            lens = self.service.lens(asks, asked["model"], client, cancelled=cancelled)
+            model = self.service.status(asked["model"]).title
         except CausalTracerError:
             # A model without a lens keeps its map; the tab Lens says why.
-            yield Drawn()
+            yield PlacedLens()
             return
-        yield Drawn(tab, asks.prompt, ABOUT + legend_html(lens) + grid_html(lens, f"prompt-{tab}"))
+        about = f'<p class="ct-hint">{ABOUT} <span class="ct-made">{escape(model)}</span></p>'
+        html = about + legend_html(lens) + grid_html(lens, f"prompt-{tab}", title="Prompt")
+        yield PlacedLens(f"{tab} {lens_key(asked)}", tab, asks.prompt, html)
 
-    def place(self, drawn: Drawn, *flows: Flows | None) -> tuple[str, ...]:
-        """Return what stands in the place of each tab's map, unless a run of the lens's prompt has begun since."""
-        if not drawn.tab or self._has_map(drawn.tab, drawn.prompt, flows):
-            return ("",) * len(self.tabs)
-        return tuple(drawn.html if name == drawn.tab else "" for name in self.tabs)
+    def place(self, placed: PlacedLens, wanted: str, *flows: Flows | None) -> tuple[str, ...]:
+        """Return what stands in the place of each tab's map: the lens, if it is wanted still and no map came since."""
+        nothing = ("",) * len(self.tabs)
+        if not placed.tab or placed.wanted != wanted:
+            return nothing
+        shown = flows[self.tabs.index(placed.tab)] or explore.stored_flows(placed.tab)
+        if _prompt_of(shown) == placed.prompt:
+            return nothing
+        return tuple(placed.html if name == placed.tab else "" for name in self.tabs)
 
-    def _has_map(self, tab: str, prompt: Text, flows: Sequence[Flows | None]) -> bool:
-        """Return whether a tab shows a map of this prompt."""
-        shown = flows[self.tabs.index(tab)] or explore.stored_flows(tab)
-        flow = next(iter(shown.values()))
-        try:
-            return flow.asked().request.prompt == prompt
-        except CausalTracerError:
-            return flow.prompt == prompt
+
+def _prompt_of(flows: Flows) -> Text:
+    """Return the prompt of a tab's maps."""
+    flow = next(iter(flows.values()))
+    try:
+        return flow.asked().request.prompt
+    except CausalTracerError:
+        return flow.prompt
 
 
 def wire_prompt_lens(service: TraceService, inputs: Inputs, inspected: Any, tabs: Sequence[MapTab]) -> None:
@@ -125,18 +159,19 @@ def wire_prompt_lens(service: TraceService, inputs: Inputs, inspected: Any, tabs
         tabs: The tabs of maps, in the order of `explore.MAP_TABS`.
     """
     events = PromptLensEvents(service)
-    due, tab = gr.State(""), gr.Textbox("", visible=False)
-    states = [*(each.flows for each in tabs), inputs.picked, *inputs.values]
-    noted: dict[str, Any] = {"outputs": [due], "trigger_mode": "multiple", **NOTED}
-    inspected.then(events.due, inputs=[tab, *states], js=_OPEN_TAB, **noted)
+    wanted, seen, tab = gr.State(""), gr.State(Seen(), time_to_live=IDLE_SECONDS), gr.Textbox("", visible=False)
+    states = [seen, *(each.flows for each in tabs), inputs.picked, *inputs.values]
+    noted: dict[str, Any] = {"outputs": [wanted, seen], "trigger_mode": "multiple", **NOTED}
+    inspected.then(events.wanted, inputs=[tab, *states], js=_OPEN_TAB, **noted)
     for name, each in zip(explore.MAP_TABS, tabs, strict=True):
-        each.page.select(partial(events.due, name), inputs=states, **noted)
-    drawn = gr.State(Drawn(), time_to_live=IDLE_SECONDS)
-    asked = [due, inputs.picked, *inputs.values]
+        each.page.select(partial(events.wanted, name), inputs=states, **noted)
+    lenses = [each.lens for each in tabs]
+    placed = gr.State(PlacedLens(), time_to_live=IDLE_SECONDS)
+    wanted.change(events.clear, inputs=[wanted], outputs=lenses, trigger_mode="multiple", **AT_ONCE)
+    asked = [wanted, inputs.picked, *inputs.values]
+    reading = wanted.change(events.read, inputs=asked, outputs=[placed], **lens_queue(service))
     # Placed by an event of its own, which sees what was run meanwhile: a lens that comes late must not cover the map.
-    due.change(events.read, inputs=asked, outputs=[drawn], **lens_queue(service)).then(
-        events.place,
-        inputs=[drawn, *(each.flows for each in tabs)],
-        outputs=[each.lens for each in tabs],
-        **AT_ONCE,
-    )
+    reading.success(events.place, inputs=[placed, wanted, *(each.flows for each in tabs)], outputs=lenses, **AT_ONCE)
+    for each in tabs:
+        # A run does not wait for a lens that it will cover.
+        each.run.click(None, cancels=[reading], api_visibility="private")

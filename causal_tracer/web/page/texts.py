@@ -13,6 +13,7 @@ LEAD = (
 )
 
 NO_LINK_YET = "Press Run: the link leads to what it computes."
+NOT_FINISHED = "This run is not finished, so it has no link."
 
 _PROBABILITY = METRIC_DESCRIPTIONS["probability"].labelled("answer")
 

@@ -84,6 +84,8 @@ def _of_maps(specs: Mapping[str, MapSpec]) -> dict[str, Any]:
     if "severed" in rest[0] and found["kind"] != ("hidden",):
         raise SettingsError("The command severs maps of hidden states only.")
     source = rest[0].pop("source", None)
+    if source is not None and "severed" in rest[0]:
+        raise SettingsError("The command severs no paths of an ablation.")
     return {**found, **_plain(rest[0]), **({} if source is None else {"ablate": source})}
 
 

@@ -1,4 +1,4 @@
-// Opens the gallery and hands on which card was chosen: trigger('select', {value: name}).
+// Opens the gallery and reports the chosen card: trigger('select', {value: name}).
 const dialog = element.querySelector('dialog');
 const cards = [...dialog.querySelectorAll('[data-entry]')];
 

@@ -366,6 +366,8 @@ def test_files_hold_the_result_and_a_saved_one_opens_again(visits, app, tmp_path
     other.locator("input[data-testid$='upload-button']").first.set_input_files(paths["json"])
     expect(other.get_by_role("tab", name="MLP")).to_have_attribute("aria-selected", "true")
     expect(other.locator("#ct-status-mlp")).to_contain_text("Opened from a file")
+    # The fields keep their own prompt, whose lens does not cover the opened map.
+    expect(other.locator("#ct-map-mlp")).to_be_visible()
     expect(other.locator("#ct-map-mlp .ytick text").nth(5)).to_have_text("Needle*")
     damaged = tmp_path / "damaged.json"
     damaged.write_text(json.dumps({"format": "causal_tracer.HiddenFlow"}))

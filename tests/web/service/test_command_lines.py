@@ -100,6 +100,9 @@ def test_a_severed_map_comes_with_the_one_that_is_not(read_back: Any) -> None:
 def test_the_gallery_has_commands(read_back: Any, entry: Any) -> None:
     fields = check_fields(entry.fields, ServiceSettings())
     asked = read_back(trace_command(fields, str(fields.model)))
+    noise = asked["request"].noise
+    request = replace(asked["request"], noise=None if noise is None else float(noise))
+    assert request == as_asked(fields)[0]
     assert list(asked["specs"].values())[-1] == list(fields.specs.values())[-1]
     assert asked["model"] == (fields.model, None)
 
@@ -108,6 +111,7 @@ def test_the_gallery_has_commands(read_back: Any, entry: Any) -> None:
     ("made", "words"),
     [
         (checked(kind="mlp", severed="attention"), "severs maps of hidden states only"),
+        (checked(patch="zero", severed="mlp"), "severs no paths of an ablation"),
         (checked(elsewhere=5), "no option for elsewhere"),
         (checked(answer_id=7), "no option for answer_id=7"),
         (checked(chat=True, second_prompt="Is Big Ben in Rome?", second_subject="Big Ben"), "is a conversation"),
