@@ -10,7 +10,7 @@ from causal_tracer.reproduce.published import PAPER_CLASS, PAPER_LAYERS
 def why_other_model(name: str, model_class: str, layers: int, dtype: str) -> Iterator[str]:
     """Yield why the published numbers are not a model's, in words.
 
-    It is told by its class and layers, not by its name, so that a local copy of the weights counts as well.
+    The model is recognised by its class and number of layers, so a local copy of the weights counts too.
 
     Args:
         name: The model's name, for the words.

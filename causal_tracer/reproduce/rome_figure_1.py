@@ -107,7 +107,7 @@ def _peak_check(entry: Peak, place: str, flow: HiddenFlow) -> Check:
     at = int((flow.scores if entry.of_map else flow.scores[entry.token]).nan_to_num(-math.inf).argmax())
     token, layer = divmod(at, layers) if entry.of_map else (entry.token, at)
     what = f"{place}, largest of the map at" if entry.of_map else f"{place}, largest at"
-    # A peak at another token is no number of layers away.
+    # A peak at another token has no distance in layers.
     difference = float(abs(layer - entry.layer)) if token == entry.token else math.inf
     measured = str(layer) if token == entry.token else f"{layer} of {flow.input_tokens[token].strip()!r}"
     return Check(what, str(entry.layer), measured, difference, 0.0, "layers", entry.source)

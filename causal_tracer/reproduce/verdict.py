@@ -1,4 +1,4 @@
-"""The verdict of a reproduction: each published number beside the measured one, and whether all agree."""
+"""The verdict of a reproduction: published and measured values, and whether each is within its tolerance."""
 
 from __future__ import annotations
 

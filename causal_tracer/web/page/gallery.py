@@ -71,7 +71,7 @@ class GalleryEvents:
         return (*self.history.views(tab, view), *values, picked, gr.Tabs(selected=tab), message_html())
 
     def _values(self, entry: GalleryEntry) -> tuple[tuple[Any, ...], str]:
-        """Return the values of the fields; where the app has not the entry's model, a sentence that says so."""
+        """Return the fields' values, and a sentence for an app that lacks the entry's model."""
         asked = dict(entry.fields)
         try:
             return field_values({**asked, "model": self.history.service.status(asked["model"]).model}), ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from html import escape
 from typing import Any
@@ -78,14 +78,14 @@ class PromptLensEvents:
             states: The results of all tabs, what was picked, then the fields' values.
         """
         flows, picked, values = states[: len(self.tabs)], states[len(self.tabs)], states[len(self.tabs) + 1 :]
-        if tab not in self.tabs:
-            return gr.skip(), gr.skip()
         try:
-            asked = asked_for(tab, picked, *values)
+            asked = asked_for("hidden", picked, *values)
             prompt = lens_request(asked, self.service.settings).prompt
         except CausalTracerError:
-            # What is wrong with the fields stands beside them.
+            # The page reports it at the fields.
             return gr.skip(), gr.skip()
+        if tab not in self.tabs:
+            return gr.skip(), replace(seen, prompt=prompt)
         shown = _prompt_of(flows[self.tabs.index(tab)] or explore.stored_flows(tab))
         of_map, beside = seen.beside.get(tab, (STORED_PROMPT, STORED_PROMPT))
         if shown != of_map:
@@ -116,7 +116,7 @@ class PromptLensEvents:
             yield PlacedLens()
             return
         try:
-            asked = asked_for(tab, picked, *values)
+            asked = asked_for("hidden", picked, *values)
             client = client_of(request, self.service.settings)
             asks = lens_request(asked, self.service.settings)
             lens = self.service.lens(asks, asked["model"], client, cancelled=cancelled)
@@ -130,10 +130,15 @@ class PromptLensEvents:
         yield PlacedLens(f"{tab} {lens_key(asked)}", tab, asks.prompt, html)
 
     def place(self, placed: PlacedLens, wanted: str, *flows: Flows | None) -> tuple[str, ...]:
-        """Return what stands in the place of each tab's map: the lens, if it is wanted still and no map came since."""
+        """Return what stands in the place of each tab's map: the lens, if no map of its prompt came since.
+
+        A lens of a prompt that was typed over changes nothing: the next one is being read.
+        """
         nothing = ("",) * len(self.tabs)
-        if not placed.tab or placed.wanted != wanted:
+        if not placed.tab or not wanted:
             return nothing
+        if placed.wanted != wanted:
+            return (gr.skip(),) * len(self.tabs)
         shown = flows[self.tabs.index(placed.tab)] or explore.stored_flows(placed.tab)
         if _prompt_of(shown) == placed.prompt:
             return nothing

@@ -84,7 +84,7 @@ def test_a_lens_is_placed_only_while_it_is_wanted_and_no_map_of_its_prompt_has_c
     assert "Tiny &lt;GPT-2&gt;" in shown[MAP_TABS.index("hidden")]
     assert set(shown[1:]) == {""}
     assert events.place(placed, "", *flows()) == NOTHING
-    assert events.place(placed, f"hidden {OTHER_PROMPT}", *flows()) == NOTHING
+    assert events.place(placed, f"hidden {OTHER_PROMPT}", *flows()) == (gr.skip(),) * len(MAP_TABS)
     assert events.place(placed, wanted, *flows(hidden=result())) == NOTHING
 
 
@@ -96,6 +96,9 @@ def test_where_none_is_wanted_the_maps_come_back_at_once(events):
 
 def test_fields_that_are_wrong_and_models_that_are_not_ready_leave_what_stands_there(events):
     assert events.wanted("hidden", Seen(), *flows(), Picked(), *values(PROMPT, noise="loud"))[0] == gr.skip()
-    assert look(events, "", Seen(), PROMPT)[0] == gr.skip()
+    # A tab without maps: what was typed there is known when a file is opened later.
+    wanted, seen = look(events, "", Seen(), OTHER_PROMPT)
+    assert (wanted, seen.prompt) == (gr.skip(), OTHER_PROMPT)
+    assert look(events, "hidden", seen, OTHER_PROMPT, hidden=result())[0] == ""
     waiting = PromptLensEvents(tiny_service())
     assert look(waiting, "hidden", Seen(), PROMPT)[0] == gr.skip()
