@@ -65,7 +65,8 @@ def test_nothing_is_read_while_another_tab_is_shown(visits, app):
     page = open_lens(visits, app)
     open_tab(page, "MLP")
     field(page, "prompt").fill(OTHER_PROMPT)
-    expect(page.locator("#ct-chips")).to_contain_text("Jobs")
+    # In the map's place the lens follows; the tab's own lens must not.
+    expect(page.locator("#ct-prompt-lens-mlp")).to_contain_text("Jobs")
     # Held, so that a lens of this prompt could not have been read unseen.
     app.may_run.clear()
     open_tab(page, "Lens")
