@@ -68,7 +68,7 @@ class GalleryEvents:
         link = result_link(self.history.service, flows, request)
         view = maps_view(tab, flows, status=status, origin="a stored result", link=link)
         picked = picked_by(entry.fields)
-        return (*self.history.views(tab, view), *values, picked, gr.Tabs(selected=tab), message_html())
+        return (*self.history.views(tab, view, request), *values, picked, gr.Tabs(selected=tab), message_html())
 
     def _values(self, entry: GalleryEntry) -> tuple[tuple[Any, ...], str]:
         """Return the fields' values, and a sentence for an app that lacks the entry's model."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Generator, Sequence
 from contextlib import aclosing, closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, cast
 
@@ -22,6 +22,7 @@ from causal_tracer.web.page.fields import (
     picked_by,
     subject_picked,
 )
+from causal_tracer.web.page.stopping import RunButtons
 from causal_tracer.web.page.summary import message_html, model_words, progress_words, status_html
 from causal_tracer.web.page.texts import NOT_FINISHED
 from causal_tracer.web.page.views import TabView, maps_view
@@ -51,11 +52,13 @@ class MapRun:
         service: The models.
         tab: One of `explore.MAP_TABS`.
         maps: How many maps the tab has.
+        buttons: The tab's Run and Stop.
     """
 
     service: TraceService
     tab: str
     maps: int
+    buttons: RunButtons = field(default_factory=RunButtons)
 
     async def run(
         self, request: gr.Request, picked: Picked, write_top_tokens: bool, *values: Any
@@ -66,6 +69,16 @@ class MapRun:
                 yield view.outputs(self.maps)
 
     def _views(
+        self, request: gr.Request, picked: Picked, write_top_tokens: bool, values: tuple[Any, ...], left: Cancelled
+    ) -> Generator[TabView]:
+        with (
+            self.buttons.running(request.session_hash) as run,
+            closing(self._own_views(request, picked, write_top_tokens, values, left)) as views,
+        ):
+            for view in views:
+                yield run.shown(view)
+
+    def _own_views(
         self, request: gr.Request, picked: Picked, write_top_tokens: bool, values: tuple[Any, ...], left: Cancelled
     ) -> Generator[TabView]:
         yield TabView(status=status_html("Starting."), running=True)
@@ -91,7 +104,7 @@ class MapRun:
         if not update.flows:
             return TabView(status=status)
         filling, flows = update.done < update.total, cast(Flows, update.flows)
-        return maps_view(
+        view = maps_view(
             self.tab,
             flows,
             status=status,
@@ -100,6 +113,7 @@ class MapRun:
             filling=filling,
             write_top_tokens=write_top_tokens and not filling,
         )
+        return view if filling else replace(view, finished=flows)
 
 
 def _failed(words: str) -> TabView:

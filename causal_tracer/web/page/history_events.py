@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from causal_tracer.errors import CausalTracerError, ResultLostError, SettingsError
+from causal_tracer.errors import BusyError, CausalTracerError, ResultLostError, SettingsError
 from causal_tracer.request.records import StoredRequest
 from causal_tracer.web.page.cards import strip_html
 from causal_tracer.web.page.compare import MOST_FIGURES, Comparison, compare_runs
@@ -19,6 +19,7 @@ from causal_tracer.web.page.fields import FIELD_NAMES, field_values, picked_by
 from causal_tracer.web.page.handlers import KEPT, address_of, result_link, together
 from causal_tracer.web.page.history import MOST_LINKED, History, read_history, runs_link
 from causal_tracer.web.page.run_card import LONGEST_NAME, Card, card_of, printable
+from causal_tracer.web.page.stopping import RunButtons
 from causal_tracer.web.page.summary import message_html, status_html
 from causal_tracer.web.page.views import TabView, maps_view
 from causal_tracer.web.service.asking import Fields
@@ -27,7 +28,10 @@ from causal_tracer.web.service.figures import Flows
 from causal_tracer.web.service.links import asked_fields
 from causal_tracer.web.service.tracing import TraceService
 
-_FAILED = "ct-failed"
+_BUSY = (
+    "This result is no longer kept, and a run is in progress in its tab. Click the card again when the run is done, or "
+    "stop it first."
+)
 
 
 @dataclass(frozen=True)
@@ -39,10 +43,12 @@ class HistoryEvents:
     Attributes:
         service: The models and the results.
         tabs: The sites of each tab's maps, by the tab's name.
+        runs: Run and Stop of each tab.
     """
 
     service: TraceService
     tabs: Mapping[str, tuple[str, ...]]
+    runs: Mapping[str, RunButtons] = field(default_factory=dict)
 
     def strip(self, history: History, **more: Any) -> str:
         """Return the strip of a history; further arguments as in `strip_html`."""
@@ -59,17 +65,17 @@ class HistoryEvents:
         """The list has changed in another window, or a change was undone."""
         return self.strip(read_history(kept))
 
-    def ended(self, status: str, flows: Flows | None, kept: str) -> str:
-        """A run has ended: its card is the newest, unless it failed; `status` is the line beside Run."""
-        if not flows or _FAILED in status:
+    def ended(self, finished: Flows | None, shown: Flows | None, kept: str) -> str:
+        """A run has ended: its card is the newest, unless it failed; it is shown unless a result covers it."""
+        if not finished:
             unchanged: str = gr.skip()
             return unchanged
         try:
-            card = self._card(tuple(flows.values()))
+            card = self._card(tuple(finished.values()))
         except CausalTracerError as error:
             history = read_history(kept)
             return self.strip(replace(history, problems=(*history.problems, f"The run has no card: {error}")))
-        return self.strip(read_history(kept).added(card), current=card.key)
+        return self.strip(read_history(kept).added(card), current=card.key if shown is finished else "")
 
     def edit(self, event: gr.EventData, kept: str) -> str:
         """A card is pinned, named or deleted."""
@@ -98,6 +104,8 @@ class HistoryEvents:
                 raise ResultLostError("This card is not in the browser's list any more.")
             flows, tab = self._flows(card), self._tab(card.kinds)
             fields = self._fields(card, lost=flows is None)
+            if flows is None and tab in self.runs and self.runs[tab].in_progress(request.session_hash):
+                raise BusyError(_BUSY)
             history, card = (history, card) if flows else self._asked_anew(history, card, fields)
         except CausalTracerError as error:
             history = replace(history, problems=(*history.problems, str(error)))
@@ -108,7 +116,7 @@ class HistoryEvents:
         else:
             shown, again = self._view(tab, flows, "Restored from the history.", KEPT, request), ""
             history = history.added(self._filled(card, flows))
-        views = self.views(tab, shown)
+        views = self.views(tab, shown, request)
         return (*views, *values, gr.Tabs(selected=tab), self.strip(history, current=card.key), again)
 
     def open_file(self, request: gr.Request, path: str, kept: str) -> tuple[Any, ...]:
@@ -126,7 +134,7 @@ class HistoryEvents:
         except CausalTracerError as error:
             words = message_html(warned=[f"The file has no card in the history: {error}"])
         shown = self._view(tab, {flow.kind: flow}, "Opened from a file.", "opened from a file", request)
-        return (*self.views(tab, shown), gr.Tabs(selected=tab), self.strip(history, current=current), words)
+        return (*self.views(tab, shown, request), gr.Tabs(selected=tab), self.strip(history, current=current), words)
 
     def compare(self, event: gr.EventData, kept: str) -> tuple[Any, ...]:
         """Chosen cards are compared: return the tab to show, then `comparison_values`."""
@@ -240,8 +248,16 @@ class HistoryEvents:
         link = result_link(self.service, flows, request)
         return maps_view(tab, flows, status=status_html(words), origin=origin, link=link)
 
-    def views(self, shown: str, view: TabView) -> tuple[Any, ...]:
-        """Return the values of all tabs of maps: a view of one, the others as they are."""
+    def views(self, shown: str, view: TabView, request: gr.Request | None = None) -> tuple[Any, ...]:
+        """Return the values of all tabs of maps: a view of one, the others as they are.
+
+        Args:
+            shown: The tab.
+            view: Its view.
+            request: Of a result that is opened: a run in progress in the tab goes on behind it.
+        """
+        if request is not None and shown in self.runs:
+            view = self.runs[shown].cover(request.session_hash, view)
         parts = ((view if name == shown else TabView()).outputs(len(kinds)) for name, kinds in self.tabs.items())
         return tuple(chain.from_iterable(parts))
 

@@ -15,6 +15,7 @@ from causal_tracer.web.page.explore import TAB_TITLES
 from causal_tracer.web.page.history import History
 from causal_tracer.web.page.history_events import HistoryEvents
 from causal_tracer.web.page.inputs_layout import AT_ONCE, Inputs
+from causal_tracer.web.page.stopping import RunButtons
 from causal_tracer.web.service.tracing import TraceService
 
 _NOTHING = '<p class="ct-hint">Choose two to four cards below, and press Compare there.</p>'
@@ -45,15 +46,15 @@ class HistoryStrip:
     kept: gr.Textbox
     again: gr.Textbox
 
-    def follow(self, running: Any, status: gr.HTML, flows: gr.State) -> None:
+    def follow(self, running: Any, finished: gr.State, shown: gr.State) -> None:
         """Give each finished run of a tab a card.
 
         Args:
             running: The event of the run.
-            status: The line beside Run.
-            flows: The tab's result.
+            finished: The maps of the run once it is done.
+            shown: The result that the tab shows.
         """
-        inputs = [status, flows, self.kept]
+        inputs = [finished, shown, self.kept]
         running.success(self.events.ended, inputs=inputs, outputs=[self.cards], js=from_browser(3), **AT_ONCE)
 
     def lay_out(self) -> None:
@@ -67,7 +68,8 @@ def history_strip(service: TraceService, tabs: Mapping[str, tuple[str, ...]]) ->
     script = static_text("history.js")
     cards = gr.HTML(empty, elem_id="ct-history", js_on_load=script, render=False)
     kept, again = (gr.Textbox("", visible=False) for _ in range(2))
-    return HistoryStrip(HistoryEvents(service, tabs), cards, kept, again)
+    runs = {name: RunButtons(len(kinds)) for name, kinds in tabs.items()}
+    return HistoryStrip(HistoryEvents(service, tabs, runs), cards, kept, again)
 
 
 def from_browser(inputs: int) -> str:
@@ -90,6 +92,8 @@ def wire_history(
     """
     events, cards, kept = strip.events, strip.cards, strip.kept
     own: dict[str, Any] = {"inputs": [kept], "js": from_browser(1), **AT_ONCE}
+    for buttons in events.runs.values():
+        demo.unload(buttons.forget)
     demo.load(events.load, outputs=[cards], **own)
     cards.input(events.redraw, outputs=[cards], **own)
     cards.edit(events.edit, outputs=[cards], **own)

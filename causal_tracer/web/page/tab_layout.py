@@ -18,7 +18,6 @@ from causal_tracer.web.page.detail import NO_CELL
 from causal_tracer.web.page.downloads import FORMATS
 from causal_tracer.web.page.history_layout import HistoryStrip
 from causal_tracer.web.page.inputs_layout import AT_ONCE, IDLE_SECONDS, Inputs
-from causal_tracer.web.page.stopping import RunButtons
 from causal_tracer.web.page.summary import details_html, doubts_html, status_html
 from causal_tracer.web.page.texts import NO_LINK_YET
 from causal_tracer.web.page.views import map_id, numbers
@@ -57,7 +56,7 @@ def map_tab(service: TraceService, name: str, inputs: Inputs, history: HistorySt
     kinds = tuple(stored)
     with gr.Tab(explore.TAB_TITLES[name], id=name) as page:
         # Inside the tab: Gradio counts components between tabs as tabs.
-        flows = gr.State(None, time_to_live=IDLE_SECONDS)
+        flows, finished = (gr.State(None, time_to_live=IDLE_SECONDS) for _ in range(2))
         # Whether a result is shown: the browser keeps this when the app has lost the result.
         made = gr.Checkbox(False, visible=False)
         with gr.Row(elem_classes="ct-run", equal_height=True):
@@ -93,6 +92,7 @@ def map_tab(service: TraceService, name: str, inputs: Inputs, history: HistorySt
         made,
         link,
         lens,
+        finished,
         *figures,
         *tables,
         run,
@@ -104,8 +104,9 @@ def map_tab(service: TraceService, name: str, inputs: Inputs, history: HistorySt
     if len(kinds) == 1:
         redrawn = [*figures, inputs.message]
         write.input(partial(explore.redraw, name), inputs=[flows, made, write], outputs=redrawn, **AT_ONCE)
-    running = _run(service, name, len(kinds), outputs, [inputs.picked, write, *inputs.values])
-    history.follow(running, status, flows)
+    buttons = history.events.runs[name]
+    running = _run(handlers.MapRun(service, name, len(kinds), buttons), outputs, [inputs.picked, write, *inputs.values])
+    history.follow(running, finished, flows)
     return MapTab(page, run, flows, lens, outputs)
 
 
@@ -127,19 +128,19 @@ def _table(name: str, kind: SiteName, flow: HiddenFlow) -> gr.HTML:
     )
 
 
-def _run(service: TraceService, name: str, maps: int, outputs: list[Any], inputs: list[Any]) -> Any:
+def _run(tab: handlers.MapRun, outputs: list[Any], inputs: list[Any]) -> Any:
     """Wire Run and Stop; return the event of the run."""
     _message, status, *_, run, stop = outputs
-    buttons = RunButtons(maps)
+    buttons = tab.buttons
     running = run.click(buttons.begin, outputs=outputs, **AT_ONCE).then(
-        handlers.MapRun(service, name, maps).run,
+        tab.run,
         inputs=inputs,
         outputs=outputs,
         # The usual overlay would hide the map while it fills in.
         show_progress="minimal",
         show_progress_on=[status],
         concurrency_id=MODEL_QUEUE,
-        concurrency_limit=service.settings.workers,
+        concurrency_limit=tab.service.settings.workers,
         api_visibility="private",
     )
     running.failure(buttons.ended, outputs=outputs, **AT_ONCE)

@@ -36,6 +36,7 @@ class TabView:
         flows: The maps, which the app keeps for the page; the page then knows that it shows a result.
         link: The link that reproduces them.
         lens: What stands in the place of the maps, as HTML.
+        finished: The maps of a run that is done; empty where one begins.
         running: Whether Run is off and Stop is on.
     """
 
@@ -50,6 +51,7 @@ class TabView:
     flows: Flows | None = field(default=None, repr=False)
     link: str | None = None
     lens: str | None = None
+    finished: Flows | None = field(default=None, repr=False)
     running: bool | None = None
 
     def outputs(self, maps: int) -> tuple[Any, ...]:
@@ -58,7 +60,7 @@ class TabView:
         run, stop = (None, None) if self.running is None else (not self.running, self.running)
         parts = (
             *(self.message, self.status, self.numbers, self.doubts, self.cell, self.details),
-            *(self.flows, made, self.link, self.lens),
+            *(self.flows, made, self.link, self.lens, self.finished),
             *(self.figures or (None,) * maps),
             *(self.tables or (None,) * maps),
             *(None if on is None else gr.Button(interactive=on) for on in (run, stop)),

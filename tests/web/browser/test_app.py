@@ -129,6 +129,29 @@ def test_stop_leaves_the_app_ready(visits, app):
     expect(page.locator("#ct-status-hidden")).to_contain_text("Done")
 
 
+def test_a_result_that_is_opened_during_a_run_stays_and_the_run_gets_its_card(visits, app):
+    app.let_load()
+    page = visits.open()
+    fill(page, f"{PROMPT} London and", SUBJECT)
+    expect(page.locator("#ct-chips")).to_contain_text("London")
+    app.may_run.clear()
+    run(page, "hidden")
+    expect(page.locator("#ct-status-hidden")).to_contain_text("Starting")
+    page.get_by_role("button", name="Gallery", exact=True).click()
+    page.locator("[data-entry=classic]").click()
+    expect(page.locator("#ct-status-hidden")).to_contain_text("The run goes on")
+    expect(page.locator("#ct-run-hidden")).to_be_disabled()
+    app.may_run.set()
+    expect(page.locator("#ct-status-hidden")).to_contain_text("The run that went on is done")
+    expect(page.locator("#ct-status-hidden")).to_contain_text("The fact is in two places")
+    expect(page.locator("#ct-details-hidden")).to_contain_text("a stored result")
+    expect(page.locator("#ct-run-hidden")).to_be_enabled()
+    card = page.locator("#ct-history [data-card] [data-open]")
+    expect(card).to_have_attribute("title", re.compile("London"))
+    card.click()
+    expect(page.locator("#ct-details-hidden")).to_contain_text("London")
+
+
 def test_a_run_that_waits_for_its_turn_can_be_stopped(visits, app):
     app.let_load()
     first, second = visits.open(), visits.open()

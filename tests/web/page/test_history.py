@@ -25,6 +25,7 @@ from causal_tracer.web.page.compare import compare_runs
 from causal_tracer.web.page.history import LONGEST_LINK, MOST_CARDS, MOST_LINKED, History, read_history, runs_link
 from causal_tracer.web.page.history_events import HistoryEvents
 from causal_tracer.web.page.run_card import Card, card_of, differences
+from causal_tracer.web.page.stopping import RunButtons
 from causal_tracer.web.page.thumbnails import is_picture, levels, thumbnail_svg
 from causal_tracer.web.service.stored import stored_map
 from tests.support.flows import some_flow
@@ -273,9 +274,13 @@ class TestEvents:
         service = tiny_service()
         events = HistoryEvents(service, TABS)
         flow = flow_of(service, {**ASKED, "noise": 0.5})
-        strip = events.ended("", {"hidden": flow}, "")
+        finished = {"hidden": flow}
+        strip = events.ended(finished, finished, "")
         kept = History((card_of([flow], "tiny"),))
-        assert kept.cards[0].key in strip
+        assert f'data-current="{kept.cards[0].key}"' in strip
+        # Behind another result, it has a card and is not shown.
+        behind = events.ended(finished, {"hidden": tiny_flow()}, "")
+        assert (kept.cards[0].key in behind, 'data-current=""' in behind) == (True, True)
         click = gr.SelectData(None, {"index": 0, "value": kept.cards[0].key})
         outputs = events.open(PAGE, click, kept.to_text())
         assert flow.scores is next(o for o in outputs if isinstance(o, dict) and "hidden" in o)["hidden"].scores
@@ -285,7 +290,21 @@ class TestEvents:
 
     def test_a_failed_run_has_no_card(self) -> None:
         events = HistoryEvents(tiny_service(), TABS)
-        assert events.ended('<div class="ct-failed">', {"hidden": tiny_flow()}, "") == gr.skip()
+        assert events.ended({}, {"hidden": tiny_flow()}, "") == gr.skip()
+
+    def test_a_result_covers_the_run_of_its_tab_and_a_lost_one_waits_for_it(self) -> None:
+        runs, page = {"hidden": RunButtons()}, gr.Request(headers=PAGE.headers, query_params={}, session_hash="a")
+        service = tiny_service()
+        flow = flow_of(service, {**ASKED, "noise": 0.5})
+        kept = History((card_of([flow], "tiny"),))
+        click = gr.SelectData(None, {"index": 0, "value": kept.cards[0].key})
+        with runs["hidden"].running("a") as run:
+            outputs = HistoryEvents(service, TABS, runs).open(page, click, kept.to_text())
+            assert any("The run goes on" in str(each) for each in outputs)
+            assert run.cover is not None
+            lost = HistoryEvents(tiny_service(), TABS, runs).open(page, click, kept.to_text())
+            assert opened_values(lost)[1] == ""
+            assert "a run is in progress in its tab" in opened_values(lost)[0]
 
     def test_a_lost_run_over_the_app_s_limits_is_refused_with_words(self) -> None:
         over = changed(samples=99)

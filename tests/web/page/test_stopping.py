@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,8 @@ pytest.importorskip("gradio")
 
 from causal_tracer.web.page import stopping
 from causal_tracer.web.page.stopping import RunButtons
+from causal_tracer.web.page.views import TabView
+from causal_tracer.web.service.stored import stored_map
 
 
 def session(name: str) -> Any:
@@ -45,3 +48,58 @@ def test_run_after_stop_starts_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     buttons.stop(session("a"))
     buttons.begin(session("a"))
     assert "ct-failed" in buttons.ended(session("a"))[1]
+
+
+class TestCover:
+    """A result that is opened in the tab of a run."""
+
+    PARTIAL = TabView(status="filling", cell="", running=True)
+    OPENED = TabView(status="opened", cell="none", link="link", running=False)
+
+    def test_it_stays_and_the_run_ends_behind_it(self) -> None:
+        buttons, flows = RunButtons(), {"hidden": stored_map("hidden")}
+        buttons.begin(session("a"))
+        with buttons.running("a") as run:
+            assert run.shown(self.PARTIAL) is self.PARTIAL
+            opened = buttons.cover("a", self.OPENED)
+            assert ("opened" in str(opened.status), "goes on" in str(opened.status)) == (True, True)
+            # Run stays off and Stop stays on.
+            assert opened.running is None
+            # Once more, over a partial map that came late; a cell that was chosen since stays.
+            assert run.shown(self.PARTIAL) == replace(opened, cell=None)
+            assert run.shown(self.PARTIAL) == TabView()
+            last = run.shown(replace(self.PARTIAL, status="Done", flows=flows, finished=flows, running=False))
+            assert (last.flows, last.finished, last.running) == (None, flows, False)
+            assert ("opened" in str(last.status), "is done" in str(last.status)) == (True, True)
+        assert not buttons.in_progress("a")
+
+    def test_without_a_run_and_for_other_sessions_nothing_changes(self) -> None:
+        buttons = RunButtons()
+        buttons.begin(session("b"))
+        assert buttons.cover("a", self.OPENED) is self.OPENED
+        with buttons.running("b") as run:
+            assert run.shown(self.PARTIAL) is self.PARTIAL
+
+    def test_a_run_that_fails_behind_it_says_so(self) -> None:
+        buttons = RunButtons()
+        with buttons.running("a") as run:
+            buttons.cover("a", self.OPENED)
+            last = run.shown(TabView(status="Nothing was computed.", message="why", running=False))
+        assert (last.status, last.message, last.link, last.running) == ("Nothing was computed.", "why", "link", False)
+
+    def test_a_stopped_run_says_nothing_of_the_opened_map_s_cells(self) -> None:
+        buttons = RunButtons()
+        buttons.begin(session("a"))
+        buttons.cover("a", self.OPENED)
+        buttons.stop(session("a"))
+        status = buttons.ended(session("a"))[1]
+        assert ("The run was stopped." in status, "grey" in status) == (True, False)
+        assert not buttons.in_progress("a")
+
+    def test_a_stopped_run_that_ends_late_leaves_the_next_one_in_progress(self) -> None:
+        buttons = RunButtons()
+        with buttons.running("a"):
+            buttons.begin(session("a"))
+        assert buttons.in_progress("a")
+        buttons.forget(session("a"))
+        assert not buttons.in_progress("a")
