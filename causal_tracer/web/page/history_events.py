@@ -25,7 +25,7 @@ from causal_tracer.web.page.views import TabView, maps_view
 from causal_tracer.web.service.asking import Fields
 from causal_tracer.web.service.field_checks import check_fields
 from causal_tracer.web.service.figures import Flows
-from causal_tracer.web.service.links import asked_fields
+from causal_tracer.web.service.links import asked_fields, linked_revision
 from causal_tracer.web.service.tracing import TraceService
 
 _BUSY = (
@@ -145,7 +145,7 @@ class HistoryEvents:
         history = read_history(kept)
         cards = self._chosen(history, event)
         try:
-            link = runs_link(cards, address_of(request))
+            link = runs_link([self._with_revision(card) for card in cards], address_of(request))
         except CausalTracerError as error:
             return self.strip(replace(history, problems=(*history.problems, str(error))))
         runs = "this run" if len(cards) == 1 else f"these {len(cards)} runs"
@@ -156,7 +156,9 @@ class HistoryEvents:
         for card in found.cards:
             flows = self._flows(card)
             history = history.added(card if flows is None else self._filled(card, flows))
-        history = replace(history, problems=(*history.problems, *found.problems))
+        revisions = (self.service.revision_problem(card.model, card.revision) for card in found.cards)
+        others = dict.fromkeys(filter(None, revisions))
+        history = replace(history, problems=(*history.problems, *found.problems, *others))
         count = len(found.cards)
         said = (
             f"The link brought {count} {'run' if count == 1 else 'runs'}: click one, or compare them." if count else ""
@@ -182,6 +184,14 @@ class HistoryEvents:
 
     def _card(self, flows: Sequence[Any]) -> Card:
         return card_of(flows, self.service.status(flows[0].settings.model).model)
+
+    def _with_revision(self, card: Card) -> Card:
+        """Return a card with a revision, as a link to its run alone has it."""
+        try:
+            return replace(card, revision=linked_revision(self.service.revision(card.model, card.revision)))
+        except SettingsError:
+            # The app does not have this model.
+            return card
 
     def _filled(self, card: Card, flows: Flows) -> Card:
         """Return a card with what its result shows, where a link brought it without."""

@@ -18,6 +18,7 @@ from causal_tracer.request.sites import KINDS, SITES
 from causal_tracer.results.flow import HiddenFlow
 from causal_tracer.results.words import display_token, low_run, metric_of
 from causal_tracer.web.page.thumbnails import is_picture, levels
+from causal_tracer.web.service.links import linked_revision, read_revision, with_revision
 
 LONGEST_NAME = 60
 """Characters of a card's name."""
@@ -26,7 +27,7 @@ LONGEST_ENTRY = 16_000
 """Characters of a card as JSON."""
 
 _MOST_MAPS = 6
-_LONGEST_TEXTS = {"model": 200, "name": LONGEST_NAME, "answer": 80, "number": 40, "opened": 64}
+_LONGEST_TEXTS = {"model": 200, "revision": 100, "name": LONGEST_NAME, "answer": 80, "number": 40, "opened": 64}
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Card:
         number: Its main number as text: "total effect 0.470".
         thumbnail: Each map as rows of levels (`thumbnails.levels`).
         opened: The digest of an opened file (`KeptResults.keep_file`); empty for runs of the app.
+        revision: The revision of the model that the run was made with, or that a link names; empty where it has none.
     """
 
     model: str
@@ -52,6 +54,7 @@ class Card:
     number: str = ""
     thumbnail: tuple[str, ...] = ()
     opened: str = ""
+    revision: str = ""
 
     @cached_property
     def key(self) -> str:
@@ -80,13 +83,13 @@ class Card:
 
     def to_data(self) -> dict[str, Any]:
         """Return the card as JSON types; what is empty is left out."""
-        own = {name: getattr(self, name) for name in ("name", "pinned", "answer", "number", "opened")}
+        own = {name: getattr(self, name) for name in ("name", "pinned", "answer", "number", "opened", "revision")}
         own |= {"thumbnail": list(self.thumbnail)}
         return {**self._request_data(), **{name: value for name, value in own.items() if value}}
 
     def linked_data(self) -> dict[str, Any]:
-        """Return what a link says of it: the request and the name."""
-        return {**self._request_data(), **({"name": self.name} if self.name else {})}
+        """Return what a link says of it: the request, the model's revision and the name."""
+        return {**with_revision(self._request_data(), self.revision), **({"name": self.name} if self.name else {})}
 
     def _request_data(self) -> dict[str, Any]:
         first = self.asked[0]
@@ -123,6 +126,7 @@ def card_of(
         number=printable(number, _LONGEST_TEXTS["number"]),
         thumbnail=levels(flows),
         opened=opened,
+        revision=linked_revision(flow.settings.revision),
     )
 
 
@@ -147,6 +151,8 @@ def read_card(entry: Any) -> Card:
         raise SettingsError("it has no maps, or its picture is not one.")
     if texts["opened"] and not re.fullmatch("[0-9a-f]{64}", texts["opened"]):
         raise SettingsError("its file has no valid digest.")
+    if texts["revision"]:
+        read_revision(texts["revision"])
     request, options = from_data(TraceRequest, entry.get("request")), from_data(RunOptions, entry.get("options", {}))
     asked = tuple(StoredRequest(request, from_data(MapSpec, spec), options) for spec in maps)
     return Card(asked=asked, thumbnail=tuple(thumbnail), pinned=entry.get("pinned") is True, **texts)

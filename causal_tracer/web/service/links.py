@@ -74,7 +74,36 @@ def share_link(fields: Fields, page: str, *, revision: str | None = None) -> str
         revision: The model's revision, so that whoever opens the link is told if it has changed.
     """
     said = {name: _written(fields[name]) for name in _ORDER if name in fields and _worth_saying(name, fields[name])}
-    return f"{page}?{urlencode({**said, **({'revision': revision} if revision else {})})}"
+    return f"{page}?{urlencode(with_revision(said, revision))}"
+
+
+def with_revision(said: Mapping[str, Any], revision: str | None) -> dict[str, Any]:
+    """Return what a link says of a run with the model's revision, where it has one."""
+    named = linked_revision(revision)
+    return {**said, **({"revision": named} if named else {})}
+
+
+def read_revision(text: str) -> str:
+    """Return a revision that a link names.
+
+    Raises:
+        SettingsError: It cannot be one.
+    """
+    if not linked_revision(text):
+        raise SettingsError(f"revision={shown(text)} cannot be the revision of a model.")
+    return text
+
+
+def revision_problem(revision: str, here: str | None) -> str:
+    """Return what to say where a link names another revision of a model than the app has; else an empty text."""
+    if not revision or here in (None, revision):
+        return ""
+    return f"The link was made with revision {revision} of the model, and this app has {here}: numbers may differ."
+
+
+def linked_revision(revision: str | None) -> str:
+    """Return a model's revision as links name it; empty where it has none that they can name."""
+    return revision if revision and re.fullmatch(r"[A-Za-z0-9._/-]{1,100}", revision) else ""
 
 
 def parse_link(query: Mapping[str, Any]) -> ParsedLink:
@@ -190,7 +219,7 @@ def _read(name: str, text: str) -> Any:
         ValueError, CausalTracerError: It stands for none that the field can have.
     """
     if name == "revision":
-        return _matched(r"[A-Za-z0-9._/-]{1,100}", text)
+        return read_revision(text)
     field = APP_FIELDS[name]
     if get_origin(field.type) is Literal:
         return choice(name, text, get_args(field.type))

@@ -185,8 +185,18 @@ class TraceService:
             page: The page's address (`links.page_url`).
             revision: The revision that a result was made with; None takes that of the app's model.
         """
-        status = self.status(fields.get("model", ""))
-        return links.share_link({**fields, "model": status.model}, page, revision=revision or status.revision)
+        model = self.status(fields.get("model", "")).model
+        return links.share_link({**fields, "model": model}, page, revision=self.revision(model, revision))
+
+    def revision(self, model: str, made_with: str | None = None) -> str | None:
+        """Return the revision that a link names: that of a result, or else of the app's model."""
+        return made_with or self.status(model).revision
+
+    def revision_problem(self, model: str, revision: str) -> str:
+        """Return what to say of a link's revision of a model; empty where the app has no other one."""
+        name = model or self.models[0]
+        here = next((slot.status.revision for slot in self._slots.values() if name in slot.names), None)
+        return links.revision_problem(revision, here)
 
     def open_link(self, query: Mapping[str, Any]) -> ParsedLink:
         """What a link asks of this app; what it cannot have is reported and left out."""
@@ -198,13 +208,7 @@ class TraceService:
                 f"model={shown(model)} in the link is none of this app's models: {self.models[0]} is taken."
             )
             parsed = replace(parsed, fields={**parsed.fields, "model": ""})
-        elif parsed.revision:
-            here = self.status(model).revision
-            if here is not None and here != parsed.revision:
-                problems.append(
-                    f"The link was made with revision {parsed.revision} of the model, and this app has {here}: numbers "
-                    "may differ."
-                )
+        problems += filter(None, [self.revision_problem(model, parsed.revision)])
         return replace(parsed, problems=tuple(problems))
 
     def python_lines(self, fields: Fields) -> str:

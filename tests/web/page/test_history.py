@@ -114,6 +114,7 @@ class TestChecks:
             {"answer": "x" * 81},
             {"name": "a\u202eb"},
             {"opened": "../../etc"},
+            {"revision": "<b>"},
             {"extra": "x" * 16_000},
         ],
         ids=str,
@@ -250,6 +251,26 @@ class TestLinks:
         assert read_history(kept[1].replace("&quot;", '"')).cards == bare
         assert f'data-chosen="{cards[0].key} {cards[1].key}"' in html
         assert "The link brought 2 runs" in html
+
+    def test_it_has_the_revision_as_a_link_to_one_run_has_it(self) -> None:
+        service = tiny_service()
+        flow = flow_of(service, {**ASKED, "noise": 0.5})
+        own = card_of([flow], "tiny")
+        assert own.revision == "r1"
+        assert read_history(History((own,)).to_text()).cards == (own,)
+        # A card that an earlier version stored has none: the app's own is taken.
+        older, unknown = replace(own, revision=""), replace(card(9), model="elsewhere")
+        events, kept = HistoryEvents(service, TABS), History((older, unknown)).to_text()
+        html = events.share(PAGE, gr.EventData(None, {"keys": [older.key, unknown.key]}), kept)
+        found = re.search(r'runs=([^"]*)"', html)
+        assert found is not None
+        entries = json.loads(unquote_plus(unescape(found[1])))
+        assert [entry.get("revision") for entry in entries] == ["r1", None]
+        words = "The link was made with revision r0 of the model, and this app has r1: numbers may differ."
+        for revision, said in (("r0", True), ("r1", False), ("", False)):
+            linked = json.dumps([replace(own, revision=revision).linked_data()])
+            opened = HistoryEvents(service, TABS).load(gr.Request(query_params={"runs": linked}), "")
+            assert (words in opened) == said
 
     def test_its_limits_are_reported(self) -> None:
         with pytest.raises(SettingsError, match=r"1 to 4 runs \(given: 5\)"):
