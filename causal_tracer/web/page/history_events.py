@@ -13,7 +13,6 @@ import gradio as gr
 from causal_tracer.errors import BusyError, CausalTracerError, ResultLostError, SettingsError
 from causal_tracer.request.records import StoredRequest
 from causal_tracer.web.page.cards import strip_html
-from causal_tracer.web.page.compare import MOST_FIGURES, Comparison, compare_runs
 from causal_tracer.web.page.downloads import open_result
 from causal_tracer.web.page.fields import FIELD_NAMES, field_values, picked_by
 from causal_tracer.web.page.handlers import KEPT, address_of, result_link, together
@@ -43,7 +42,7 @@ class HistoryEvents:
     Attributes:
         service: The models and the results.
         tabs: The sites of each tab's maps, by the tab's name.
-        runs: Run and Stop of each tab.
+        runs: Run and Stop of each tab of maps, and of the tab Compare.
     """
 
     service: TraceService
@@ -102,8 +101,8 @@ class HistoryEvents:
         try:
             if card is None:
                 raise ResultLostError("This card is not in the browser's list any more.")
-            flows, tab = self._flows(card), self._tab(card.kinds)
-            fields = self._fields(card, lost=flows is None)
+            flows, tab = self.flows(card), self._tab(card.kinds)
+            fields = self.fields(card, lost=flows is None)
             if flows is None and tab in self.runs and self.runs[tab].in_progress(request.session_hash):
                 raise BusyError(_BUSY)
             history, card = (history, card) if flows else self._asked_anew(history, card, fields)
@@ -136,14 +135,10 @@ class HistoryEvents:
         shown = self._view(tab, {flow.kind: flow}, "Opened from a file.", "opened from a file", request)
         return (*self.views(tab, shown, request), gr.Tabs(selected=tab), self.strip(history, current=current), words)
 
-    def compare(self, event: gr.EventData, kept: str) -> tuple[Any, ...]:
-        """Chosen cards are compared: return the tab to show, then `comparison_values`."""
-        return (gr.Tabs(selected="compare"), *comparison_values(self._comparison(read_history(kept), event)))
-
     def share(self, request: gr.Request, event: gr.EventData, kept: str) -> str:
         """Chosen cards become a link."""
         history = read_history(kept)
-        cards = self._chosen(history, event)
+        cards = self.chosen(history, event)
         try:
             link = runs_link([self._with_revision(card) for card in cards], address_of(request))
         except CausalTracerError as error:
@@ -154,7 +149,7 @@ class HistoryEvents:
     def _linked(self, history: History, text: str) -> str:
         found = read_history(text, MOST_LINKED, "the link")
         for card in found.cards:
-            flows = self._flows(card)
+            flows = self.flows(card)
             history = history.added(card if flows is None else self._filled(card, flows))
         revisions = (self.service.revision_problem(card.model, card.revision) for card in found.cards)
         others = dict.fromkeys(filter(None, revisions))
@@ -165,22 +160,19 @@ class HistoryEvents:
         )
         return self.strip(history, chosen=[card.key for card in found.cards], said=said)
 
-    def _comparison(self, history: History, event: gr.EventData) -> Comparison:
-        cards = self._chosen(history, event)
-        try:
-            found = [(card, self._flows(card)) for card in cards]
-            if lost := [card.name or card.title for card, flows in found if flows is None]:
-                raise ResultLostError(
-                    f"The results of {len(lost)} chosen runs are not kept ({', '.join(lost)}). Click their cards to "
-                    "compute them, then compare."
-                )
-            return compare_runs([flows for _, flows in found if flows is not None])
-        except CausalTracerError as error:
-            return Comparison(message_html(str(error)))
-
-    def _chosen(self, history: History, event: gr.EventData) -> list[Card]:
+    def chosen(self, history: History, event: gr.EventData) -> list[Card]:
+        """Return the cards that an event names by their keys, the oldest first."""
         keys = getattr(event, "keys", None)
         return [card for card in history.cards if isinstance(keys, list) and card.key in keys]
+
+    def refilled(self, history: History, card: Card, flows: Flows) -> History:
+        """Return a history whose card has its result again; one that was deleted meanwhile stays deleted."""
+        if history.find(card.key) is None:
+            return history
+        anew = self._card(tuple(flows.values()))
+        if anew.key != card.key:
+            history = history.changed(card.key, None if history.find(anew.key) else replace(card, asked=anew.asked))
+        return history.added(anew)
 
     def _card(self, flows: Sequence[Any]) -> Card:
         return card_of(flows, self.service.status(flows[0].settings.model).model)
@@ -203,7 +195,8 @@ class HistoryEvents:
         kept = self.service.kept
         return kept.has_file(card.opened) if card.opened else kept.has(card.model, card.asked)
 
-    def _flows(self, card: Card) -> Any:
+    def flows(self, card: Card) -> Any:
+        """Return the maps of a card by site; None where they are not kept."""
         kept = self.service.kept
         if not card.opened:
             found = kept.flows(card.model, card.asked)
@@ -211,7 +204,7 @@ class HistoryEvents:
             found = None if (flow := kept.file(card.opened)) is None else (flow,)
         return None if found is None else dict(zip(card.kinds, found, strict=True))
 
-    def _fields(self, card: Card, *, lost: bool) -> Fields | None:
+    def fields(self, card: Card, *, lost: bool) -> Fields | None:
         """Return what the fields show for a card; None leaves them as they are, for results that they cannot describe.
 
         Raises:
@@ -273,15 +266,3 @@ class HistoryEvents:
 
     def _no_fields(self) -> tuple[Any, ...]:
         return (gr.skip(),) * (len(FIELD_NAMES) + 1)
-
-
-def comparison_values(comparison: Comparison) -> tuple[Any, ...]:
-    """Return the values of the Compare tab: words, details, tables, then column, heading and plot of each figure."""
-    shown = list(comparison.figures) + [None] * (MOST_FIGURES - len(comparison.figures))
-    parts = (
-        (gr.Column(visible=False), gr.skip(), gr.skip())
-        if each is None
-        else (gr.Column(visible=True), each[0], each[1])
-        for each in shown
-    )
-    return (comparison.words, comparison.details, comparison.tables, *chain.from_iterable(parts))

@@ -1,4 +1,4 @@
-"""The history of runs on the page: the strip of cards, the Compare tab, and how they are wired."""
+"""The history of runs on the page: the strip of cards, and how it is wired."""
 
 from __future__ import annotations
 
@@ -10,17 +10,14 @@ import gradio as gr
 
 from causal_tracer.web.page.assets import static_text
 from causal_tracer.web.page.cards import strip_html
-from causal_tracer.web.page.compare import MOST_FIGURES
-from causal_tracer.web.page.explore import TAB_TITLES
 from causal_tracer.web.page.history import History
 from causal_tracer.web.page.history_events import HistoryEvents
 from causal_tracer.web.page.inputs_layout import AT_ONCE, Inputs
 from causal_tracer.web.page.stopping import RunButtons
 from causal_tracer.web.service.tracing import TraceService
 
-_NOTHING = '<p class="ct-hint">Choose two to four cards below, and press Compare there.</p>'
 # A lost result is computed by the tab's own Run, which stands there a moment after its tab is shown.
-_RUN_AGAIN = """tab => {
+RUN_AGAIN = """tab => {
   const press = tries => {
     const run = document.querySelector(`#ct-run-${tab}`);
     if (run && !run.disabled) run.click();
@@ -68,7 +65,7 @@ def history_strip(service: TraceService, tabs: Mapping[str, tuple[str, ...]]) ->
     script = static_text("history.js")
     cards = gr.HTML(empty, elem_id="ct-history", js_on_load=script, render=False)
     kept, again = (gr.Textbox("", visible=False) for _ in range(2))
-    runs = {name: RunButtons(len(kinds)) for name, kinds in tabs.items()}
+    runs = {"compare": RunButtons(), **{name: RunButtons(len(kinds)) for name, kinds in tabs.items()}}
     return HistoryStrip(HistoryEvents(service, tabs, runs), cards, kept, again)
 
 
@@ -100,7 +97,7 @@ def wire_history(
     cards.copy(events.share, outputs=[cards], **own)
     opened = [*outputs, *inputs.values, inputs.picked, tabs, cards, strip.again]
     cards.select(events.open, outputs=opened, **own).then(
-        None, inputs=[strip.again], js=_RUN_AGAIN, api_visibility="private"
+        None, inputs=[strip.again], js=RUN_AGAIN, api_visibility="private"
     )
     upload.upload(
         events.open_file,
@@ -109,31 +106,4 @@ def wire_history(
         js=from_browser(2),
         show_progress="hidden",
         api_visibility="private",
-    )
-
-
-def compare_tab(strip: HistoryStrip, tabs: gr.Tabs) -> None:
-    """Lay out and wire the tab that compares chosen cards."""
-    figures = []
-    with gr.Tab(TAB_TITLES["compare"], id="compare"):
-        words = gr.HTML(_NOTHING, elem_id="ct-compare-words")
-        with gr.Row():
-            for number in range(1, MOST_FIGURES + 1):
-                with gr.Column(min_width=300, visible=False) as column:
-                    heading = gr.HTML("")
-                    plot = gr.Plot(
-                        label=f"Comparison {number}",
-                        show_label=False,
-                        elem_id=f"ct-map-compare-{number}",
-                        elem_classes="ct-map",
-                    )
-                figures += [column, heading, plot]
-        details = gr.HTML("", elem_id="ct-compare-details")
-        table = gr.HTML("", elem_id="ct-table-compare", js_on_load=static_text("table_stays.js"))
-    strip.cards.submit(
-        strip.events.compare,
-        inputs=[strip.kept],
-        outputs=[tabs, words, details, table, *figures],
-        js=from_browser(1),
-        **AT_ONCE,
     )

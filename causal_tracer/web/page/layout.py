@@ -11,8 +11,9 @@ import gradio as gr
 from causal_tracer.web.blocks import AppBlocks
 from causal_tracer.web.page import explore, handlers
 from causal_tracer.web.page.assets import static_text
+from causal_tracer.web.page.comparing import compare_tab
 from causal_tracer.web.page.gallery import gallery_button, wire_gallery
-from causal_tracer.web.page.history_layout import compare_tab, history_strip, wire_history
+from causal_tracer.web.page.history_layout import history_strip, wire_history
 from causal_tracer.web.page.inputs_layout import AT_ONCE, Inputs, input_fields, model_field
 from causal_tracer.web.page.lens_tab import lens_tab
 from causal_tracer.web.page.patch_tab import patch_tab

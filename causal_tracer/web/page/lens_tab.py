@@ -24,6 +24,7 @@ from causal_tracer.web.page.lens_grid import NO_LENS_CELL, SHADES, grid_html, le
 from causal_tracer.web.page.single_run_files import single_run_file
 from causal_tracer.web.page.summary import message_html, model_words, status_html
 from causal_tracer.web.page.tab_layout import SAVE
+from causal_tracer.web.page.texts import BROKEN
 from causal_tracer.web.service.asking import Fields
 from causal_tracer.web.service.field_checks import check_fields
 from causal_tracer.web.service.limits import client_of
@@ -45,7 +46,6 @@ _ABOUT = (
     "read by the model's own final norm and head (logit lens). The last layer is what the model itself says."
 )
 _GONE = "The app no longer has this lens. Press Read again."
-_BROKEN = "Something went wrong in the app itself. The server's log has the details."
 # A lens depends on these only: it is not read again when, say, the number of samples changes.
 _READ_FIELDS = ("model", "prompt", "chat", "answer", "answer_id", "answer_form")
 _IF_SHOWN = "(shown, ...rest) => [!!document.querySelector('#ct-lens-status')?.offsetParent, ...rest]"
@@ -135,7 +135,7 @@ def failed_html(error: CausalTracerError) -> str:
 
 def broken() -> str:
     """Return the line of a run in which something broke."""
-    return status_html(_BROKEN, state="ct-failed")
+    return status_html(BROKEN, state="ct-failed")
 
 
 def shade_switch(tab: str) -> gr.Radio:

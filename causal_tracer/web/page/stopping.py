@@ -17,6 +17,7 @@ from typing import Any
 import gradio as gr
 
 from causal_tracer.web.page.summary import message_html, status_html
+from causal_tracer.web.page.texts import BROKEN
 from causal_tracer.web.page.views import TabView
 
 _PATIENCE_SECONDS = 2.0
@@ -105,15 +106,20 @@ class RunButtons:
     def ended(self, request: gr.Request) -> tuple[Any, ...]:
         """Show that a run has ended early, because it was stopped or because something broke."""
         session = request.session_hash
-        with self._pressed:
-            stopped = self._pressed.wait_for(lambda: session in self._stopped, _PATIENCE_SECONDS)
-            self._stopped.discard(session)
         run = self._running.get(session)
-        self._over(session, run)
+        stopped = self.was_stopped(session)
         covered = run is not None and run.cover is not None
         words = "The run was stopped." if covered else "Stopped. Cells that were not computed are grey."
         view = TabView(status=status_html(words), running=False)
         if not stopped:
-            words = "Something went wrong in the app itself. The server's log has the details."
-            view = replace(view, message=message_html(words), status=status_html(words, state="ct-failed"))
+            view = replace(view, message=message_html(BROKEN), status=status_html(BROKEN, state="ct-failed"))
         return view.outputs(self._maps)
+
+    def was_stopped(self, session: str | None) -> bool:
+        """End a run that has ended early, and return whether it was stopped; wait a moment for the press on Stop."""
+        run = self._running.get(session)
+        with self._pressed:
+            stopped = self._pressed.wait_for(lambda: session in self._stopped, _PATIENCE_SECONDS)
+            self._stopped.discard(session)
+        self._over(session, run)
+        return stopped

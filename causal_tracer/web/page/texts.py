@@ -14,6 +14,7 @@ LEAD = (
 
 NO_LINK_YET = "Press Run: the link leads to what it computes."
 NOT_FINISHED = "This run is not finished, so it has no link."
+BROKEN = "Something went wrong in the app itself. The server's log has the details."
 
 _PROBABILITY = METRIC_DESCRIPTIONS["probability"].labelled("answer")
 

@@ -189,6 +189,13 @@ def test_a_lost_result_says_so_and_is_computed_by_a_click(visits, lasting):
     expect(cards(page)).to_have_count(3)
     expect(cards(page).first).not_to_contain_text("No longer kept")
     expect(cards(page).nth(1)).to_contain_text("No longer kept")
+    # A comparison computes what it needs.
+    choose(page, 1, 2)
+    page.get_by_role("button", name="Compare").click()
+    expect(page.locator("#ct-compare-words")).to_contain_text("By token role")
+    expect(page.locator("#ct-stop-compare")).to_be_hidden()
+    expect(cards(page).filter(has_text="No longer kept")).to_have_count(0)
+    expect(cards(page)).to_have_count(3)
 
 
 def test_cards_are_pinned_named_and_deleted_by_keyboard(visits):
