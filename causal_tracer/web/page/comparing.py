@@ -84,7 +84,7 @@ class CompareEvents:
 
     def _steps(self, request: gr.Request, due: tuple[Card, ...], left: Cancelled) -> Generator[tuple[Any, ...]]:
         computed: Computed = ()
-        runs: list[Flows] = []
+        runs: list[Any] = []
         begun: RunUpdate | None = None
         rest = (gr.skip(),) * (_SHOWN_PARTS - 1)
         with self.buttons.running(request.session_hash) as run:

@@ -430,7 +430,7 @@ class TestViews:
     def test_a_tab_has_a_value_for_each_of_its_components(self) -> None:
         for maps, flows in ((1, explore.stored_flows("mlp")), (3, explore.stored_flows("all"))):
             view = views.maps_view("all" if maps == 3 else "mlp", flows, status="", origin="")
-            assert len(view.outputs(maps)) == len(views.TabView().outputs(maps)) == 12 + 2 * maps
+            assert len(view.outputs(maps)) == len(views.TabView().outputs(maps)) == 13 + 2 * maps
 
     def test_side_by_side_maps_share_one_scale(self) -> None:
         drawn = figures.app_figures(explore.stored_flows("all"))
