@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parent.parent
 GUIDES = dict(
-    re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", (ROOT / "docs/guides/extending.md").read_text(), re.S | re.M)
+    re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", (ROOT / "docs/guides/changing-the-package.md").read_text(), re.S | re.M)
 )
 START = """
 from tests.support.tiny_models import PROMPT as prompt, SUBJECT as subject, tiny_tracer
