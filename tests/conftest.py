@@ -1,4 +1,4 @@
-"""What all tests share: no network, and few threads, since two cores are enough for tiny models."""
+"""Fixtures of all tests: no network, and one thread, since tiny models gain nothing from more."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _FIXTURES_OF_MODELS = {"gemma", "smollm", "real"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes minutes, or a browser, is slow too; fixtures of real models need their weights."""
+    """Mark nightly and browser tests as slow, and tests with fixtures of real models as `model`."""
     for item in items:
         if _FIXTURES_OF_MODELS & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.model)

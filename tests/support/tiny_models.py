@@ -1,6 +1,6 @@
 """Tiny random models and tokenizers, made in memory: no files, no network.
 
-A freshly initialised model answers the same whatever is done to its subject, so that even a sweep that computes nothing
+A freshly initialised model gives the same answer for any change of its subject, so that even a sweep that computes nothing
 passes on it. These are scaled until noise on the subject moves the answer (`tests/test_sweep.py` asserts that): the
 head is untied and wide, matrices keep the size of what goes through them, sliding windows and chunks are shorter than
 the text, more experts than are chosen, and the subject does not stand at the start.
