@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+from causal_tracer.sweep import check_files
 from tests.support.tiny_models import tiny_tokenizer
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost", "0.0.0.0")
@@ -63,6 +64,15 @@ def one_thread_for_tiny_products() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_checks_on_disk() -> Iterator[None]:
+    """Each process checks its models itself: tests replace parts of the sweep, and leave no files."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(check_files, "stored_check", lambda *_: None)
+        patch.setattr(check_files, "store_check", lambda *_: None)
+        yield
 
 
 @pytest.fixture

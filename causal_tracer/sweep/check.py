@@ -48,12 +48,10 @@ class EngineCheck:
     Attributes:
         mode: How the model is resumed; None means the full sweep.
         tried: For each resume mode that failed, the reason, as a sentence.
-        portable: Whether the check holds in other processes.
     """
 
     mode: ResumeMode | None
     tried: tuple[str, ...]
-    portable: bool = True
 
     @property
     def name(self) -> str:

@@ -24,10 +24,11 @@ from causal_tracer.model.knockout import why_not_blocked
 from causal_tracer.model.layers import TracedModel
 from causal_tracer.request.records import EngineChoice
 from causal_tracer.request.sites import KINDS
+from causal_tracer.sweep import check_files
 from causal_tracer.sweep.check import CHECK_TOKENS, EngineCheck, check_resume_modes, has_plain_cache
 from causal_tracer.sweep.full import full_sweep
 from causal_tracer.sweep.plan import Sweep, SweepChunk
-from causal_tracer.sweep.resume_mode import RESUME_MODES, ResumeMode
+from causal_tracer.sweep.resume_mode import RESUME_MODES
 from causal_tracer.sweep.resumed import resumed_sweep
 from causal_tracer.version import __version__
 
@@ -75,8 +76,11 @@ def choose_engine(traced: TracedModel, choice: EngineChoice, n_tokens: int, *, k
         key = hashlib.sha256(repr(identity).encode()).hexdigest()
         known = _engine_checks.get(key)
         if known is None:
-            known = check_resume_modes(traced, length, every_token=every_token, knockout=knockout)
-            known = replace(known, portable=found.portable)
+            known = check_files.stored_check(traced, key) if found.portable else None
+            if known is None:
+                known = check_resume_modes(traced, length, every_token=every_token, knockout=knockout)
+                if found.portable:
+                    check_files.store_check(traced, key, known)
             _engine_checks[key] = known
             if known.mode != RESUME_MODES[0]:
                 logger.warning(
@@ -117,12 +121,7 @@ def adopt_engine_checks(known: Mapping[str, Any]) -> None:
     Raises:
         KeyError, TypeError, ValueError: The data does not have the form that `known_engine_checks` returns.
     """
-    taken = {}
-    for key, data in known.items():
-        mode = data["mode"]
-        tried = tuple(str(reason) for reason in data["tried"])
-        taken[key] = EngineCheck(None if mode is None else ResumeMode(**mode), tried, bool(data["portable"]))
-    _engine_checks.update(taken)
+    _engine_checks.update({key: check_files.check_from_data(data) for key, data in known.items()})
 
 
 def sweep(

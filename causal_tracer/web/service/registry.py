@@ -17,10 +17,9 @@ from causal_tracer.loading.embedded import find_embedded_model, is_embedded_name
 from causal_tracer.loading.models import load_model
 from causal_tracer.prompts.chat import has_chat_template
 from causal_tracer.request.records import MapSpec, RunOptions, TraceRequest
-from causal_tracer.sweep.engine import choose_engine, known_engine_checks
+from causal_tracer.sweep.engine import choose_engine
 from causal_tracer.tracer import CausalTracer
 from causal_tracer.tracing.loop import MapsUpdate, trace_maps
-from causal_tracer.web.service.engine_check_files import adopt_stored_engine_checks, store_engine_checks
 from causal_tracer.web.service.limits import Line
 from causal_tracer.web.service.model_files import (
     public_name,
@@ -141,10 +140,8 @@ def load_tracer(source: str, report: Report, *, device_map: str = "") -> LoadedT
     report("finding its layers", 1.0)
     name = loaded.public_name
     tracer = CausalTracer(loaded.model, loaded.tokenizer, model_id=name, revision=loaded.revision)
-    adopt_stored_engine_checks(name, loaded.revision)
     report("comparing the fast sweep with the full one", 1.0)
     choose_engine(tracer.context.traced, "auto", 1)
-    store_engine_checks(name, loaded.revision, known_engine_checks())
     return LoadedTracer(tracer, loaded.title, loaded.license)
 
 

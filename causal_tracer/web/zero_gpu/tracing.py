@@ -43,7 +43,6 @@ from causal_tracer.results.flow import HiddenFlow
 from causal_tracer.sweep.engine import adopt_engine_checks, known_engine_checks
 from causal_tracer.tracer import CausalTracer
 from causal_tracer.tracing.loop import MapsUpdate, trace_maps
-from causal_tracer.web.service.engine_check_files import adopt_stored_engine_checks, store_engine_checks
 from causal_tracer.web.service.limits import asked_work
 from causal_tracer.web.service.model_files import require_safetensors, split_source
 from causal_tracer.web.service.registry import LoadedTracer, Loader, Report
@@ -158,15 +157,10 @@ class ZeroGpuModels:
                 yield MapsUpdate(flows, answer["done"], answer["total"])
 
     def _take(self, source: str, engine_checks: Mapping[str, Any]) -> None:
-        """Note what a call has found out, here and on disk."""
+        """Keep a call's engine checks for the next call's process."""
         with self._guard:
             self._answered.add(source)
-            if engine_checks.keys() <= self._engine_checks.keys():
-                return
             self._engine_checks.update(engine_checks)
-            found = dict(self._engine_checks)
-        context = self._models[source].loaded.tracer.context
-        store_engine_checks(context.model_id, context.revision, found)
 
 
 def place_models(sources: tuple[str, ...]) -> ZeroGpuModels:
@@ -221,7 +215,6 @@ def _placed(source: str, device: str) -> PlacedModel:
     require_safetensors(name)
     loaded = load_model(name, revision=revision, dtype="auto", device="cpu")
     tracer = CausalTracer(loaded.model, loaded.tokenizer, model_id=loaded.public_name, revision=loaded.revision)
-    adopt_stored_engine_checks(tracer.context.model_id, tracer.context.revision)
     copied = copy.deepcopy(tracer.model).to(device)
     on_gpu = replace(tracer.context.traced, model=copied)
     return PlacedModel(LoadedTracer(tracer, loaded.title, loaded.license), on_gpu)
