@@ -1,7 +1,7 @@
-"""Attention masks: which modules take one, and the edges that are blocked in it.
+"""Attention masks: finding the modules that take one, and blocking attention edges in it.
 
-An attention edge leads from a query, the token that attends, to a key, the token that it attends to. Blocking it gives
-it no weight in any head; the softmax shares the weight out to the query's other keys.
+An attention edge leads from a query, the token that attends, to a key, the token attended to. A blocked edge has the
+attention weight 0 in all heads. The softmax distributes its weight over the query's other keys.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class MaskedModule:
     """A module that takes an attention mask.
 
     Attributes:
-        name: Its name.
-        hidden: The value of a boolean mask where a query must not attend.
+        name: The module's full name.
+        hidden: The value in a boolean mask that means "must not attend".
     """
 
     name: str
@@ -49,14 +49,14 @@ class MaskedModule:
 
 
 def blocking(edges: BlockedEdges, tokens: range, module: MaskedModule) -> MaskEdit:
-    """Return the edit of a module's mask that takes edges out of it, in all heads.
+    """Return the edit of a module's attention mask that blocks edges in all heads.
 
-    The keys of a mask end with the last token; a cache of a sliding window holds the last ones only. A module that is
-    given no mask is causal over all tokens, and the edit returns such a mask.
+    The last key of a mask is the last token; a sliding-window cache holds only the last keys. If the module is called
+    without a mask, its attention is causal over all tokens, and the edit starts from a causal mask.
 
     Args:
-        edges: What is blocked. Rows that are not in the module's batch yet are left out.
-        tokens: The positions that are run; those before them are in a cache.
+        edges: The edges to block. Rows that are not in the module's batch yet are ignored.
+        tokens: The positions that are run. Earlier positions are in a key/value cache.
         module: The module.
     """
 
@@ -74,8 +74,8 @@ def blocking(edges: BlockedEdges, tokens: range, module: MaskedModule) -> MaskEd
         seen = changed != hidden if mask.dtype == torch.bool else changed > hidden / 2
         if bool((blocked.any(dim=-1) & ~seen.any(dim=-1)).any()):
             raise SettingsError(
-                f"In {module.name!r} a token attends to no token but those that are to be blocked. Block fewer tokens, "
-                "or choose another token that may not attend."
+                f"In {module.name!r} every token that a query may attend to would be blocked. Leave at least one key "
+                "unblocked for each query: block fewer keys, or choose another query."
             )
         return changed
 
@@ -83,7 +83,7 @@ def blocking(edges: BlockedEdges, tokens: range, module: MaskedModule) -> MaskEd
 
 
 def _causal_mask(tokens: range, like: Tensor) -> Tensor:
-    """Return an additive mask [1, 1, tokens, keys] by which each token attends to itself and all before it."""
+    """Return an additive causal mask [1, 1, tokens, keys]: each token attends to itself and all earlier tokens."""
     keys = torch.arange(tokens.stop, device=like.device)
     later = keys > keys[tokens.start :, None]
     mask = torch.zeros(later.shape, dtype=like.dtype, device=like.device)
@@ -91,9 +91,10 @@ def _causal_mask(tokens: range, like: Tensor) -> Tensor:
 
 
 def masked_modules(model: nn.Module, blocks: Sequence[str]) -> dict[str, dict[int, list[MaskedModule]]]:
-    """Return the modules in the blocks that take a mask [rows, heads, queries, keys] or none, by class and block.
+    """Return the modules in the blocks that take a mask [rows, heads, queries, keys] or None, by class and layer.
 
-    Of modules inside each other, which hand the mask on, it is the innermost. Not all of them need use their mask.
+    If a module passes the mask to a module inside it, only the innermost is returned. A module that takes a mask may
+    still ignore it.
     """
     inside = {
         name: layer for layer, block in enumerate(blocks) for name, _ in model.named_modules() if _within(name, block)

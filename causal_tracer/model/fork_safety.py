@@ -1,4 +1,4 @@
-"""Locks that are free in a forked process: the thread that holds a copied lock does not exist there."""
+"""Locks that stay usable after a fork: a copied lock would stay locked, since its thread does not exist there."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import threading
 
 
 def usable_in_forks(lock: threading.Lock) -> threading.Lock:
-    """Return the lock, registered so that a fork waits until it is free; for locks that are held briefly."""
+    """Make forks wait until a lock is free, and return the lock. Use it for locks that are held briefly."""
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)
     return lock
