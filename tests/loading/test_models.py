@@ -96,17 +96,17 @@ def test_dtype(saved: Path, asked: str | torch.dtype, got: torch.dtype) -> None:
 
 
 def test_default_dtype_follows_the_device() -> None:
-    assert models._dtype(None, torch.device("cuda")) == "auto"
-    assert models._dtype(None, torch.device("cpu")) == torch.float32
-    assert models._dtype(None, torch.device("mps")) == torch.float32
+    assert models._checked_dtype(None, torch.device("cuda")) == "auto"
+    assert models._checked_dtype(None, torch.device("cpu")) == torch.float32
+    assert models._checked_dtype(None, torch.device("mps")) == torch.float32
 
 
 def test_default_device(monkeypatch: pytest.MonkeyPatch, no_accelerator: None) -> None:
-    assert models._device(None).type == "cpu"
+    assert models._checked_device(None).type == "cpu"
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    assert models._device(None).type == "mps"
+    assert models._checked_device(None).type == "mps"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert models._device(None).type == "cuda"
+    assert models._checked_device(None).type == "cuda"
 
 
 def test_device_map(saved: Path) -> None:
@@ -205,14 +205,14 @@ def test_unknown_embedded_name(network: list[object]) -> None:
 
 
 def test_empty_folder(tmp_path: Path, network: list[object]) -> None:
-    with pytest.raises(ModelLoadError, match=r"no config\.json.*holds nothing"):
+    with pytest.raises(ModelLoadError, match=r"no config\.json.*contains nothing"):
         load_model(tmp_path)
     assert network == []
 
 
 def test_folder_with_other_files(tmp_path: Path) -> None:
     (tmp_path / "weights.bin").write_text("")
-    with pytest.raises(ModelLoadError, match=r"no config\.json.*holds weights\.bin"):
+    with pytest.raises(ModelLoadError, match=r"no config\.json.*contains weights\.bin"):
         load_model(tmp_path)
 
 
@@ -294,7 +294,7 @@ def test_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
     ("kind", "advice"),
     [
         ("GatedRepoError", "gated: accept its terms"),
-        ("RevisionNotFoundError", "not this revision"),
+        ("RevisionNotFoundError", "no such revision"),
         ("RepositoryNotFoundError", "check the spelling"),
     ],
 )
@@ -326,5 +326,5 @@ def test_settings_that_do_not_fit(settings: dict[str, object], words: str, saved
 
 
 def test_embedded_models_have_one_revision() -> None:
-    with pytest.raises(SettingsError, match="one revision only"):
+    with pytest.raises(SettingsError, match="only one revision"):
         load_model("embedded", revision="main")
