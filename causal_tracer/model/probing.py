@@ -109,7 +109,7 @@ def run_to_head(model: nn.Module, ids: Tensor) -> None:
             run_probe(model, ids)
 
 
-def tokens_meet_again(model: nn.Module, block: str, inside: Sequence[str]) -> bool:
+def outputs_reach_later_tokens(model: nn.Module, block: str, inside: Sequence[str]) -> bool:
     """Check whether outputs of modules at earlier tokens affect their block's output at the last token.
 
     They do in a block with two attentions, or with a convolution after its MLP.

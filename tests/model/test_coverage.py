@@ -166,7 +166,7 @@ def test_streams_before_the_rows_are_known() -> None:
 
 @pytest.mark.parametrize(("model_type", "expected"), [("gptj", False), ("longcat_flash", True), ("inkling_text", True)])
 def test_tokens_that_meet_again_in_a_block_are_seen(model_type: str, expected: bool) -> None:
-    assert tiny(model_type).tokens_meet_again is expected
+    assert tiny(model_type).outputs_reach_later_tokens is expected
 
 
 def test_only_hidden_states_of_the_last_block_are_no_ops_where_tokens_meet_again() -> None:
