@@ -18,7 +18,7 @@ from causal_tracer.model.final_norm import find_final_norm
 from causal_tracer.model.heads import find_head_sites
 from causal_tracer.model.knockout import find_knockout_sites
 from causal_tracer.model.layer_config import LayerConfig, SiteNames, as_matcher, named_sites
-from causal_tracer.model.probing import device_of, logits_to_keep_trims, outputs_reach_later_tokens
+from causal_tracer.model.probing import device_of, logits_to_keep_drops_tokens, outputs_reach_later_tokens
 from causal_tracer.model.quantization import weight_bits
 from causal_tracer.model.torch_state import in_standard_torch_state
 from causal_tracer.model.verification import verify_sites
@@ -41,9 +41,10 @@ class TracedModel:
         vocab_size: Number of logits.
         context_length: The longest prompt that the model takes, in tokens, or None for no limit.
         stacked_streams: Whether blocks take and return several streams, [n, rows, tokens, d_model].
-        outputs_reach_later_tokens: Whether attention's or the MLP's output at a token affects later tokens within the last
-            block.
-        logits_to_keep_trims: Whether the model's `logits_to_keep` also drops tokens from its later blocks (Gemma 4).
+        outputs_reach_later_tokens: Whether attention's or the MLP's output at a token affects later tokens within the
+            last block.
+        logits_to_keep_drops_tokens: Whether the model's `logits_to_keep` also drops tokens from its later blocks
+            (Gemma 4).
     """
 
     model: nn.Module
@@ -55,7 +56,7 @@ class TracedModel:
     context_length: int | None
     stacked_streams: bool = False
     outputs_reach_later_tokens: bool = True
-    logits_to_keep_trims: bool = False
+    logits_to_keep_drops_tokens: bool = False
 
     @property
     def n_layers(self) -> int:
@@ -190,7 +191,7 @@ def trace_model(model: nn.Module, layer_config: LayerConfig | None = None) -> Tr
         last_block = site_names["hidden"][-1][0]
         inside = [name for kind in ("attention", "mlp") for name in site_names[kind][-1]]
         reach_later = outputs_reach_later_tokens(model, last_block, inside)
-        trims = logits_to_keep_trims(model, last_block)
+        drops_tokens = logits_to_keep_drops_tokens(model, last_block)
     context = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
     return TracedModel(
         model=model,
@@ -202,5 +203,5 @@ def trace_model(model: nn.Module, layer_config: LayerConfig | None = None) -> Tr
         context_length=int(context) if context and context > 0 else None,
         stacked_streams=stacked,
         outputs_reach_later_tokens=reach_later,
-        logits_to_keep_trims=trims,
+        logits_to_keep_drops_tokens=drops_tokens,
     )

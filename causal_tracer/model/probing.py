@@ -144,7 +144,7 @@ def shifted(stream: Tensor, tokens: range, dim: int = 1) -> Tensor:
     return changed
 
 
-def logits_to_keep_trims(model: nn.Module, block: str) -> bool:
+def logits_to_keep_drops_tokens(model: nn.Module, block: str) -> bool:
     """Check whether a block processes fewer tokens when the model is called with `logits_to_keep=1`."""
     if not takes_argument(type(model).forward, "logits_to_keep"):
         return False

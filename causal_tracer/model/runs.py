@@ -86,7 +86,7 @@ def run_model(
         hooks.enter_context(editing_outputs(edits, tokens, traced.stacked_streams))
         hooks.enter_context(editing_arguments(input_edits or {}, tokens))
         hooks.enter_context(editing_masks(mask_edits or {}))
-        if traced.logits_to_keep_trims:
+        if traced.logits_to_keep_drops_tokens:
             hooks.enter_context(add_stream_hook(traced.head, lambda hidden: hidden[:, -keep:]))
         elif takes_argument(type(traced.model).forward, "logits_to_keep"):
             kwargs["logits_to_keep"] = keep

@@ -162,8 +162,8 @@ def reach(
 
     Tokens before the first corrupted one are equal in all runs of a prompt, and tokens after the last one read do not
     affect it. In the last block, an output at a token affects that token only, unless tokens mix again after attention
-    or MLP (`TracedModel.outputs_reach_later_tokens`). Holding activations at the base run's own values changes nothing. Blocked
-    attention changes every token that it blocks an edge of.
+    or MLP (`TracedModel.outputs_reach_later_tokens`). Holding activations at the base run's own values changes nothing.
+    Blocked attention changes every token that it blocks an edge of.
     """
     tokens: list[int] = []
     joins: list[int] = []

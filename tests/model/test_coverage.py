@@ -153,10 +153,10 @@ def test_a_model_that_looks_ahead_gets_the_full_sweep() -> None:
 def test_logits_to_keep_does_not_take_tokens_from_blocks() -> None:
     """Gemma 4 drops all tokens but the last from its later blocks when logits are asked for after the last only."""
     traced = tiny("gemma4_text")
-    assert traced.logits_to_keep_trims
+    assert traced.logits_to_keep_drops_tokens
     base = Base.make(traced, NOISE_MULTIPLIER * embedding_scale(traced))
     assert all(len(activation) == len(base.prompt) for activation in base.clean.activations.values())
-    assert not tiny("gemma2").logits_to_keep_trims
+    assert not tiny("gemma2").logits_to_keep_drops_tokens
 
 
 def test_streams_before_the_rows_are_known() -> None:
