@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from causal_tracer.errors import ModelStructureError
 from causal_tracer.model.hooks import Edit, add_stream_hook, editing_outputs
-from causal_tracer.model.probing import Call, record_calls, shifted, token_dim
+from causal_tracer.model.probing import Call, perturbed, record_calls, token_dim
 from causal_tracer.model.quantization import has_matrix
 
 _ATTENTION_NAMES = re.compile(r"attn|attention|mixer|mamba|ssm|recurrent|temporal", re.IGNORECASE)
@@ -206,19 +206,19 @@ def _by_mixing(model: nn.Module, whole: Call, clean: Mapping[str, Tensor], ids: 
         ids: Token ids of the probe run.
     """
 
-    def moved_by(tokens: range, at_block: bool = True) -> list[str]:
-        return [name for name in clean if _moves(model, whole, clean, ids, name, tokens, at_block)]
+    def depending_on(tokens: range, at_block: bool = True) -> list[str]:
+        return [name for name in clean if _depends_on_tokens(model, whole, clean, ids, name, tokens, at_block)]
 
     last = ids.shape[1] - 1
-    mixing = moved_by(range(last))
+    mixing = depending_on(range(last))
     if not mixing and len(clean) > 1:
-        mixing = moved_by(range(last), at_block=False)
+        mixing = depending_on(range(last), at_block=False)
     if len(mixing) == len(clean) > 1:
-        mixing = moved_by(range(1)) or mixing
+        mixing = depending_on(range(1)) or mixing
     return mixing, [name for name in clean if name not in mixing]
 
 
-def _moves(
+def _depends_on_tokens(
     model: nn.Module, whole: Call, clean: Mapping[str, Tensor], ids: Tensor, name: str, tokens: range, at_block: bool
 ) -> bool:
     """Check whether a module's output at the last token changes when the stream is perturbed at earlier tokens.
@@ -228,8 +228,8 @@ def _moves(
     """
     n_tokens = ids.shape[1]
 
-    def shift(stream: Tensor) -> Tensor:
-        return shifted(stream, tokens, token_dim(stream, n_tokens))
+    def perturb(stream: Tensor) -> Tensor:
+        return perturbed(stream, tokens, token_dim(stream, n_tokens))
 
     def with_clean_last_token(stream: Tensor) -> Tensor:
         changed = stream.clone()
@@ -244,8 +244,8 @@ def _moves(
 
     edits = {model.get_submodule(other): hold(output) for other, output in clean.items() if other != name}
     if not at_block:
-        edits[model.get_input_embeddings()] = shift  # type: ignore[operator]
-    change = shift if at_block else with_clean_last_token
+        edits[model.get_input_embeddings()] = perturb  # type: ignore[operator]
+    change = perturb if at_block else with_clean_last_token
     with editing_outputs(edits, n_tokens), add_stream_hook(model.get_submodule(whole.name), change):
         moved = record_calls(model, [name], ids)[-1].output
     last, before = moved[-1].double(), clean[name][-1].double()

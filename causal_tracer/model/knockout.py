@@ -20,7 +20,7 @@ from causal_tracer.model.attention_masks import BlockedEdges, MaskedModule, bloc
 from causal_tracer.model.engine_mode import model_lock
 from causal_tracer.model.hooks import Edit, editing_arguments, editing_masks, editing_outputs
 from causal_tracer.model.layer_config import SiteNames
-from causal_tracer.model.probing import probe_ids, run_to_head, shifted
+from causal_tracer.model.probing import perturbed, probe_ids, run_to_head
 from causal_tracer.model.quantization import quantizes_activations
 
 _TOKENS = 8
@@ -84,7 +84,7 @@ def _fault(model: nn.Module, modules: Sequence[MaskedModule], n_tokens: int) -> 
     clean, inputs = _outputs(model, modules, ids)
     # The second half of the rows has the edges blocked. The first row of each half has no input perturbed.
     held = {
-        name: torch.cat([stream, *(shifted(stream, range(at, at + 1)) for at in moved)]).repeat(2, 1, 1)
+        name: torch.cat([stream, *(perturbed(stream, range(at, at + 1)) for at in moved)]).repeat(2, 1, 1)
         for name, stream in inputs.items()
     }
     blocked = torch.tensor([(row, query, key) for row in range(rows, 2 * rows) for query, key in edges])
@@ -96,7 +96,7 @@ def _fault(model: nn.Module, modules: Sequence[MaskedModule], n_tokens: int) -> 
         output, expected = found[module.name], clean[module.name]
         if float((output[:1] - expected).norm()) > rounding * float(expected.norm()):
             return "a mask that blocks nothing changes its output"
-        free, without = (_moves(output[part]) for part in (slice(rows), slice(rows, None)))
+        free, without = (_changes(output[part]) for part in (slice(rows), slice(rows, None)))
         scale = limit * float(free.max())
         if bool((without[is_blocked] > scale).any()):
             return "blocked tokens still reach its output"
@@ -108,7 +108,7 @@ def _fault(model: nn.Module, modules: Sequence[MaskedModule], n_tokens: int) -> 
     return None if shown else "its output does not depend on other tokens by its mask"
 
 
-def _moves(outputs: Tensor) -> Tensor:
+def _changes(outputs: Tensor) -> Tensor:
     """Return the distance of each token's output from row 0's, for each other row [tokens, rows - 1]."""
     moves: Tensor = (outputs[1:] - outputs[:1]).norm(dim=-1)
     return moves.T

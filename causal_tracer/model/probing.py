@@ -124,7 +124,7 @@ def outputs_reach_later_tokens(model: nn.Module, block: str, inside: Sequence[st
     clean = record_calls(model, [block], ids)[-1].output[-1].double()
     for name in inside:
         with editing_outputs(
-            {model.get_submodule(name): lambda activation: shifted(activation, earlier)}, ids.shape[1]
+            {model.get_submodule(name): lambda activation: perturbed(activation, earlier)}, ids.shape[1]
         ):
             moved = record_calls(model, [block], ids)[-1].output[-1].double()
         if float((moved - clean).norm()) > 1e-6 * float(clean.norm()):
@@ -132,7 +132,7 @@ def outputs_reach_later_tokens(model: nn.Module, block: str, inside: Sequence[st
     return False
 
 
-def shifted(stream: Tensor, tokens: range, dim: int = 1) -> Tensor:
+def perturbed(stream: Tensor, tokens: range, dim: int = 1) -> Tensor:
     """Return a stream of one row with noise of two standard deviations added at some tokens.
 
     The noise is the same in every call. `dim` is the dimension that holds the tokens.
