@@ -71,7 +71,7 @@ def rows_first(stream: Tensor, stacked: bool) -> Tensor:
     return stream.movedim(0, 2) if stacked and stream.dim() == 4 else stream
 
 
-def rows_second(stream: Tensor, stacked: bool) -> Tensor:
+def streams_first(stream: Tensor, stacked: bool) -> Tensor:
     """Undo `rows_first`."""
     return stream.movedim(2, 0) if stacked and stream.dim() == 4 else stream
 
@@ -131,7 +131,7 @@ def editing_outputs(edits: Mapping[nn.Module, Edit], tokens: int, stacked: bool 
             edited = edit(rows_first(_unfolded(activation, tokens), stacked))
             if edited is None:
                 return None
-            return replace_first_tensor(output, rows_second(edited, stacked).reshape(activation.shape))
+            return replace_first_tensor(output, streams_first(edited, stacked).reshape(activation.shape))
 
         return hook
 
