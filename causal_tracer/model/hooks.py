@@ -142,7 +142,7 @@ def editing_outputs(edits: Mapping[nn.Module, Edit], tokens: int, stacked: bool 
 
 
 @contextmanager
-def editing_arguments(edits: Mapping[nn.Module, Edit], tokens: int) -> Iterator[None]:
+def editing_inputs(edits: Mapping[nn.Module, Edit], tokens: int) -> Iterator[None]:
     """Apply `edits` to the input streams of their modules until the `with` block ends.
 
     An input [rows * tokens, d_model] is passed to the edit as [rows, tokens, d_model].

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from causal_tracer.errors import ModelStructureError, SettingsError
 from causal_tracer.model.attention_masks import BlockedEdges, MaskedModule, blocking, masked_modules
 from causal_tracer.model.engine_mode import model_lock
-from causal_tracer.model.hooks import Edit, editing_arguments, editing_masks, editing_outputs
+from causal_tracer.model.hooks import Edit, editing_inputs, editing_masks, editing_outputs
 from causal_tracer.model.layer_config import SiteNames
 from causal_tracer.model.probing import perturbed, probe_ids, run_to_head
 from causal_tracer.model.quantization import quantizes_activations
@@ -145,9 +145,9 @@ def _outputs(
     at: dict[str, Any] = {module.name: model.get_submodule(module.name) for module in modules}
     with ExitStack() as hooks:
         if held is None:
-            hooks.enter_context(editing_arguments({at[name]: keep(name, inputs) for name in at}, n_tokens))
+            hooks.enter_context(editing_inputs({at[name]: keep(name, inputs) for name in at}, n_tokens))
         else:
-            hooks.enter_context(editing_arguments({at[name]: hold(held[name]) for name in at}, n_tokens))
+            hooks.enter_context(editing_inputs({at[name]: hold(held[name]) for name in at}, n_tokens))
         if edges is not None:
             masks = {at[module.name]: blocking(edges, range(n_tokens), module) for module in modules}
             hooks.enter_context(editing_masks(masks))

@@ -20,7 +20,7 @@ from causal_tracer.model.hooks import (
     Edit,
     MaskEdit,
     add_stream_hook,
-    editing_arguments,
+    editing_inputs,
     editing_masks,
     editing_outputs,
 )
@@ -84,7 +84,7 @@ def run_model(
     tokens = input_ids.shape[1]
     with engine_mode(traced.model), ExitStack() as hooks:
         hooks.enter_context(editing_outputs(edits, tokens, traced.stacked_streams))
-        hooks.enter_context(editing_arguments(input_edits or {}, tokens))
+        hooks.enter_context(editing_inputs(input_edits or {}, tokens))
         hooks.enter_context(editing_masks(mask_edits or {}))
         if traced.logits_to_keep_drops_tokens:
             hooks.enter_context(add_stream_hook(traced.head, lambda hidden: hidden[:, -keep:]))
