@@ -20,13 +20,13 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from causal_tracer.model.fork_safety import usable_in_forks
+from causal_tracer.model.fork_safety import fork_safe
 from causal_tracer.model.hooks import setting_forward
 
 _POLL_SECONDS = 0.002
 
 _locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
-_locks_guard = usable_in_forks(threading.Lock())
+_locks_guard = fork_safe(threading.Lock())
 
 
 def model_lock(model: nn.Module) -> threading.RLock:
@@ -94,7 +94,7 @@ class _EagerRuns:
     """Forbids compilation while any run is in progress, counting the runs: torch has one stance for all threads."""
 
     def __init__(self) -> None:
-        self._guard = usable_in_forks(threading.Lock())
+        self._guard = fork_safe(threading.Lock())
         self._runs = 0
         self._stance: Any = None
 

@@ -6,7 +6,7 @@ import os
 import threading
 
 
-def usable_in_forks(lock: threading.Lock) -> threading.Lock:
+def fork_safe(lock: threading.Lock) -> threading.Lock:
     """Make forks wait until a lock is free, and return the lock. Use it for locks that are held briefly."""
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)
