@@ -38,7 +38,7 @@ class ConvertedGguf:
     sha256: str
 
 
-def local_gguf(name: str, path: Path) -> Path | None:
+def find_local_gguf(name: str, path: Path) -> Path | None:
     """Return the GGUF file at a path: the file itself, or the only one in a folder.
 
     Returns:
@@ -51,7 +51,7 @@ def local_gguf(name: str, path: Path) -> Path | None:
     if path.is_dir():
         if (path / "config.json").is_file() and any([*path.glob("*.safetensors"), *path.glob("*.bin")]):
             return None
-        chosen = chosen_gguf([entry.name for entry in path.iterdir()], None, name, "Give the path of one of them.")
+        chosen = choose_gguf([entry.name for entry in path.iterdir()], None, name, "Give the path of one of them.")
         return None if chosen is None else path / chosen
     try:
         with path.open("rb") as file:
@@ -65,7 +65,7 @@ def local_gguf(name: str, path: Path) -> Path | None:
     raise ModelLoadError(f"{name!r} is a file. Give a .gguf file, or the folder with config.json and the weights.")
 
 
-def chosen_gguf(files: Sequence[str], wanted: str | None, name: str, advice: str) -> str | None:
+def choose_gguf(files: Sequence[str], wanted: str | None, name: str, advice: str) -> str | None:
     """Choose a GGUF file from the files of a folder or repository.
 
     Args:

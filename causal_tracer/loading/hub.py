@@ -9,7 +9,7 @@ from typing import Any, overload
 
 from causal_tracer.errors import ModelLoadError
 from causal_tracer.loading.embedded import EMBEDDED_MODELS
-from causal_tracer.loading.gguf_files import chosen_gguf
+from causal_tracer.loading.gguf_files import choose_gguf
 
 
 def split_hub_name(name: str) -> tuple[str, str | None]:
@@ -48,14 +48,14 @@ class HubGguf:
 
 
 @overload
-def hub_gguf(repository: str, file: str, revision: str | None, cache_dir: Any) -> HubGguf: ...
+def download_gguf(repository: str, file: str, revision: str | None, cache_dir: Any) -> HubGguf: ...
 
 
 @overload
-def hub_gguf(repository: str, file: None, revision: str | None, cache_dir: Any) -> HubGguf | None: ...
+def download_gguf(repository: str, file: None, revision: str | None, cache_dir: Any) -> HubGguf | None: ...
 
 
-def hub_gguf(repository: str, file: str | None, revision: str | None, cache_dir: Any) -> HubGguf | None:
+def download_gguf(repository: str, file: str | None, revision: str | None, cache_dir: Any) -> HubGguf | None:
     """Download a GGUF file of a hub repository, or take it from the hub's cache.
 
     Args:
@@ -80,16 +80,16 @@ def hub_gguf(repository: str, file: str | None, revision: str | None, cache_dir:
     except Exception as error:
         if file is None:
             return None
-        raise ModelLoadError(explanation(name, repository, "list of files", options, error)) from error
+        raise ModelLoadError(loading_error_message(name, repository, "list of files", options, error)) from error
     if file is None and any(path.endswith(".safetensors") for path in files):
         return None
     advice = f"Name one of them, such as {repository}:FILE."
-    if (chosen := chosen_gguf(files, file, name, advice)) is None:
+    if (chosen := choose_gguf(files, file, name, advice)) is None:
         return None
     try:
         path = Path(hf_hub_download(repository, chosen, revision=options["revision"], cache_dir=cache_dir))
     except Exception as error:
-        raise ModelLoadError(explanation(name, repository, "GGUF file", options, error)) from error
+        raise ModelLoadError(loading_error_message(name, repository, "GGUF file", options, error)) from error
     parts = path.parts
     return HubGguf(chosen, path, parts[parts.index("snapshots") + 1] if "snapshots" in parts else None)
 
@@ -104,7 +104,7 @@ def _repository_files(repository: str, revision: str, cache_dir: Any) -> Sequenc
     return [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
 
 
-def explanation(name: str, source: str, part: str, options: Mapping[str, Any], error: Exception) -> str:
+def loading_error_message(name: str, source: str, part: str, options: Mapping[str, Any], error: Exception) -> str:
     """Return the message for a model part that could not be loaded: what was tried, the cause, and what to do.
 
     Args:

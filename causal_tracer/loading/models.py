@@ -18,8 +18,8 @@ from causal_tracer.loading.embedded import (
     is_embedded_name,
 )
 from causal_tracer.loading.gguf_conversion import Progress
-from causal_tracer.loading.gguf_files import converted_gguf, local_gguf
-from causal_tracer.loading.hub import check_hub_id, explanation, hub_gguf, split_hub_name
+from causal_tracer.loading.gguf_files import converted_gguf, find_local_gguf
+from causal_tracer.loading.hub import check_hub_id, download_gguf, loading_error_message, split_hub_name
 from causal_tracer.model.torch_state import in_standard_torch_state
 
 _DTYPES: dict[str, torch.dtype | str] = {
@@ -145,7 +145,7 @@ class _Loader:
         )
 
     def local(self, name: str, path: Path, revision: str | None) -> LoadedModel:
-        gguf = local_gguf(name, path)
+        gguf = find_local_gguf(name, path)
         if gguf is None and not (path / "config.json").is_file():
             found = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"
             raise ModelLoadError(
@@ -172,11 +172,11 @@ class _Loader:
                 return LoadedModel(model, tokenizer, name, name, getattr(model.config, "_commit_hash", None), None)
             except ModelLoadError:
                 # transformers finds no weights in a repository of GGUF files, and often no config.
-                found = hub_gguf(repository, None, revision, self.cache_dir)
+                found = download_gguf(repository, None, revision, self.cache_dir)
                 if found is None:
                     raise
         else:
-            found = hub_gguf(repository, file, revision, self.cache_dir)
+            found = download_gguf(repository, file, revision, self.cache_dir)
         return self.gguf(f"{repository}:{found.file}", found.path, found.commit)
 
     def gguf(self, name: str, path: Path, revision: str | None) -> LoadedModel:
@@ -282,5 +282,5 @@ def _load(name: str, source: str, place: torch.device | None, options: dict[str,
     except ModelLoadError:
         raise
     except Exception as error:
-        raise ModelLoadError(explanation(name, source, part, options, error)) from error
+        raise ModelLoadError(loading_error_message(name, source, part, options, error)) from error
     return model.eval(), tokenizer

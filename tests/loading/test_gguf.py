@@ -20,7 +20,7 @@ from causal_tracer.errors import ModelLoadError, SettingsError
 from causal_tracer.loading import converted, gguf_conversion, hub
 from causal_tracer.loading.embedded import _source_files, embedded_model_folder, find_embedded_model
 from causal_tracer.loading.gguf_config import FAMILIES, supported_architectures
-from causal_tracer.loading.gguf_files import chosen_gguf
+from causal_tracer.loading.gguf_files import choose_gguf
 from causal_tracer.loading.gguf_header import read_gguf_header
 from causal_tracer.web.service.model_files import public_name, require_safetensors, stored_identity, stored_parameters
 from causal_tracer.web.service.registry import ModelSlot, load_tracer
@@ -334,11 +334,11 @@ def test_a_local_file_has_no_revision(written: SimpleNamespace) -> None:
 )
 def test_a_file_is_named_whole_or_by_a_part(wanted: str, chosen: str) -> None:
     files = ["README.md", "m.Q4_0.gguf", "sub/m.Q4_K_M.gguf", "mmproj-m.gguf"]
-    assert chosen_gguf(files, wanted, "owner/repo", "") == chosen
+    assert choose_gguf(files, wanted, "owner/repo", "") == chosen
     with pytest.raises(ModelLoadError, match=r"no GGUF file 'Q9'.*m\.Q4_0\.gguf, sub/m\.Q4_K_M\.gguf"):
-        chosen_gguf(files, "Q9", "owner/repo", "")
+        choose_gguf(files, "Q9", "owner/repo", "")
     with pytest.raises(ModelLoadError, match="matches 2 GGUF files"):
-        chosen_gguf(files, "Q4", "owner/repo", "")
+        choose_gguf(files, "Q4", "owner/repo", "")
 
 
 # --- the hub ---
@@ -420,7 +420,7 @@ def test_a_downloaded_file_is_found_without_the_hub(
     copied(written, stored / "snapshots" / COMMIT / "a.Q8_0.gguf")
     (stored / "refs").mkdir()
     (stored / "refs" / "main").write_text(COMMIT)
-    found = hub.hub_gguf("owner/repo", "Q8_0", None, tmp_path / "hub")
+    found = hub.download_gguf("owner/repo", "Q8_0", None, tmp_path / "hub")
     assert (found.file, found.commit) == ("a.Q8_0.gguf", COMMIT)
 
 

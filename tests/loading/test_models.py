@@ -286,7 +286,7 @@ def test_misspelt_hub_id_offline(offline: None, network: list[object], tmp_path:
 def test_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     error = OSError("We couldn't connect to the hub")
-    message = hub.explanation("someone/gpt2", "someone/gpt2", "config", {"revision": "main"}, error)
+    message = hub.loading_error_message("someone/gpt2", "someone/gpt2", "config", {"revision": "main"}, error)
     assert "Check the spelling and the connection" in message
 
 
@@ -304,7 +304,7 @@ def test_advice_for_what_the_hub_answers(kind: str, advice: str) -> None:
     answer = getattr(errors, kind).__new__(getattr(errors, kind))
     error = OSError("wrapped by transformers")
     error.__cause__ = answer
-    message = hub.explanation("someone/gpt2", "someone/gpt2", "config", {"revision": "v9"}, error)
+    message = hub.loading_error_message("someone/gpt2", "someone/gpt2", "config", {"revision": "v9"}, error)
     assert advice in message
     assert "'v9'" in message
 
