@@ -13,7 +13,7 @@ from typing import Any
 
 from causal_tracer.errors import PromptError, SettingsError, SubjectError, TokenizerError
 from causal_tracer.prompts.encoding import Span, check_text, quoted
-from causal_tracer.prompts.prompt import Prompt, doubled_note, prompt_at
+from causal_tracer.prompts.prompt import Prompt, duplicate_token_note, prompt_at
 from causal_tracer.prompts.subject import Occurrence, chosen_occurrence, guess_subject, occurrences
 
 Message = Mapping[str, str]
@@ -254,5 +254,5 @@ def _notes(tokenizer: Any, text: str, said: Sequence[Span]) -> tuple[str, ...]:
     """Return a note if a message contains a BOS, since the tokenizer reads it as a real one."""
     bos = getattr(tokenizer, "bos_token", None)
     if bos and any(bos in text[start:end] for start, end in said):
-        return (doubled_note(bos, "the chat template"),)
+        return (duplicate_token_note(bos, "the chat template"),)
     return ()

@@ -8,7 +8,13 @@ from typing import Any
 from causal_tracer.errors import PromptError, SubjectError, TokenizerError
 from causal_tracer.prompts.decoding import decode_together, token_labels
 from causal_tracer.prompts.encoding import EncodedText, Span, check_text, encode_with_spans, quoted
-from causal_tracer.prompts.subject import Occurrence, chosen_occurrence, guess_subject, not_found, occurrences
+from causal_tracer.prompts.subject import (
+    Occurrence,
+    chosen_occurrence,
+    guess_subject,
+    occurrences,
+    subject_not_found_message,
+)
 
 
 @dataclass(frozen=True)
@@ -79,7 +85,7 @@ def make_prompt(
         raise SubjectError("The subject is empty. Give a part of the prompt, or None to guess the subject.")
     places = occurrences(text, subject)
     if not places:
-        raise SubjectError(not_found(text, subject))
+        raise SubjectError(subject_not_found_message(text, subject))
     return prompt_at(
         tokenizer,
         text,
@@ -148,7 +154,7 @@ def prompt_at(
     )
 
 
-def doubled_note(token: str, whose: str) -> str:
+def duplicate_token_note(token: str, whose: str) -> str:
     """Return the note for a text that contains a special token which the tokenizer or template adds anyway."""
     return (
         f"{token} is in the text, and {whose} adds it too, so the model reads it twice and its answers change. Remove "
@@ -159,7 +165,7 @@ def doubled_note(token: str, whose: str) -> str:
 def _notes_of_special_tokens(tokenizer: Any, encoded: EncodedText) -> list[str]:
     typed = encoded.ids[len(encoded.added) :]
     notes = [
-        doubled_note(decode_together(tokenizer, [token]), "the tokenizer")
+        duplicate_token_note(decode_together(tokenizer, [token]), "the tokenizer")
         for token in dict.fromkeys(encoded.added)
         if token in typed
     ]

@@ -79,7 +79,7 @@ def chosen_occurrence(places: tuple[Span, ...], occurrence: Occurrence) -> Span:
     return places[0] if occurrence == "first" else places[-1]
 
 
-def with_another_subject(text: str, subject: str | None, occurrence: Occurrence, other: str) -> str:
+def replace_subject(text: str, subject: str | None, occurrence: Occurrence, other: str) -> str:
     """Return a text with its subject replaced by another one.
 
     Args:
@@ -94,12 +94,12 @@ def with_another_subject(text: str, subject: str | None, occurrence: Occurrence,
     own = guess_subject(text) if subject is None else subject
     places = occurrences(text, own)
     if not places:
-        raise SubjectError(not_found(text, own))
+        raise SubjectError(subject_not_found_message(text, own))
     start, end = chosen_occurrence(places, occurrence)
     return text[:start] + other + text[end:]
 
 
-def not_found(text: str, subject: str) -> str:
+def subject_not_found_message(text: str, subject: str) -> str:
     """Return the error message for a subject that is not in the prompt."""
     message = f"The subject {quoted(subject)} is not in the prompt {quoted(text)}."
     if found := re.search(re.escape(subject), text, re.IGNORECASE):

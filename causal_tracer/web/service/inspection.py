@@ -15,7 +15,7 @@ from causal_tracer.prompts.chat import ChatText, written
 from causal_tracer.prompts.decoding import decode_together, token_text
 from causal_tracer.prompts.encoding import encode_with_spans
 from causal_tracer.prompts.prompt import Prompt
-from causal_tracer.prompts.subject import Occurrence, guess_subject, not_found, occurrences
+from causal_tracer.prompts.subject import Occurrence, guess_subject, occurrences, subject_not_found_message
 from causal_tracer.request.records import Text, TraceRequest
 from causal_tracer.results.flow import HiddenFlow
 from causal_tracer.results.top_tokens import TokenProbability
@@ -123,7 +123,7 @@ def inspect_unloaded(text: str, subject: str | None, loading: str) -> Inspection
     except SubjectError as error:
         return Inspection(problems=(Problem("subject", str(error)),), loading=loading)
     if not occurrences(text, guessed):
-        return Inspection(problems=(Problem("subject", not_found(text, guessed)),), loading=loading)
+        return Inspection(problems=(Problem("subject", subject_not_found_message(text, guessed)),), loading=loading)
     return Inspection(subject=guessed, guessed=subject is None, loading=loading)
 
 
