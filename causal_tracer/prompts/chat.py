@@ -103,9 +103,9 @@ def chat_prompt(
         TokenizerError: The messages were not found in the template's output.
     """
     chat = messages if isinstance(messages, ChatText) else ChatText(tuple(messages), thinking, assistant_prefix)
-    text, said = written(tokenizer, chat)
+    text, spans = render_chat(tokenizer, chat)
     wanted = _guessed(chat) if subject is None else check_text("subject", subject, SubjectError).strip()
-    places = _places(text, said, wanted)
+    places = _subject_spans(text, spans, wanted)
     return prompt_at(
         tokenizer,
         text,
@@ -115,11 +115,11 @@ def chat_prompt(
         context_length=context_length,
         vocab_size=vocab_size,
         special_tokens=False,
-        notes=_notes(tokenizer, text, said),
+        notes=_notes(tokenizer, text, spans),
     )
 
 
-def written(tokenizer: Any, chat: ChatText) -> tuple[str, list[Span]]:
+def render_chat(tokenizer: Any, chat: ChatText) -> tuple[str, list[Span]]:
     """Render a conversation with the chat template, and find its messages in the text.
 
     Returns:
@@ -129,9 +129,9 @@ def written(tokenizer: Any, chat: ChatText) -> tuple[str, list[Span]]:
         SettingsError, PromptError, TokenizerError: As in `chat_prompt`.
     """
     switches = _switches(tokenizer, chat)
-    opening = _rendered(tokenizer, chat.messages, switches)
+    opening = _render(tokenizer, chat.messages, switches)
     text = opening + chat.assistant_prefix
-    return text, [*_said(tokenizer, chat.messages, switches, opening), (len(opening), len(text))]
+    return text, [*_content_spans(tokenizer, chat.messages, switches, opening), (len(opening), len(text))]
 
 
 def has_chat_template(tokenizer: Any) -> bool:
@@ -149,7 +149,7 @@ def has_thinking_switch(tokenizer: Any) -> bool:
 def _thinking_switch(tokenizer: Any, messages: Sequence[Message]) -> str | None:
     """Return the template variable for thinking, the one that changes the template's output; None if there is none."""
     for name in ("enable_thinking", "thinking"):
-        if _rendered(tokenizer, messages, {name: True}) != _rendered(tokenizer, messages, {name: False}):
+        if _render(tokenizer, messages, {name: True}) != _render(tokenizer, messages, {name: False}):
             return name
     return None
 
@@ -171,7 +171,7 @@ def _switches(tokenizer: Any, chat: ChatText) -> dict[str, bool]:
     return {name: chat.thinking}
 
 
-def _rendered(tokenizer: Any, messages: Sequence[Message], switches: Mapping[str, bool]) -> str:
+def _render(tokenizer: Any, messages: Sequence[Message], switches: Mapping[str, bool]) -> str:
     """Return the template's output, up to the start of the assistant's turn."""
     from jinja2 import TemplateError
 
@@ -189,7 +189,9 @@ def _rendered(tokenizer: Any, messages: Sequence[Message], switches: Mapping[str
     return text
 
 
-def _said(tokenizer: Any, messages: Sequence[Message], switches: Mapping[str, bool], text: str) -> Iterator[Span]:
+def _content_spans(
+    tokenizer: Any, messages: Sequence[Message], switches: Mapping[str, bool], text: str
+) -> Iterator[Span]:
     """Yield the spans of the messages' contents in the template's output.
 
     The template is rendered once more with placeholders as contents. The text between the placeholders is the
@@ -197,10 +199,10 @@ def _said(tokenizer: Any, messages: Sequence[Message], switches: Mapping[str, bo
     thoughts of an earlier turn).
     """
     placeholders = [{**message, "content": f"content{number:04}of"} for number, message in enumerate(messages)]
-    parts = re.split(r"content(\d{4})of", _rendered(tokenizer, placeholders, switches))
+    parts = re.split(r"content(\d{4})of", _render(tokenizer, placeholders, switches))
     own, numbers = parts[::2], [int(number) for number in parts[1::2]]
     if not text.startswith(own[0]):
-        raise _unlike(text)
+        raise _not_located(text)
     reached = len(own[0])
     for number, following in zip(numbers, own[1:], strict=True):
         content = messages[number]["content"]
@@ -208,14 +210,14 @@ def _said(tokenizer: Any, messages: Sequence[Message], switches: Mapping[str, bo
         whole = [kept for kept in (content, content.strip()) if text.startswith(kept + following, reached)]
         end = reached + len(whole[0]) if whole else text.find(following, reached)
         if end < 0 or not (following or whole):
-            raise _unlike(text)
+            raise _not_located(text)
         yield reached, end
         reached = end + len(following)
     if reached != len(text):
-        raise _unlike(text)
+        raise _not_located(text)
 
 
-def _unlike(text: str) -> TokenizerError:
+def _not_located(text: str) -> TokenizerError:
     return TokenizerError(
         f"The messages were not found in the chat template's output: {text[-300:]!r}. Give this output as a text "
         "prompt, with its subject."
@@ -236,11 +238,11 @@ def _guessed(chat: ChatText) -> str:
     )
 
 
-def _places(text: str, said: Sequence[Span], subject: str) -> tuple[Span, ...]:
+def _subject_spans(text: str, spans: Sequence[Span], subject: str) -> tuple[Span, ...]:
     """Return the spans of the subject in the messages."""
     if not subject:
         raise SubjectError("The subject is empty. Give a part of a message, or None to guess it.")
-    found = tuple(place for part in said for place in occurrences(text, subject, *part))
+    found = tuple(place for part in spans for place in occurrences(text, subject, *part))
     if not found:
         elsewhere = "It is only in the text that the chat template adds. " if subject in text else ""
         raise SubjectError(
@@ -250,9 +252,9 @@ def _places(text: str, said: Sequence[Span], subject: str) -> tuple[Span, ...]:
     return found
 
 
-def _notes(tokenizer: Any, text: str, said: Sequence[Span]) -> tuple[str, ...]:
+def _notes(tokenizer: Any, text: str, spans: Sequence[Span]) -> tuple[str, ...]:
     """Return a note if a message contains a BOS, since the tokenizer reads it as a real one."""
     bos = getattr(tokenizer, "bos_token", None)
-    if bos and any(bos in text[start:end] for start, end in said):
+    if bos and any(bos in text[start:end] for start, end in spans):
         return (duplicate_token_note(bos, "the chat template"),)
     return ()

@@ -11,7 +11,7 @@ from causal_tracer.experiment.answers import asked_answer
 from causal_tracer.experiment.set_up import TracingContext, prompt_for
 from causal_tracer.metrics.descriptions import METRIC_DESCRIPTIONS, MetricDescription
 from causal_tracer.model.runs import clean_run
-from causal_tracer.prompts.chat import ChatText, written
+from causal_tracer.prompts.chat import ChatText, render_chat
 from causal_tracer.prompts.decoding import decode_together, token_text
 from causal_tracer.prompts.encoding import encode_with_spans
 from causal_tracer.prompts.prompt import Prompt
@@ -195,7 +195,7 @@ def _typed_spans(context: TracingContext, text: Text, typed: str, prompt: Prompt
     spans = encode_with_spans(context.tokenizer, prompt.text, prompt.special_tokens)[1]
     if not isinstance(text, ChatText):
         return spans
-    start, end = written(context.tokenizer, text)[1][0]
+    start, end = render_chat(context.tokenizer, text)[1][0]
     # Templates trim messages; one that rewrites them leaves nothing to click on.
     shift = typed.find(prompt.text[start:end])
     if shift < 0:
