@@ -44,7 +44,7 @@ class Continuation:
     note: str = ""
 
     @property
-    def spaced(self) -> bool:
+    def starts_with_space(self) -> bool:
         """Whether the text begins with a space."""
         return self.text[:1].isspace()
 
@@ -100,7 +100,7 @@ def continuations(
     if not found:
         words = _unknown_words(tokenizer, text, name) if unknown else _merged_words(before, text, name)
         raise PromptError(words)
-    if both and len(found) == 1 and found[0].spaced and not before[-1:].isalnum():
+    if both and len(found) == 1 and found[0].starts_with_space and not before[-1:].isalnum():
         note = (
             f"The {name} is read with a space before it, because without a space the tokenizer changes the prompt's "
             "tokens."
@@ -109,7 +109,7 @@ def continuations(
     return tuple(found)
 
 
-def choose(forms: Sequence[Continuation], logits_after: LogitsAfter) -> Continuation:
+def choose_form(forms: Sequence[Continuation], logits_after: LogitsAfter) -> Continuation:
     """Return the more probable form of an answer, by the joint probability of its tokens after the prompt.
 
     Args:
@@ -131,12 +131,12 @@ def choose(forms: Sequence[Continuation], logits_after: LogitsAfter) -> Continua
     return _noted(shorter, one, longer, other, exact=exact)
 
 
-def choose_like(forms: Sequence[Continuation], answer: Continuation) -> Continuation:
+def choose_matching_form(forms: Sequence[Continuation], answer: Continuation) -> Continuation:
     """Return the form with a space if the answer has one, else the form without; or the only form.
 
     So a foil differs from its answer in the words, not in the space.
     """
-    return next((form for form in forms if form.spaced == answer.spaced), forms[0])
+    return next((form for form in forms if form.starts_with_space == answer.starts_with_space), forms[0])
 
 
 def log_probability(logits: Tensor, ids: tuple[int, ...]) -> float:
@@ -148,10 +148,11 @@ def _noted(
     chosen: Continuation, log_chosen: float, other: Continuation, log_other: float, *, exact: bool
 ) -> Continuation:
     """Return the chosen form, with a note unless it has a space and is by far the more probable."""
-    if chosen.spaced and log_other < log_chosen + math.log(_NOTED_SHARE):
+    if chosen.starts_with_space and log_other < log_chosen + math.log(_NOTED_SHARE):
         return chosen
+    form = "with" if chosen.starts_with_space else "without"
     note = (
-        f"The answer is read {'with' if chosen.spaced else 'without'} a space before it, as the model finds more "
+        f"The answer is read {form} a space before it, as the model finds more "
         f"probable: P({chosen.text!r}) = {math.exp(log_chosen):.2g}, P({other.text!r}) {'=' if exact else '<='} "
         f"{math.exp(log_other):.2g} in the clean run."
     )
