@@ -15,7 +15,7 @@ Partners = tuple[int | None, ...]
 """For each token of a prompt, the token of the other prompt aligned with it, or None."""
 
 
-def aligned(
+def align_prompts(
     prompt: Prompt, other: Prompt, rule: AlignmentRule = "auto", pairs: Sequence[tuple[int, int]] | None = None
 ) -> Partners:
     """Return, for each token of a prompt, the aligned token of another prompt. No two tokens have the same partner.

@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from causal_tracer.errors import SettingsError
-from causal_tracer.prompts.alignment import aligned
+from causal_tracer.prompts.alignment import align_prompts
 from causal_tracer.prompts.prompt import Prompt
 
 
@@ -44,14 +44,14 @@ CASES = [
 
 @pytest.mark.parametrize(("own", "other", "rule", "partners"), CASES)
 def test_partners(own: tuple[int, int, int], other: tuple[int, int, int], rule: str, partners: tuple[int, ...]) -> None:
-    assert aligned(prompt(*own), prompt(*other), rule) == partners  # type: ignore[arg-type]
+    assert align_prompts(prompt(*own), prompt(*other), rule) == partners  # type: ignore[arg-type]
 
 
 def test_spans_keep_parts_and_order() -> None:
     shapes = list(itertools.product(range(3), range(1, 5), range(4)))
     for own, other in itertools.product(shapes, shapes):
         first, second = prompt(*own), prompt(*other)
-        partners = aligned(first, second, "spans")
+        partners = align_prompts(first, second, "spans")
         found = [(token, partner) for token, partner in enumerate(partners) if partner is not None]
         assert [partner for _, partner in found] == sorted({partner for _, partner in found})
         assert all(_part(first, token) == _part(second, partner) for token, partner in found)
@@ -68,7 +68,7 @@ def _part(each: Prompt, token: int) -> int:
 
 
 def test_pairs_count_from_either_end() -> None:
-    assert aligned(prompt(1, 1, 1), prompt(1, 2, 3), pairs=[(0, 1), (-1, -1)]) == (1, None, 5)
+    assert align_prompts(prompt(1, 1, 1), prompt(1, 2, 3), pairs=[(0, 1), (-1, -1)]) == (1, None, 5)
 
 
 @pytest.mark.parametrize(
@@ -76,9 +76,9 @@ def test_pairs_count_from_either_end() -> None:
 )
 def test_pairs_that_do_not_fit_are_refused(pairs: list[tuple[int, int]]) -> None:
     with pytest.raises(SettingsError, match="pair"):
-        aligned(prompt(1, 1, 1), prompt(1, 2, 3), pairs=pairs)
+        align_prompts(prompt(1, 1, 1), prompt(1, 2, 3), pairs=pairs)
 
 
 def test_tokens_one_by_one_need_equal_lengths() -> None:
     with pytest.raises(SettingsError, match="equal length"):
-        aligned(prompt(1, 1, 1), prompt(1, 2, 3), "tokens")
+        align_prompts(prompt(1, 1, 1), prompt(1, 2, 3), "tokens")
