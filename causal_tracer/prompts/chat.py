@@ -13,7 +13,7 @@ from typing import Any
 
 from causal_tracer.errors import PromptError, SettingsError, SubjectError, TokenizerError
 from causal_tracer.prompts.encoding import Span, check_text, quoted
-from causal_tracer.prompts.prompt import Prompt, duplicate_token_note, prompt_at
+from causal_tracer.prompts.prompt import Prompt, duplicate_token_note, make_prompt_at
 from causal_tracer.prompts.subject import Occurrence, chosen_occurrence, guess_subject, occurrences
 
 Message = Mapping[str, str]
@@ -106,7 +106,7 @@ def chat_prompt(
     text, spans = render_chat(tokenizer, chat)
     wanted = _guessed(chat) if subject is None else check_text("subject", subject, SubjectError).strip()
     places = _subject_spans(text, spans, wanted)
-    return prompt_at(
+    return make_prompt_at(
         tokenizer,
         text,
         chosen_occurrence(places, occurrence),

@@ -86,7 +86,7 @@ def make_prompt(
     places = occurrences(text, subject)
     if not places:
         raise SubjectError(subject_not_found_message(text, subject))
-    return prompt_at(
+    return make_prompt_at(
         tokenizer,
         text,
         chosen_occurrence(places, occurrence),
@@ -97,7 +97,7 @@ def make_prompt(
     )
 
 
-def prompt_at(
+def make_prompt_at(
     tokenizer: Any,
     text: str,
     place: Span,
