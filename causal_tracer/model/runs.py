@@ -152,13 +152,13 @@ def clean_run(
 ) -> CleanRun:
     """Run the model on a prompt; record the activations of the sites, and the logits after the positions `reads`."""
     ids = torch.tensor(input_ids)
-    kept = Recorder(name for site in sites for name in traced.activation_names(site))
+    kept = ActivationRecorder(name for site in sites for name in traced.activation_names(site))
     outputs, inputs = kept.edits(traced)
     logits = read_logits(traced, ids[None], outputs, "clean", reads, inputs)
     return CleanRun(input_ids=ids, logits=logits[0].cpu(), activations={n: v[0] for n, v in kept.values().items()})
 
 
-class Recorder:
+class ActivationRecorder:
     """Records the activations of one run, or of several batches of rows, by `TracedModel.activation_names`."""
 
     def __init__(self, names: Iterable[str]):
@@ -178,7 +178,7 @@ class Recorder:
             edits[traced.modules[name.removesuffix(INPUT)]] = record(parts)
         return outputs, inputs
 
-    def after(
+    def edits_after(
         self, traced: TracedModel, outputs: Mapping[nn.Module, Edit], inputs: Mapping[nn.Module, Edit]
     ) -> tuple[dict[nn.Module, Edit], dict[nn.Module, Edit]]:
         """Return edits of outputs and inputs that apply the given ones and then record the edited activations."""
