@@ -41,14 +41,14 @@ class MaskedModule:
 
     Attributes:
         name: The module's full name.
-        hidden: The value in a boolean mask that means "must not attend".
+        blocked_value: The value in a boolean mask that means "must not attend".
     """
 
     name: str
-    hidden: bool = False
+    blocked_value: bool = False
 
 
-def blocking(edges: BlockedEdges, tokens: range, module: MaskedModule) -> MaskEdit:
+def blocking_edit(edges: BlockedEdges, tokens: range, module: MaskedModule) -> MaskEdit:
     """Return the edit of a module's attention mask that blocks edges in all heads.
 
     The last key of a mask is the last token; a sliding-window cache holds only the last keys. If the module is called
@@ -69,9 +69,9 @@ def blocking(edges: BlockedEdges, tokens: range, module: MaskedModule) -> MaskEd
         row, query, key = edges.rows[here], edges.queries[here] - tokens.start, edges.keys[here] - first_key
         blocked = torch.zeros(rows, 1, len(tokens), mask.shape[-1], dtype=torch.bool, device=mask.device)
         blocked[row, 0, query, key] = True
-        hidden = module.hidden if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
-        changed = mask.masked_fill(blocked, hidden)
-        seen = changed != hidden if mask.dtype == torch.bool else changed > hidden / 2
+        blocked_value = module.blocked_value if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+        changed = mask.masked_fill(blocked, blocked_value)
+        seen = changed != blocked_value if mask.dtype == torch.bool else changed > blocked_value / 2
         if bool((blocked.any(dim=-1) & ~seen.any(dim=-1)).any()):
             raise SettingsError(
                 f"In {module.name!r} every token that a query may attend to would be blocked. Leave at least one key "
@@ -99,16 +99,16 @@ def masked_modules(model: nn.Module, blocks: Sequence[str]) -> dict[str, dict[in
     inside = {
         name: layer for layer, block in enumerate(blocks) for name, _ in model.named_modules() if _within(name, block)
     }
-    hidden: dict[str, bool] = {}
+    blocked_values: dict[str, bool] = {}
 
     def note(name: str) -> Callable[..., None]:
         def before(_module: nn.Module, _args: Any, kwargs: Any) -> None:
             mask = kwargs.get(MASK, False)
             if mask is None:
-                hidden.setdefault(name, False)
+                blocked_values.setdefault(name, False)
             elif isinstance(mask, Tensor) and mask.dim() == 4:
                 # The first token must not attend to the last one.
-                hidden[name] = mask.dtype == torch.bool and bool(mask[0, 0, 0, -1])
+                blocked_values[name] = mask.dtype == torch.bool and bool(mask[0, 0, 0, -1])
 
         return before
 
@@ -117,8 +117,8 @@ def masked_modules(model: nn.Module, blocks: Sequence[str]) -> dict[str, dict[in
             hooks.enter_context(add_input_hook(model.get_submodule(name), note(name)))
         run_to_head(model, probe_ids(model))
     found: dict[str, dict[int, list[MaskedModule]]] = defaultdict(lambda: defaultdict(list))
-    for name, value in hidden.items():
-        if not any(_within(other, name) and other != name for other in hidden):
+    for name, value in blocked_values.items():
+        if not any(_within(other, name) and other != name for other in blocked_values):
             kind = type(model.get_submodule(name)).__qualname__
             found[kind][inside[name]].append(MaskedModule(name, value))
     return {kind: dict(layers) for kind, layers in found.items()}

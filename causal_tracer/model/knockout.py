@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from causal_tracer.errors import ModelStructureError, SettingsError
-from causal_tracer.model.attention_masks import BlockedEdges, MaskedModule, blocking, masked_modules
+from causal_tracer.model.attention_masks import BlockedEdges, MaskedModule, blocking_edit, masked_modules
 from causal_tracer.model.engine_mode import model_lock
 from causal_tracer.model.hooks import Edit, editing_inputs, editing_masks, editing_outputs
 from causal_tracer.model.layer_config import SiteNames
@@ -149,7 +149,7 @@ def _outputs(
         else:
             hooks.enter_context(editing_inputs({at[name]: hold(held[name]) for name in at}, n_tokens))
         if edges is not None:
-            masks = {at[module.name]: blocking(edges, range(n_tokens), module) for module in modules}
+            masks = {at[module.name]: blocking_edit(edges, range(n_tokens), module) for module in modules}
             hooks.enter_context(editing_masks(masks))
         hooks.enter_context(editing_outputs({at[name]: keep(name, outputs) for name in at}, n_tokens))
         run_to_head(model, ids)
