@@ -36,15 +36,17 @@ def find_contributions(
     inside = [f"{block_name}.{name}" for name, _ in block.named_modules() if name]
     recorded = record_calls(model, [*inside, block_name], ids)
     # Blocks may share modules, such as an activation function. Calls of them by later blocks are dropped.
-    *calls, whole = recorded[: 1 + next(n for n, call in enumerate(recorded) if call.name == block_name)]
-    if whole.source is None:
+    *calls, block_call = recorded[: 1 + next(n for n, call in enumerate(recorded) if call.name == block_name)]
+    if block_call.input is None:
         raise ModelStructureError(
             f"Block {block_name!r} of {type(model).__name__} does not take the residual stream as an argument, so what "
             "it adds to the stream is unknown. Name attention and MLP with a LayerConfig."
         )
-    candidates = _distinct([call for call in calls if call.output.shape[-1] in (whole.output.shape[-1], width)], whole)
-    alike = [call for call in candidates if call.output.shape == whole.output.shape]
-    contributions = additive_contributions(alike, whole)
+    candidates = _distinct(
+        [call for call in calls if call.output.shape[-1] in (block_call.output.shape[-1], width)], block_call
+    )
+    alike = [call for call in candidates if call.output.shape == block_call.output.shape]
+    contributions = additive_contributions(alike, block_call)
     if any(_only_normalises(model, call) and _feeds(call, contributions) for call in contributions):
         contributions = []  # the norm normalises the residual, as in blocks that normalise after adding
     by_name = not contributions
@@ -53,7 +55,7 @@ def find_contributions(
     names = [
         _behind_norm(model, call, candidates).name
         for call in contributions
-        if not (_only_normalises(model, call) and call.source is not None and torch.equal(call.source, whole.source))
+        if not (_only_normalises(model, call) and call.input is not None and torch.equal(call.input, block_call.input))
     ]
     if not names:
         children = ", ".join(name for name, _ in block.named_children())
@@ -63,25 +65,26 @@ def find_contributions(
             "LayerConfig."
         )
     outputs = {call.name: call.output for call in calls}
-    attention, mlp = _by_mixing(model, whole, {name: outputs[name] for name in names}, ids)
+    attention, mlp = _by_mixing(model, block_call, {name: outputs[name] for name in names}, ids)
     if by_name:
         _require_named(model, block_name, attention, mlp, calls)
     cut = len(block_name) + 1
     return tuple(name[cut:] for name in attention), tuple(name[cut:] for name in mlp)
 
 
-def _distinct(calls: list[Call], whole: Call) -> list[Call]:
+def _distinct(calls: list[Call], block_call: Call) -> list[Call]:
     """Return calls with distinct outputs, shallowest modules first, without zeros and copies of the residual."""
     kept: list[Call] = []
+    residuals = [residual for residual in (block_call.input, block_call.output) if residual is not None]
     for call in sorted(calls, key=lambda call: call.name.count(".")):
         same_as_kept = any(torch.equal(call.output, other.output) for other in kept)
-        is_residual = torch.equal(call.output, whole.output) or torch.equal(call.output, whole.source)  # type: ignore[arg-type]
+        is_residual = any(torch.equal(call.output, residual) for residual in residuals)
         if not same_as_kept and not is_residual and bool(call.output.any()):
             kept.append(call)
     return kept
 
 
-def additive_contributions(candidates: list[Call], whole: Call) -> list[Call]:
+def additive_contributions(candidates: list[Call], block_call: Call) -> list[Call]:
     """Return the fewest, shallowest calls whose outputs, times positive factors, sum to what the block adds.
 
     All candidates are fitted to the sum by least squares. Then those that the fit does not need are left out, the
@@ -94,14 +97,14 @@ def additive_contributions(candidates: list[Call], whole: Call) -> list[Call]:
     Returns:
         The calls; empty if no fit is good enough.
     """
-    if whole.source is None or not candidates:
+    if block_call.input is None or not candidates:
         return []
-    output, source = whole.output.double().flatten(), whole.source.double().flatten()
+    output, source = block_call.output.double().flatten(), block_call.input.double().flatten()
     columns = [call.output.double().flatten() for call in candidates]
     if len(output) <= len(columns) + 1:
         return []
     size = max(float((output - source).norm()), 1e-30)
-    rounding = 8 * torch.finfo(whole.output.dtype).eps * float(output.norm()) / size
+    rounding = 8 * torch.finfo(block_call.output.dtype).eps * float(output.norm()) / size
     limit = max(1e-4, rounding) * size
     for target, residual in ((output - source, []), (output, [source]), (output, [])):
         matrix = torch.stack([*columns, *residual], dim=1)
@@ -173,7 +176,7 @@ def _only_normalises(model: nn.Module, call: Call) -> bool:
 
 def _feeds(call: Call, others: list[Call]) -> bool:
     """Check whether one of the other calls takes this call's output as its input."""
-    sources = [other.source for other in others if other is not call]
+    sources = [other.input for other in others if other is not call]
     return any(
         source is not None and source.shape == call.output.shape and torch.equal(source, call.output)
         for source in sources
@@ -182,17 +185,19 @@ def _feeds(call: Call, others: list[Call]) -> bool:
 
 def _behind_norm(model: nn.Module, call: Call, candidates: list[Call]) -> Call:
     """Return the call whose output a contribution only normalises, or else the contribution itself."""
-    if not _only_normalises(model, call) or call.source is None:
+    if not _only_normalises(model, call) or call.input is None:
         return call
     fed_by = [
         other
         for other in candidates
-        if other is not call and other.output.shape == call.source.shape and torch.equal(other.output, call.source)
+        if other is not call and other.output.shape == call.input.shape and torch.equal(other.output, call.input)
     ]
     return _behind_norm(model, fed_by[0], candidates) if fed_by else call
 
 
-def _by_mixing(model: nn.Module, whole: Call, clean: Mapping[str, Tensor], ids: Tensor) -> tuple[list[str], list[str]]:
+def _by_mixing(
+    model: nn.Module, block_call: Call, clean: Mapping[str, Tensor], ids: Tensor
+) -> tuple[list[str], list[str]]:
     """Return the names of the modules that mix tokens (attention), and of the others (MLP).
 
     If none of several modules mixes tokens, attention may use the keys of an earlier block (Gemma 3n): then earlier
@@ -201,13 +206,13 @@ def _by_mixing(model: nn.Module, whole: Call, clean: Mapping[str, Tensor], ids: 
 
     Args:
         model: The model.
-        whole: The call of the block in the probe run.
+        block_call: The call of the block in the probe run.
         clean: The modules' outputs in that run [tokens, width], by name.
         ids: Token ids of the probe run.
     """
 
     def depending_on(tokens: range, at_block: bool = True) -> list[str]:
-        return [name for name in clean if _depends_on_tokens(model, whole, clean, ids, name, tokens, at_block)]
+        return [name for name in clean if _depends_on_tokens(model, block_call, clean, ids, name, tokens, at_block)]
 
     last = ids.shape[1] - 1
     mixing = depending_on(range(last))
@@ -219,7 +224,13 @@ def _by_mixing(model: nn.Module, whole: Call, clean: Mapping[str, Tensor], ids: 
 
 
 def _depends_on_tokens(
-    model: nn.Module, whole: Call, clean: Mapping[str, Tensor], ids: Tensor, name: str, tokens: range, at_block: bool
+    model: nn.Module,
+    block_call: Call,
+    clean: Mapping[str, Tensor],
+    ids: Tensor,
+    name: str,
+    tokens: range,
+    at_block: bool,
 ) -> bool:
     """Check whether a module's output at the last token changes when the stream is perturbed at earlier tokens.
 
@@ -234,8 +245,8 @@ def _depends_on_tokens(
     def with_clean_last_token(stream: Tensor) -> Tensor:
         changed = stream.clone()
         last = changed.movedim(token_dim(stream, n_tokens), 0)[-1]
-        if whole.source is not None:
-            last.copy_(whole.source[-1].reshape(last.shape))
+        if block_call.input is not None:
+            last.copy_(block_call.input[-1].reshape(last.shape))
         return changed
 
     def hold(output: Tensor) -> Edit:
@@ -246,7 +257,7 @@ def _depends_on_tokens(
     if not at_block:
         edits[model.get_input_embeddings()] = perturb  # type: ignore[operator]
     change = perturb if at_block else with_clean_last_token
-    with editing_outputs(edits, n_tokens), add_stream_hook(model.get_submodule(whole.name), change):
+    with editing_outputs(edits, n_tokens), add_stream_hook(model.get_submodule(block_call.name), change):
         moved = record_calls(model, [name], ids)[-1].output
     last, before = moved[-1].double(), clean[name][-1].double()
     return float((last - before).norm()) > 1e-3 * float(before.norm())

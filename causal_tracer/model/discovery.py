@@ -111,7 +111,7 @@ def _find_blocks(model: nn.Module, ids: Tensor) -> list[str]:
 def _is_chain(chain: list[Call], order: dict[str, int]) -> bool:
     positions = [order[call.name] for call in chain]
     return positions == sorted(positions) and all(
-        later.source is not None and torch.equal(earlier.output, later.source)
+        later.input is not None and torch.equal(earlier.output, later.input)
         for earlier, later in itertools.pairwise(chain)
     )
 

@@ -44,7 +44,7 @@ def find_final_norm(model: nn.Module, site_names: SiteNames) -> str:
         with editing_outputs({modules[last]: lambda stream: stream * 2}, ids.shape[1]):
             doubled = calls_after_last_block()
     for call, other in zip(calls, doubled, strict=True):
-        if _change(call.source, other.source) > _MOST_CHANGE >= _change(call.output, other.output):
+        if _change(call.input, other.input) > _MOST_CHANGE >= _change(call.output, other.output):
             return call.name
     for call in calls:
         if "norm" in f"{call.name.rpartition('.')[2]} {type(modules[call.name]).__name__}".lower():

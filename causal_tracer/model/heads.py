@@ -38,7 +38,7 @@ def find_head_sites(model: nn.Module, site_names: SiteNames, d_model: int) -> di
     with model_lock(model):
         calls = record_calls(model, list(inside), probe_ids(model))
     # Calls are in order, so the last module that runs in a layer overwrites the earlier ones.
-    last = {inside[call.name]: (call.name, call.source.shape[-1]) for call in calls if call.source is not None}
+    last = {inside[call.name]: (call.name, call.input.shape[-1]) for call in calls if call.input is not None}
     sizes = _head_sizes(text, d_model, heads)
     sites = {layer: (name, heads) for layer, (name, width) in last.items() if heads and width in sizes}
     if not sites:

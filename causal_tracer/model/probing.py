@@ -43,12 +43,12 @@ class Call:
 
     Attributes:
         name: The module's full name.
-        source: The module's input stream [tokens, width]; None if it took no floating-point tensor.
+        input: The module's input stream [tokens, width]; None if it took no floating-point tensor.
         output: The module's output [tokens, width].
     """
 
     name: str
-    source: Tensor | None
+    input: Tensor | None
     output: Tensor
 
 
@@ -76,17 +76,17 @@ def record_calls(model: nn.Module, names: Sequence[str], ids: Tensor) -> list[Ca
 
     def hooks_of(name: str) -> tuple[Callable[..., None], Callable[..., None]]:
         # The input is recorded before the module runs, because some modules write into it.
-        sources: list[Tensor | None] = []
+        inputs: list[Tensor | None] = []
 
         def before(_module: nn.Module, args: Any, kwargs: Any) -> None:
             stream = stream_argument(args, kwargs)
-            sources.append(None if stream is None else snapshot(stream))
+            inputs.append(None if stream is None else snapshot(stream))
 
         def after(_module: nn.Module, _args: Any, output: Any) -> None:
             activation = first_tensor(output)
-            source = sources.pop()
+            stream = inputs.pop()
             if activation is not None and activation.is_floating_point():
-                calls.append(Call(name, source, snapshot(activation)))
+                calls.append(Call(name, stream, snapshot(activation)))
 
         return before, after
 
