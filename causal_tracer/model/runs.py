@@ -65,7 +65,7 @@ def run_model(
     *,
     input_edits: Mapping[nn.Module, Edit] | None = None,
     mask_edits: Mapping[nn.Module, MaskEdit] | None = None,
-    keep: int = 1,
+    logits_to_keep: int = 1,
     use_cache: bool = False,
     **kwargs: Any,
 ) -> Any:
@@ -77,7 +77,7 @@ def run_model(
         edits: Edits of the modules' outputs.
         input_edits: Edits of the modules' input streams.
         mask_edits: Edits of the modules' attention masks.
-        keep: For how many last tokens logits are needed. Models that support it do not compute the others.
+        logits_to_keep: For how many last tokens logits are needed. Models that support it do not compute the others.
         use_cache: Whether the model returns a key/value cache.
         kwargs: More arguments for the model.
     """
@@ -87,19 +87,19 @@ def run_model(
         hooks.enter_context(editing_inputs(input_edits or {}, tokens))
         hooks.enter_context(editing_masks(mask_edits or {}))
         if traced.logits_to_keep_drops_tokens:
-            hooks.enter_context(add_stream_hook(traced.head, lambda hidden: hidden[:, -keep:]))
+            hooks.enter_context(add_stream_hook(traced.head, lambda hidden: hidden[:, -logits_to_keep:]))
         elif takes_argument(type(traced.model).forward, "logits_to_keep"):
-            kwargs["logits_to_keep"] = keep
+            kwargs["logits_to_keep"] = logits_to_keep
         return traced.model(input_ids.to(traced.input_device), use_cache=use_cache, **kwargs)
 
 
-def finite_logits(traced: TracedModel, output: Any, what: str, reads: Sequence[int] = (-1,)) -> Tensor:
+def finite_logits(traced: TracedModel, output: Any, run_name: str, reads: Sequence[int] = (-1,)) -> Tensor:
     """Return the logits of a run at some positions, checked to be finite.
 
     Args:
         traced: The model.
         output: The model's output.
-        what: The run's name in the error message, such as "clean".
+        run_name: The run's name in the error message, such as "clean".
         reads: The positions, counted from the end (-1 is the last token).
 
     Returns:
@@ -114,7 +114,7 @@ def finite_logits(traced: TracedModel, output: Any, what: str, reads: Sequence[i
     # The sum is finite only if all logits are, and needs no mask or copy as large as the logits.
     if not bool(logits.sum(dim=-1).isfinite().all()):
         raise NumericsError(
-            f"The {what} run gave logits that are NaN or infinite ({traced.dtype}). Load the model in float32 or "
+            f"The {run_name} run gave logits that are NaN or infinite ({traced.dtype}). Load the model in float32 or "
             "bfloat16, or check its weights."
         )
     return logits
@@ -124,7 +124,7 @@ def read_logits(
     traced: TracedModel,
     input_ids: Tensor,
     edits: Mapping[nn.Module, Edit],
-    what: str,
+    run_name: str,
     reads: Sequence[int] | None = None,
     input_edits: Mapping[nn.Module, Edit] | None = None,
     mask_edits: Mapping[nn.Module, MaskEdit] | None = None,
@@ -139,9 +139,11 @@ def read_logits(
     """
     tokens = input_ids.shape[1]
     from_end = [read - tokens for read in ((tokens - 1,) if reads is None else reads)]
-    keep = -min(from_end)
-    output = run_model(traced, input_ids, edits, input_edits=input_edits, mask_edits=mask_edits, keep=keep)
-    return finite_logits(traced, output, what, from_end)
+    logits_to_keep = -min(from_end)
+    output = run_model(
+        traced, input_ids, edits, input_edits=input_edits, mask_edits=mask_edits, logits_to_keep=logits_to_keep
+    )
+    return finite_logits(traced, output, run_name, from_end)
 
 
 def clean_run(
