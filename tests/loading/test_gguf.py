@@ -1,4 +1,4 @@
-"""GGUF files: every architecture as the model it was made of, and what users may give, hub repositories included."""
+"""GGUF files: each architecture loads as the model it was made from; names, folders and hub repositories work."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_a_file_gives_the_model_it_was_made_of(name: str, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("name", [name for name in SOURCES if name in FAMILIES])
 def test_tables_agree_with_what_transformers_reads(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Its reader knows no width of a head for Qwen 3 but the usual one.
+    # For Qwen 3, transformers' reader supports only the default head_dim.
     source = SOURCES[name]
     if name == "qwen3":
         source = dataclasses.replace(source, settings={"head_dim": 128})
@@ -107,7 +107,7 @@ def test_an_architecture_that_nobody_reads_lists_those_that_are(tmp_path: Path, 
 
 
 def llama3_factors(theta: float, head: int, factor: float) -> np.ndarray:
-    """As `LlamaModel.generate_extra_tensors` of llama.cpp's converter computes them."""
+    """Rotary factors, computed as in `LlamaModel.generate_extra_tensors` of llama.cpp's converter."""
     found = []
     for number in range(0, head, 2):
         wavelength = 2 * math.pi * theta ** (number / head)
@@ -272,7 +272,7 @@ def test_the_gguf_package_is_named_where_it_is_missing(
         load_model(written.path, progress=False)
 
 
-# --- what users give ---
+# --- files and folders that users name ---
 
 
 def test_results_name_the_file_and_its_quantisation(written: SimpleNamespace, tmp_path: Path) -> None:
@@ -348,7 +348,7 @@ COMMIT = "c" * 40
 
 @pytest.fixture
 def repository(written: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-    """A hub whose owner/repo has two GGUF files, and owner/single one; what is downloaded is noted."""
+    """A fake hub: owner/repo has two GGUF files and owner/single has one. Downloads are recorded."""
     asked: list[tuple[str, str]] = []
     listings = {"owner/repo": ["a.Q4_K_M.gguf", "a.Q8_0.gguf", "README.md"], "owner/single": ["a.Q8_0.gguf"]}
 

@@ -1,4 +1,4 @@
-"""load_model: embedded, local and hub names, settings, and errors that say what was tried."""
+"""load_model: embedded, local and hub names, settings, and error messages."""
 
 import json
 import socket
@@ -16,7 +16,7 @@ from causal_tracer.loading.models import LoadedModel, load_model
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small Llama, in bfloat16, with a tokenizer, saved as users save theirs."""
+    """A small Llama, in bfloat16, with a tokenizer, saved with save_pretrained."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import Whitespace
@@ -41,7 +41,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def network(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """Every attempt to reach the network fails, and is noted here even if somebody hides the failure."""
+    """A list of all attempts to reach the network. Each attempt fails, and is recorded even if the error is caught."""
     attempts: list[object] = []
 
     def refuse(*args, **settings):
@@ -56,7 +56,7 @@ def network(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch, network: list[object]) -> None:
-    """HF_HUB_OFFLINE=1, as huggingface_hub sees it after it was imported."""
+    """Set huggingface_hub offline, as HF_HUB_OFFLINE=1 does before its import."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
 
@@ -186,7 +186,7 @@ def test_own_progress_callback(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen == [("converting the weights", 0.5)]
 
 
-# --- what does not load, and what is said about it ---
+# --- errors ---
 
 
 @pytest.mark.parametrize("name", ["no such model!!", "a/b/c/d", "../nowhere/model", "", "/nowhere/at/all"])

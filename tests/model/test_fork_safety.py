@@ -1,4 +1,4 @@
-"""Locks and forks."""
+"""Locks stay usable in forked processes."""
 
 from __future__ import annotations
 

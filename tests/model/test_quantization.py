@@ -1,7 +1,7 @@
-"""Weights of few bits, by library: named in results, traced with the full sweep's numbers, or refused with a reason.
+"""Quantized weights of many libraries: named in results, traced with the full sweep's numbers, or refused.
 
-The libraries are optional: where one is absent, its test skips. Those that need a GPU or cannot be installed beside
-this torch are stood in for by modules that keep their weights under the names and attributes of theirs.
+The libraries are optional: if one is not installed, its test is skipped. Libraries that need a GPU or do not work with
+this version of torch are replaced by stand-ins: modules with the same names and attributes for their weights.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def test_activations_that_torchao_rounds_are_noted() -> None:
     assert any("round activations" in note for note in traced(model).notes)
 
 
-# torch's own ----------------------------------------------------------------------------------------------------------
+# torch's dynamic quantization -----------------------------------------------------------------------------------------
 
 
 def dynamically_quantized(model: Any) -> Any:
@@ -97,7 +97,7 @@ def test_torchs_dynamic_quantization_ties_tokens_together_and_is_refused() -> No
 
 
 class FewBitLinear(nn.Module):
-    """A linear layer that keeps its weights as a library does: `keep` sets them, and `scale` brings them back."""
+    """A linear layer that stores its weights as a library does: `keep` stores them, and `scale` dequantises them."""
 
     def __init__(self, given: nn.Linear, keep: Callable[[nn.Module, Tensor], None]) -> None:
         super().__init__()

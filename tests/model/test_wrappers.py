@@ -1,6 +1,6 @@
-"""Models wrapped by other libraries, and weights of few bits: traced with the right numbers, or refused with advice.
+"""Models wrapped by other libraries, and quantized weights: traced with the right numbers, or refused with advice.
 
-The packages themselves are optional: where one is absent, its tests skip, and stand-ins of its classes take its part.
+The libraries are optional: if one is not installed, its tests are skipped. Stand-ins of its classes are always tested.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ def traced(model: Any, **options: Any) -> HiddenFlow:
 
 
 def of_package(package: str, *bases: type) -> type:
-    """A base class as a package would have it, by where it says that it comes from."""
+    """A base class whose `__module__` says that it comes from the package."""
     return type("Base", bases, {"__module__": f"{package}.some.module"})
 
 
 def stand_in_for_peft(inner: Any, shift: float = 0.0, **config: Any) -> Any:
-    """What PEFT's model shows of itself; `shift` is something that it does outside the model inside."""
+    """A stand-in with the attributes of PEFT's model. Its forward adds `shift` to the inner model's logits."""
 
     class PeftModelForCausalLM(of_package("peft", nn.Module)):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -71,7 +71,7 @@ def stand_in_for_peft(inner: Any, shift: float = 0.0, **config: Any) -> Any:
 
 
 def stand_in_for_nnsight(inner: Any, **attributes: Any) -> Any:
-    """What nnsight's model shows of itself; it is no torch module."""
+    """A stand-in with the attributes of nnsight's model, which is not a torch module."""
     model = type("LanguageModel", (of_package("nnsight", object),), {})()
     vars(model).update(_module=inner, **{"_edits": [], **attributes})
     return model
@@ -143,7 +143,7 @@ def test_a_plain_model_has_no_notes_and_all_its_bits() -> None:
 
 
 def few_bit_stand_in(name: str) -> Any:
-    """A model one of whose matrices is kept as bytes, as bitsandbytes keeps them."""
+    """A model in which one matrix is stored as bytes, as bitsandbytes stores it."""
 
     class Linear(nn.Linear):
         def __init__(self, given: nn.Linear) -> None:
@@ -300,5 +300,5 @@ def test_bitsandbytes_weights_give_the_map_of_the_full_sweep(bits: int, tmp_path
     assert effect > 0.02
     assert flow.settings.engine == "resumed"
     assert flow.settings.dtype == f"float32 with {bits}-bit weights"
-    # Products of 8-bit weights depend on the rows that share a batch.
+    # Products with 8-bit weights depend on the rows that share a batch.
     torch.testing.assert_close(flow.sample_scores, full.sample_scores, atol=1e-5 if bits == 4 else 0.1 * effect, rtol=0)

@@ -1,4 +1,4 @@
-"""Which token stands for which: counted out by hand for subjects of all lengths and places."""
+"""Alignment of two prompts: partners counted by hand, for subjects of different lengths and places."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def prompt(before: int, subject: int, after: int) -> Prompt:
 
 NONE = None
 CASES = [
-    # Equal lengths, wherever the subjects are.
+    # Prompts of equal length, with subjects at any place.
     ((1, 2, 3), (1, 2, 3), "auto", (0, 1, 2, 3, 4, 5)),
     ((1, 2, 3), (2, 1, 3), "auto", (0, 1, 2, 3, 4, 5)),
     ((1, 2, 3), (2, 1, 3), "tokens", (0, 1, 2, 3, 4, 5)),
@@ -28,15 +28,15 @@ CASES = [
     ((1, 3, 2), (1, 1, 2), "auto", (0, NONE, NONE, 1, 2, 3)),
     ((1, 4, 2), (1, 3, 2), "auto", (0, 1, NONE, 2, 3, 4, 5)),
     ((1, 3, 2), (1, 4, 2), "auto", (0, 1, 3, 4, 5, 6)),
-    # What comes after is aligned at both its ends.
+    # The tokens after the subject are aligned at both ends.
     ((0, 1, 4), (0, 1, 3), "auto", (0, 1, NONE, 2, 3)),
     ((0, 1, 3), (0, 1, 4), "auto", (0, 1, 3, 4)),
     ((0, 1, 3), (0, 1, 1), "auto", (0, NONE, NONE, 1)),
     ((0, 1, 1), (0, 1, 3), "auto", (0, 3)),
-    # No text after the subject, in either.
+    # No text after the subject in one or both prompts.
     ((1, 2, 0), (1, 2, 2), "auto", (0, 1, 2)),
     ((1, 2, 2), (1, 2, 0), "auto", (0, 1, 2, NONE, NONE)),
-    # What comes before, from the start.
+    # The tokens before the subject are aligned from the start.
     ((3, 1, 1), (2, 1, 1), "auto", (0, 1, NONE, 2, 3)),
     ((2, 1, 1), (3, 1, 1), "auto", (0, 1, 3, 4)),
 ]
@@ -55,7 +55,7 @@ def test_spans_keep_parts_and_order() -> None:
         found = [(token, partner) for token, partner in enumerate(partners) if partner is not None]
         assert [partner for _, partner in found] == sorted({partner for _, partner in found})
         assert all(_part(first, token) == _part(second, partner) for token, partner in found)
-        # The last subject token always has its partner, and the last token wherever text follows both subjects.
+        # Last subject tokens are always partners. So are last tokens if text follows both subjects.
         assert partners[first.subject_range[1] - 1] == second.subject_range[1] - 1
         if own[2] and other[2]:
             assert partners[-1] == len(second) - 1

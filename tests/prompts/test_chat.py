@@ -1,4 +1,4 @@
-"""Conversations become the very tokens of the chat template, with the subject where it was said."""
+"""Conversations: token ids equal the chat template's, and the subject is found in the messages."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CONVERSATION = [
     {"role": "user", "content": "And the Space Needle?"},
 ]
 
-# The system's words go before the last message, as in Mistral's templates.
+# The system message is put before the last message, as in Mistral's templates.
 MOVED = (
     "{{ bos_token }}{% for m in messages if m['role'] != 'system' %}<{{ m['role'] }}>"
     "{% if loop.last and messages[0]['role'] == 'system' %}{{ messages[0]['content'] }}\n\n{% endif %}"
@@ -36,7 +36,7 @@ THINKING = PLAIN.replace(
     "[assistant]\n{% endif %}",
     "[assistant]\n{% if enable_thinking is defined and not enable_thinking %}<think>\n</think>\n{% endif %}{% endif %}",
 )
-# What an earlier turn thought is left out, as reasoning models' templates do.
+# The thoughts of earlier turns are left out, as in the templates of reasoning models.
 FORGETFUL = PLAIN.replace("m['content']", "m['content'].split('</think>')[-1]")
 CHOOSY = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + PLAIN
 
@@ -47,7 +47,7 @@ def smollm() -> Any:
 
 
 def template_ids(tokenizer: Any, messages: list[dict[str, str]], **options: Any) -> tuple[int, ...]:
-    """What transformers makes of the conversation, in one step."""
+    """The token ids that transformers makes of the conversation in one step."""
     options = {"add_generation_prompt": True, **options}
     return tuple(tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **options)["input_ids"])
 

@@ -21,7 +21,7 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 def subject_bytes(prompt: Prompt, tokenizer: Any) -> str:
-    """What the subject's tokens decode to together."""
+    """The text of all the subject's tokens together."""
     start, end = prompt.subject_range
     return tokenizer.decode(list(prompt.input_ids[start:end]))
 
@@ -60,7 +60,8 @@ def test_subject_tokens_are_exactly_those_that_hold_the_subjects_characters(case
     start, end = prompt.subject_range
     assert 0 <= start < end <= len(prompt)
     covered = subject_bytes(prompt, tokenizer)
-    # A token may hold the blank before the subject, or go on after it; none may be missing and none may be idle.
+    # A token may include the space before the subject, or text after it. All tokens together must cover the subject,
+    # and each of them must be needed.
     assert subject in covered or case == "part of a word"
     if case != "part of a word":
         assert covered.strip() == subject
