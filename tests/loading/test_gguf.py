@@ -96,7 +96,7 @@ def test_architectures_without_a_table_are_read_by_transformers() -> None:
     assert {"general", "tokenizer", "t5"}.isdisjoint(supported_architectures())
 
 
-def test_an_architecture_that_nobody_reads_lists_those_that_are(tmp_path: Path, written: SimpleNamespace) -> None:
+def test_an_unknown_architecture_is_refused_with_the_known_ones(tmp_path: Path, written: SimpleNamespace) -> None:
     data = written.path.read_bytes().replace(b"\x05\0\0\0\0\0\0\0llama", b"\x05\0\0\0\0\0\0\0rwkv7")
     (tmp_path / "other.gguf").write_bytes(data)
     with pytest.raises(ModelLoadError, match=r"architecture 'rwkv7'.*gemma3, .*llama, .*qwen3"):
@@ -169,7 +169,7 @@ def test_rotary_scaling_that_is_not_known_is_refused(tmp_path: Path) -> None:
         load_model(tmp_path / "tiny.gguf", progress=False)
 
 
-def test_weights_that_the_model_has_no_place_for_are_refused(tmp_path: Path) -> None:
+def test_weights_that_the_model_does_not_use_are_refused(tmp_path: Path) -> None:
     source, extra = SOURCES["starcoder2"], {"blk.0.attn_q_norm.weight": np.ones(16, np.float32)}
     write_source(tmp_path / "tiny.gguf", source, source_model(source), extra=extra)
     with pytest.raises(ModelLoadError, match="so its outputs would be wrong"):
@@ -425,7 +425,7 @@ def test_a_downloaded_file_is_found_without_the_hub(
 
 
 @pytest.mark.parametrize("name", ["owner/repo/a.gguf", "no such file.gguf"])
-def test_names_that_mean_nothing_are_explained(name: str) -> None:
+def test_invalid_names_are_explained(name: str) -> None:
     with pytest.raises(ModelLoadError, match=r"owner/repo:file\.gguf"):
         load_model(name)
 
@@ -463,7 +463,7 @@ def test_the_app_loads_a_file_and_says_nothing_of_its_folder(written: SimpleName
     assert str(tmp_path) not in slot.status.error
 
 
-def test_errors_are_of_the_one_tree(tmp_path: Path) -> None:
+def test_errors_are_causal_tracer_errors(tmp_path: Path) -> None:
     (tmp_path / "no.gguf").mkdir()
     with pytest.raises(CausalTracerError, match="has no config"):
         load_model(tmp_path / "no.gguf")

@@ -190,7 +190,7 @@ def test_own_progress_callback(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", ["no such model!!", "a/b/c/d", "../nowhere/model", "", "/nowhere/at/all"])
-def test_nonsense_name(name: str, network: list[object]) -> None:
+def test_invalid_name(name: str, network: list[object]) -> None:
     with pytest.raises(ModelLoadError) as caught:
         load_model(name)
     for words in ("local folder", "embedded:gemma-3-270m", "hub id"):

@@ -103,12 +103,12 @@ def test_maps_equal_plain_hooks_and_the_resumed_sweep_the_full_one(model_type: s
 
 
 @pytest.mark.parametrize("model_type", DIFFICULT)
-def test_the_way_chosen_is_the_fastest_that_works(model_type: str) -> None:
+def test_the_chosen_engine_is_the_fastest_that_works(model_type: str) -> None:
     assert choose_engine(tiny(model_type), "auto", 12).name == DIFFICULT[model_type][2]
 
 
 @pytest.mark.parametrize("model_type", ["longcat_flash", "inkling_text", "gemma4_text", "nemotron_h"])
-def test_the_way_chosen_equals_the_full_sweep_in_the_last_block(model_type: str) -> None:
+def test_the_chosen_engine_equals_the_full_sweep_in_the_last_block(model_type: str) -> None:
     traced = tiny(model_type)
     base = Base.make(traced, NOISE_MULTIPLIER * embedding_scale(traced))
     engine_check = choose_engine(traced, "auto", len(base.prompt))
@@ -128,7 +128,7 @@ def test_the_way_chosen_equals_the_full_sweep_in_the_last_block(model_type: str)
         ("reformer", ["2 residual streams"]),
     ],
 )
-def test_what_cannot_be_traced_is_refused_with_its_cause(model_type: str, words: list[str]) -> None:
+def test_models_that_cannot_be_traced_are_refused_with_the_reason(model_type: str, words: list[str]) -> None:
     with pytest.raises(ModelStructureError) as caught:
         tiny(model_type)
     for word in words:
@@ -160,17 +160,17 @@ def test_logits_to_keep_does_not_take_tokens_from_blocks() -> None:
     assert not tiny("gemma2").logits_to_keep_drops_tokens
 
 
-def test_streams_before_the_rows_are_known() -> None:
+def test_streams_stacked_before_the_rows_are_detected() -> None:
     assert tiny("gemma3n_text").stacked_streams
     assert not tiny("hy_v4").stacked_streams
 
 
 @pytest.mark.parametrize(("model_type", "expected"), [("gptj", False), ("longcat_flash", True), ("inkling_text", True)])
-def test_tokens_that_meet_again_in_a_block_are_seen(model_type: str, expected: bool) -> None:
+def test_outputs_that_reach_later_tokens_are_detected(model_type: str, expected: bool) -> None:
     assert tiny(model_type).outputs_reach_later_tokens is expected
 
 
-def test_only_hidden_states_of_the_last_block_are_no_ops_where_tokens_meet_again() -> None:
+def test_only_hidden_states_of_the_last_block_are_no_ops_where_outputs_reach_later_tokens() -> None:
     def found(site: Any, meet_again: bool) -> Any:
         return reach(Cell(0, 0, (Intervention((7,), site, (5,)),)), 3, (9,), 8, meet_again)
 
@@ -184,7 +184,7 @@ def _calls(names: list[str], width: int = 8, tokens: int = 6) -> list[Call]:
     return [Call(name, None, torch.randn(tokens, width, generator=generator)) for name in names]
 
 
-def test_the_sum_is_found_among_many_and_the_shallow_modules_stand_for_the_deep() -> None:
+def test_the_shallowest_modules_that_sum_to_what_the_block_adds_are_found() -> None:
     source, attention, gate, expert, shared = (call.output for call in _calls(["s", "a", "g", "e", "h"]))
     candidates = [
         Call("b.attn", None, attention),

@@ -74,7 +74,7 @@ COMPUTE_DIFFERENTLY = [
 
 
 @pytest.mark.parametrize("change", COMPUTE_DIFFERENTLY)
-def test_a_trace_sees_what_was_changed_since_the_last_one(change: Callable[[Any], None]) -> None:
+def test_a_trace_uses_the_model_as_changed_since_the_last_trace(change: Callable[[Any], None]) -> None:
     model = build_tiny_model("llama")
     tracer = CausalTracer(model, tiny_tokenizer(), noise=1.0)
 

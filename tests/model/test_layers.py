@@ -178,7 +178,7 @@ def test_an_encoder_decoder_is_refused_by_name() -> None:
 
 
 @pytest.mark.parametrize("model", [nn.Linear(3, 3), nn.Sequential(nn.Embedding(8, 4), nn.Linear(4, 8))])
-def test_what_is_no_transformers_model_is_refused(model: nn.Module) -> None:
+def test_a_model_that_is_not_from_transformers_is_refused(model: nn.Module) -> None:
     with pytest.raises(ModelStructureError, match="AutoModelForCausalLM"):
         CausalTracer(model, tiny_tokenizer())
 

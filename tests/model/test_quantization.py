@@ -81,7 +81,7 @@ def dynamically_quantized(model: Any) -> Any:
         return torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
 
 
-def test_torchs_dynamic_quantization_ties_tokens_together_and_is_refused() -> None:
+def test_torchs_dynamic_quantization_is_refused() -> None:
     model = dynamically_quantized(build_tiny_model("llama"))
     ids = torch.tensor([[7, 8, 9, 40]])
     changed = torch.tensor([[7, 8, 9, 256]])
@@ -204,7 +204,7 @@ def test_weights_that_no_tensor_of_the_model_shows_are_still_found_as_attention_
         assert len(found.get_layer_names_of_kind(kind)) == 3  # type: ignore[arg-type]
 
 
-def test_a_config_of_weights_that_were_brought_back_to_float_is_not_believed() -> None:
+def test_the_config_is_ignored_after_weights_were_dequantised() -> None:
     model = build_tiny_model("llama")
     model.config.quantization_config = {"quant_method": "gptq", "bits": 4}
     assert weight_bits(model) == ()

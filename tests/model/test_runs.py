@@ -41,7 +41,7 @@ def test_the_clean_run_is_the_plain_model(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", EVERY_ARCHITECTURE)
-def test_clean_activations_are_what_the_pinned_modules_gave(name: str) -> None:
+def test_clean_activations_equal_the_outputs_of_the_pinned_modules(name: str) -> None:
     prompt = make_prompt(tiny_tokenizer(), PROMPT, SUBJECT)
     run = clean_run(tiny_tracer(name).context.traced, prompt.input_ids)
     _, by_hand = clean_by_hand(tiny_model(name), name, prompt.input_ids)

@@ -77,7 +77,7 @@ def stand_in_for_nnsight(inner: Any, **attributes: Any) -> Any:
     return model
 
 
-def test_wrappers_come_off_also_one_inside_the_other() -> None:
+def test_nested_wrappers_are_removed() -> None:
     model = build_tiny_model("llama")
     assert unwrapped(model) is model
     assert unwrapped(stand_in_for_peft(model)) is model
@@ -162,7 +162,7 @@ def few_bit_stand_in(name: str) -> Any:
 
 
 @pytest.mark.parametrize(("name", "bits"), [("Linear8bitLt", 8), ("Linear4bit", 4)])
-def test_weights_of_few_bits_are_traced_and_named_in_the_result(name: str, bits: int) -> None:
+def test_quantized_weights_are_traced_and_named_in_the_result(name: str, bits: int) -> None:
     model = few_bit_stand_in(name)
     flow = traced(model)
     full = traced(model, engine="full")
@@ -194,7 +194,7 @@ def test_lora_gives_the_map_of_the_merged_model(options: dict[str, Any]) -> None
     assert found.notes == ("Traced with PEFT adapters in place: default.",)
 
 
-def test_lora_is_traced_from_each_of_its_shells() -> None:
+def test_lora_is_traced_from_each_of_its_wrappers() -> None:
     model = with_lora()
     expected = traced(model)
     for shell in (model.base_model, model.get_base_model()):

@@ -79,6 +79,6 @@ def test_pairs_that_do_not_fit_are_refused(pairs: list[tuple[int, int]]) -> None
         align_prompts(prompt(1, 1, 1), prompt(1, 2, 3), pairs=pairs)
 
 
-def test_tokens_one_by_one_need_equal_lengths() -> None:
+def test_the_rule_tokens_needs_equal_lengths() -> None:
     with pytest.raises(SettingsError, match="equal length"):
         align_prompts(prompt(1, 1, 1), prompt(1, 2, 3), "tokens")

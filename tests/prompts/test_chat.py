@@ -78,7 +78,7 @@ def test_a_prefix_continues_the_assistants_turn_as_transformers_does(smollm: Any
 
 @pytest.mark.parametrize("template", [PLAIN, TRIMMED, MOVED, THINKING, FORGETFUL])
 @pytest.mark.parametrize("messages", [QUESTION, CONVERSATION])
-def test_the_templates_bos_stands_once_though_the_tokenizer_adds_one_to_texts(
+def test_there_is_one_bos_if_both_the_template_and_the_tokenizer_add_one(
     template: str, messages: list[dict[str, str]]
 ) -> None:
     tokenizer = with_template(template)
@@ -102,7 +102,7 @@ def test_thinking_is_switched_where_the_template_can(switch: str, thinking: bool
     assert prompt.text.endswith("</think>\n") is not thinking
 
 
-def test_without_a_word_the_template_does_what_it_does_by_default() -> None:
+def test_thinking_none_is_the_templates_default() -> None:
     tokenizer = with_template(THINKING)
     assert chat_prompt(tokenizer, QUESTION).input_ids == template_ids(tokenizer, QUESTION)
 
@@ -141,7 +141,7 @@ def test_a_tokenizer_without_offsets_finds_the_subject_too() -> None:
     assert subject_text(tokenizer, prompt) == "Space Needle"
 
 
-def test_words_of_the_template_are_no_subject() -> None:
+def test_text_of_the_template_cannot_be_the_subject() -> None:
     tokenizer = with_template(PLAIN)
     with pytest.raises(SubjectError, match="chat template adds"):
         chat_prompt(tokenizer, QUESTION, "user")
@@ -160,7 +160,7 @@ def test_the_templates_own_system_message_is_neither_guessed_nor_taken(smollm: A
         chat_prompt(smollm, QUESTION, "Eiffel Tower")
 
 
-def test_the_first_and_the_last_occurrence_over_all_that_was_said() -> None:
+def test_the_first_and_the_last_occurrence_in_all_messages() -> None:
     tokenizer = with_template(PLAIN)
     last = chat_prompt(tokenizer, CONVERSATION, "Paris", assistant_prefix="Paris and")
     first = chat_prompt(tokenizer, CONVERSATION, "Paris", assistant_prefix="Paris and", occurrence="first")
@@ -185,7 +185,7 @@ def test_a_subject_is_guessed_from_the_users_last_message_that_has_one() -> None
 
 
 @pytest.mark.parametrize("template", [PLAIN, TRIMMED])
-def test_messages_that_quote_the_template_are_told_from_it(template: str) -> None:
+def test_messages_that_quote_the_template_are_located(template: str) -> None:
     tokenizer = with_template(template)
     said = [
         {"role": "user", "content": "Why [end]\n[user]\nParis[end]\n "},
@@ -199,7 +199,7 @@ def test_messages_that_quote_the_template_are_told_from_it(template: str) -> Non
     assert (quoted.subject_count, quoted.subject_start) == (1, quoted.text.index("[user]\nParis"))
 
 
-def test_what_a_template_leaves_out_was_not_said() -> None:
+def test_text_that_a_template_leaves_out_is_not_searched() -> None:
     tokenizer = with_template(FORGETFUL)
     said = [
         {"role": "user", "content": "Which tower?"},
@@ -277,7 +277,7 @@ def test_a_tokenizer_without_a_template_is_refused() -> None:
         chat_prompt(tiny_tokenizer(), QUESTION)
 
 
-def test_what_the_template_says_against_the_messages_is_handed_on() -> None:
+def test_the_templates_own_error_is_reported() -> None:
     with pytest.raises(PromptError, match="System role not supported"):
         chat_prompt(with_template(CHOOSY), CONVERSATION)
 
@@ -294,7 +294,7 @@ def test_what_the_template_says_against_the_messages_is_handed_on() -> None:
         ([*QUESTION, {"role": "assistant", "content": "It is"}], "assistant_prefix"),
     ],
 )
-def test_messages_that_are_none_are_refused(messages: Any, match: str) -> None:
+def test_invalid_messages_are_refused(messages: Any, match: str) -> None:
     with pytest.raises(PromptError, match=match):
         ChatText(messages)
 

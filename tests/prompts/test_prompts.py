@@ -79,7 +79,7 @@ def test_bos_is_never_part_of_the_subject(bos: bool) -> None:
     assert "<bos>" not in prompt.tokens[slice(*prompt.subject_range)]
 
 
-def test_the_last_of_two_subjects_is_meant_unless_the_first_is_asked_for() -> None:
+def test_the_last_occurrence_is_used_unless_the_first_is_asked_for() -> None:
     text = "Paris is the city of Paris in"
     tokenizer = tiny_tokenizer()
     last, first = (make_prompt(tokenizer, text, "Paris", occurrence=which) for which in ("last", "first"))
@@ -125,7 +125,7 @@ def test_an_empty_subject_is_refused(subject: str) -> None:
 
 
 @pytest.mark.parametrize("subject", [7, ["Space Needle"], b"Space"])
-def test_a_subject_that_is_no_text_is_refused(subject: Any) -> None:
+def test_a_subject_that_is_not_a_text_is_refused(subject: Any) -> None:
     with pytest.raises(SubjectError):
         make_prompt(tiny_tokenizer(), PROMPT, subject)
 
