@@ -104,13 +104,17 @@ def load_model(
     flag("trust_remote_code", trust_remote_code)
     if device is not None and device_map is not None:
         raise SettingsError(f"Give either device ({device}) or device_map ({device_map}), not both.")
-    place = None if device_map is not None else _checked_device(device)
-    options = {"dtype": _checked_dtype(dtype, place), "device_map": device_map, "trust_remote_code": trust_remote_code}
+    target_device = None if device_map is not None else _checked_device(device)
+    options = {
+        "dtype": _checked_dtype(dtype, target_device),
+        "device_map": device_map,
+        "trust_remote_code": trust_remote_code,
+    }
     try:
         name = os.fsdecode(name)
     except (TypeError, UnicodeError) as error:
         raise SettingsError(f"name must be a text or a path (given: {shown(name)}).") from error
-    loader = _Loader(place, options, cache_dir, progress)
+    loader = _Loader(target_device, options, cache_dir, progress)
     if is_embedded_name(name):
         return loader.embedded(find_embedded_model(name), revision)
     path = Path(name).expanduser()
@@ -124,13 +128,13 @@ class _Loader:
     """Loads models, with one method for each kind of source.
 
     Attributes:
-        place: The device to move the whole model to; None if a device map is given.
+        target_device: The device to move the whole model to; None if a device map is given.
         options: Arguments of `from_pretrained` for all sources.
         cache_dir: As for `load_model`.
         progress: As for `load_model`.
     """
 
-    place: torch.device | None
+    target_device: torch.device | None
     options: dict[str, Any]
     cache_dir: str | os.PathLike[str] | None
     progress: bool | Progress
@@ -159,7 +163,7 @@ class _Loader:
             )
         if gguf is not None:
             return self.gguf(name, gguf, None)
-        model, tokenizer = _load(name, str(path), self.place, self.options | {"local_files_only": True})
+        model, tokenizer = _load(name, str(path), self.target_device, self.options | {"local_files_only": True})
         return LoadedModel(model, tokenizer, name, path.resolve().name, None, None)
 
     def hub(self, name: str, revision: str | None) -> LoadedModel:
@@ -168,7 +172,7 @@ class _Loader:
         if file is None:
             hub_options = {"revision": revision or "main", "cache_dir": self.cache_dir, "use_safetensors": True}
             try:
-                model, tokenizer = _load(name, name, self.place, self.options | hub_options)
+                model, tokenizer = _load(name, name, self.target_device, self.options | hub_options)
                 return LoadedModel(model, tokenizer, name, name, getattr(model.config, "_commit_hash", None), None)
             except ModelLoadError:
                 # transformers finds no weights in a repository of GGUF files, and often no config.
@@ -189,7 +193,7 @@ class _Loader:
 
     def _converted(self, name: str, folder: Path) -> tuple[Any, Any]:
         options = self.options | {"local_files_only": True, "use_safetensors": True, "trust_remote_code": False}
-        model, tokenizer = _load(name, str(folder), self.place, options)
+        model, tokenizer = _load(name, str(folder), self.target_device, options)
         # Results must record the model's name, not a folder of this machine.
         model.name_or_path = model.config.name_or_path = tokenizer.name_or_path = public_model_name(name)
         return model, tokenizer
@@ -228,21 +232,21 @@ def _checked_device(device: str | torch.device | None) -> torch.device:
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
-        place = torch.device(device)
+        target_device = torch.device(device)
     except (RuntimeError, TypeError, ValueError, OverflowError) as error:
         raise SettingsError(f"device must be a torch device such as 'cuda:0' (given: {shown(device)}).") from error
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not available.get(place.type, True):
+    if not available.get(target_device.type, True):
         raise SettingsError(
-            f"device={device!r} is not available: this machine or its torch has no {place.type}. Use 'cpu', or leave "
-            "device out."
+            f"device={device!r} is not available: this machine or its torch has no {target_device.type}. Use 'cpu', or "
+            "leave device out."
         )
-    return place
+    return target_device
 
 
-def _checked_dtype(dtype: str | torch.dtype | None, place: torch.device | None) -> torch.dtype | str:
+def _checked_dtype(dtype: str | torch.dtype | None, target_device: torch.device | None) -> torch.dtype | str:
     if dtype is None:
-        cuda = torch.cuda.is_available() if place is None else place.type == "cuda"
+        cuda = torch.cuda.is_available() if target_device is None else target_device.type == "cuda"
         return "auto" if cuda else torch.float32
     if isinstance(dtype, torch.dtype):
         if not dtype.is_floating_point:
@@ -253,7 +257,7 @@ def _checked_dtype(dtype: str | torch.dtype | None, place: torch.device | None) 
     return _DTYPES[dtype]
 
 
-def _load(name: str, source: str, place: torch.device | None, options: dict[str, Any]) -> tuple[Any, Any]:
+def _load(name: str, source: str, target_device: torch.device | None, options: dict[str, Any]) -> tuple[Any, Any]:
     """Load a model and its tokenizer, and check that the model is complete and decoder-only."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -276,9 +280,9 @@ def _load(name: str, source: str, place: torch.device | None, options: dict[str,
                 f"{name!r} lacks {len(missing)} weights of {type(model).__name__} ({', '.join(missing[:4])}, …). "
                 "These would be random numbers. Give a checkpoint of the whole model, with its language-model head."
             )
-        if place is not None:
-            part = f"weights, moving them to {place},"
-            model.to(place)
+        if target_device is not None:
+            part = f"weights, moving them to {target_device},"
+            model.to(target_device)
     except ModelLoadError:
         raise
     except Exception as error:

@@ -67,12 +67,12 @@ def with_items(container: Any, items: Sequence[Any]) -> Any:
 
 
 def rows_first(stream: Tensor, stacked: bool) -> Tensor:
-    """Return a residual stream as [rows, tokens, ...]: stacked streams [n, rows, tokens, ...] have n moved behind."""
+    """Return a residual stream with rows first: [n, rows, tokens, ...] becomes [rows, tokens, n, ...]."""
     return stream.movedim(0, 2) if stacked and stream.dim() == 4 else stream
 
 
 def streams_first(stream: Tensor, stacked: bool) -> Tensor:
-    """Undo `rows_first`."""
+    """Return a stream in the model's layout again, with stacked streams first; the inverse of `rows_first`."""
     return stream.movedim(2, 0) if stacked and stream.dim() == 4 else stream
 
 

@@ -103,9 +103,9 @@ def _fault(model: nn.Module, modules: Sequence[MaskedModule], n_tokens: int) -> 
         if bool((without[(free > 100 * scale) & ~is_blocked] < scale).any()):
             return "tokens that are not blocked do not reach its output"
         if bool((without[free < scale] > 10 * scale).any()):
-            return "blocking lets tokens reach its output that did not reach it"
+            return "with blocked edges, tokens reach its output that did not reach it before"
         shown = shown or bool((free[is_blocked] > 3 * scale).any())
-    return None if shown else "its output does not depend on other tokens by its mask"
+    return None if shown else "its output does not depend on the keys to block, even without blocking"
 
 
 def _changes(outputs: Tensor) -> Tensor:
