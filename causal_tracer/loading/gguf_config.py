@@ -85,12 +85,12 @@ def supported_architectures() -> tuple[str, ...]:
     return tuple(sorted(names | FAMILIES.keys() | set(GGUF_CONFIG_ARCHS)))
 
 
-def gguf_config(header: GgufHeader, alone: Path) -> Any:
+def gguf_config(header: GgufHeader, link: Path) -> Any:
     """Return the transformers config of a GGUF file.
 
     Args:
         header: The file's header.
-        alone: The path of the file (or a link to it) in a folder without other files.
+        link: A link to the file (or a copy), in a folder without other files.
 
     Raises:
         ModelLoadError: The architecture or the rotary scaling is unknown, or a metadata key is missing.
@@ -106,7 +106,7 @@ def gguf_config(header: GgufHeader, alone: Path) -> Any:
     if name in FAMILIES:
         config = _family_config(header, FAMILIES[name])
     else:
-        config = AutoConfig.from_pretrained(alone.parent, gguf_file=alone.name, local_files_only=True)
+        config = AutoConfig.from_pretrained(link.parent, gguf_file=link.name, local_files_only=True)
     if name in _AMENDABLE:
         _amend(config, header)
     return config

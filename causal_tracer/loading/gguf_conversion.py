@@ -59,14 +59,14 @@ def convert_gguf(path: Path, folder: Path, progress: Progress) -> GgufHeader:
     """
     header = read_gguf_header(path)
     require_whole_model(header)
-    with _alone(path, folder) as alone:
+    with _isolated_link(path, folder) as link:
         family = FAMILIES.get(header.architecture)
         with _reading(header, "settings"):
-            config = gguf_config(header, alone)
+            config = gguf_config(header, link)
         with _reading(header, "weights"):
             if family is None:
                 progress("reading the weights", 0.0)
-            weights = _loaded_weights(header, config, alone) if family is None else _named_weights(header, config)
+            weights = _loaded_weights(header, config, link) if family is None else _named_weights(header, config)
         config.save_pretrained(folder)
         try:
             _write_weights(weights, folder / "model.safetensors", progress)
@@ -75,7 +75,7 @@ def convert_gguf(path: Path, folder: Path, progress: Progress) -> GgufHeader:
         del weights
         progress("building the tokenizer", _WEIGHTS_SHARE)
         with _reading(header, "tokenizer"):
-            tokenizer = _tokenizer(header, alone, None if family is None else family.tokenizer_class)
+            tokenizer = _tokenizer(header, link, None if family is None else family.tokenizer_class)
     _write_tokenizer(tokenizer, folder)
     return header
 
@@ -94,22 +94,22 @@ def _reading(header: GgufHeader, part: str) -> Iterator[None]:
 
 
 @contextmanager
-def _alone(path: Path, folder: Path) -> Iterator[Path]:
+def _isolated_link(path: Path, folder: Path) -> Iterator[Path]:
     """Link the file into an otherwise empty folder: transformers would also read config and tokenizer files beside it.
 
     Yields:
         The path of the link (or copy) in that folder, which is removed afterwards.
     """
     with tempfile.TemporaryDirectory(prefix=f"{folder.name}.source-", dir=folder.parent) as temporary:
-        alone = Path(temporary, "model.gguf")
+        link = Path(temporary, "model.gguf")
         try:
-            alone.symlink_to(path.resolve())
+            link.symlink_to(path.resolve())
         except OSError:
             try:
-                os.link(path, alone)
+                os.link(path, link)
             except OSError:
-                shutil.copyfile(path, alone)
-        yield alone
+                shutil.copyfile(path, link)
+        yield link
 
 
 def _named_weights(header: GgufHeader, config: Any) -> list[_Weight]:
@@ -135,14 +135,14 @@ def _named_weights(header: GgufHeader, config: Any) -> list[_Weight]:
     return [(names[tensor.name], tensor.shape, pieces(tensor)) for tensor in tensors]
 
 
-def _loaded_weights(header: GgufHeader, config: Any, alone: Path) -> list[_Weight]:
+def _loaded_weights(header: GgufHeader, config: Any, link: Path) -> list[_Weight]:
     """Load the whole model with transformers and return its weights."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    options: dict[str, Any] = {"gguf_file": alone.name, "config": config, "dtype": torch.float32}
+    options: dict[str, Any] = {"gguf_file": link.name, "config": config, "dtype": torch.float32}
     model, info = AutoModelForCausalLM.from_pretrained(
-        alone.parent, local_files_only=True, output_loading_info=True, **options
+        link.parent, local_files_only=True, output_loading_info=True, **options
     )
     if missing := sorted(info["missing_keys"]):
         raise ModelLoadError(
@@ -211,17 +211,17 @@ def _pieces(path: Path, tensor: GgufTensor, processor: Any) -> Iterator[_Floats]
         yield processor.process(dequantize(np.asarray(data[first : first + step]), kind), tensor.name).weights
 
 
-def _tokenizer(header: GgufHeader, alone: Path, class_name: str | None) -> Any:
+def _tokenizer(header: GgufHeader, link: Path, class_name: str | None) -> Any:
     import transformers
 
     # transformers 5.20 does not read these flags, and Gemma does not work without a BOS.
     flags = {
         key.removeprefix("tokenizer.ggml."): header.values[key] for key in _TOKENIZER_FLAGS if key in header.values
     }
-    options = {"gguf_file": alone.name, "local_files_only": True, **flags}
+    options = {"gguf_file": link.name, "local_files_only": True, **flags}
     # A known class is used directly: AutoTokenizer would read the whole file once more to find it.
     reader = transformers.AutoTokenizer if class_name is None else getattr(transformers, class_name)
-    return reader.from_pretrained(alone.parent, **options)
+    return reader.from_pretrained(link.parent, **options)
 
 
 def _write_tokenizer(tokenizer: Any, folder: Path) -> None:

@@ -98,8 +98,7 @@ def continuations(
         if candidate == text and _is_special(tokenizer, after[0]):
             break
     if not found:
-        words = _unknown_words(tokenizer, text, name) if unknown else _merged_words(before, text, name)
-        raise PromptError(words)
+        raise PromptError(_unknown_message(tokenizer, text, name) if unknown else _merged_message(before, text, name))
     if both and len(found) == 1 and found[0].starts_with_space and not before[-1:].isalnum():
         note = (
             f"The {name} is read with a space before it, because without a space the tokenizer changes the prompt's "
@@ -127,8 +126,8 @@ def choose_form(forms: Sequence[Continuation], logits_after: LogitsAfter) -> Con
     if other > one and not exact:
         other, exact = log_probability(logits_after(longer.ids[:-1]), longer.ids), True
     if other > one:
-        return _noted(longer, other, shorter, one, exact=True)
-    return _noted(shorter, one, longer, other, exact=exact)
+        return _with_note(longer, other, shorter, one, exact=True)
+    return _with_note(shorter, one, longer, other, exact=exact)
 
 
 def choose_matching_form(forms: Sequence[Continuation], answer: Continuation) -> Continuation:
@@ -144,7 +143,7 @@ def log_probability(logits: Tensor, ids: tuple[int, ...]) -> float:
     return float(log_probabilities(logits[None].float(), ids).sum())
 
 
-def _noted(
+def _with_note(
     chosen: Continuation, log_chosen: float, other: Continuation, log_other: float, *, exact: bool
 ) -> Continuation:
     """Return the chosen form, with a note unless it has a space and is by far the more probable."""
@@ -170,14 +169,14 @@ def _has_unknown(tokenizer: Any, text: str, ids: Sequence[int]) -> bool:
     return unknown is not None and unknown in ids and str(tokenizer.unk_token) not in text
 
 
-def _unknown_words(tokenizer: Any, text: str, name: str) -> str:
+def _unknown_message(tokenizer: Any, text: str, name: str) -> str:
     return (
         f"The {name} {quoted(text)} has characters that the tokenizer does not know and replaces by "
         f"{tokenizer.unk_token}. Give another text."
     )
 
 
-def _merged_words(before: str, text: str, name: str) -> str:
+def _merged_message(before: str, text: str, name: str) -> str:
     advice = "End the prompt before its last space" if before[-1:].isspace() else "End the prompt elsewhere"
     return (
         f"The {name} {quoted(text)} cannot follow the prompt {quoted(before)}: the tokenizer merges the two, which "

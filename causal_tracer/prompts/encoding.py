@@ -135,19 +135,19 @@ def _spans_by_decoding(tokenizer: Any, ids: Sequence[int], text: str, special_ad
     whole = decoded(len(ids))
     shift = len(whole) - len(text)
     if not whole.endswith(text) or whole[:shift].strip():
-        raise TokenizerError(_unlike(tokenizer, whole, text))
+        raise TokenizerError(_decoding_mismatch(tokenizer, whole, text))
     spans: list[Span] = []
     complete = 0
     for i, token_id in enumerate(ids):
         reached = decoded(i + 1)
-        start, complete = complete, max(complete, _shared_start(reached, whole) - shift)
+        start, complete = complete, max(complete, _common_prefix_length(reached, whole) - shift)
         # An incomplete character decodes to a replacement character. All tokens of the character cover it.
         end = complete if whole.startswith(reached) else min(len(text), complete + 1)
         spans.append((0, 0) if token_id in special else (start, end))
     return tuple(spans)
 
 
-def _unlike(tokenizer: Any, whole: str, text: str) -> str:
+def _decoding_mismatch(tokenizer: Any, whole: str, text: str) -> str:
     for form in ("NFC", "NFD", "NFKC", "NFKD"):
         if whole.strip() == unicodedata.normalize(form, text).strip():
             return (
@@ -161,7 +161,7 @@ def _unlike(tokenizer: Any, whole: str, text: str) -> str:
     )
 
 
-def _shared_start(one: str, other: str) -> int:
+def _common_prefix_length(one: str, other: str) -> int:
     """Return how many characters two texts have in common at their start."""
     differing = (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
     return next(differing, min(len(one), len(other)))

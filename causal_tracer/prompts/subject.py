@@ -32,11 +32,11 @@ def occurrences(text: str, subject: str, start: int = 0, end: int | None = None)
     part = text[start:end]
     found = [(m.start(), m.start() + len(subject)) for m in re.finditer(f"(?={re.escape(subject)})", part)]
     if not subject or not found:
-        found = _equivalent(part, subject) if subject else []
+        found = _equivalent_spans(part, subject) if subject else []
     return tuple((start + a, start + b) for a, b in found)
 
 
-def _equivalent(text: str, subject: str) -> list[Span]:
+def _equivalent_spans(text: str, subject: str) -> list[Span]:
     """Return the spans canonically equivalent to the subject: whole characters, with all their combining marks."""
     if text.isascii() and subject.isascii():
         return []
