@@ -12,7 +12,7 @@ from torch import Tensor
 
 from causal_tracer.errors import PromptError, SettingsError
 from causal_tracer.model.runs import CleanRun, clean_run
-from causal_tracer.prompts.answer_forms import choose, choose_like, continuations, log_probability
+from causal_tracer.prompts.answer_forms import choose_form, choose_matching_form, continuations, log_probability
 from causal_tracer.prompts.prompt import Prompt
 from causal_tracer.request.sites import KINDS, SiteName
 
@@ -72,7 +72,7 @@ def asked_answer(
     ids: tuple[int, ...] = ()
     if request.answer is not None:
         forms = continuations(context.tokenizer, prompt, request.answer, request.answer_form, read=read)
-        form = choose(forms, logits_after)
+        form = choose_form(forms, logits_after)
         ids = form.ids
     elif request.answer_id is not None:
         size = context.traced.vocab_size
@@ -88,7 +88,7 @@ def asked_answer(
     foil_id = None
     if request.foil is not None:
         forms = continuations(context.tokenizer, prompt, request.foil, request.answer_form, read=read, name="foil")
-        foil_id = (choose(forms, logits_after) if form is None else choose_like(forms, form)).ids[0]
+        foil_id = (choose_form(forms, logits_after) if form is None else choose_matching_form(forms, form)).ids[0]
     return AskedAnswer(
         ids=ids or (clean.top_id,),
         sequence=sequence,

@@ -13,7 +13,7 @@ from causal_tracer.experiment.embeddings import corrupted_embeddings, corrupting
 from causal_tracer.metrics.metric import Metric
 from causal_tracer.metrics.values import metric_values
 from causal_tracer.model.layers import TracedModel
-from causal_tracer.model.runs import Activations, Recorder, read_logits
+from causal_tracer.model.runs import ActivationRecorder, Activations, read_logits
 from causal_tracer.prompts.prompt import Prompt
 
 
@@ -81,7 +81,7 @@ def base_run(
         The run, and its activations named in `record`.
     """
     ids = torch.tensor(prompt.input_ids)
-    recorder = Recorder(record)
+    recorder = ActivationRecorder(record)
     scores = []
     for batch in torch.split(torch.arange(len(embeddings)), batch_size):
         outputs, inputs = recorder.edits(traced)

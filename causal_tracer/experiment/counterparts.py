@@ -10,7 +10,7 @@ from torch import Tensor
 
 from causal_tracer.errors import SettingsError
 from causal_tracer.model.runs import Activations
-from causal_tracer.prompts.alignment import Partners, aligned
+from causal_tracer.prompts.alignment import Partners, align_prompts
 from causal_tracer.prompts.prompt import Prompt
 from causal_tracer.request.records import OtherPrompt
 
@@ -41,7 +41,7 @@ def counterpart(prompt: Prompt, other: Prompt, asked: OtherPrompt) -> Counterpar
     """
     if other.input_ids == prompt.input_ids:
         raise SettingsError(f"The other prompt is the prompt itself ({prompt.text!r}). Give another one.")
-    partners = aligned(prompt, other, asked.align, asked.pairs)
+    partners = align_prompts(prompt, other, asked.align, asked.pairs)
     if all(partner is None for partner in partners):
         raise SettingsError("No token of the prompt has a partner in the other prompt. Give at least one pair.")
     return Counterpart(other, partners)

@@ -161,7 +161,7 @@ def _map_work(context: TracingContext, settings: StudySettings, prompt: Prompt, 
     reads = plan.read_positions(len(prompt))
     rows, flops = 0, 0.0
     for cell in plan.cells:
-        reached = reach(cell, prompt.subject_range[0], reads, traced.n_layers, traced.tokens_meet_again)
+        reached = reach(cell, prompt.subject_range[0], reads, traced.n_layers, traced.outputs_reach_later_tokens)
         if reached is not None:
             rows += settings.samples
             tokens = len(prompt) - reached.first_token

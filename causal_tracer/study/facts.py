@@ -18,7 +18,7 @@ from torch import Tensor
 from causal_tracer.errors import FactsError, PromptError, TokenizerError
 from causal_tracer.experiment.set_up import TracingContext, prompt_for
 from causal_tracer.model.runs import read_logits
-from causal_tracer.prompts.answer_forms import Continuation, LogitsAfter, choose, continuations
+from causal_tracer.prompts.answer_forms import Continuation, LogitsAfter, choose_form, continuations
 from causal_tracer.prompts.prompt import Prompt
 from causal_tracer.prompts.subject import occurrences
 from causal_tracer.request.records import TraceRequest
@@ -122,7 +122,7 @@ class Recall:
 
     Attributes:
         fact: The fact.
-        answer_ids: The attribute's tokens, in the form that the model finds more probable (`answer_forms.choose`).
+        answer_ids: The attribute's tokens, in the form that the model finds more probable (`answer_forms.choose_form`).
         top_id: The model's most probable next token.
         probability: Probability of `answer_id`.
     """
@@ -172,7 +172,7 @@ def recall(
             rows = torch.tensor([prompt.input_ids for _, prompt, _ in batch])
             logits = read_logits(context.traced, rows, {}, "clean").cpu()
             for (fact, prompt, forms), row in zip(batch, logits, strict=True):
-                ids = choose(forms, _logits_after(context, prompt, row)).ids
+                ids = choose_form(forms, _logits_after(context, prompt, row)).ids
                 probability = float(row[0].softmax(dim=-1)[ids[0]])
                 found[fact.fact_id] = Recall(fact, ids, int(row[0].argmax()), probability)
     return [found[fact.fact_id] for fact in facts if fact.fact_id in found], refused

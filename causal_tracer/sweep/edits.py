@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from causal_tracer.experiment.sources import BASE
-from causal_tracer.model.attention_masks import BlockedEdges, blocking
+from causal_tracer.model.attention_masks import BlockedEdges, blocking_edit
 from causal_tracer.model.hooks import Edit, MaskEdit
 from causal_tracer.model.layers import INPUT
 from causal_tracer.request.sites import SiteName, require_kind
@@ -101,7 +101,7 @@ def mask_edits(work: Sweep, places: Places, first_token: int) -> dict[nn.Module,
     """Return the edits of attention masks in a batch that begins with `first_token`."""
     traced, tokens = work.traced, range(first_token, len(work.base.prompt))
     return {
-        traced.modules[module.name]: blocking(edges, tokens, module)
+        traced.modules[module.name]: blocking_edit(edges, tokens, module)
         for layer, edges in places.blocked.items()
         for module in traced.knockout_sites[layer]
     }

@@ -15,7 +15,7 @@ from causal_tracer.errors import TraceCancelled
 from causal_tracer.experiment.base_run import Watch, Watched
 from causal_tracer.experiment.embeddings import corrupting
 from causal_tracer.metrics.values import sample_values
-from causal_tracer.model.runs import Recorder, read_logits
+from causal_tracer.model.runs import ActivationRecorder, read_logits
 from causal_tracer.sweep.edits import mask_edits, places_of, site_edits
 from causal_tracer.sweep.plan import Sweep, SweepChunk
 
@@ -24,7 +24,7 @@ def full_sweep(
     work: Sweep,
     cancelled: Callable[[], bool] = lambda: False,
     watch: Watch | None = None,
-    record: Recorder | None = None,
+    record: ActivationRecorder | None = None,
 ) -> Iterator[SweepChunk]:
     """Compute every cell of the plan for every sample.
 
@@ -51,7 +51,7 @@ def full_sweep(
         edits, input_edits = site_edits(work, places, sample_of, 0, hidden=True)
         edits[traced.embedding] = corrupting(base.embeddings, base.prompt, sample_of)
         if record is not None:
-            edits, input_edits = record.after(traced, edits, input_edits)
+            edits, input_edits = record.edits_after(traced, edits, input_edits)
         ids = torch.tensor(base.prompt.input_ids).expand(len(batch), -1)
         logits = read_logits(traced, ids, edits, "restored", work.reads, input_edits, mask_edits(work, places, 0))
         if watch is not None:

@@ -139,7 +139,7 @@ class Sweep:
     def reach(self, cell: Cell) -> Reach | None:
         """Return where a cell departs from the base run, or None if it cannot change what is read."""
         first_corrupted, traced = self.base.prompt.subject_range[0], self.traced
-        return reach(cell, first_corrupted, self.reads, traced.n_layers, traced.tokens_meet_again)
+        return reach(cell, first_corrupted, self.reads, traced.n_layers, traced.outputs_reach_later_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,14 +156,14 @@ class Reach:
 
 
 def reach(
-    cell: Cell, first_corrupted: int, reads: Sequence[int], n_layers: int, tokens_meet_again: bool = False
+    cell: Cell, first_corrupted: int, reads: Sequence[int], n_layers: int, outputs_reach_later_tokens: bool = False
 ) -> Reach | None:
     """Return where a cell departs from the base run, or None if it cannot change what is read.
 
     Tokens before the first corrupted one are equal in all runs of a prompt, and tokens after the last one read do not
     affect it. In the last block, an output at a token affects that token only, unless tokens mix again after attention
-    or MLP (`TracedModel.tokens_meet_again`). Holding activations at the base run's own values changes nothing. Blocked
-    attention changes every token that it blocks an edge of.
+    or MLP (`TracedModel.outputs_reach_later_tokens`). Holding activations at the base run's own values changes nothing.
+    Blocked attention changes every token that it blocks an edge of.
     """
     tokens: list[int] = []
     joins: list[int] = []
@@ -178,7 +178,7 @@ def reach(
         if not touched or not intervention.layers or source == BASE:
             continue
         first = min(intervention.layers)
-        inside = intervention.site != "hidden" and tokens_meet_again
+        inside = intervention.site != "hidden" and outputs_reach_later_tokens
         if first == n_layers - 1 and not set(reads) & set(touched) and not inside:
             continue
         tokens += touched

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from causal_tracer.model.hooks import replace_first_tensor, replacing_forward, rows_second, stream_argument
+from causal_tracer.model.hooks import replace_first_tensor, replacing_forward, stream_argument, streams_first
 from causal_tracer.model.layers import TracedModel
 from causal_tracer.model.runs import finite_logits, run_model
 
@@ -93,7 +93,7 @@ class ReadOut:
         def skip(block: int, _forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
             stream = stream_argument(args, kwargs)
             if block == traced.n_layers - 1:
-                stream = rows_second(flat[:, None], traced.stacked_streams)
+                stream = streams_first(flat[:, None], traced.stacked_streams)
             return replace_first_tensor(self.outputs[block], stream) if stream is not None else None
 
         ids = torch.tensor([[self.token_id]]).expand(1 if self.broadcast else len(flat), 1)

@@ -17,8 +17,8 @@ from causal_tracer.model.hooks import (
     replace_stream_argument,
     replacing_forward,
     rows_first,
-    rows_second,
     stream_argument,
+    streams_first,
 )
 from causal_tracer.model.runs import run_model
 from causal_tracer.sweep.base_state import BaseState, headless, position_argument
@@ -103,7 +103,7 @@ class ResumedPass:
         stream = torch.cat([stream[:before], self._joining(block, joining, stream)])
         if broadcast:
             args, kwargs = self._carried.enter(block, before, active, self._rows(joining), args, kwargs)
-        args, kwargs = replace_stream_argument(args, kwargs, rows_second(stream, stacked))
+        args, kwargs = replace_stream_argument(args, kwargs, streams_first(stream, stacked))
         output = self._with_cache_rows(block, active, lambda: forward(*args, **kwargs))
         hidden = first_tensor(output)
         if hidden is None:
@@ -112,7 +112,7 @@ class ResumedPass:
         if last:
             joined = self._joining(block + 1, slice(active, None), hidden)
             self._final = self._read(torch.cat([hidden[:active], joined]))
-        output = replace_first_tensor(output, rows_second(hidden, stacked))
+        output = replace_first_tensor(output, streams_first(hidden, stacked))
         self._carried.leave(block, output)
         return output
 
@@ -137,7 +137,7 @@ class ResumedPass:
         if not self.mode.broadcast:
             # The model may keep the outputs of its blocks: they must be right for all rows.
             stream = self._restored(block, self._base_streams(block + 1, rows, stream))
-        given = rows_second(stream, self.work.traced.stacked_streams)
+        given = streams_first(stream, self.work.traced.stacked_streams)
         output = skipped_output(self.state.outputs[block], given, self.state.companions[block], self._rows(rows))
         self._carried.leave(block, output)
         return output

@@ -19,7 +19,7 @@ from causal_tracer.model.batch_size import default_batch_size
 from causal_tracer.model.causal_lm import require_weights
 from causal_tracer.model.layers import TracedModel
 from causal_tracer.model.quantization import quantizes_activations
-from causal_tracer.model.runs import Recorder
+from causal_tracer.model.runs import ActivationRecorder
 from causal_tracer.model.torch_state import in_standard_torch_state
 from causal_tracer.model.wrappers import model_notes
 from causal_tracer.prompts.chat import ChatText
@@ -125,7 +125,7 @@ def whole_prompt(context: TracingContext, text: Text) -> Prompt:
 
 def recorded_streams(work: Sweep, n_tokens: int) -> Streams:
     """Run the only cell of a sweep in every sample, and return the streams of the first tokens."""
-    recorder, logits = Recorder(work.traced.activation_names("hidden")), []
+    recorder, logits = ActivationRecorder(work.traced.activation_names("hidden")), []
     with noting_outputs(work.traced) as outputs:
         for _ in full_sweep(work, watch=lambda watched: logits.append(watched.logits[:, 0].cpu()), record=recorder):
             pass

@@ -198,6 +198,6 @@ def _cone(traced: TracedModel, pairs: Sequence[Pair], site: SiteName, n_tokens: 
     for _, (token, layer, *_) in pairs:
         cone[token, layer] = True
         cone[token:, layer + 1 :] = True
-        if site != "hidden" and traced.tokens_meet_again:
+        if site != "hidden" and traced.outputs_reach_later_tokens:
             cone[token:, layer] = True
     return cone

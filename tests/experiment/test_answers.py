@@ -17,7 +17,7 @@ from causal_tracer import CausalTracer, TraceRequest
 from causal_tracer.errors import PromptError, SettingsError, TokenizerError
 from causal_tracer.experiment.answers import asked_answer
 from causal_tracer.experiment.set_up import prompt_for
-from causal_tracer.prompts.answer_forms import Continuation, choose, choose_like, continuations
+from causal_tracer.prompts.answer_forms import Continuation, choose_form, choose_matching_form, continuations
 from causal_tracer.prompts.chat import ChatText, chat_prompt
 from causal_tracer.prompts.prompt import Prompt, make_prompt
 from causal_tracer.study.facts import facts_from_records, recall
@@ -192,7 +192,7 @@ def test_the_form_of_the_higher_probability_of_all_its_tokens_is_chosen_with_one
         Continuation(text, tuple(draw.randrange(12) for _ in range(draw.randint(1, 3)))) for text in ("Rome", " Rome")
     ]
     logits_after, calls = logits_table(seed)
-    chosen = choose(forms, logits_after)
+    chosen = choose_form(forms, logits_after)
     made = len(calls)
     best = max(forms, key=lambda form: whole_probability(logits_after, form.ids))
     assert (chosen.text, chosen.ids) == (best.text, best.ids)
@@ -212,9 +212,9 @@ def test_runs_are_spared_where_one_first_token_settles_it() -> None:
         return logits
 
     forms = (Continuation("Rome", (2, 3, 4)), Continuation(" Rome", (1,)))
-    assert choose(forms, logits_after) == forms[1]
+    assert choose_form(forms, logits_after) == forms[1]
     assert calls == [()]
-    assert choose(forms[:1], logits_after) == forms[0]
+    assert choose_form(forms[:1], logits_after) == forms[0]
     assert calls == [()]
 
 
@@ -223,21 +223,21 @@ def test_long_answers_are_compared_where_their_probabilities_are_too_small_for_a
     steps[:, 0] = -40.0
     steps[200:, 1] = 1.0
     forms = (Continuation("x", (0,) * 300 + (1,)), Continuation(" x", (0,) * 301))
-    assert choose(forms, lambda forced: steps[: len(forced) + 1]).text == "x"
+    assert choose_form(forms, lambda forced: steps[: len(forced) + 1]).text == "x"
 
 
 @pytest.mark.parametrize("share", [0.01, 0.5])
 def test_the_usual_form_is_noted_only_where_the_other_comes_near(share: float) -> None:
     logits = torch.tensor([[1.0, share]]).log()
     forms = (Continuation("Rome", (1,)), Continuation(" Rome", (0,)))
-    assert bool(choose(forms, lambda _forced: logits).note) == (share > 0.1)
+    assert bool(choose_form(forms, lambda _forced: logits).note) == (share > 0.1)
 
 
 def test_a_foil_begins_as_its_answer_does() -> None:
     forms = (Continuation("Rome", (1,)), Continuation(" Rome", (2,)))
-    assert choose_like(forms, Continuation(" Paris", (3,))).ids == (2,)
-    assert choose_like(forms, Continuation("Paris", (4,))).ids == (1,)
-    assert choose_like(forms[1:], Continuation("Paris", (4,))).ids == (2,)
+    assert choose_matching_form(forms, Continuation(" Paris", (3,))).ids == (2,)
+    assert choose_matching_form(forms, Continuation("Paris", (4,))).ids == (1,)
+    assert choose_matching_form(forms[1:], Continuation("Paris", (4,))).ids == (2,)
 
 
 # On models ----------------------------------------------------------------------------------------------------------

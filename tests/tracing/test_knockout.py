@@ -170,20 +170,20 @@ def test_several_tokens_are_for_knockouts_only() -> None:
 
 def blocks_nothing(edges: BlockedEdges, tokens: range, module: Any) -> Any:
     none = edges.rows[:0]
-    return attention_masks.blocking(BlockedEdges(none, none, none), tokens, module)
+    return attention_masks.blocking_edit(BlockedEdges(none, none, none), tokens, module)
 
 
 def blocks_the_key_before(edges: BlockedEdges, tokens: range, module: Any) -> Any:
     shifted = BlockedEdges(edges.rows, edges.queries, (edges.keys - 1).clamp(min=0))
-    return attention_masks.blocking(shifted, tokens, module)
+    return attention_masks.blocking_edit(shifted, tokens, module)
 
 
 def blocks_in_the_first_row_only(edges: BlockedEdges, tokens: range, module: Any) -> Any:
-    return attention_masks.blocking(BlockedEdges(edges.rows * 0, edges.queries, edges.keys), tokens, module)
+    return attention_masks.blocking_edit(BlockedEdges(edges.rows * 0, edges.queries, edges.keys), tokens, module)
 
 
 def blocks_a_little(edges: BlockedEdges, tokens: range, module: Any) -> Any:
-    right = attention_masks.blocking(edges, tokens, module)
+    right = attention_masks.blocking_edit(edges, tokens, module)
 
     def soft(mask: Any, stream: Any) -> Any:
         changed = right(None, stream)
@@ -191,12 +191,12 @@ def blocks_a_little(edges: BlockedEdges, tokens: range, module: Any) -> Any:
         return torch.where(blocked, -1.0, changed)
 
     none = edges.rows[:0]
-    right_unblocked = attention_masks.blocking(BlockedEdges(none, none, none), tokens, module)
+    right_unblocked = attention_masks.blocking_edit(BlockedEdges(none, none, none), tokens, module)
     return soft
 
 
 def loses_the_window(edges: BlockedEdges, tokens: range, module: Any) -> Any:
-    right = attention_masks.blocking(edges, tokens, module)
+    right = attention_masks.blocking_edit(edges, tokens, module)
     return lambda _mask, stream: right(None, stream)
 
 
@@ -216,7 +216,7 @@ MUTANTS = [blocks_nothing, blocks_the_key_before, blocks_in_the_first_row_only, 
 def test_wrong_masks_are_refused(
     mutant: Any, options: RunOptions, fresh: CausalTracer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(knockout, "blocking", mutant)
+    monkeypatch.setattr(knockout, "blocking_edit", mutant)
     with pytest.raises(ModelStructureError, match=r"cannot be blocked. Gemma3Attention: .*\w"):
         fresh.trace_maps(request(), SPECS, options)
 
@@ -224,7 +224,7 @@ def test_wrong_masks_are_refused(
 def test_a_model_that_changed_is_checked_again(fresh: CausalTracer, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = traced("gemma3_text", PROMPT)["window"].scores
     assert_equal(fresh.trace(request(), spec=SPECS["window"]), expected)
-    monkeypatch.setattr(knockout, "blocking", blocks_nothing)
+    monkeypatch.setattr(knockout, "blocking_edit", blocks_nothing)
     assert_equal(fresh.trace(request(), spec=SPECS["window"]), expected)
     fresh.model.model.layers[1].self_attn.register_forward_pre_hook(lambda *_: None)
     with pytest.raises(ModelStructureError, match=r"failed its check .*: blocked tokens still reach its output"):

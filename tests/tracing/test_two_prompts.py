@@ -153,7 +153,7 @@ def test_an_alignment_that_is_off_by_a_token_is_caught(shift: int, monkeypatch: 
         places = (token + shift for token in range(len(prompt)))
         return tuple(place if 0 <= place < len(other) else None for place in places)
 
-    monkeypatch.setattr(counterparts, "aligned", shifted)
+    monkeypatch.setattr(counterparts, "align_prompts", shifted)
     with pytest.raises(AssertionError):
         test_prompts_of_equal_length_are_patched_token_by_token("gpt2", "restore")
 

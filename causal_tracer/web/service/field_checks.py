@@ -10,7 +10,7 @@ from causal_tracer.arguments import choice, flag, real_number, shown, whole_numb
 from causal_tracer.errors import PromptError, SettingsError
 from causal_tracer.prompts.chat import ChatText
 from causal_tracer.prompts.encoding import check_text
-from causal_tracer.prompts.subject import with_another_subject
+from causal_tracer.prompts.subject import replace_subject
 from causal_tracer.request.map_spec import ABLATIONS
 from causal_tracer.request.records import MapSpec, OtherPrompt, RunOptions, TraceRequest
 from causal_tracer.request.sites import KINDS
@@ -130,7 +130,7 @@ def _second(given: Mapping[str, Any], settings: ServiceSettings) -> OtherPrompt 
     if not text.strip() and not subject.strip():
         return None
     if not text.strip():
-        text = with_another_subject(given["typed"], given["subject"], given["occurrence"], subject.strip())
+        text = replace_subject(given["typed"], given["subject"], given["occurrence"], subject.strip())
     return OtherPrompt(_prompt({**given, "prompt": text}, settings), subject.strip() or None)
 
 

@@ -11,11 +11,11 @@ from causal_tracer.experiment.answers import asked_answer
 from causal_tracer.experiment.set_up import TracingContext, prompt_for
 from causal_tracer.metrics.descriptions import METRIC_DESCRIPTIONS, MetricDescription
 from causal_tracer.model.runs import clean_run
-from causal_tracer.prompts.chat import ChatText, written
+from causal_tracer.prompts.chat import ChatText, render_chat
 from causal_tracer.prompts.decoding import decode_together, token_text
 from causal_tracer.prompts.encoding import encode_with_spans
 from causal_tracer.prompts.prompt import Prompt
-from causal_tracer.prompts.subject import Occurrence, guess_subject, not_found, occurrences
+from causal_tracer.prompts.subject import Occurrence, guess_subject, occurrences, subject_not_found_message
 from causal_tracer.request.records import Text, TraceRequest
 from causal_tracer.results.flow import HiddenFlow
 from causal_tracer.results.top_tokens import TokenProbability
@@ -123,7 +123,7 @@ def inspect_unloaded(text: str, subject: str | None, loading: str) -> Inspection
     except SubjectError as error:
         return Inspection(problems=(Problem("subject", str(error)),), loading=loading)
     if not occurrences(text, guessed):
-        return Inspection(problems=(Problem("subject", not_found(text, guessed)),), loading=loading)
+        return Inspection(problems=(Problem("subject", subject_not_found_message(text, guessed)),), loading=loading)
     return Inspection(subject=guessed, guessed=subject is None, loading=loading)
 
 
@@ -195,7 +195,7 @@ def _typed_spans(context: TracingContext, text: Text, typed: str, prompt: Prompt
     spans = encode_with_spans(context.tokenizer, prompt.text, prompt.special_tokens)[1]
     if not isinstance(text, ChatText):
         return spans
-    start, end = written(context.tokenizer, text)[1][0]
+    start, end = render_chat(context.tokenizer, text)[1][0]
     # Templates trim messages; one that rewrites them leaves nothing to click on.
     shift = typed.find(prompt.text[start:end])
     if shift < 0:

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from causal_tracer.errors import ModelLoadError, SettingsError
 from causal_tracer.files import cache_root
 from causal_tracer.loading.embedded import find_embedded_model, is_embedded_name
-from causal_tracer.loading.gguf_files import local_gguf
+from causal_tracer.loading.gguf_files import find_local_gguf
 from causal_tracer.loading.gguf_header import read_gguf_header
 from causal_tracer.loading.models import public_model_name
 
@@ -65,7 +65,7 @@ def stored_parameters(source: str) -> int | None:
     """Return how many parameters the model's weight files have; None where they are not on this machine."""
     try:
         path = Path(split_source(source)[0]).expanduser()
-        gguf = local_gguf(source, path) if path.exists() else None
+        gguf = find_local_gguf(source, path) if path.exists() else None
         if gguf is not None:
             return sum(tensor.elements for tensor in read_gguf_header(gguf).tensors)
         return _counted(_weight_files(source))
