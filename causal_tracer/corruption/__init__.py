@@ -1,4 +1,4 @@
-"""What corrupts the subject: new values for its embeddings."""
+"""Corruptions: functions that return new embeddings for the subject's tokens."""
 
 from causal_tracer.corruption.base import Corruption, SubjectEmbeddings, TokenEmbedding, described
 from causal_tracer.corruption.counterfactual import CounterfactualSubjects

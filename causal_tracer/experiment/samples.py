@@ -1,4 +1,4 @@
-"""The runs of some samples that a sweep needs: the base run, and those that activations are taken from."""
+"""The runs of some samples before a sweep: the base run, and the runs that activations are taken from."""
 
 from __future__ import annotations
 
@@ -24,10 +24,17 @@ from causal_tracer.request.sites import SiteName
 def base_of_samples(
     experiment: Experiment, embeddings: Tensor, specs: Iterable[MapSpec], batch_size: int, watch: Watch | None
 ) -> tuple[BaseRun, Tensor]:
-    """Run what the cells of some samples depart from, and the other runs that the maps take activations from.
+    """Run the base run of some samples, and the other runs that the maps take activations from.
+
+    Args:
+        experiment: The prompts, answer, clean run, metric and corruption.
+        embeddings: The subject's corrupted embeddings in these samples [samples, subject tokens, width].
+        specs: The maps.
+        batch_size: Largest number of rows in a batch.
+        watch: Called with the logits of the corrupted run.
 
     Returns:
-        The base run, and the metric in the corrupted run [samples].
+        The base run with its sources, and the metric in the corrupted run [samples].
     """
     traced, specs = experiment.context.traced, list(specs)
     reverse = experiment.request.direction == "corrupt"
@@ -74,7 +81,7 @@ _Run = tuple[BaseRun, Activations]
 
 
 def _placebo(experiment: Experiment, sites: Iterable[SiteName], tokens: int) -> Activations:
-    """Return the other prompt's clean activations at the base run's tokens [1, tokens, ...], by name."""
+    """Return the placebo's clean activations at the base run's tokens [1, tokens, ...], by module name."""
     places, other = experiment.places(MapSpec(source="placebo")), experiment.placebo
     if other is None:
         return {}
@@ -83,19 +90,19 @@ def _placebo(experiment: Experiment, sites: Iterable[SiteName], tokens: int) -> 
 
 
 def _zeros(experiment: Experiment, sites: Iterable[SiteName]) -> dict[str, Tensor]:
-    """Return zero for each activation of the sites, by name [...]."""
+    """Return zeros for each activation of the sites [...], by module name."""
     clean = experiment.clean.activations
     names = [name for site in sites for name in experiment.context.traced.activation_names(site)]
     return {name: torch.zeros_like(clean[name][0]) for name in names}
 
 
 def _means(experiment: Experiment, sites: Iterable[SiteName]) -> dict[str, Tensor]:
-    """Return the mean of each activation of the sites over the tokens of the request's `mean_over`, by name [...].
+    """Return the mean of each activation of the sites over the tokens of `mean_over` [...], by module name.
 
-    Special tokens that the tokenizer adds are left out: their activations are unlike those of all others.
+    Special tokens added by the tokenizer are left out, since their activations differ strongly from all others.
 
     Raises:
-        SettingsError: The request has no prompts to average over, or one without tokens or of too many.
+        SettingsError: The request has no prompts to average over, or a prompt has no tokens or too many.
     """
     context, texts, sites = experiment.context, experiment.request.mean_over, tuple(sites)
     if not texts:
@@ -107,7 +114,8 @@ def _means(experiment: Experiment, sites: Iterable[SiteName]) -> dict[str, Tenso
         start, end = len(encoded.added), len(encoded.ids)
         if start == end or (limit is not None and end > limit):
             raise SettingsError(
-                f"The text {shown(text)} of mean_over has {end} tokens. Give one of 1 to {limit or 'any number'}."
+                f"The text {shown(text)} of mean_over has {end} tokens. Give a text of "
+                f"{'at least 1 token' if limit is None else f'1 to {limit} tokens'}."
             )
         for name, values in clean_run(context.traced, encoded.ids, None, sites).activations.items():
             total = values[start:].float().sum(dim=0)

@@ -1,8 +1,8 @@
-"""The full sweep: the whole model for every cell and sample. It is slow and plain, and the reference for all others.
+"""The full sweep: runs the whole model for every cell and sample. It is slow, and the reference for the other sweeps.
 
-Rows (cell, sample) of one prompt go through the model together, `batch_size` at a time. In each row the subject is
-corrupted with the row's noise sample and the cell's interventions are made. Logits are computed only at the positions
-read, where the model can leave out the others.
+Each batch has up to `batch_size` rows (cell, sample) of one prompt. In each row the subject is corrupted with the row's
+noise sample, and the cell's interventions are made. Logits are computed only at the positions read, if the model
+supports that.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ def full_sweep(
 
     Args:
         work: The sweep.
-        cancelled: Called before each batch; True stops the sweep.
+        cancelled: Called before each batch; returning True stops the sweep.
         watch: Called with the logits of every row.
-        record: Records activations of every row, with the interventions made.
+        record: Records the activations of every row after the interventions.
 
     Yields:
         Scores, batch by batch, in the plan's order.

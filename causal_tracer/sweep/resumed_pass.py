@@ -30,17 +30,17 @@ from causal_tracer.sweep.resume_mode import CannotResume, ResumeMode
 
 @dataclass(eq=False)
 class ResumedPass:
-    """One pass of a batch of rows, sorted by the block where they join, through the blocks.
+    """One pass of a batch of rows through the blocks. The rows are sorted by the block at which they join.
 
     Attributes:
         work: The sweep.
-        state: The base run, which the pass resumes.
+        state: The recorded base run that the pass resumes.
         mode: How the model is resumed.
         token: The first token that is run.
-        joins: The block where each row joins, ascending [rows].
+        joins: The block at which each row joins, ascending [rows].
         samples: The sample of each row [rows].
-        places: What is restored and blocked in the rows.
-        cancelled: Called before each block; True stops the pass.
+        places: The interventions in the rows.
+        cancelled: Called before each block; returning True stops the pass.
     """
 
     work: Sweep
@@ -57,12 +57,12 @@ class ResumedPass:
         traced, base, broadcast = self.work.traced, self.work.base, self.mode.broadcast
         self._final: Tensor | None = None
         if (sharing := self.state.first_sharing) is not None:
-            # One row must have joined when a block leaves values for later ones.
+            # At least one row must have joined when a block leaves shared values for later ones.
             self.joins = self.joins.clone()
             self.joins[0] = min(int(self.joins[0]), sharing)
         self._snapshot = self.state.snapshots[self.token]
         if self._snapshot is not None and broadcast and not self._snapshot.by_block:
-            raise CannotResume("its cache has no layer for each block")
+            raise CannotResume("the model's cache does not have a layer for each block")
         called_with = torch.zeros(1, dtype=torch.long) if broadcast else self.samples
         self._cache: Any = None
         given: dict[str, Any] = {}
@@ -72,7 +72,7 @@ class ResumedPass:
         if self.mode.positions:
             given |= position_argument(tokens, len(called_with))
         self._carried = CarriedState(self.state.companions, self.state.shared, self.samples)
-        # Rows that have not joined are not there yet, so row numbers hold at every block.
+        # Rows are sorted by join, so those in a block are always the first ones and keep their row numbers.
         edits, input_edits = site_edits(self.work, self.places, self.samples, self.token, hidden=False)
         if not broadcast:
             # Some models feed the embeddings to later blocks as well.
@@ -91,14 +91,14 @@ class ResumedPass:
             raise TraceCancelled("The sweep was cancelled.")
         given = stream_argument(args, kwargs)
         if given is None:
-            raise CannotResume(f"block {block} is not given a residual stream")
+            raise CannotResume(f"block {block} does not take a residual stream")
         stacked, broadcast = self.work.traced.stacked_streams, self.mode.broadcast
         stream = rows_first(given, stacked)
         before, active = int((self.joins < block).sum()), int((self.joins <= block).sum())
         last = block == self.work.traced.n_layers - 1
         if active == 0:
             return self._skipped(block, stream, last)
-        # Without broadcasting, the model's own arguments have all rows: those that join later run along, unchanged.
+        # Without broadcasting, the model's own arguments have all rows, so rows that join later must run too.
         joining = slice(before, active if broadcast else None)
         stream = torch.cat([stream[:before], self._joining(block, joining, stream)])
         if broadcast:
@@ -117,7 +117,7 @@ class ResumedPass:
         return output
 
     def _with_cache_rows(self, block: int, active: int, run: Callable[[], Any]) -> Any:
-        """Run a block with a cache of its own that has the rows active there, where the model is called with one."""
+        """Run a block; if the model is called with one row, with cache layers that have the block's active rows."""
         if self._snapshot is None or not self.mode.broadcast:
             return run()
         kept = {number: self._cache.layers[number] for number in self._snapshot.layers_of(block)}
@@ -125,17 +125,17 @@ class ResumedPass:
             self._cache.layers[number] = self._snapshot.layer(number, self.samples[:active])
         output = run()
         for number, layer in kept.items():
-            # This block's keys and values are needed no more.
+            # This block's new keys and values are not needed any more.
             self._cache.layers[number] = layer
         return output
 
     def _skipped(self, block: int, stream: Tensor, last: bool) -> Any:
-        """Return a block's output before the first row has joined."""
+        """Return the output of a block before the first join, without running it."""
         if last:
             self._final = self._read(self._joining(block + 1, slice(None), stream))
         rows = slice(1) if self.mode.broadcast else slice(None)
         if not self.mode.broadcast:
-            # The model may keep the outputs of its blocks: they must be right for all rows.
+            # The model may use the blocks' outputs later, so they must be right for all rows.
             stream = self._restored(block, self._base_streams(block + 1, rows, stream))
         given = rows_second(stream, self.work.traced.stacked_streams)
         output = skipped_output(self.state.outputs[block], given, self.state.companions[block], self._rows(rows))
@@ -143,12 +143,12 @@ class ResumedPass:
         return output
 
     def _rows(self, part: slice) -> Callable[[Tensor], Tensor]:
-        """Return a function from recorded values [samples, tokens, ...] to those of some rows at this pass's tokens."""
+        """Return a function that selects some rows, at the pass's tokens, of recorded values [samples, tokens, ...]."""
         samples = self.samples[part]
         return lambda recorded: recorded[samples.to(recorded.device), self.token - self.state.first_token :]
 
     def _read(self, streams: Tensor) -> Tensor:
-        """Return the positions read, of streams at this pass's tokens; earlier positions are the base run's."""
+        """Return the positions read of streams at this pass's tokens. Earlier positions are taken from the base run."""
         earlier = [read - self.state.first_token for read in self.work.reads if read < self.token]
         here = streams[:, [read - self.token for read in self.work.reads if read >= self.token]]
         if not earlier:
@@ -162,11 +162,11 @@ class ResumedPass:
         return self._rows(part)(self.state.streams[block]).to(like.device)
 
     def _joining(self, block: int, part: slice, like: Tensor) -> Tensor:
-        """Return the input of a block for rows that join there, hidden states before it restored."""
+        """Return the input of a block for rows that join there, with the previous block's hidden states restored."""
         return self._restored(block - 1, self._base_streams(block, part, like), part.start or 0)
 
     def _restored(self, block: int, streams: Tensor, start: int = 0) -> Tensor:
-        """Return streams of the rows from `start` on after a block, with the hidden states restored there."""
+        """Return the rows' streams after a block with its hidden states restored; `start` is the first row's number."""
         if ("hidden", block) not in self.places.restored:
             return streams
         stop = start + len(streams)

@@ -1,8 +1,8 @@
-"""The sweeps of one or several prompts, in passes that they share.
+"""Sweeps of several prompts in shared passes.
 
-Sharing pays where launching many small passes costs more than the arithmetic. The samples are stacked: sample p·S + s
-of the shared sweep is sample s of prompt p. A pass depends on a prompt only through its length, which they share, and
-through embeddings and other runs, which are given for each sample. Token ids are those of the first prompt.
+Sharing is faster when launching many small passes costs more than their arithmetic. With S samples per prompt, sample
+p·S + s of the shared sweep is sample s of prompt p. All prompts have the same length, and the embeddings and other runs
+are given for each sample, so the passes can use the token ids of the first prompt.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ _HALF_ROUNDING = 0.5
 
 
 def can_share_passes(works: Sequence[Sweep]) -> bool:
-    """Return whether sweeps can be stacked: equal cells, reads, prompt lengths and numbers of samples.
+    """Return whether sweeps can share passes: equal cells, reads, prompt lengths and numbers of samples.
 
-    A model that uses token ids outside its embedding cannot share passes.
+    This is not possible for a model that uses token ids outside its embedding.
     """
     return len({_form(work) for work in works}) == 1 and _only_embeddings_know_tokens(works)
 
@@ -43,7 +43,7 @@ def shared_sweep(
     watches: Sequence[Watch | None],
     halved: Callable[[int], None],
 ) -> Iterator[tuple[int, SweepChunk]]:
-    """Compute sweeps that can share passes; see `engine.sweep`.
+    """Compute one sweep, or several that can share passes; see `engine.sweep` for the arguments.
 
     Yields:
         The number of a sweep, and some of its scores.
@@ -55,7 +55,7 @@ def shared_sweep(
     samples = works[0].base.samples
     numbers = torch.tensor([_numbers(work, works[0]) for work in works], dtype=torch.long)
     reached = torch.tensor([[work.reach(cell) is not None for cell in works[0].plan.cells] for work in works])
-    # The shared sweep does not know the subjects' positions: cells that change nothing in any prompt are skipped here.
+    # The shared sweep does not know the subjects' positions, so cells without effect in any prompt are skipped here.
     unchanged, run = (~reached.any(dim=0)).nonzero()[:, 0], reached.any(dim=0).nonzero()[:, 0]
     for number, work in enumerate(works):
         if len(unchanged):
@@ -81,19 +81,19 @@ def shared_sweep(
 
 
 def _form(work: Sweep) -> tuple[object, ...]:
-    """Return what sweeps must have in common to share passes."""
+    """Return the properties that must be equal for sweeps to share passes."""
     runs = frozenset(work.base.sources)
     return len(work.base.prompt), work.base.samples, work.reads, work.batch_size, runs, frozenset(_named(work))
 
 
 def _named(work: Sweep) -> list[tuple[int, Cell]]:
-    """Return the cells with the numbers of their maps."""
+    """Return the cells, each with its map's number."""
     maps = [0] * len(work.plan.cells) if work.maps is None else work.maps.tolist()
     return list(zip(maps, work.plan.cells, strict=True))
 
 
 def _numbers(work: Sweep, first: Sweep) -> list[int]:
-    """Return, for each cell of `first`, its number in `work`: prompts order their cells differently."""
+    """Return the number in `work` of each cell of `first`. Different prompts order their cells differently."""
     places = {cell: number for number, cell in enumerate(_named(work))}
     return [places[cell] for cell in _named(first)]
 

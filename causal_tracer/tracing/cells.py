@@ -15,7 +15,7 @@ from causal_tracer.sweep.plan import Cell, SweepPlan, knockout_plan, map_plan, p
 
 
 def owned_cells(experiment: Experiment, specs: Mapping[str, MapSpec]) -> list[tuple[int, Cell]]:
-    """Return the cells of all maps, each with its map's number, in the prompt's priority order.
+    """Return the cells of all maps, each with its map's number, in priority order (see `priority_order`).
 
     Raises:
         SettingsError: A map does not fit the model, the prompt, or the request.
@@ -44,9 +44,10 @@ def spec_plan(
         traced: The model.
         prompt: The map's prompt.
         spec: The map.
-        source: Where its activations come from.
-        base: What the base run runs, where that is another prompt.
-        places: The base run's token for each token of the prompt that has one; None where it runs the prompt itself.
+        source: The source of the restored activations.
+        base: The base run's prompt, if it is another one.
+        places: The aligned token of the base run for each token of the prompt that has one; None if the base run is of
+            the prompt itself.
 
     Raises:
         SettingsError: The map does not fit the model or the prompt.
@@ -70,18 +71,21 @@ def spec_plan(
 
 
 def map_source(spec: MapSpec, request: TraceRequest) -> str:
-    """Return where a map's activations come from.
+    """Return the source of a map's activations.
 
     Raises:
         SettingsError: The map does not fit the request's direction.
     """
     if spec.source == "placebo" and request.direction == "corrupt":
-        raise SettingsError("A placebo is restored into the corrupted run. Leave out direction='corrupt'.")
+        raise SettingsError(
+            "source='placebo' restores activations in the corrupted run, and direction='corrupt' patches the clean "
+            "run. Leave out direction='corrupt'."
+        )
     if spec.in_clean_run and request.direction == "restore":
         what = f"source={spec.source!r} ablates" if spec.ablates else f"kind={spec.kind!r} blocks attention"
         raise SettingsError(
             f"{what} in the clean run, and direction='restore' patches the corrupted run. Give direction='corrupt', "
-            "and corruption='none' if you need no corrupted run beside it."
+            "and corruption='none' if no corrupted run is needed."
         )
     if spec.source != "clean":
         return spec.source
@@ -97,15 +101,15 @@ def _positions(spec: MapSpec, prompt: Prompt) -> tuple[int, ...]:
     positions = tuple(range(len(prompt))) if spec.positions is None else spec.positions
     if not positions or not all(0 <= position < len(prompt) for position in positions):
         raise SettingsError(
-            f"positions={spec.positions} are not all tokens of the prompt, which has {len(prompt)}. Give numbers from "
-            f"0 to {len(prompt) - 1}."
+            f"positions={spec.positions} is not a list of tokens of the prompt, which has {len(prompt)}. Give one or "
+            f"more numbers from 0 to {len(prompt) - 1}."
         )
     subject = range(*prompt.subject_range)
     return tuple(position for position in positions if position in subject or not spec.subject_tokens_only)
 
 
 def _spans(prompt: Prompt, queries: tuple[int, ...]) -> dict[int, tuple[int, ...]]:
-    """The tokens of each of `SPANS`, by row."""
+    """Return the tokens of each span in `SPANS`, by row."""
     subject = tuple(token for token in range(*prompt.subject_range) if token not in queries)
     others = tuple(token for token in range(len(prompt)) if token not in (*subject, *queries))
     return dict(enumerate((subject, others, queries)))

@@ -1,4 +1,4 @@
-"""Traces from request to result: prompt, clean run, base run, sweep, HiddenFlow."""
+"""The trace loop, from requests to maps: prompt, clean run, base run, sweep, `HiddenFlow`."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from causal_tracer.tracing.maps import Results
 
 @dataclass(frozen=True, eq=False)
 class MapsUpdate:
-    """Maps on their way, by the names that they were asked for with: the cells known so far, NaN in the others.
+    """The maps of one prompt during a trace. Cells that are not computed yet are NaN.
 
     Attributes:
-        flows: The maps of one prompt; complete in its last update.
-        done: Restored runs done, of all prompts.
-        total: Restored runs in all.
-        request: Which of several requests the maps are of.
+        flows: The maps by the names in `specs`. A prompt's last update has its complete maps.
+        done: Number of restored runs done, for all prompts.
+        total: Total number of restored runs, for all prompts.
+        request: The number of the request that the maps belong to.
     """
 
     flows: Mapping[str, HiddenFlow]
@@ -44,7 +44,7 @@ class MapsUpdate:
     request: int = 0
 
     def __repr__(self) -> str:
-        """How far the maps are, and each in a few lines."""
+        """Return the progress, and each map in a few lines."""
         lines = [f"MapsUpdate: {self.done} of {self.total} restored runs"]
         return "\n".join(lines + [f"{name}: {flow!r}" for name, flow in self.flows.items()])
 
@@ -57,24 +57,25 @@ def trace_maps(
     options: RunOptions | None = None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Iterator[MapsUpdate]:
-    """Trace one or several prompts, each for several maps in one sweep, which share clean run, noise and corrupted run.
+    """Trace one or several requests. The maps of a request share one sweep, its clean run, noise and corrupted run.
 
-    On GPUs, prompts of equal length share passes.
+    On a GPU, prompts of equal length share forward passes.
 
     Args:
         context: The model.
-        requests: What is asked for.
-        specs: The maps, by name.
+        requests: One request, or several.
+        specs: The maps to compute for each request, by name.
         options: How the maps are computed; None takes the defaults.
-        cancelled: Asked as the sweep goes; True stops it.
+        cancelled: Called between batches; returning True stops the sweep.
 
     Yields:
-        For each request one update before the first cell, and more as cells become known, the last with all of them.
+        For each request an update before its first cell, and further ones as cells are computed. The last one is
+        complete.
 
     Raises:
         SettingsError, PromptError, TokenizerError: A request does not fit the model.
-        ModelStructureError: Heads are asked for, and the model has none that can be told apart; or its attention is to
-            be blocked, and cannot be.
+        ModelStructureError: A map is of heads or knockouts, and the model's attention heads cannot be separated or its
+            attention cannot be blocked.
         NumericsError: A run gave NaN or infinite logits.
         TraceCancelled: `cancelled` returned True.
     """
@@ -92,7 +93,7 @@ def trace_maps(
         waiting -= len(group)
         update = None
         for update in _traced(traces, cancelled):
-            # Prompts still to come are counted at the size of these.
+            # The remaining requests are assumed to need as many runs each as this group's.
             total = before + update.total + update.total * waiting // len(group)
             yield MapsUpdate(update.flows, before + update.done, total, group[update.request])
         before += update.done if update else 0
@@ -101,7 +102,7 @@ def trace_maps(
 def _groups(
     context: TracingContext, requests: Sequence[TraceRequest], specs: Mapping[str, MapSpec], options: RunOptions
 ) -> list[list[int]]:
-    """Return groups of requests to trace at a time, by number."""
+    """Return groups of request numbers; the requests of a group are traced together."""
     prompts = [prompt_for(context, each.prompt, each.subject, each.occurrence) for each in requests]
     if len(requests) == 1 or not sharing_pays(context):
         return [[number] for number in range(len(requests))]
@@ -116,7 +117,7 @@ def _groups(
         rows = len(specs) * context.traced.n_layers * samples
         place = tokens, samples, requests[number].direction
         shared = groups.setdefault(place, [])
-        # One token's rows of all prompts in a group fill a batch.
+        # A group is complete once the rows of one token, over all its prompts, fill a batch.
         if len(shared) * rows >= batch_size:
             groups[number] = groups.pop(place)
             shared = groups.setdefault(place, [])
@@ -125,7 +126,7 @@ def _groups(
 
 
 def sharing_pays(context: TracingContext) -> bool:
-    """Return whether launching a pass costs more than its arithmetic: on GPUs only."""
+    """Return whether sharing passes is faster: on GPUs, where launching a pass costs more than its arithmetic."""
     return context.traced.input_device.type == "cuda"
 
 
@@ -133,10 +134,10 @@ class _Trace:
     """The state of one request while its maps are computed.
 
     Attributes:
-        results: The maps.
-        engine_check: The engine that computes them.
-        watch: Keeps the most probable tokens, where they are asked for.
-        runs: Restored runs of the samples that have begun.
+        results: The maps so far.
+        engine_check: The engine that computes the maps.
+        watch: Collects the most probable tokens, if they are requested.
+        runs: Number of restored runs of the current samples.
     """
 
     def __init__(
@@ -161,16 +162,16 @@ class _Trace:
 
     @property
     def request(self) -> TraceRequest:
-        """What is asked for."""
+        """The request, with the tracer's noise setting filled in."""
         return self._experiment.request
 
     @property
     def remaining(self) -> int:
-        """Restored runs that are still to be done."""
+        """Number of restored runs of the current samples that are not done yet."""
         return int(self._left.sum())
 
     def begin(self, start: int, stop: int) -> Sweep:
-        """Run the samples start ... stop - 1 corrupted, and return the sweep of their cells."""
+        """Run the base run of the samples start ... stop - 1, and return the sweep of their cells."""
         experiment, request = self._experiment, self.request
         embeddings = experiment.embeddings(start, stop)
         self.watch = None
@@ -194,13 +195,13 @@ class _Trace:
         )
 
     def take(self, chunk: SweepChunk) -> None:
-        """Store scores; NaN marks cells that will be computed again."""
+        """Store scores. NaN marks cells that will be recomputed."""
         self.results.take(self._planes[chunk.cells], chunk)
         self._left[chunk.cells, chunk.samples] = chunk.scores.isnan()
 
 
 def _traced(traces: Sequence[_Trace], cancelled: Callable[[], bool]) -> Iterator[MapsUpdate]:
-    """Yield the maps of requests with equal numbers of samples and tokens."""
+    """Yield the maps of a group of requests, which have equal numbers of samples and tokens."""
     wanted = traces[0].request.samples
     if isinstance(wanted, SamplesUntil):
         yield from _until(traces[0], wanted, cancelled)
@@ -217,7 +218,7 @@ def _traced(traces: Sequence[_Trace], cancelled: Callable[[], bool]) -> Iterator
 
 
 def _until(trace: _Trace, wanted: SamplesUntil, cancelled: Callable[[], bool]) -> Iterator[MapsUpdate]:
-    """Yield the maps of one request, with more samples until each peak's interval is narrow enough."""
+    """Yield the maps of one request, adding samples until each peak's interval is narrow enough."""
     results, before = trace.results, 0
     for start in range(0, wanted.most, wanted.step):
         stop = min(start + wanted.step, wanted.most)

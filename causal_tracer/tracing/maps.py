@@ -1,4 +1,4 @@
-"""Scores as a sweep gives them, made into the maps that were asked for."""
+"""Collects the scores of sweeps and makes them into maps (`HiddenFlow`)."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from causal_tracer.version import __version__
 
 
 class Results:
-    """The maps of a trace on their way.
+    """The maps of one request while they are computed.
 
     Attributes:
         options: How the maps are computed.
-        samples: Samples begun so far.
-        batch_size: Rows that go through the model together from now on.
+        samples: Number of samples begun so far.
+        batch_size: The current largest number of rows in a batch.
     """
 
     def __init__(self, experiment: Experiment, specs: Mapping[str, MapSpec], options: RunOptions, batch_size: int):
@@ -56,7 +56,7 @@ class Results:
         self._owned: list[tuple[int, Cell]] = []
         self._watch: TopTokenWatch | None = None
         self._audits: dict[int, Audit] = {}
-        # Copies: what a user does to a result must not reach the cached clean run.
+        # Copies, so that changing a result does not change the cached clean run.
         activations = experiment.clean.activations
         names = {n for spec in specs.values() for n in experiment.context.traced.activation_names(spec.kind)}
         tokens = len(experiment.prompt)
@@ -65,7 +65,14 @@ class Results:
     def begin(
         self, engine_check: EngineCheck, low_scores: Tensor, owned: list[tuple[int, Cell]], watch: TopTokenWatch | None
     ) -> None:
-        """More samples begin, with these scores in their corrupted runs, of these cells by number of their map."""
+        """Begin further samples.
+
+        Args:
+            engine_check: The engine that computes the maps.
+            low_scores: The metric in the corrupted run of each new sample [samples].
+            owned: The cells, each with its map's number.
+            watch: Collects the most probable tokens, if they are requested.
+        """
         self._engine_check = engine_check
         self._first = self.samples
         self.samples += len(low_scores)
@@ -78,23 +85,23 @@ class Results:
         self._columns = torch.tensor([cell.layer for _, cell in owned], dtype=torch.long)
 
     def take(self, planes: Tensor, chunk: SweepChunk) -> None:
-        """Scores have become known: of cells of these maps."""
+        """Store scores, given the number of each score's map."""
         place = (planes, self._first + chunk.samples, self._rows[chunk.cells], self._columns[chunk.cells])
         self._scores[place] = chunk.scores
 
     def halved(self, batch_size: int) -> None:
-        """The memory of the device did not hold the batch, and the sweep goes on with a smaller one."""
+        """Note that the sweep continues with a smaller batch size, since a batch did not fit in the device's memory."""
         self._sizes.append(batch_size)
         self.batch_size = batch_size
         self.begin_again()
 
     def begin_again(self) -> None:
-        """Cells whose samples have come in part are computed again."""
+        """Discard the top tokens of cells with only some of their samples, which will be recomputed."""
         if self._watch is not None:
             self._watch.begin_again()
 
     def audited(self, plane: int, audit: Audit) -> None:
-        """Keep a map's audit; of several, as samples are added, the one with the largest difference."""
+        """Keep a map's audit. Of several (as samples are added), the one with the largest difference is kept."""
         before = self._audits.get(plane)
         if before is None or (before.recomputed, before.largest_difference) < (
             audit.recomputed,
@@ -103,11 +110,11 @@ class Results:
             self._audits[plane] = audit
 
     def note(self, text: str) -> None:
-        """Something that a reader of the maps has to know."""
+        """Add a note to all maps."""
         self._notes.append(text)
 
     def flows(self, complete: bool = True) -> dict[str, HiddenFlow]:
-        """The maps as they are now; they share no tensors, and only complete ones have a copy of the activations."""
+        """Return the current maps. They share no tensors. Only complete ones have a copy of the clean activations."""
         return {name: self._flow(plane, spec, complete) for plane, (name, spec) in enumerate(self._specs.items())}
 
     def _flow(self, plane: int, spec: MapSpec, complete: bool) -> HiddenFlow:
@@ -116,7 +123,7 @@ class Results:
         tokenizer, sample_scores = context.tokenizer, self._scores[plane, :, : self._heights[plane]].clone()
         names = context.traced.activation_names(spec.kind) if complete else []
         return HiddenFlow(
-            # NaN until all samples of a cell are there.
+            # NaN until all samples of a cell are computed.
             scores=sample_scores.mean(dim=0),
             low_score=float(self._low_scores.mean()),
             high_score=self._high_score,
@@ -182,7 +189,7 @@ class Results:
         experiment, request = self._experiment, self._experiment.request
         prompt, notes = experiment.prompt, list(experiment.notes)
         if (count := prompt.subject_count) > 1:
-            notes.append(f"The subject occurs {count} times in the prompt; the {request.occurrence} one is traced.")
+            notes.append(f"The subject occurs {count} times in the prompt. The {request.occurrence} one is traced.")
         if missing := experiment.context.traced.missing_layers(spec.kind):
             notes.append(f"Layers without {SITES[spec.kind].label}: {', '.join(map(str, missing))}.")
         if self.options.engine == "auto" and self._engine_check.tried:
@@ -192,12 +199,12 @@ class Results:
         alignment = _alignment(experiment, spec)
         if alignment is not None and alignment.without_partner:
             alone = ", ".join(f"{alignment.tokens[place]!r} ({place})" for place in alignment.without_partner)
-            notes.append(f"Tokens without a partner in the other prompt, whose cells are not computed: {alone}.")
+            notes.append(f"Not computed, since these tokens have no partner in the other prompt: {alone}.")
         if self._recomputed(plane):
             audit = self._audits[plane]
             notes.append(
-                f"Computed again by the full sweep: the audit found a score of the sweep {self._engine_check.name!r} "
-                f"to be off by {audit.largest_difference:.2g} ({audit.allowed:.2g} is allowed)."
+                f"Recomputed by the full sweep: in the audit, a score of the sweep {self._engine_check.name!r} "
+                f"differed by {audit.largest_difference:.2g} ({audit.allowed:.2g} is allowed)."
             )
         if len(self._sizes) > 1:
             notes.append(halving_note(self._sizes))
@@ -220,7 +227,7 @@ class Results:
                 continue
             found = self._watch.of_cell(number)
             if found is None and not self._scores[plane, :, cell.position, cell.layer].isnan().any():
-                # Known, and not run: it changes nothing.
+                # The cell changes nothing, so it was not run.
                 found = base
             if found is not None:
                 restored[cell.position, cell.layer] = found
@@ -228,7 +235,7 @@ class Results:
 
 
 def _alignment(experiment: Experiment, spec: MapSpec) -> TokenAlignment | None:
-    """The tokens of the other prompt that takes part in a map."""
+    """Return the alignment with the other prompt that a map uses, if any."""
     other = experiment.placebo if spec.source == "placebo" else experiment.second
     if other is None or spec.ablates:
         return None
@@ -248,7 +255,7 @@ def _ablation(request: TraceRequest, spec: MapSpec) -> str | None:
 
 
 def _height(experiment: Experiment, spec: MapSpec) -> int:
-    """The number of a map's rows."""
+    """Return the number of rows of a map."""
     rows = SITES[spec.kind].rows
     if rows != "heads":
         return len(SPANS if rows == "spans" else experiment.prompt)
@@ -257,5 +264,5 @@ def _height(experiment: Experiment, spec: MapSpec) -> int:
 
 @cache
 def library_versions() -> dict[str, str]:
-    """Return the versions of the libraries that take part in a result."""
+    """Return the versions of the libraries that a result depends on."""
     return {"causal_tracer": __version__, "torch": torch.__version__, "transformers": version("transformers")}

@@ -313,7 +313,7 @@ def test_an_answer_to_an_earlier_position_is_read_there(kind: str) -> None:
     joint, ids = by_hand(of, before, " Rome")
     assert flow.answer_ids == ids
     assert flow.high_score == pytest.approx(torch.tensor(joint).exp().item(), rel=1e-4)
-    with pytest.raises(SettingsError, match="tokens, which are read after the whole prompt"):
+    with pytest.raises(SettingsError, match="several tokens can be read after the whole prompt only"):
         of.trace(text, "Rome", answer="42", answer_form="exact", read=read, samples=1)
 
 

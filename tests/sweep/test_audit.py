@@ -92,7 +92,7 @@ def test_a_wrong_sweep_is_found_and_the_full_one_used(tracer: CausalTracer, monk
     assert flow.audit.recomputed
     assert flow.audit.largest_difference == pytest.approx(0.05, abs=1e-5)
     assert flow.settings.engine == "full"
-    assert any("Computed again by the full sweep" in note for note in flow.notes)
+    assert any("Recomputed by the full sweep" in note for note in flow.notes)
     torch.testing.assert_close(flow.sample_scores, expected.sample_scores, rtol=0, atol=0)
 
 

@@ -153,7 +153,7 @@ def test_samples_of_heads_are_added_until_the_peak_is_sure() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"kind": "mlp", "token": 3}, "kind='head' and knockouts only"),
+        ({"kind": "mlp", "token": 3}, "does not apply to kind='mlp'"),
         ({"kind": "head", "severed": "attention"}, "cannot be severed"),
         ({"kind": "head", "positions": (2, 3)}, "is token="),
         ({"kind": "head", "subject_tokens_only": True}, "is token="),
@@ -333,7 +333,7 @@ def test_maps_that_make_no_sense_are_refused(spec: dict[str, Any]) -> None:
 def test_a_placebo_map_needs_a_placebo() -> None:
     tracer = tiny_tracer("gpt2")
     for request in (replace(REQUEST, placebo=None), replace(REQUEST, placebo=OtherPrompt(PROMPT, SUBJECT))):
-        with pytest.raises(SettingsError, match=r"placebo|the prompt itself"):
+        with pytest.raises(SettingsError, match=r"placebo|the same as the prompt"):
             tracer.trace_maps(request, {"m": MapSpec(source="placebo")})
 
 

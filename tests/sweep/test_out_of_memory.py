@@ -55,7 +55,7 @@ def test_the_batch_halves_until_it_fits_and_the_map_is_that_of_the_size_that_fit
     assert flow.settings.batch_size == 4
     assert expected.settings.batch_size == 64
     assert [note for note in flow.notes if "memory" in note] == [
-        "Out of memory with 64 rows together; computed with 4."
+        "Out of memory with batches of 64 rows. Computed with batches of 4."
     ]
     assert not any("memory" in note for note in expected.notes)
     torch.testing.assert_close(flow.sample_scores, expected.sample_scores, atol=1e-5, rtol=0)

@@ -158,7 +158,7 @@ def test_what_cannot_be_asked_for(spec: dict[str, Any], changes: dict[str, Any],
 
 
 def test_several_tokens_are_for_knockouts_only() -> None:
-    with pytest.raises(SettingsError, match="Several are for knockouts"):
+    with pytest.raises(SettingsError, match="knockouts also take a list"):
         MapSpec("head", token=(1, 2))
     with pytest.raises(SettingsError, match="positions"):
         MapSpec("span_knockout", positions=(1,))

@@ -151,7 +151,7 @@ def test_of_an_answer_of_several_tokens_the_first_is_read() -> None:
     [
         ({"top": 0}, "top=0 is too small"),
         ({"top": VOCAB_SIZE + 1}, f"Give at most {VOCAB_SIZE}"),
-        ({"answer": 10**6}, "not in the vocabulary"),
+        ({"answer": 10**6}, "answer_id=1000000 is out of range"),
         ({"answer": 2.5}, "must be an integer"),
         ({"restored": 3}, "must be a list"),
         ({"restored": (1,)}, r"restored must be \(row, layer\)"),
@@ -159,7 +159,7 @@ def test_of_an_answer_of_several_tokens_the_first_is_read() -> None:
         ({"restored": (99, 1), "subject": SUBJECT}, "a row from 0 to"),
         ({"corrupted": 3}, "must be True or False"),
         ({"corrupted": True, "samples": SamplesUntil(0.1)}, "fixed number of samples"),
-        ({"wrong": 3}, "wrong is no setting here"),
+        ({"wrong": 3}, "wrong is not a setting here"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(changes: dict[str, Any], words: str) -> None:

@@ -126,7 +126,7 @@ def test_prompts_of_different_lengths_are_aligned_by_spans(name: str, direction:
     assert len(set(places.values())) == len(places)
     alone = [token for token in range(len(first)) if token not in places]
     assert flow.scores[alone].isnan().all()
-    assert bool(flow.alignment.without_partner) == any("without a partner" in note for note in flow.notes)
+    assert bool(flow.alignment.without_partner) == any("have no partner" in note for note in flow.notes)
     (_, clean), (_, values) = (clean_by_hand(tracer(name).model, name, ids) for ids in (first, second))
     if direction == "restore":
         base, source, at = second, moved(clean, places, len(second)), places
@@ -247,7 +247,7 @@ def test_several_pairs_of_prompts_are_traced_in_one_call() -> None:
 @pytest.mark.parametrize(
     ("second", "changes", "message"),
     [
-        (OtherPrompt(PROMPT, SUBJECT), {}, "the prompt itself"),
+        (OtherPrompt(PROMPT, SUBJECT), {}, "the same as the prompt"),
         (OtherPrompt(LONGER, "Steve Jobs", align="tokens"), {}, "equal length"),
         (OtherPrompt(LONGER, "Steve Jobs", pairs=((0, 99),)), {}, "out of range"),
         (OtherPrompt(LONGER, "Steve Jobs", pairs=((1, 1), (1, 2))), {}, "another pair"),

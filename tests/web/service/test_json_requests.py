@@ -95,7 +95,7 @@ class TestTrace:
             (task(placebo={"text": 5}), "placebo.text must be a text, or a conversation"),
             (task(corruption=[1]), "corruption must be a name, or an object with its class"),
             (task(corruption={"class": "GaussianNoise", "seed": 1}), "level of the GaussianNoise is wrong"),
-            (task(corruption={"class": "user's own"}), "an object of the user's own"),
+            (task(corruption={"class": "user's own"}), "a user-defined object"),
             (task(metric={"class": "ZeroEmbedding"}), "metric={'class': 'ZeroEmbedding'} is not known"),
             (task(mean_over="abc"), "mean_over must be a list"),
             ({**task(), "maps": {"kind": "mlp"}}, "maps.kind must be an object with the fields kind"),
