@@ -63,7 +63,7 @@ def metric_values(metric: Metric, logits: Tensor) -> Tensor:
     if not bool(values.isfinite().all()):
         wrong = values[~values.isfinite()][0]
         raise NumericsError(
-            f"The metric {name} returned {float(wrong)} for finite logits. It must be finite. For a log-probability, "
+            f"The metric {name} gave {float(wrong)} for finite logits. It must be finite. For a log-probability, "
             "use log_softmax instead of the log of a probability, which may be 0."
         )
     return values
