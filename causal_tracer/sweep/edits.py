@@ -18,7 +18,7 @@ from causal_tracer.sweep.plan import BlockedAttention, Cell, Sweep
 
 
 @dataclass(frozen=True, eq=False)
-class Restored:
+class Restorations:
     """The restorations of one site and layer in a batch: entry i is at row `rows[i]` and token `tokens[i]`.
 
     Attributes:
@@ -33,15 +33,15 @@ class Restored:
     tokens: Tensor
     heads: Tensor | None = None
 
-    def part(self, start: int, stop: int) -> Restored:
+    def part(self, start: int, stop: int) -> Restorations:
         """Return the entries of the rows start ... stop - 1, with row numbers counted from `start`."""
         there = (self.rows >= start) & (self.rows < stop)
         heads = None if self.heads is None else self.heads[there]
-        return Restored(self.source, self.rows[there] - start, self.tokens[there], heads)
+        return Restorations(self.source, self.rows[there] - start, self.tokens[there], heads)
 
 
 @dataclass(frozen=True, eq=False)
-class Places:
+class BatchInterventions:
     """The interventions in a batch.
 
     Attributes:
@@ -49,11 +49,11 @@ class Places:
         blocked: The blocked attention edges, by layer.
     """
 
-    restored: Mapping[tuple[SiteName, int], tuple[Restored, ...]]
+    restored: Mapping[tuple[SiteName, int], tuple[Restorations, ...]]
     blocked: Mapping[int, BlockedEdges]
 
 
-def places_of(cells: Sequence[Cell], cell_of: Tensor) -> Places:
+def batch_interventions(cells: Sequence[Cell], cell_of: Tensor) -> BatchInterventions:
     """Return the interventions in a batch whose row r is a run of `cells[cell_of[r]]`."""
     found: dict[tuple[SiteName, int], dict[str, list[tuple[int, ...]]]] = defaultdict(lambda: defaultdict(list))
     edges: dict[int, list[tuple[int, ...]]] = defaultdict(list)
@@ -72,11 +72,11 @@ def places_of(cells: Sequence[Cell], cell_of: Tensor) -> Places:
                 entries += [(start, count, token, head) for token in intervention.tokens]
         start += count
 
-    def restored(site: SiteName, source: str, entries: list[tuple[int, ...]]) -> Restored:
+    def restored(site: SiteName, source: str, entries: list[tuple[int, ...]]) -> Restorations:
         rows, tokens, heads = _for_each_row(entries)
-        return Restored(source, rows, tokens, heads if site == "head" else None)
+        return Restorations(source, rows, tokens, heads if site == "head" else None)
 
-    return Places(
+    return BatchInterventions(
         {
             (site, layer): tuple(
                 # Values held at the base run's come first, so that a restoration of the same activation overrides them.
@@ -97,31 +97,31 @@ def _for_each_row(entries: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor, T
     return rows, first[entry], second[entry]
 
 
-def mask_edits(work: Sweep, places: Places, first_token: int) -> dict[nn.Module, MaskEdit]:
+def mask_edits(work: Sweep, interventions: BatchInterventions, first_token: int) -> dict[nn.Module, MaskEdit]:
     """Return the edits of attention masks in a batch that begins at `first_token`."""
     traced, tokens = work.traced, range(first_token, len(work.base.prompt))
     return {
         traced.modules[module.name]: blocking(edges, tokens, module)
-        for layer, edges in places.blocked.items()
+        for layer, edges in interventions.blocked.items()
         for module in traced.knockout_sites[layer]
     }
 
 
 def site_edits(
-    work: Sweep, places: Places, samples: Tensor, first_token: int, *, hidden: bool
+    work: Sweep, interventions: BatchInterventions, samples: Tensor, first_token: int, *, hidden: bool
 ) -> tuple[dict[nn.Module, Edit], dict[nn.Module, Edit]]:
     """Return the edits of a batch: those of modules' outputs, and those of the inputs of attention output projections.
 
     Args:
         work: The sweep.
-        places: The interventions.
+        interventions: The interventions.
         samples: The sample of each row [rows].
         first_token: The first token of the batch.
         hidden: Whether to include edits of the blocks' outputs.
     """
     outputs: dict[nn.Module, Edit] = {}
     inputs: dict[nn.Module, Edit] = {}
-    for (site, layer), restored in places.restored.items():
+    for (site, layer), restored in interventions.restored.items():
         if site == "head":
             name, heads = work.traced.head_sites[layer]
             inputs[work.traced.modules[name]] = restoring(work, name + INPUT, restored, samples, first_token, heads)
@@ -132,7 +132,7 @@ def site_edits(
 
 
 def restoring(
-    work: Sweep, name: str, restored: Sequence[Restored], samples: Tensor, first_token: int, n_heads: int = 1
+    work: Sweep, name: str, restored: Sequence[Restorations], samples: Tensor, first_token: int, n_heads: int = 1
 ) -> Callable[[Tensor], Tensor]:
     """Return the edit that makes all restorations of one module's activation, one after the other."""
     steps = []
@@ -150,7 +150,7 @@ def restoring(
 
 
 def _restoring_once(
-    values: Tensor, restored: Restored, samples: Tensor, all_samples: int, first_token: int, n_heads: int
+    values: Tensor, restored: Restorations, samples: Tensor, all_samples: int, first_token: int, n_heads: int
 ) -> Callable[[Tensor], Tensor]:
     """Return the edit that copies a run's activations into a batch.
 

@@ -16,7 +16,7 @@ from causal_tracer.experiment.base_run import Watch, Watched
 from causal_tracer.experiment.embeddings import corrupting
 from causal_tracer.metrics.values import sample_values
 from causal_tracer.model.runs import Recorder, read_logits
-from causal_tracer.sweep.edits import mask_edits, places_of, site_edits
+from causal_tracer.sweep.edits import batch_interventions, mask_edits, site_edits
 from causal_tracer.sweep.plan import Sweep, SweepChunk
 
 
@@ -47,13 +47,15 @@ def full_sweep(
         if cancelled():
             raise TraceCancelled(f"The sweep was cancelled after {int(batch[0])} of {len(rows)} runs.")
         cell_of, sample_of = batch // samples, batch % samples
-        places = places_of(work.plan.cells, cell_of)
-        edits, input_edits = site_edits(work, places, sample_of, 0, hidden=True)
+        interventions = batch_interventions(work.plan.cells, cell_of)
+        edits, input_edits = site_edits(work, interventions, sample_of, 0, hidden=True)
         edits[traced.embedding] = corrupting(base.embeddings, base.prompt, sample_of)
         if record is not None:
             edits, input_edits = record.after(traced, edits, input_edits)
         ids = torch.tensor(base.prompt.input_ids).expand(len(batch), -1)
-        logits = read_logits(traced, ids, edits, "restored", work.reads, input_edits, mask_edits(work, places, 0))
+        logits = read_logits(
+            traced, ids, edits, "restored", work.reads, input_edits, mask_edits(work, interventions, 0)
+        )
         if watch is not None:
             watch(Watched(cell_of, sample_of, logits))
         yield SweepChunk(cells=cell_of, samples=sample_of, scores=sample_values(work.metric, logits, sample_of))

@@ -26,7 +26,7 @@ from causal_tracer.errors import TraceCancelled
 from causal_tracer.experiment.base_run import Watch, Watched
 from causal_tracer.metrics.values import sample_values
 from causal_tracer.sweep.base_state import BaseState, base_state
-from causal_tracer.sweep.edits import places_of
+from causal_tracer.sweep.edits import batch_interventions
 from causal_tracer.sweep.plan import Sweep, SweepChunk
 from causal_tracer.sweep.read_out import Finals, ReadOut
 from causal_tracer.sweep.resume_mode import RESUME_MODES, ResumeMode
@@ -118,8 +118,8 @@ def _passes(
         sample_of = torch.arange(samples).repeat(len(members))
         batches = torch.split(torch.arange(len(cells)), work.batch_size)
         for batch in batches:
-            places = places_of(work.plan.cells, cells[batch])
-            run = ResumedPass(work, state, mode, token, joins[batch], sample_of[batch], places, cancelled)
+            interventions = batch_interventions(work.plan.cells, cells[batch])
+            run = ResumedPass(work, state, mode, token, joins[batch], sample_of[batch], interventions, cancelled)
             # The first two tokens' scores are yielded at once; later logits are computed in large batches.
             at_once = number < 2 or (number == len(groups) - 1 and batch is batches[-1])
             yield Finals(run.final_states(), cells[batch], sample_of[batch]), at_once

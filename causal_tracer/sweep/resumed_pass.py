@@ -23,7 +23,7 @@ from causal_tracer.model.hooks import (
 from causal_tracer.model.runs import run_model
 from causal_tracer.sweep.base_state import BaseState, headless, position_argument
 from causal_tracer.sweep.carried_state import CarriedState, skipped_output
-from causal_tracer.sweep.edits import Places, mask_edits, restoring, site_edits
+from causal_tracer.sweep.edits import BatchInterventions, mask_edits, restoring, site_edits
 from causal_tracer.sweep.plan import Sweep
 from causal_tracer.sweep.resume_mode import CannotResume, ResumeMode
 
@@ -39,7 +39,7 @@ class ResumedPass:
         token: The first token that is run.
         joins: The block at which each row joins, ascending [rows].
         samples: The sample of each row [rows].
-        places: The interventions in the rows.
+        interventions: The interventions in the rows.
         cancelled: Called before each block; returning True stops the pass.
     """
 
@@ -49,7 +49,7 @@ class ResumedPass:
     token: int
     joins: Tensor
     samples: Tensor
-    places: Places
+    interventions: BatchInterventions
     cancelled: Callable[[], bool]
 
     def final_states(self) -> Tensor:
@@ -73,12 +73,12 @@ class ResumedPass:
             given |= position_argument(tokens, len(called_with))
         self._carried = CarriedState(self.state.companions, self.state.shared, self.samples)
         # Rows are sorted by join, so those in a block are always the first ones and keep their row numbers.
-        edits, input_edits = site_edits(self.work, self.places, self.samples, self.token, hidden=False)
+        edits, input_edits = site_edits(self.work, self.interventions, self.samples, self.token, hidden=False)
         if not broadcast:
             # Some models feed the embeddings to later blocks as well.
             edits[traced.embedding] = corrupting(base.embeddings, base.prompt, self.samples, tokens)
         ids = torch.tensor(base.prompt.input_ids[self.token :]).expand(len(called_with), -1)
-        given |= {"input_edits": input_edits, "mask_edits": mask_edits(self.work, self.places, self.token)}
+        given |= {"input_edits": input_edits, "mask_edits": mask_edits(self.work, self.interventions, self.token)}
         with headless(traced), replacing_forward(traced.blocks, self._block):
             run_model(traced, ids, edits, use_cache=self._snapshot is not None, **given)
         if self._final is None:
@@ -167,9 +167,9 @@ class ResumedPass:
 
     def _restored(self, block: int, streams: Tensor, start: int = 0) -> Tensor:
         """Return the rows' streams after a block with its hidden states restored; `start` is the first row's number."""
-        if ("hidden", block) not in self.places.restored:
+        if ("hidden", block) not in self.interventions.restored:
             return streams
         stop = start + len(streams)
         name = self.work.traced.site_names["hidden"][block][0]
-        parts = [part.part(start, stop) for part in self.places.restored["hidden", block]]
+        parts = [part.part(start, stop) for part in self.interventions.restored["hidden", block]]
         return restoring(self.work, name, parts, self.samples[start:stop], self.token)(streams)

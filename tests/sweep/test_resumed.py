@@ -21,7 +21,7 @@ from causal_tracer.request.sites import KINDS
 from causal_tracer.sweep import engine, plan, resumed
 from causal_tracer.sweep.caches import CacheSnapshot
 from causal_tracer.sweep.check import EngineCheck, check_resume_modes, has_plain_cache
-from causal_tracer.sweep.edits import Places
+from causal_tracer.sweep.edits import BatchInterventions
 from causal_tracer.sweep.engine import choose_engine
 from causal_tracer.sweep.full import full_sweep
 from causal_tracer.sweep.plan import Cell, Intervention, Reach, reach
@@ -191,7 +191,7 @@ def one_block_late(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def nothing_restored(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resumed, "places_of", lambda cells, cell_of: Places({}, {}))
+    monkeypatch.setattr(resumed, "batch_interventions", lambda cells, cell_of: BatchInterventions({}, {}))
 
 
 def no_cache(monkeypatch: pytest.MonkeyPatch) -> None:

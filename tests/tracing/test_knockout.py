@@ -245,12 +245,12 @@ def test_a_resumed_sweep_without_its_masks_is_not_used(fresh: CausalTracer, monk
 def test_keys_counted_from_the_first_cached_token_are_not_used(
     fresh: CausalTracer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def shifted(work: Any, places: Any, first_token: int) -> Any:
+    def shifted(work: Any, interventions: Any, first_token: int) -> Any:
         moved = {
             layer: BlockedEdges(found.rows, found.queries, (found.keys - 1).clamp(min=0))
-            for layer, found in places.blocked.items()
+            for layer, found in interventions.blocked.items()
         }
-        return edits.mask_edits(work, edits.Places(places.restored, moved), first_token)
+        return edits.mask_edits(work, edits.BatchInterventions(interventions.restored, moved), first_token)
 
     monkeypatch.setattr(resumed_pass, "mask_edits", shifted)
     flow = fresh.trace(request(), spec=SPECS["window"])
