@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from causal_tracer.corruption import Corruption
-from causal_tracer.experiment.embeddings import corrupted_embeddings, corrupting, subject_embeddings
+from causal_tracer.experiment.embeddings import corrupted_embeddings, corruption_edit, subject_embeddings
 from causal_tracer.metrics.metric import Metric
 from causal_tracer.metrics.values import metric_values
 from causal_tracer.model.layers import TracedModel
@@ -98,7 +98,7 @@ def base_run(
     for batch in torch.split(torch.arange(len(embeddings)), batch_size):
         outputs, inputs = recorder.edits(traced)
         # This replaces a recorder's edit of the embedding: the embedding itself is never recorded.
-        outputs[traced.embedding] = corrupting(embeddings, prompt, batch)
+        outputs[traced.embedding] = corruption_edit(embeddings, prompt, batch)
         logits = read_logits(traced, ids.expand(len(batch), -1), outputs, "corrupted", reads, inputs)
         scores.append(metric_values(metric, logits))
         if watch is not None:

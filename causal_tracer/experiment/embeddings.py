@@ -36,7 +36,7 @@ class ModelEmbedding:
     def require_same_prediction(self, prompt: Prompt, token_ids: Sequence[int], embeddings: Tensor) -> None:
         """Run `token_ids` directly, and the prompt with the embeddings; compare. See `TokenEmbedding`."""
         traced = self.traced
-        edits = {traced.embedding: corrupting(embeddings, prompt, torch.zeros(1, dtype=torch.long))}
+        edits = {traced.embedding: corruption_edit(embeddings, prompt, torch.zeros(1, dtype=torch.long))}
         by_embedding = read_logits(traced, torch.tensor([prompt.input_ids]), edits, "corrupted").log_softmax(dim=-1)
         as_it_is = read_logits(traced, torch.tensor([token_ids]), {}, "counterfactual").log_softmax(dim=-1)
         best = as_it_is.topk(8).indices
@@ -81,7 +81,7 @@ def corrupted_embeddings(corruption: Corruption, subject: SubjectEmbeddings, sam
     return given
 
 
-def corrupting(embeddings: Tensor, prompt: Prompt, samples: Tensor, tokens: range | None = None) -> Edit:
+def corruption_edit(embeddings: Tensor, prompt: Prompt, samples: Tensor, tokens: range | None = None) -> Edit:
     """Return an edit of the embedding's output that replaces the subject's embeddings.
 
     Args:

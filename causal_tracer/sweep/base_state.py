@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from causal_tracer.experiment.base_run import BaseRun
-from causal_tracer.experiment.embeddings import corrupting
+from causal_tracer.experiment.embeddings import corruption_edit
 from causal_tracer.model.hooks import (
     first_tensor,
     replace_first_tensor,
@@ -132,7 +132,7 @@ def _run_tokens(
     """Run some tokens of the base run's prompt on top of a cache, one row per sample; return the model's output."""
     samples = torch.arange(base.samples)
     ids = torch.tensor(base.prompt.input_ids[tokens.start : tokens.stop]).expand(len(samples), -1)
-    edits = {traced.embedding: corrupting(base.embeddings, base.prompt, samples, tokens)}
+    edits = {traced.embedding: corruption_edit(base.embeddings, base.prompt, samples, tokens)}
     given: dict[str, Any] = {} if before is None else {before.keyword: before.with_rows(samples)}
     if mode.positions:
         given |= position_argument(tokens, len(samples))

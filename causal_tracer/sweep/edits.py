@@ -124,14 +124,16 @@ def site_edits(
     for (site, layer), restored in interventions.restored.items():
         if site == "head":
             name, heads = work.traced.head_sites[layer]
-            inputs[work.traced.modules[name]] = restoring(work, name + INPUT, restored, samples, first_token, heads)
+            inputs[work.traced.modules[name]] = restoration_edit(
+                work, name + INPUT, restored, samples, first_token, heads
+            )
         elif hidden or site != "hidden":
             for name in work.traced.site_names[require_kind(site)][layer]:
-                outputs[work.traced.modules[name]] = restoring(work, name, restored, samples, first_token)
+                outputs[work.traced.modules[name]] = restoration_edit(work, name, restored, samples, first_token)
     return outputs, inputs
 
 
-def restoring(
+def restoration_edit(
     work: Sweep, name: str, restored: Sequence[Restorations], samples: Tensor, first_token: int, n_heads: int = 1
 ) -> Callable[[Tensor], Tensor]:
     """Return the edit that makes all restorations of one module's activation, one after the other."""
@@ -139,7 +141,7 @@ def restoring(
     for part in restored:
         sources = work.base.sources
         values = sources[part.source][name] if part.source in sources else work.clean.activations[name][None]
-        steps.append(_restoring_once(values, part, samples, work.base.samples, first_token, n_heads))
+        steps.append(_one_restoration_edit(values, part, samples, work.base.samples, first_token, n_heads))
 
     def restore(activation: Tensor) -> Tensor:
         for step in steps:
@@ -149,7 +151,7 @@ def restoring(
     return restore
 
 
-def _restoring_once(
+def _one_restoration_edit(
     values: Tensor, restored: Restorations, samples: Tensor, all_samples: int, first_token: int, n_heads: int
 ) -> Callable[[Tensor], Tensor]:
     """Return the edit that copies a run's activations into a batch.

@@ -13,7 +13,7 @@ import torch
 
 from causal_tracer.errors import TraceCancelled
 from causal_tracer.experiment.base_run import Watch, Watched
-from causal_tracer.experiment.embeddings import corrupting
+from causal_tracer.experiment.embeddings import corruption_edit
 from causal_tracer.metrics.values import sample_values
 from causal_tracer.model.runs import Recorder, read_logits
 from causal_tracer.sweep.edits import batch_interventions, mask_edits, site_edits
@@ -49,7 +49,7 @@ def full_sweep(
         cell_of, sample_of = batch // samples, batch % samples
         interventions = batch_interventions(work.plan.cells, cell_of)
         edits, input_edits = site_edits(work, interventions, sample_of, 0, hidden=True)
-        edits[traced.embedding] = corrupting(base.embeddings, base.prompt, sample_of)
+        edits[traced.embedding] = corruption_edit(base.embeddings, base.prompt, sample_of)
         if record is not None:
             edits, input_edits = record.after(traced, edits, input_edits)
         ids = torch.tensor(base.prompt.input_ids).expand(len(batch), -1)

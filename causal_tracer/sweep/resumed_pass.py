@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from causal_tracer.errors import TraceCancelled
-from causal_tracer.experiment.embeddings import corrupting
+from causal_tracer.experiment.embeddings import corruption_edit
 from causal_tracer.model.hooks import (
     first_tensor,
     replace_first_tensor,
@@ -23,7 +23,7 @@ from causal_tracer.model.hooks import (
 from causal_tracer.model.runs import run_model
 from causal_tracer.sweep.base_state import BaseState, headless, position_argument
 from causal_tracer.sweep.carried_state import CarriedState, skipped_output
-from causal_tracer.sweep.edits import BatchInterventions, mask_edits, restoring, site_edits
+from causal_tracer.sweep.edits import BatchInterventions, mask_edits, restoration_edit, site_edits
 from causal_tracer.sweep.plan import Sweep
 from causal_tracer.sweep.resume_mode import CannotResume, ResumeMode
 
@@ -76,7 +76,7 @@ class ResumedPass:
         edits, input_edits = site_edits(self.work, self.interventions, self.samples, self.token, hidden=False)
         if not broadcast:
             # Some models feed the embeddings to later blocks as well.
-            edits[traced.embedding] = corrupting(base.embeddings, base.prompt, self.samples, tokens)
+            edits[traced.embedding] = corruption_edit(base.embeddings, base.prompt, self.samples, tokens)
         ids = torch.tensor(base.prompt.input_ids[self.token :]).expand(len(called_with), -1)
         given |= {"input_edits": input_edits, "mask_edits": mask_edits(self.work, self.interventions, self.token)}
         with headless(traced), replacing_forward(traced.blocks, self._block):
@@ -172,4 +172,4 @@ class ResumedPass:
         stop = start + len(streams)
         name = self.work.traced.site_names["hidden"][block][0]
         parts = [part.part(start, stop) for part in self.interventions.restored["hidden", block]]
-        return restoring(self.work, name, parts, self.samples[start:stop], self.token)(streams)
+        return restoration_edit(self.work, name, parts, self.samples[start:stop], self.token)(streams)

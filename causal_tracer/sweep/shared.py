@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from causal_tracer.experiment.base_run import BaseRun, Watch, Watched
-from causal_tracer.experiment.embeddings import corrupting
+from causal_tracer.experiment.embeddings import corruption_edit
 from causal_tracer.experiment.noise_levels import embedded_tokens
 from causal_tracer.metrics.metric import Metric
 from causal_tracer.metrics.values import MetricOfGroups
@@ -134,7 +134,7 @@ def _only_embeddings_know_tokens(works: Sequence[Sweep]) -> bool:
     traced, prompt = first.traced, replace(first.base.prompt, subject_range=(0, len(first.base.prompt)))
     clean = torch.stack([embedded_tokens(traced, work.base.prompt.input_ids) for work in works])
     ids = torch.tensor(prompt.input_ids).expand(len(rows), -1)
-    edits = {traced.embedding: corrupting(clean, prompt, rows)}
+    edits = {traced.embedding: corruption_edit(clean, prompt, rows)}
     found = read_logits(traced, ids, edits, "clean", first.reads).log_softmax(dim=-1).cpu()
     own_ids = torch.tensor([work.base.prompt.input_ids for work in works])
     expected = read_logits(traced, own_ids, {}, "clean", first.reads).log_softmax(dim=-1).cpu()
