@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class AskedAnswer:
+class ResolvedAnswer:
     """The answer of a request as tokens, with its clean run.
 
     Attributes:
@@ -47,9 +47,9 @@ class AskedAnswer:
         return math.exp(log_probability(self.clean.logits, self.ids))
 
 
-def asked_answer(
+def resolve_answer(
     context: TracingContext, request: TraceRequest, prompt: Prompt, sites: Iterable[SiteName] = KINDS
-) -> AskedAnswer:
+) -> ResolvedAnswer:
     """Return the answer of a request: the one given as id or text, or the clean run's most probable token.
 
     A foil is read in the same form as the answer, with or without a space before it. If the answer is not given as
@@ -95,7 +95,7 @@ def asked_answer(
     if request.foil is not None:
         forms = continuations(context.tokenizer, prompt, request.foil, request.answer_form, read=read, name="foil")
         foil_id = (choose(forms, logits_after) if form is None else choose_like(forms, form)).ids[0]
-    return AskedAnswer(
+    return ResolvedAnswer(
         ids=ids or (clean.top_id,),
         sequence=sequence,
         clean=clean,

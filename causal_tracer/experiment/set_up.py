@@ -12,7 +12,7 @@ from torch import Tensor
 from causal_tracer.arguments import function, shown
 from causal_tracer.corruption import Corruption, NoCorruption, NoiseRule, SubjectEmbeddings, corruption_named
 from causal_tracer.errors import CausalTracerError, SettingsError
-from causal_tracer.experiment.answers import AskedAnswer, asked_answer
+from causal_tracer.experiment.answers import ResolvedAnswer, resolve_answer
 from causal_tracer.experiment.counterparts import Counterpart, counterpart
 from causal_tracer.experiment.embeddings import corrupted_embeddings, subject_embeddings
 from causal_tracer.experiment.noise_levels import noise_level
@@ -190,7 +190,7 @@ def set_up(context: TracingContext, request: TraceRequest, sites: Iterable[SiteN
     require_weights(context.traced.model)
     prompt = prompt_for(context, request.prompt, request.subject, request.occurrence)
     corrupted = _corrupted_range(request, prompt)
-    answer = asked_answer(context, request, prompt, sites)
+    answer = resolve_answer(context, request, prompt, sites)
     second = None if request.second is None else _counterpart(context, prompt, request.second)
     if second is None and min(answer.reads) < corrupted[0]:
         raise SettingsError(
@@ -235,7 +235,7 @@ def _counterpart(context: TracingContext, prompt: Prompt, asked: OtherPrompt) ->
     return counterpart(prompt, prompt_for(context, asked.text, asked.subject, asked.occurrence), asked)
 
 
-def _second_input(context: TracingContext, answer: AskedAnswer, second: Counterpart) -> RunInput:
+def _second_input(context: TracingContext, answer: ResolvedAnswer, second: Counterpart) -> RunInput:
     """Return the second prompt with all but the last of the answer's tokens inserted after the position read."""
     first, forced = answer.reads[0], answer.ids[:-1]
     prompt, limit = second.prompt, context.traced.context_length
@@ -261,7 +261,7 @@ def _second_input(context: TracingContext, answer: AskedAnswer, second: Counterp
 
 
 def _other_answer(
-    context: TracingContext, given: RunInput, second: Counterpart, answer: AskedAnswer, request: TraceRequest
+    context: TracingContext, given: RunInput, second: Counterpart, answer: ResolvedAnswer, request: TraceRequest
 ) -> int:
     """Return the second prompt's most probable next token, as a token id."""
     found = clean_run(context.traced, second.prompt.input_ids, given.reads[:1], ()).top_id

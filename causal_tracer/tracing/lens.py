@@ -11,7 +11,7 @@ from torch import Tensor
 
 from causal_tracer.arguments import whole_number
 from causal_tracer.errors import ModelStructureError, SettingsError
-from causal_tracer.experiment.answers import asked_answer
+from causal_tracer.experiment.answers import resolve_answer
 from causal_tracer.experiment.samples import base_of_samples
 from causal_tracer.experiment.set_up import Experiment, TracingContext, prompt_for, set_up
 from causal_tracer.metrics.distribution import Distributions, distributions_of
@@ -60,7 +60,7 @@ def prompt_lens(context: TracingContext, request: TraceRequest, top: int) -> Log
     require_weights(context.traced.model)
     prompt = whole_prompt(context, request.prompt)
     with noting_outputs(context.traced) as outputs:
-        answer = asked_answer(context, request, prompt, ("hidden",))
+        answer = resolve_answer(context, request, prompt, ("hidden",))
     activations = {name: values[None] for name, values in answer.clean.activations.items()}
     states = stacked_states(context.traced, activations, len(prompt))
     streams = Streams(states, outputs, answer.reads[0], answer.clean.logits[:1])

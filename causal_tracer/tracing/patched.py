@@ -10,7 +10,7 @@ from torch import Tensor
 
 from causal_tracer.arguments import several, shown, whole_number
 from causal_tracer.errors import SettingsError
-from causal_tracer.experiment.answers import AskedAnswer, asked_answer
+from causal_tracer.experiment.answers import ResolvedAnswer, resolve_answer
 from causal_tracer.experiment.base_run import BaseRun
 from causal_tracer.experiment.embeddings import subject_embeddings
 from causal_tracer.experiment.set_up import TracingContext
@@ -48,7 +48,7 @@ def patched_run(
     source_prompt, prompt = whole_prompt(context, source), whole_prompt(context, base)
     pairs = _checked_pairs(traced, pairs, site, len(source_prompt), len(prompt))
     source_run = clean_run(traced, source_prompt.input_ids, sites=[site])
-    asked = _asked_answers(context, prompt, answers)
+    asked = _resolve_answers(context, prompt, answers)
     base_clean = asked[0].clean
     own = [source_run.top_id] if answers is None else []
     ids = list(dict.fromkeys([*own, *(answer.ids[0] for answer in asked)]))
@@ -75,17 +75,19 @@ def patched_run(
     )
 
 
-def _asked_answers(context: TracingContext, prompt: Prompt, answers: Sequence[str | int] | None) -> list[AskedAnswer]:
+def _resolve_answers(
+    context: TracingContext, prompt: Prompt, answers: Sequence[str | int] | None
+) -> list[ResolvedAnswer]:
     """Return the requested answers to the base prompt, or the model's own, each with the base prompt's clean run."""
     if answers is None:
-        return [asked_answer(context, TraceRequest(prompt), prompt, ())]
+        return [resolve_answer(context, TraceRequest(prompt), prompt, ())]
     given = several("answers", answers)
     if not given:
         raise SettingsError("answers is empty. Give texts or token ids, or None for the model's own answers.")
-    return [asked_answer(context, TraceRequest(prompt, **answer_field(answer)), prompt, ()) for answer in given]
+    return [resolve_answer(context, TraceRequest(prompt, **answer_field(answer)), prompt, ()) for answer in given]
 
 
-def _notes(context: TracingContext, asked: Sequence[AskedAnswer]) -> tuple[str, ...]:
+def _notes(context: TracingContext, asked: Sequence[ResolvedAnswer]) -> tuple[str, ...]:
     return tuple(note for answer in asked for note in (*answer.notes, *first_token_note(context, answer.ids)))
 
 

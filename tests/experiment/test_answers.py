@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from causal_tracer import CausalTracer, TraceRequest
 from causal_tracer.errors import PromptError, SettingsError, TokenizerError
-from causal_tracer.experiment.answers import asked_answer
+from causal_tracer.experiment.answers import resolve_answer
 from causal_tracer.experiment.set_up import prompt_for
 from causal_tracer.prompts.answer_forms import Continuation, choose, choose_like, continuations
 from causal_tracer.prompts.chat import ChatText, chat_prompt
@@ -297,9 +297,9 @@ def test_the_foil_is_read_in_the_form_of_the_answer(kind: str) -> None:
         forms = forms_of(of.tokenizer, prompt, "日本")
         for answer in ("Paris", " Paris"):
             form = "exact" if answer == "Paris" else "auto"
-            asked = asked_answer(of.context, replace(request, answer=answer, answer_form=form), prompt)
+            asked = resolve_answer(of.context, replace(request, answer=answer, answer_form=form), prompt)
             assert asked.foil_id == forms["日本" if answer == "Paris" else " 日本"][0]
-        own = asked_answer(of.context, request, prompt)
+        own = resolve_answer(of.context, request, prompt)
         likelier = max(("日本", " 日本"), key=lambda form: by_hand(of, prompt.text, form))
         assert own.foil_id == forms[likelier][0]
 
@@ -385,7 +385,7 @@ def test_gemma_reads_answers_as_it_would_say_them(
     gemma: CausalTracer, text: str, subject: str, answer: str, read: str, probability: float
 ) -> None:
     prompt = prompt_for(gemma.context, text, subject)
-    asked = asked_answer(gemma.context, TraceRequest(text, subject, answer=answer), prompt)
+    asked = resolve_answer(gemma.context, TraceRequest(text, subject, answer=answer), prompt)
     assert gemma.tokenizer.decode(list(asked.ids)) == read
     assert asked.probability == pytest.approx(probability, rel=0.02)
     found, _ = by_hand(gemma, text, read)
@@ -397,7 +397,7 @@ def test_a_chat_model_answers_after_its_role_marker() -> None:
     of = CausalTracer.from_pretrained("embedded:smollm2-135m-instruct", progress=False)
     chat = ChatText.from_user("What is the capital of France? Answer with one word.")
     prompt = prompt_for(of.context, chat, "France")
-    asked = asked_answer(of.context, TraceRequest(chat, "France", answer="Paris"), prompt)
+    asked = resolve_answer(of.context, TraceRequest(chat, "France", answer="Paris"), prompt)
     assert asked.probability > 0.05
     assert of.tokenizer.decode(list(asked.ids)) == "Paris"
 
