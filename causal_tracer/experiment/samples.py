@@ -21,7 +21,7 @@ from causal_tracer.request.records import MapSpec
 from causal_tracer.request.sites import SiteName
 
 
-def base_of_samples(
+def run_samples(
     experiment: Experiment, embeddings: Tensor, specs: Iterable[MapSpec], batch_size: int, watch: Watch | None
 ) -> tuple[BaseRun, Tensor]:
     """Run the base run of some samples, and the other runs that the maps take activations from.

@@ -12,7 +12,7 @@ from torch import Tensor
 from causal_tracer.arguments import whole_number
 from causal_tracer.errors import ModelStructureError, SettingsError
 from causal_tracer.experiment.answers import resolve_answer
-from causal_tracer.experiment.samples import base_of_samples
+from causal_tracer.experiment.samples import run_samples
 from causal_tracer.experiment.set_up import Experiment, TracingContext, prompt_for, set_up
 from causal_tracer.metrics.distribution import Distributions, distributions_of
 from causal_tracer.model.batch_size import default_batch_size
@@ -88,7 +88,7 @@ def noisy_lens(
     cell = Cell(0, 0, ()) if restored is None else _cell(experiment, spec, restored)
     batch_size = options.batch_size or default_batch_size(traced, len(experiment.base_input.sequence))
     embeddings = experiment.embeddings(0, samples)
-    base, _ = base_of_samples(experiment, embeddings, [spec], batch_size, None)
+    base, _ = run_samples(experiment, embeddings, [spec], batch_size, None)
     plan = SweepPlan((cell,), experiment.base_input.reads)
     work = Sweep(traced, experiment.clean, base, plan, experiment.metric, batch_size, seed=request.seed)
     prompt = experiment.base_prompt

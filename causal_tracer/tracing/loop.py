@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from causal_tracer.arguments import instance, several
-from causal_tracer.experiment.samples import base_of_samples
+from causal_tracer.experiment.samples import run_samples
 from causal_tracer.experiment.set_up import TracingContext, prompt_for, set_up
 from causal_tracer.model.batch_size import default_batch_size
 from causal_tracer.model.torch_state import stepping_in_standard_torch_state
@@ -179,7 +179,7 @@ class _Trace:
             tokenizer = experiment.context.tokenizer
             self.watch = TopTokenWatch(request.top_tokens, len(embeddings), lambda token: token_text(tokenizer, token))
         specs, batch_size = self._specs.values(), self.results.batch_size
-        base, low_scores = base_of_samples(experiment, embeddings, specs, batch_size, self.watch)
+        base, low_scores = run_samples(experiment, embeddings, specs, batch_size, self.watch)
         self.results.begin(self.engine_check, low_scores, self._owned, self.watch)
         self._left = torch.ones(len(self._owned), base.samples, dtype=torch.bool)
         self.runs = self._left.numel()

@@ -176,7 +176,7 @@ def test_heads_at_a_token_that_the_prompt_does_not_have_are_refused(token: int) 
 def test_all_heads_of_a_layer_together_are_its_attention(name: str) -> None:
     """A linear projection of all heads' clean values at a token gives the clean output there."""
     from causal_tracer.experiment.base_run import Watched
-    from causal_tracer.experiment.samples import base_of_samples
+    from causal_tracer.experiment.samples import run_samples
     from causal_tracer.experiment.set_up import set_up
     from causal_tracer.sweep.full import full_sweep
     from causal_tracer.sweep.plan import Sweep, SweepPlan
@@ -184,7 +184,7 @@ def test_all_heads_of_a_layer_together_are_its_attention(name: str) -> None:
     tracer = tiny_tracer(name)
     experiment = set_up(tracer.context, REQUEST, ("attention", "head"))
     traced = tracer.context.traced
-    base, _ = base_of_samples(experiment, experiment.embeddings(0, 2), (), 8, None)
+    base, _ = run_samples(experiment, experiment.embeddings(0, 2), (), 8, None)
     layer = max(traced.head_sites)
     heads = range(traced.head_sites[layer][1])
     cells = (
