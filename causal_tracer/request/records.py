@@ -247,13 +247,15 @@ def trace_records(
     for kind in (MapSpec, RunOptions, TraceRequest):
         given = {name: value for name, value in settings.items() if homes[name] is kind}
         if kind is TraceRequest and kind not in done:
-            done[kind] = TraceRequest(prompt, **(in_the_clean_run(given) if done[MapSpec].in_clean_run else given))
+            done[kind] = TraceRequest(
+                prompt, **(with_clean_run_defaults(given) if done[MapSpec].in_clean_run else given)
+            )
         elif kind not in done:
             done[kind] = kind(**given)
     return done[TraceRequest], done[MapSpec], done[RunOptions]
 
 
-def in_the_clean_run(given: Mapping[str, Any]) -> dict[str, Any]:
+def with_clean_run_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return a request's fields, with defaults for maps in the clean run: direction="corrupt", corruption="none"."""
     chosen = {"direction", "corruption", "second"} & set(given)
     return dict(given) if chosen else {**given, "direction": "corrupt", "corruption": "none"}
