@@ -179,7 +179,7 @@ def metric_named(name: str, target: Target) -> Metric:
     return METRICS[name](target)
 
 
-def own_description(metric: Metric) -> MetricDescription:
+def user_metric_description(metric: Metric) -> MetricDescription:
     """Return the description of a user-defined metric: its `description`, else one with its name as the label."""
     described = getattr(metric, "description", None)
     if isinstance(described, MetricDescription):

@@ -21,7 +21,7 @@ _USER_DEFINED = "user's own"
 _RECORDS: Mapping[str, type[Any]] = {each.__name__: each for each in CORRUPTION_RECORDS}
 
 
-def is_own(value: Any) -> bool:
+def is_user_defined(value: Any) -> bool:
     """Return whether a corruption or a metric is a user-defined object, which cannot be stored."""
     return not isinstance(value, str) and type(value) not in CORRUPTION_RECORDS
 
@@ -29,8 +29,8 @@ def is_own(value: Any) -> bool:
 def _to_data(value: Any) -> Any:
     if isinstance(value, str):
         return value
-    if is_own(value):
-        return {_CLASS: _USER_DEFINED, "name": own_name(value)}
+    if is_user_defined(value):
+        return {_CLASS: _USER_DEFINED, "name": user_defined_name(value)}
     return {_CLASS: type(value).__name__, **asdict(value)}
 
 
@@ -56,7 +56,7 @@ def _from_data(data: Mapping[str, Any]) -> Any:
         ) from error
 
 
-def own_name(value: Any) -> str:
+def user_defined_name(value: Any) -> str:
     """Return the name of a user-defined object. Its repr is not used, as it may hold a memory address."""
     found = getattr(value, "description", None) or getattr(value, "__qualname__", None)
     return found if isinstance(found, str) else type(value).__qualname__

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from causal_tracer.corruption import described
 from causal_tracer.experiment.set_up import Experiment
-from causal_tracer.metrics.metric import own_description
+from causal_tracer.metrics.metric import user_metric_description
 from causal_tracer.model.wrappers import model_notes
 from causal_tracer.prompts.decoding import decode_together, token_text
 from causal_tracer.request.record import to_data
@@ -152,7 +152,7 @@ class Results:
         request, context = self._experiment.request, self._experiment.context
         layers = spec.layer_range(context.traced.n_layers)
         metric, foil = request.metric, self._experiment.foil_id
-        own = None if isinstance(metric, str) else own_description(self._experiment.metric)
+        own = None if isinstance(metric, str) else user_metric_description(self._experiment.metric)
         placebo = self._experiment.placebo if spec.source == "placebo" else None
         second = self._experiment.second
         at = spec.at_tokens(len(self._experiment.prompt))
