@@ -20,7 +20,7 @@ Text = str | ChatText | Prompt
 """The text that the model continues: a string, a conversation, or a tokenized prompt."""
 
 
-def readable(name: str, value: Any) -> Any:
+def checked_prompt_text(name: str, value: Any) -> Any:
     """Return the text of a prompt, checked if it is a string."""
     return value if isinstance(value, (ChatText | Prompt, dict)) else check_text(name, value)
 
@@ -38,7 +38,7 @@ def _pairs(name: str, value: Any) -> Any:
 class OtherPrompt:
     """Another prompt to patch with, and the alignment of its tokens with those of the request's prompt."""
 
-    text: Annotated[Text, Check(readable)]
+    text: Annotated[Text, Check(checked_prompt_text)]
     """The text of the other prompt."""
 
     subject: Annotated[str | None, _WORD] = None

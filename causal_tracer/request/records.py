@@ -26,7 +26,7 @@ from causal_tracer.request.map_spec import MapSpec as MapSpec
 from causal_tracer.request.objects import NameOrObject
 from causal_tracer.request.other_prompt import OtherPrompt as OtherPrompt
 from causal_tracer.request.other_prompt import Text as Text
-from causal_tracer.request.other_prompt import readable
+from causal_tracer.request.other_prompt import checked_prompt_text
 from causal_tracer.request.record import Check, maybe, one_of, record, whole
 
 MOST_ROWS = 2**31
@@ -78,7 +78,7 @@ def _default_metric(fields: dict[str, Any]) -> str:
 class HiddenFlowQuery:
     """One of several prompts to trace, with its subject and answer."""
 
-    text: Annotated[Text, Check(readable)]
+    text: Annotated[Text, Check(checked_prompt_text)]
     """The prompt."""
 
     subject: str | None = None
@@ -112,7 +112,7 @@ class SamplesUntil:
 class TraceRequest:
     """One prompt to trace: subject, answer, corruption, metric and controls."""
 
-    prompt: Annotated[Text, Check(readable)]
+    prompt: Annotated[Text, Check(checked_prompt_text)]
     """The text that the model continues."""
 
     subject: Annotated[str | None, _WORD] = None
