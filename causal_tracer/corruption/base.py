@@ -70,7 +70,7 @@ class Corruption(Protocol):
         ...
 
 
-def described(corruption: Any) -> str:
+def corruption_label(corruption: Any) -> str:
     """Return a corruption's name for results: its `description`, or else its function or class name."""
     description = getattr(corruption, "description", None)
     named = description if isinstance(description, str) else getattr(corruption, "__name__", None)

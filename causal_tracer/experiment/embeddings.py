@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from causal_tracer.arguments import shown
-from causal_tracer.corruption import Corruption, SubjectEmbeddings, described
+from causal_tracer.corruption import Corruption, SubjectEmbeddings, corruption_label
 from causal_tracer.errors import CausalTracerError, ModelStructureError, NumericsError, SettingsError
 from causal_tracer.experiment.noise_levels import embedded_tokens, embedding_moments
 from causal_tracer.model.hooks import Edit
@@ -62,7 +62,7 @@ def corrupted_embeddings(corruption: Corruption, subject: SubjectEmbeddings, sam
         SettingsError: The corruption failed, or returned something other than a tensor of this shape.
         NumericsError: An embedding is NaN or infinite.
     """
-    name = repr(described(corruption))
+    name = repr(corruption_label(corruption))
     try:
         given = corruption(subject, samples)
     except (CausalTracerError, torch.OutOfMemoryError):

@@ -10,7 +10,7 @@ from importlib.metadata import version
 import torch
 from torch import Tensor
 
-from causal_tracer.corruption import described
+from causal_tracer.corruption import corruption_label
 from causal_tracer.experiment.set_up import Experiment
 from causal_tracer.metrics.metric import user_metric_description
 from causal_tracer.model.wrappers import model_notes
@@ -245,7 +245,7 @@ def _alignment(experiment: Experiment, spec: MapSpec) -> TokenAlignment | None:
 def _corruption(experiment: Experiment) -> str:
     if experiment.second is not None:
         return "second prompt"
-    return "Gaussian noise" if experiment.request.corruption == "gaussian" else described(experiment.corruption)
+    return "Gaussian noise" if experiment.request.corruption == "gaussian" else corruption_label(experiment.corruption)
 
 
 def _ablation(request: TraceRequest, spec: MapSpec) -> str | None:
