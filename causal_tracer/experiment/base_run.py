@@ -41,7 +41,7 @@ class BaseRun:
 
 
 @dataclass(frozen=True, eq=False)
-class Watched:
+class RowLogits:
     """The logits of some batch rows, for callers that need more than the metric.
 
     Attributes:
@@ -55,15 +55,15 @@ class Watched:
     logits: Tensor
 
 
-Watch = Callable[[Watched], None]
+LogitsCallback = Callable[[RowLogits], None]
 """Called with the logits of rows as they are computed."""
 
 
-def renumbered(watch: Watch | None, numbers: Tensor) -> Watch | None:
-    """Return a watch for a sweep of part of a plan. It calls `watch` with the cells' `numbers` in the whole plan."""
-    if watch is None:
+def renumbered(on_logits: LogitsCallback | None, numbers: Tensor) -> LogitsCallback | None:
+    """Return a callback for a sweep of part of a plan: `on_logits`, called with cell `numbers` of the whole plan."""
+    if on_logits is None:
         return None
-    return lambda watched: watch(replace(watched, cells=numbers[watched.cells]))
+    return lambda computed: on_logits(replace(computed, cells=numbers[computed.cells]))
 
 
 def base_run(
@@ -75,7 +75,7 @@ def base_run(
     *,
     reads: Sequence[int] | None = None,
     record: Iterable[str] = (),
-    watch: Watch | None = None,
+    on_logits: LogitsCallback | None = None,
 ) -> tuple[BaseRun, Activations]:
     """Run the prompt once per sample, with that sample's subject embeddings.
 
@@ -87,7 +87,7 @@ def base_run(
         batch_size: Largest number of rows in a batch.
         reads: The positions whose logits the metric reads; None means the last token.
         record: The names of the activations to record.
-        watch: Called with the logits of every row.
+        on_logits: Called with the logits of every row.
 
     Returns:
         The base run, and the recorded activations.
@@ -101,8 +101,8 @@ def base_run(
         outputs[traced.embedding] = corruption_edit(embeddings, prompt, batch)
         logits = read_logits(traced, ids.expand(len(batch), -1), outputs, "corrupted", reads, inputs)
         scores.append(metric_values(metric, logits))
-        if watch is not None:
-            watch(Watched(torch.full_like(batch, -1), batch, logits))
+        if on_logits is not None:
+            on_logits(RowLogits(torch.full_like(batch, -1), batch, logits))
     return BaseRun(prompt=prompt, embeddings=embeddings, scores=torch.cat(scores)), recorder.values()
 
 

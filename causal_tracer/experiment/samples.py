@@ -10,7 +10,7 @@ from torch import Tensor
 
 from causal_tracer.arguments import shown
 from causal_tracer.errors import SettingsError
-from causal_tracer.experiment.base_run import BaseRun, Watch, base_run
+from causal_tracer.experiment.base_run import BaseRun, LogitsCallback, base_run
 from causal_tracer.experiment.counterparts import placed
 from causal_tracer.experiment.embeddings import subject_embeddings
 from causal_tracer.experiment.set_up import Experiment, RunInput
@@ -22,7 +22,11 @@ from causal_tracer.request.sites import SiteName
 
 
 def run_samples(
-    experiment: Experiment, embeddings: Tensor, specs: Iterable[MapSpec], batch_size: int, watch: Watch | None
+    experiment: Experiment,
+    embeddings: Tensor,
+    specs: Iterable[MapSpec],
+    batch_size: int,
+    on_logits: LogitsCallback | None,
 ) -> tuple[BaseRun, Tensor]:
     """Run the base run of some samples, and the other runs that the maps take activations from.
 
@@ -31,7 +35,7 @@ def run_samples(
         embeddings: The subject's corrupted embeddings in these samples [samples, subject tokens, width].
         specs: The maps.
         batch_size: Largest number of rows in a batch.
-        watch: Called with the logits of the corrupted run.
+        on_logits: Called with the logits of the corrupted run.
 
     Returns:
         The base run with its sources, and the metric in the corrupted run [samples].
@@ -41,7 +45,7 @@ def run_samples(
     severed: set[SiteName] = {spec.severed for spec in specs if spec.severed}
     kept = {spec.kind for spec in specs if not spec.ablates} if reverse else severed
 
-    def run(given: RunInput, values: Tensor, sites: Iterable[SiteName], watching: Watch | None) -> _Run:
+    def run(given: RunInput, values: Tensor, sites: Iterable[SiteName], callback: LogitsCallback | None) -> _Run:
         names = [name for site in sites for name in traced.activation_names(site)]
         return base_run(
             traced,
@@ -51,10 +55,10 @@ def run_samples(
             batch_size,
             reads=given.reads,
             record=names,
-            watch=watching,
+            on_logits=callback,
         )
 
-    corrupted, recorded = run(experiment.corrupted_input, embeddings, kept, watch)
+    corrupted, recorded = run(experiment.corrupted_input, embeddings, kept, on_logits)
     base, sources = corrupted, {BASE: recorded}
     clean = experiment.clean.activations
     if reverse:

@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from causal_tracer.experiment.base_run import BaseRun, Watch, renumbered
+from causal_tracer.experiment.base_run import BaseRun, LogitsCallback, renumbered
 from causal_tracer.metrics.metric import AnswerRank
 from causal_tracer.results.audit import Audit
 from causal_tracer.sweep.check import EngineCheck, tolerance
@@ -34,7 +34,7 @@ def audited_sweep(
     cancelled: Callable[[], bool],
     *,
     audit: bool = True,
-    watches: Sequence[Watch | None] = (None,),
+    logits_callbacks: Sequence[LogitsCallback | None] = (None,),
     halved: Callable[[int], None] = lambda _size: None,
     restarted: Callable[[int], None] = lambda _sweep: None,
     report: Callable[[int, int, Audit], None] = lambda _sweep, _map, _audit: None,
@@ -46,7 +46,7 @@ def audited_sweep(
         engine_check: The engine to use. The full sweep is not audited.
         cancelled: Called between batches; returning True stops the sweeps.
         audit: Whether to audit.
-        watches: For each sweep, a callback for the logits of every row.
+        logits_callbacks: For each sweep, a callback for the logits of every row.
         halved: Called with the new batch size when a batch did not fit in memory.
         restarted: Called with a sweep's number before maps of it are recomputed.
         report: Called with (number of the sweep, number of the map, audit) for each map.
@@ -55,7 +55,7 @@ def audited_sweep(
         The number of a sweep, and scores as they are computed. The last scores of a sweep follow its audit. Maps that
         fail the audit are yielded again, first as NaN, then with the full sweep's scores.
     """
-    chunks = shared_sweep(works, engine_check, cancelled, watches, halved)
+    chunks = shared_sweep(works, engine_check, cancelled, logits_callbacks, halved)
     if not audit or engine_check.mode is None:
         yield from chunks
         return
@@ -80,7 +80,7 @@ def audited_sweep(
         yield number, chunk
         if failed:
             restarted(number)
-            for again in _computed_again(works[number], failed, cancelled, watches[number], halved):
+            for again in _computed_again(works[number], failed, cancelled, logits_callbacks[number], halved):
                 yield number, again
 
 
@@ -88,7 +88,7 @@ def _computed_again(
     work: Sweep,
     failed: Sequence[int],
     cancelled: Callable[[], bool],
-    watch: Watch | None,
+    on_logits: LogitsCallback | None,
     halved: Callable[[int], None],
 ) -> Iterator[SweepChunk]:
     """Yield the maps with the numbers in `failed` as NaN, and then with the full sweep's scores."""
@@ -96,7 +96,7 @@ def _computed_again(
     unknown = torch.full((len(again) * work.base.samples,), torch.nan, dtype=torch.float32)
     samples = torch.arange(work.base.samples).repeat(len(again))
     yield SweepChunk(again.repeat_interleave(work.base.samples), samples, unknown)
-    for chunk in sweep(EngineCheck(None, ()), work.part(again), cancelled, renumbered(watch, again), halved):
+    for chunk in sweep(EngineCheck(None, ()), work.part(again), cancelled, renumbered(on_logits, again), halved):
         yield replace(chunk, cells=again[chunk.cells])
 
 

@@ -18,7 +18,7 @@ import torch
 import transformers
 
 from causal_tracer.errors import ModelStructureError
-from causal_tracer.experiment.base_run import Watch, renumbered
+from causal_tracer.experiment.base_run import LogitsCallback, renumbered
 from causal_tracer.model.fingerprint import fingerprint
 from causal_tracer.model.knockout import why_not_blocked
 from causal_tracer.model.layers import TracedModel
@@ -128,13 +128,13 @@ def sweep(
     engine_check: EngineCheck,
     work: Sweep,
     cancelled: Callable[[], bool],
-    watch: Watch | None = None,
+    on_logits: LogitsCallback | None = None,
     halved: Callable[[int], None] = lambda _size: None,
 ) -> Iterator[SweepChunk]:
     """Compute the plan's cells with the chosen engine; see `full_sweep` and `resumed_sweep`.
 
     If a batch does not fit in the device's memory, the sweep continues with half the batch size and calls `halved` with
-    it. No score is yielded twice. `watch` gets all samples of an unfinished cell again.
+    it. No score is yielded twice. `on_logits` gets all samples of an unfinished cell again.
 
     Raises:
         torch.OutOfMemoryError: A single row does not fit in memory.
@@ -143,7 +143,7 @@ def sweep(
     batch_size = work.batch_size
     while True:
         rest = (~known.all(dim=1)).nonzero()[:, 0]
-        run = (replace(work.part(rest), batch_size=batch_size), cancelled, renumbered(watch, rest))
+        run = (replace(work.part(rest), batch_size=batch_size), cancelled, renumbered(on_logits, rest))
         try:
             for chunk in full_sweep(*run) if engine_check.mode is None else resumed_sweep(*run, engine_check.mode):
                 cells = rest[chunk.cells]

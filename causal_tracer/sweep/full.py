@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from causal_tracer.errors import TraceCancelled
-from causal_tracer.experiment.base_run import Watch, Watched
+from causal_tracer.experiment.base_run import LogitsCallback, RowLogits
 from causal_tracer.experiment.embeddings import corruption_edit
 from causal_tracer.metrics.values import sample_values
 from causal_tracer.model.runs import Recorder, read_logits
@@ -23,7 +23,7 @@ from causal_tracer.sweep.plan import Sweep, SweepChunk
 def full_sweep(
     work: Sweep,
     cancelled: Callable[[], bool] = lambda: False,
-    watch: Watch | None = None,
+    on_logits: LogitsCallback | None = None,
     record: Recorder | None = None,
 ) -> Iterator[SweepChunk]:
     """Compute every cell of the plan for every sample.
@@ -31,7 +31,7 @@ def full_sweep(
     Args:
         work: The sweep.
         cancelled: Called before each batch; returning True stops the sweep.
-        watch: Called with the logits of every row.
+        on_logits: Called with the logits of every row.
         record: Records the activations of every row after the interventions.
 
     Yields:
@@ -56,6 +56,6 @@ def full_sweep(
         logits = read_logits(
             traced, ids, edits, "restored", work.reads, input_edits, mask_edits(work, interventions, 0)
         )
-        if watch is not None:
-            watch(Watched(cell_of, sample_of, logits))
+        if on_logits is not None:
+            on_logits(RowLogits(cell_of, sample_of, logits))
         yield SweepChunk(cells=cell_of, samples=sample_of, scores=sample_values(work.metric, logits, sample_of))

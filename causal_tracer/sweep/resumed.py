@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from causal_tracer.errors import TraceCancelled
-from causal_tracer.experiment.base_run import Watch, Watched
+from causal_tracer.experiment.base_run import LogitsCallback, RowLogits
 from causal_tracer.metrics.values import sample_values
 from causal_tracer.sweep.base_state import BaseState, base_state
 from causal_tracer.sweep.edits import batch_interventions
@@ -36,7 +36,7 @@ from causal_tracer.sweep.resumed_pass import ResumedPass
 def resumed_sweep(
     work: Sweep,
     cancelled: Callable[[], bool] = lambda: False,
-    watch: Watch | None = None,
+    on_logits: LogitsCallback | None = None,
     mode: ResumeMode = RESUME_MODES[0],
 ) -> Iterator[SweepChunk]:
     """Compute every cell of the plan for every sample. The scores are those of `full_sweep` up to rounding.
@@ -44,7 +44,7 @@ def resumed_sweep(
     Args:
         work: The sweep.
         cancelled: Called before each block; returning True stops the sweep.
-        watch: Called with the logits of every row that is run. Cells that change nothing are not run.
+        on_logits: Called with the logits of every row that is run. Cells that change nothing are not run.
         mode: How the model is resumed.
 
     Yields:
@@ -73,8 +73,8 @@ def resumed_sweep(
                 raise TraceCancelled("The sweep was cancelled.")
             ready, waiting = waiting.part(slice(most)), waiting.part(slice(most, None))
             logits = read_out(ready.states)
-            if watch is not None:
-                watch(Watched(ready.cells, ready.samples, logits))
+            if on_logits is not None:
+                on_logits(RowLogits(ready.cells, ready.samples, logits))
             yield SweepChunk(ready.cells, ready.samples, sample_values(work.metric, logits, ready.samples))
 
 

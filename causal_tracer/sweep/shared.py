@@ -14,7 +14,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from causal_tracer.experiment.base_run import BaseRun, Watch, Watched
+from causal_tracer.experiment.base_run import BaseRun, LogitsCallback, RowLogits
 from causal_tracer.experiment.embeddings import corruption_edit
 from causal_tracer.experiment.noise_levels import embedded_tokens
 from causal_tracer.metrics.metric import Metric
@@ -40,7 +40,7 @@ def shared_sweep(
     works: Sequence[Sweep],
     engine_check: EngineCheck,
     cancelled: Callable[[], bool],
-    watches: Sequence[Watch | None],
+    logits_callbacks: Sequence[LogitsCallback | None],
     halved: Callable[[int], None],
 ) -> Iterator[tuple[int, SweepChunk]]:
     """Compute one sweep, or several that can share passes; see `engine.sweep` for the arguments.
@@ -49,7 +49,7 @@ def shared_sweep(
         The number of a sweep, and some of its scores.
     """
     if len(works) == 1:
-        for chunk in sweep(engine_check, works[0], cancelled, watches[0], halved):
+        for chunk in sweep(engine_check, works[0], cancelled, logits_callbacks[0], halved):
             yield 0, chunk
         return
     samples = works[0].base.samples
@@ -64,15 +64,15 @@ def shared_sweep(
             yield number, SweepChunk(cells, torch.arange(samples).repeat(len(unchanged)), low)
     numbers = numbers[:, run]
 
-    def watch(watched: Watched) -> None:
-        for number, one in enumerate(watches):
-            rows = (watched.samples // samples == number).nonzero()[:, 0]
+    def distribute(computed: RowLogits) -> None:
+        for number, one in enumerate(logits_callbacks):
+            rows = (computed.samples // samples == number).nonzero()[:, 0]
             if one is not None and len(rows):
-                logits = watched.logits[rows.to(watched.logits.device)]
-                one(Watched(numbers[number, watched.cells[rows]], watched.samples[rows] % samples, logits))
+                logits = computed.logits[rows.to(computed.logits.device)]
+                one(RowLogits(numbers[number, computed.cells[rows]], computed.samples[rows] % samples, logits))
 
-    watched = watch if any(one is not None for one in watches) else None
-    for chunk in sweep(engine_check, _stacked(works).part(run), cancelled, watched, halved):
+    callback = distribute if any(one is not None for one in logits_callbacks) else None
+    for chunk in sweep(engine_check, _stacked(works).part(run), cancelled, callback, halved):
         owner = chunk.samples // samples
         for number in sorted(set(owner.tolist())):
             rows = owner == number

@@ -127,7 +127,9 @@ def recorded_streams(work: Sweep, n_tokens: int) -> Streams:
     """Run the single cell of a sweep in every sample, and return the residual streams of the first `n_tokens`."""
     recorder, logits = Recorder(work.traced.activation_names("hidden")), []
     with noting_outputs(work.traced) as outputs:
-        for _ in full_sweep(work, watch=lambda watched: logits.append(watched.logits[:, 0].cpu()), record=recorder):
+        for _ in full_sweep(
+            work, on_logits=lambda computed: logits.append(computed.logits[:, 0].cpu()), record=recorder
+        ):
             pass
     states = stacked_states(work.traced, recorder.values(), n_tokens)
     return Streams(states, outputs, work.reads[0], torch.cat(logits))

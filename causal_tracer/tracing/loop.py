@@ -22,7 +22,7 @@ from causal_tracer.sweep.check import EngineCheck
 from causal_tracer.sweep.engine import choose_engine
 from causal_tracer.sweep.plan import Sweep, SweepChunk, SweepPlan
 from causal_tracer.sweep.shared import can_share_passes
-from causal_tracer.sweep.top_token_watch import TopTokenWatch
+from causal_tracer.sweep.top_token_collector import TopTokenCollector
 from causal_tracer.tracing.cells import owned_cells
 from causal_tracer.tracing.maps import Results
 
@@ -136,7 +136,7 @@ class _Trace:
     Attributes:
         results: The maps so far.
         engine_check: The engine that computes the maps.
-        watch: Collects the most probable tokens, if they are requested.
+        collector: Collects the most probable tokens, if they are requested.
         runs: Number of restored runs of the current samples.
     """
 
@@ -156,7 +156,7 @@ class _Trace:
             knockout=any(SITES[spec.kind].blocks for spec in specs.values()),
         )
         self.results = Results(self._experiment, specs, options, batch_size)
-        self.watch: TopTokenWatch | None = None
+        self.collector: TopTokenCollector | None = None
         self.runs = 0
         self._left: Tensor = torch.empty(0, dtype=torch.bool)
 
@@ -174,13 +174,15 @@ class _Trace:
         """Run the base run of the samples start ... stop - 1, and return the sweep of their cells."""
         experiment, request = self._experiment, self.request
         embeddings = experiment.embeddings(start, stop)
-        self.watch = None
+        self.collector = None
         if request.top_tokens:
             tokenizer = experiment.context.tokenizer
-            self.watch = TopTokenWatch(request.top_tokens, len(embeddings), lambda token: token_text(tokenizer, token))
+            self.collector = TopTokenCollector(
+                request.top_tokens, len(embeddings), lambda token: token_text(tokenizer, token)
+            )
         specs, batch_size = self._specs.values(), self.results.batch_size
-        base, low_scores = run_samples(experiment, embeddings, specs, batch_size, self.watch)
-        self.results.begin(self.engine_check, low_scores, self._owned, self.watch)
+        base, low_scores = run_samples(experiment, embeddings, specs, batch_size, self.collector)
+        self.results.begin(self.engine_check, low_scores, self._owned, self.collector)
         self._left = torch.ones(len(self._owned), base.samples, dtype=torch.bool)
         self.runs = self._left.numel()
         return Sweep(
@@ -252,7 +254,7 @@ def _swept(traces: Sequence[_Trace], works: Sequence[Sweep], cancelled: Callable
         traces[0].engine_check,
         cancelled,
         audit=traces[0].results.options.audit,
-        watches=[trace.watch for trace in traces],
+        logits_callbacks=[trace.collector for trace in traces],
         halved=halved,
         restarted=lambda number: traces[number].results.begin_again(),
         report=lambda number, plane, audit: traces[number].results.audited(plane, audit),

@@ -25,7 +25,7 @@ from causal_tracer.results.top_tokens import TopTokens
 from causal_tracer.sweep.check import EngineCheck
 from causal_tracer.sweep.engine import halving_note
 from causal_tracer.sweep.plan import Cell, SweepChunk
-from causal_tracer.sweep.top_token_watch import TopTokenWatch
+from causal_tracer.sweep.top_token_collector import TopTokenCollector
 from causal_tracer.version import __version__
 
 
@@ -54,7 +54,7 @@ class Results:
         self._high_score = experiment.high_score
         self._rows = self._columns = torch.empty(0, dtype=torch.long)
         self._owned: list[tuple[int, Cell]] = []
-        self._watch: TopTokenWatch | None = None
+        self._collector: TopTokenCollector | None = None
         self._audits: dict[int, Audit] = {}
         # Copies, so that changing a result does not change the cached clean run.
         activations = experiment.clean.activations
@@ -63,7 +63,11 @@ class Results:
         self._outputs = {name: activations[name][:tokens].to("cpu", torch.float32, copy=True) for name in names}
 
     def begin(
-        self, engine_check: EngineCheck, low_scores: Tensor, owned: list[tuple[int, Cell]], watch: TopTokenWatch | None
+        self,
+        engine_check: EngineCheck,
+        low_scores: Tensor,
+        owned: list[tuple[int, Cell]],
+        collector: TopTokenCollector | None,
     ) -> None:
         """Begin further samples.
 
@@ -71,7 +75,7 @@ class Results:
             engine_check: The engine that computes the maps.
             low_scores: The metric in the corrupted run of each new sample [samples].
             owned: The cells, each with its map's number.
-            watch: Collects the most probable tokens, if they are requested.
+            collector: Collects the most probable tokens, if they are requested.
         """
         self._engine_check = engine_check
         self._first = self.samples
@@ -80,7 +84,7 @@ class Results:
         planes, _, tokens, layers = self._scores.shape
         more = torch.full((planes, len(low_scores), tokens, layers), torch.nan, dtype=torch.float32)
         self._scores = torch.cat([self._scores, more], dim=1)
-        self._owned, self._watch = owned, watch
+        self._owned, self._collector = owned, collector
         self._rows = torch.tensor([cell.position for _, cell in owned], dtype=torch.long)
         self._columns = torch.tensor([cell.layer for _, cell in owned], dtype=torch.long)
 
@@ -97,8 +101,8 @@ class Results:
 
     def begin_again(self) -> None:
         """Discard the top tokens of cells with only some of their samples, which will be recomputed."""
-        if self._watch is not None:
-            self._watch.begin_again()
+        if self._collector is not None:
+            self._collector.begin_again()
 
     def audited(self, plane: int, audit: Audit) -> None:
         """Keep a map's audit. Of several (as samples are added), the one with the largest difference is kept."""
@@ -216,16 +220,16 @@ class Results:
         return plane in self._audits and self._audits[plane].recomputed
 
     def _top_tokens(self, plane: int) -> TopTokens | None:
-        if self._watch is None:
+        if self._collector is None:
             return None
-        corrupted = self._watch.of_cell(-1) or ()
-        clean = self._watch.of_logits(self._experiment.clean.logits[0])
+        corrupted = self._collector.of_cell(-1) or ()
+        clean = self._collector.of_logits(self._experiment.clean.logits[0])
         base = clean if self._experiment.request.direction == "corrupt" else corrupted
         restored = {}
         for number, (owner, cell) in enumerate(self._owned):
             if owner != plane:
                 continue
-            found = self._watch.of_cell(number)
+            found = self._collector.of_cell(number)
             if found is None and not self._scores[plane, :, cell.position, cell.layer].isnan().any():
                 # The cell changes nothing, so it was not run.
                 found = base

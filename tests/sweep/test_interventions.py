@@ -175,7 +175,7 @@ def test_heads_at_a_token_that_the_prompt_does_not_have_are_refused(token: int) 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "gemma3_text", "falcon"])
 def test_all_heads_of_a_layer_together_are_its_attention(name: str) -> None:
     """A linear projection of all heads' clean values at a token gives the clean output there."""
-    from causal_tracer.experiment.base_run import Watched
+    from causal_tracer.experiment.base_run import RowLogits
     from causal_tracer.experiment.samples import run_samples
     from causal_tracer.experiment.set_up import set_up
     from causal_tracer.sweep.full import full_sweep
@@ -191,9 +191,11 @@ def test_all_heads_of_a_layer_together_are_its_attention(name: str) -> None:
         Cell(0, 0, tuple(Intervention((layer,), "head", (5,), head=head) for head in heads)),
         Cell(1, 0, (Intervention((layer,), "attention", (5,)),)),
     )
-    seen: list[Watched] = []
-    list(full_sweep(Sweep(traced, experiment.clean, base, SweepPlan(cells), experiment.metric, 8), watch=seen.append))
-    by_cell = torch.cat([watched.logits for watched in seen])
+    seen: list[RowLogits] = []
+    list(
+        full_sweep(Sweep(traced, experiment.clean, base, SweepPlan(cells), experiment.metric, 8), on_logits=seen.append)
+    )
+    by_cell = torch.cat([computed.logits for computed in seen])
     close(by_cell[:2], by_cell[2:], 1e-4)
 
 

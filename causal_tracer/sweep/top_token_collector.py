@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from causal_tracer.experiment.base_run import Watched
+from causal_tracer.experiment.base_run import RowLogits
 from causal_tracer.metrics.metric import largest_and_log_total
 from causal_tracer.results.top_tokens import TokenProbability, Tokens
 
 
-class TopTokenWatch:
+class TopTokenCollector:
     """Averages each cell's next-token probabilities over samples, and keeps the most probable tokens.
 
     The rows of a cell follow each other, so at most one cell's distribution is incomplete at a time.
@@ -25,11 +25,11 @@ class TopTokenWatch:
         self._open: dict[int, tuple[Tensor, int]] = {}
         self._found: dict[int, Tokens] = {}
 
-    def __call__(self, watched: Watched) -> None:
-        """Add the logits of some rows at the first position read; see `base_run.Watch`."""
-        logits = watched.logits[:, 0]
+    def __call__(self, computed: RowLogits) -> None:
+        """Add the logits of some rows at the first position read; see `base_run.LogitsCallback`."""
+        logits = computed.logits[:, 0]
         largest, log_total = largest_and_log_total(logits)
-        numbers, counts = torch.unique_consecutive(watched.cells, return_counts=True)
+        numbers, counts = torch.unique_consecutive(computed.cells, return_counts=True)
         start = 0
         for number, rows in zip(numbers.tolist(), counts.tolist(), strict=True):
             part = slice(start, start + rows)
