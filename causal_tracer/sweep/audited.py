@@ -72,11 +72,11 @@ def audited_sweep(
             held.append((number, chunk))
     for number, chunk in held:
         failed = []
-        for plane in sorted(set(_maps(works[number]).tolist())):
-            found = audit_scores(works[number], scores[number], plane, cancelled)
-            report(number, plane, found)
+        for map_number in sorted(set(_maps(works[number]).tolist())):
+            found = audit_scores(works[number], scores[number], map_number, cancelled)
+            report(number, map_number, found)
             if found.recomputed:
-                failed.append(plane)
+                failed.append(map_number)
         yield number, chunk
         if failed:
             restarted(number)

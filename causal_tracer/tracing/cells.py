@@ -14,20 +14,20 @@ from causal_tracer.request.sites import SITES
 from causal_tracer.sweep.plan import Cell, SweepPlan, knockout_plan, map_plan, priority_order
 
 
-def owned_cells(experiment: Experiment, specs: Mapping[str, MapSpec]) -> list[tuple[int, Cell]]:
+def cells_of_maps(experiment: Experiment, specs: Mapping[str, MapSpec]) -> list[tuple[int, Cell]]:
     """Return the cells of all maps, each with its map's number, in priority order (see `priority_order`).
 
     Raises:
         SettingsError: A map does not fit the model, the prompt, or the request.
     """
     traced, base = experiment.context.traced, experiment.base_input.sequence
-    owned = []
-    for plane, spec in enumerate(specs.values()):
+    cells = []
+    for map_number, spec in enumerate(specs.values()):
         source, places = map_source(spec, experiment.request), experiment.places(spec)
         plan = spec_plan(traced, experiment.prompt, spec, source, base, places)
-        owned += [(plane, cell) for cell in plan.cells]
+        cells += [(map_number, cell) for cell in plan.cells]
     order = priority_order(base)
-    return sorted(owned, key=lambda item: order(item[1].interventions[0].tokens[0]))
+    return sorted(cells, key=lambda item: order(item[1].interventions[0].tokens[0]))
 
 
 def spec_plan(

@@ -33,7 +33,7 @@ from causal_tracer.sweep.check import FAILURES
 from causal_tracer.sweep.full import full_sweep
 from causal_tracer.sweep.plan import Cell, Sweep, SweepPlan
 from causal_tracer.sweep.read_out import ReadOut, noting_outputs
-from causal_tracer.tracing.cells import owned_cells
+from causal_tracer.tracing.cells import cells_of_maps
 from causal_tracer.tracing.maps import library_versions
 
 
@@ -250,7 +250,7 @@ def _require_own_logits(traced: TracedModel, found: Tensor, own: Tensor) -> None
 def _cell(experiment: Experiment, spec: MapSpec, place: tuple[int, int]) -> Cell:
     """Return the cell of a map at (row, layer)."""
     row, layer = (whole_number("restored", number) for number in place)
-    cells = [cell for _, cell in owned_cells(experiment, {"map": spec})]
+    cells = [cell for _, cell in cells_of_maps(experiment, {"map": spec})]
     row = row + len(experiment.prompt) if row < 0 and SITES[spec.kind].rows == "tokens" else row
     for cell in cells:
         if (cell.position, cell.layer) == (row, layer):

@@ -23,7 +23,7 @@ from causal_tracer.sweep.engine import choose_engine
 from causal_tracer.sweep.plan import Sweep, SweepChunk, SweepPlan
 from causal_tracer.sweep.shared import can_share_passes
 from causal_tracer.sweep.top_token_collector import TopTokenCollector
-from causal_tracer.tracing.cells import owned_cells
+from causal_tracer.tracing.cells import cells_of_maps
 from causal_tracer.tracing.maps import Results
 
 
@@ -145,8 +145,8 @@ class _Trace:
     ):
         self._experiment = set_up(context, request, {*KINDS, *(spec.kind for spec in specs.values())})
         self._specs = specs
-        self._owned = owned_cells(self._experiment, specs)
-        self._planes = torch.tensor([plane for plane, _ in self._owned], dtype=torch.long)
+        self._cells = cells_of_maps(self._experiment, specs)
+        self._map_numbers = torch.tensor([map_number for map_number, _ in self._cells], dtype=torch.long)
         tokens = len(self._experiment.base_input.sequence)
         batch_size = options.batch_size or default_batch_size(context.traced, tokens)
         self.engine_check: EngineCheck = choose_engine(
@@ -182,23 +182,23 @@ class _Trace:
             )
         specs, batch_size = self._specs.values(), self.results.batch_size
         base, low_scores = run_samples(experiment, embeddings, specs, batch_size, self.collector)
-        self.results.begin(self.engine_check, low_scores, self._owned, self.collector)
-        self._left = torch.ones(len(self._owned), base.samples, dtype=torch.bool)
+        self.results.begin(self.engine_check, low_scores, self._cells, self.collector)
+        self._left = torch.ones(len(self._cells), base.samples, dtype=torch.bool)
         self.runs = self._left.numel()
         return Sweep(
             experiment.context.traced,
             experiment.clean,
             base,
-            SweepPlan(tuple(cell for _, cell in self._owned), experiment.base_input.reads),
+            SweepPlan(tuple(cell for _, cell in self._cells), experiment.base_input.reads),
             experiment.metric,
             batch_size,
-            self._planes,
+            self._map_numbers,
             request.seed,
         )
 
     def take(self, chunk: SweepChunk) -> None:
         """Store scores. NaN marks cells that will be recomputed."""
-        self.results.take(self._planes[chunk.cells], chunk)
+        self.results.take(self._map_numbers[chunk.cells], chunk)
         self._left[chunk.cells, chunk.samples] = chunk.scores.isnan()
 
 
@@ -257,7 +257,7 @@ def _swept(traces: Sequence[_Trace], works: Sequence[Sweep], cancelled: Callable
         logits_callbacks=[trace.collector for trace in traces],
         halved=halved,
         restarted=lambda number: traces[number].results.begin_again(),
-        report=lambda number, plane, audit: traces[number].results.audited(plane, audit),
+        report=lambda number, map_number, audit: traces[number].results.audited(map_number, audit),
     ):
         traces[number].take(chunk)
         # One prompt's updates report the progress of all prompts in the pass.

@@ -53,7 +53,7 @@ class Results:
         self._low_scores = torch.empty(0, dtype=torch.float32)
         self._high_score = experiment.high_score
         self._rows = self._columns = torch.empty(0, dtype=torch.long)
-        self._owned: list[tuple[int, Cell]] = []
+        self._cells: list[tuple[int, Cell]] = []
         self._collector: TopTokenCollector | None = None
         self._audits: dict[int, Audit] = {}
         # Copies, so that changing a result does not change the cached clean run.
@@ -66,7 +66,7 @@ class Results:
         self,
         engine_check: EngineCheck,
         low_scores: Tensor,
-        owned: list[tuple[int, Cell]],
+        cells: list[tuple[int, Cell]],
         collector: TopTokenCollector | None,
     ) -> None:
         """Begin further samples.
@@ -74,23 +74,23 @@ class Results:
         Args:
             engine_check: The engine that computes the maps.
             low_scores: The metric in the corrupted run of each new sample [samples].
-            owned: The cells, each with its map's number.
+            cells: The cells, each with its map's number.
             collector: Collects the most probable tokens, if they are requested.
         """
         self._engine_check = engine_check
         self._first = self.samples
         self.samples += len(low_scores)
         self._low_scores = torch.cat([self._low_scores, low_scores])
-        planes, _, tokens, layers = self._scores.shape
-        more = torch.full((planes, len(low_scores), tokens, layers), torch.nan, dtype=torch.float32)
+        maps, _, tokens, layers = self._scores.shape
+        more = torch.full((maps, len(low_scores), tokens, layers), torch.nan, dtype=torch.float32)
         self._scores = torch.cat([self._scores, more], dim=1)
-        self._owned, self._collector = owned, collector
-        self._rows = torch.tensor([cell.position for _, cell in owned], dtype=torch.long)
-        self._columns = torch.tensor([cell.layer for _, cell in owned], dtype=torch.long)
+        self._cells, self._collector = cells, collector
+        self._rows = torch.tensor([cell.position for _, cell in cells], dtype=torch.long)
+        self._columns = torch.tensor([cell.layer for _, cell in cells], dtype=torch.long)
 
-    def take(self, planes: Tensor, chunk: SweepChunk) -> None:
+    def take(self, map_numbers: Tensor, chunk: SweepChunk) -> None:
         """Store scores, given the number of each score's map."""
-        place = (planes, self._first + chunk.samples, self._rows[chunk.cells], self._columns[chunk.cells])
+        place = (map_numbers, self._first + chunk.samples, self._rows[chunk.cells], self._columns[chunk.cells])
         self._scores[place] = chunk.scores
 
     def halved(self, batch_size: int) -> None:
@@ -104,14 +104,14 @@ class Results:
         if self._collector is not None:
             self._collector.begin_again()
 
-    def audited(self, plane: int, audit: Audit) -> None:
+    def audited(self, map_number: int, audit: Audit) -> None:
         """Keep a map's audit. Of several (as samples are added), the one with the largest difference is kept."""
-        before = self._audits.get(plane)
+        before = self._audits.get(map_number)
         if before is None or (before.recomputed, before.largest_difference) < (
             audit.recomputed,
             audit.largest_difference,
         ):
-            self._audits[plane] = audit
+            self._audits[map_number] = audit
 
     def note(self, text: str) -> None:
         """Add a note to all maps."""
@@ -119,12 +119,14 @@ class Results:
 
     def flows(self, complete: bool = True) -> dict[str, HiddenFlow]:
         """Return the current maps. They share no tensors. Only complete ones have a copy of the clean activations."""
-        return {name: self._flow(plane, spec, complete) for plane, (name, spec) in enumerate(self._specs.items())}
+        return {
+            name: self._flow(map_number, spec, complete) for map_number, (name, spec) in enumerate(self._specs.items())
+        }
 
-    def _flow(self, plane: int, spec: MapSpec, complete: bool) -> HiddenFlow:
+    def _flow(self, map_number: int, spec: MapSpec, complete: bool) -> HiddenFlow:
         experiment = self._experiment
         context, prompt, clean = experiment.context, experiment.prompt, experiment.clean
-        tokenizer, sample_scores = context.tokenizer, self._scores[plane, :, : self._heights[plane]].clone()
+        tokenizer, sample_scores = context.tokenizer, self._scores[map_number, :, : self._heights[map_number]].clone()
         names = context.traced.activation_names(spec.kind) if complete else []
         return HiddenFlow(
             # NaN until all samples of a cell are computed.
@@ -143,16 +145,16 @@ class Results:
             subject_guessed=prompt.subject_guessed,
             sample_scores=sample_scores,
             low_sample_scores=self._low_scores.clone(),
-            settings=self._settings(plane, spec),
-            notes=tuple(self._all_notes(plane, spec)),
+            settings=self._settings(map_number, spec),
+            notes=tuple(self._all_notes(map_number, spec)),
             answer_ids=experiment.answer_ids,
-            top_tokens=self._top_tokens(plane),
-            audit=self._audits.get(plane),
+            top_tokens=self._top_tokens(map_number),
+            audit=self._audits.get(map_number),
             request=to_data(StoredRequest(experiment.request, spec, self.options)),
             alignment=_alignment(experiment, spec),
         )
 
-    def _settings(self, plane: int, spec: MapSpec) -> TraceSettings:
+    def _settings(self, map_number: int, spec: MapSpec) -> TraceSettings:
         request, context = self._experiment.request, self._experiment.context
         layers = spec.layer_range(context.traced.n_layers)
         metric, foil = request.metric, self._experiment.foil_id
@@ -173,7 +175,7 @@ class Results:
             start_layer=layers.start,
             end_layer=layers.stop,
             subject_tokens_only=spec.subject_tokens_only,
-            engine="full" if self._recomputed(plane) else self._engine_check.name,
+            engine="full" if self._recomputed(map_number) else self._engine_check.name,
             versions=dict(library_versions()),
             corruption=_corruption(self._experiment),
             metric=own.name if own is not None else str(metric),
@@ -189,7 +191,7 @@ class Results:
             ablation=_ablation(request, spec),
         )
 
-    def _all_notes(self, plane: int, spec: MapSpec) -> list[str]:
+    def _all_notes(self, map_number: int, spec: MapSpec) -> list[str]:
         experiment, request = self._experiment, self._experiment.request
         prompt, notes = experiment.prompt, list(experiment.notes)
         if (count := prompt.subject_count) > 1:
@@ -204,8 +206,8 @@ class Results:
         if alignment is not None and alignment.without_partner:
             alone = ", ".join(f"{alignment.tokens[place]!r} ({place})" for place in alignment.without_partner)
             notes.append(f"Not computed, since these tokens have no partner in the other prompt: {alone}.")
-        if self._recomputed(plane):
-            audit = self._audits[plane]
+        if self._recomputed(map_number):
+            audit = self._audits[map_number]
             notes.append(
                 f"Recomputed by the full sweep: in the audit, a score of the sweep {self._engine_check.name!r} "
                 f"differed by {audit.largest_difference:.2g} ({audit.allowed:.2g} is allowed)."
@@ -216,21 +218,21 @@ class Results:
             notes.append("The answer and the foil begin with the same token.")
         return notes + self._notes
 
-    def _recomputed(self, plane: int) -> bool:
-        return plane in self._audits and self._audits[plane].recomputed
+    def _recomputed(self, map_number: int) -> bool:
+        return map_number in self._audits and self._audits[map_number].recomputed
 
-    def _top_tokens(self, plane: int) -> TopTokens | None:
+    def _top_tokens(self, map_number: int) -> TopTokens | None:
         if self._collector is None:
             return None
         corrupted = self._collector.of_cell(-1) or ()
         clean = self._collector.of_logits(self._experiment.clean.logits[0])
         base = clean if self._experiment.request.direction == "corrupt" else corrupted
         restored = {}
-        for number, (owner, cell) in enumerate(self._owned):
-            if owner != plane:
+        for number, (owner, cell) in enumerate(self._cells):
+            if owner != map_number:
                 continue
             found = self._collector.of_cell(number)
-            if found is None and not self._scores[plane, :, cell.position, cell.layer].isnan().any():
+            if found is None and not self._scores[map_number, :, cell.position, cell.layer].isnan().any():
                 # The cell changes nothing, so it was not run.
                 found = base
             if found is not None:
