@@ -43,7 +43,7 @@ class TopTokenCollector:
             else:
                 self._found[number] = self._top(total / seen)
 
-    def begin_again(self) -> None:
+    def discard_partial(self) -> None:
         """Discard a cell with only some of its samples, all of which will be recomputed."""
         self._open.clear()
 

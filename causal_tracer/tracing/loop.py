@@ -24,7 +24,7 @@ from causal_tracer.sweep.plan import Sweep, SweepChunk, SweepPlan
 from causal_tracer.sweep.shared import can_share_passes
 from causal_tracer.sweep.top_token_collector import TopTokenCollector
 from causal_tracer.tracing.cells import cells_of_maps
-from causal_tracer.tracing.maps import Results
+from causal_tracer.tracing.maps import MapBuilder
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +134,7 @@ class _Trace:
     """The state of one request while its maps are computed.
 
     Attributes:
-        results: The maps so far.
+        maps: The maps so far.
         engine_check: The engine that computes the maps.
         collector: Collects the most probable tokens, if they are requested.
         runs: Number of restored runs of the current samples.
@@ -155,7 +155,7 @@ class _Trace:
             tokens,
             knockout=any(SITES[spec.kind].blocks for spec in specs.values()),
         )
-        self.results = Results(self._experiment, specs, options, batch_size)
+        self.maps = MapBuilder(self._experiment, specs, options, batch_size)
         self.collector: TopTokenCollector | None = None
         self.runs = 0
         self._left: Tensor = torch.empty(0, dtype=torch.bool)
@@ -170,7 +170,7 @@ class _Trace:
         """Number of restored runs of the current samples that are not done yet."""
         return int(self._left.sum())
 
-    def begin(self, start: int, stop: int) -> Sweep:
+    def begin_samples(self, start: int, stop: int) -> Sweep:
         """Run the base run of the samples start ... stop - 1, and return the sweep of their cells."""
         experiment, request = self._experiment, self.request
         embeddings = experiment.embeddings(start, stop)
@@ -180,9 +180,9 @@ class _Trace:
             self.collector = TopTokenCollector(
                 request.top_tokens, len(embeddings), lambda token: token_text(tokenizer, token)
             )
-        specs, batch_size = self._specs.values(), self.results.batch_size
+        specs, batch_size = self._specs.values(), self.maps.batch_size
         base, low_scores = run_samples(experiment, embeddings, specs, batch_size, self.collector)
-        self.results.begin(self.engine_check, low_scores, self._cells, self.collector)
+        self.maps.begin_samples(self.engine_check, low_scores, self._cells, self.collector)
         self._left = torch.ones(len(self._cells), base.samples, dtype=torch.bool)
         self.runs = self._left.numel()
         return Sweep(
@@ -196,9 +196,9 @@ class _Trace:
             request.seed,
         )
 
-    def take(self, chunk: SweepChunk) -> None:
+    def store(self, chunk: SweepChunk) -> None:
         """Store scores. NaN marks cells that will be recomputed."""
-        self.results.take(self._map_numbers[chunk.cells], chunk)
+        self.maps.store(self._map_numbers[chunk.cells], chunk)
         self._left[chunk.cells, chunk.samples] = chunk.scores.isnan()
 
 
@@ -208,7 +208,7 @@ def _traced(traces: Sequence[_Trace], cancelled: Callable[[], bool]) -> Iterator
     if isinstance(wanted, SamplesUntil):
         yield from _until(traces[0], wanted, cancelled)
         return
-    works = [trace.begin(0, wanted) for trace in traces]
+    works = [trace.begin_samples(0, wanted) for trace in traces]
     if len(works) == 1 or can_share_passes(works):
         yield from _swept(traces, works, cancelled)
         return
@@ -221,18 +221,18 @@ def _traced(traces: Sequence[_Trace], cancelled: Callable[[], bool]) -> Iterator
 
 def _until(trace: _Trace, wanted: SamplesUntil, cancelled: Callable[[], bool]) -> Iterator[MapsUpdate]:
     """Yield the maps of one request, adding samples until each peak's interval is narrow enough."""
-    results, before = trace.results, 0
+    maps, before = trace.maps, 0
     for start in range(0, wanted.most, wanted.step):
         stop = min(start + wanted.step, wanted.most)
-        work = trace.begin(start, stop)
+        work = trace.begin_samples(start, stop)
         for update in _swept([trace], [work], cancelled):
             latest = MapsUpdate(update.flows, before + update.done, before + update.total)
             yield latest
         before = latest.total
-        if results.samples < stop or all(flow.peak_width() <= wanted.width for flow in latest.flows.values()):
+        if maps.samples < stop or all(flow.peak_width() <= wanted.width for flow in latest.flows.values()):
             return
-    results.note(f"After {wanted.most} samples the interval of a peak is still wider than ±{wanted.width:g}.")
-    yield MapsUpdate(results.flows(), before, before)
+    maps.note(f"After {wanted.most} samples the interval of a peak is still wider than ±{wanted.width:g}.")
+    yield MapsUpdate(maps.flows(), before, before)
 
 
 def _swept(traces: Sequence[_Trace], works: Sequence[Sweep], cancelled: Callable[[], bool]) -> Iterator[MapsUpdate]:
@@ -241,25 +241,25 @@ def _swept(traces: Sequence[_Trace], works: Sequence[Sweep], cancelled: Callable
 
     def update(number: int) -> MapsUpdate:
         done = total - sum(trace.remaining for trace in traces)
-        flows = traces[number].results.flows(complete=not traces[number].remaining)
+        flows = traces[number].maps.flows(complete=not traces[number].remaining)
         return MapsUpdate(flows, done, total, number)
 
     def halved(size: int) -> None:
         for trace in traces:
-            trace.results.halved(size)
+            trace.maps.on_halved_batch(size)
 
     yield from map(update, range(len(traces)))
     for number, chunk in audited_sweep(
         works,
         traces[0].engine_check,
         cancelled,
-        audit=traces[0].results.options.audit,
+        audit=traces[0].maps.options.audit,
         logits_callbacks=[trace.collector for trace in traces],
         halved=halved,
-        restarted=lambda number: traces[number].results.begin_again(),
-        report=lambda number, map_number, audit: traces[number].results.audited(map_number, audit),
+        restarted=lambda number: traces[number].maps.discard_partial(),
+        report=lambda number, map_number, audit: traces[number].maps.keep_audit(map_number, audit),
     ):
-        traces[number].take(chunk)
+        traces[number].store(chunk)
         # One prompt's updates report the progress of all prompts in the pass.
         if not traces[number].remaining or number == len(traces) - 1:
             yield update(number)

@@ -29,7 +29,7 @@ from causal_tracer.sweep.top_token_collector import TopTokenCollector
 from causal_tracer.version import __version__
 
 
-class Results:
+class MapBuilder:
     """The maps of one request while they are computed.
 
     Attributes:
@@ -62,7 +62,7 @@ class Results:
         tokens = len(experiment.prompt)
         self._outputs = {name: activations[name][:tokens].to("cpu", torch.float32, copy=True) for name in names}
 
-    def begin(
+    def begin_samples(
         self,
         engine_check: EngineCheck,
         low_scores: Tensor,
@@ -88,23 +88,23 @@ class Results:
         self._rows = torch.tensor([cell.position for _, cell in cells], dtype=torch.long)
         self._columns = torch.tensor([cell.layer for _, cell in cells], dtype=torch.long)
 
-    def take(self, map_numbers: Tensor, chunk: SweepChunk) -> None:
+    def store(self, map_numbers: Tensor, chunk: SweepChunk) -> None:
         """Store scores, given the number of each score's map."""
         place = (map_numbers, self._first + chunk.samples, self._rows[chunk.cells], self._columns[chunk.cells])
         self._scores[place] = chunk.scores
 
-    def halved(self, batch_size: int) -> None:
+    def on_halved_batch(self, batch_size: int) -> None:
         """Note that the sweep continues with a smaller batch size, since a batch did not fit in the device's memory."""
         self._sizes.append(batch_size)
         self.batch_size = batch_size
-        self.begin_again()
+        self.discard_partial()
 
-    def begin_again(self) -> None:
+    def discard_partial(self) -> None:
         """Discard the top tokens of cells with only some of their samples, which will be recomputed."""
         if self._collector is not None:
-            self._collector.begin_again()
+            self._collector.discard_partial()
 
-    def audited(self, map_number: int, audit: Audit) -> None:
+    def keep_audit(self, map_number: int, audit: Audit) -> None:
         """Keep a map's audit. Of several (as samples are added), the one with the largest difference is kept."""
         before = self._audits.get(map_number)
         if before is None or (before.recomputed, before.largest_difference) < (
