@@ -51,7 +51,7 @@ class BaseState:
     snapshots: Mapping[int, CacheSnapshot | None]
 
     @property
-    def first_sharing(self) -> int | None:
+    def first_sharing_block(self) -> int | None:
         """The first block that leaves shared values for later blocks, if any."""
         return next((block for block, given in enumerate(self.shared[1:]) if given), None)
 
@@ -122,7 +122,7 @@ def _clean_prefix(traced: TracedModel, base: BaseRun, mode: ResumeMode, end: int
         return None
     given: dict[str, Any] = position_argument(range(end), 1) if mode.positions else {}
     ids = torch.tensor(base.prompt.input_ids[:end])
-    with headless(traced):
+    with without_head(traced):
         return snapshot(traced, run_model(traced, ids[None], {}, use_cache=True, **given), shared=True)
 
 
@@ -136,7 +136,7 @@ def _run_tokens(
     given: dict[str, Any] = {} if before is None else {before.keyword: before.with_rows(samples)}
     if mode.positions:
         given |= position_argument(tokens, len(samples))
-    with headless(traced):
+    with without_head(traced):
         return run_model(traced, ids, edits, use_cache=mode.use_cache, **given)
 
 
@@ -176,7 +176,7 @@ def position_argument(tokens: range, rows: int) -> dict[str, Tensor]:
 
 
 @contextmanager
-def headless(traced: TracedModel) -> Iterator[None]:
+def without_head(traced: TracedModel) -> Iterator[None]:
     """Skip the head (it returns zeros) in the runs of the `with` block, whose logits are not read."""
 
     def no_logits(_number: int, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:

@@ -20,7 +20,7 @@ MOST_LOGITS = 64 * 2**20
 _MOST_ROWS = 256
 
 
-class Finals(NamedTuple):
+class FinalStates(NamedTuple):
     """The last block's output for rows whose logits are not computed yet.
 
     Attributes:
@@ -33,17 +33,17 @@ class Finals(NamedTuple):
     cells: Tensor
     samples: Tensor
 
-    def followed_by(self, more: Finals) -> Finals:
+    def followed_by(self, more: FinalStates) -> FinalStates:
         """Return these rows, followed by more rows."""
-        return Finals(*(torch.cat(pair) for pair in zip(self, more, strict=True)))
+        return FinalStates(*(torch.cat(pair) for pair in zip(self, more, strict=True)))
 
-    def part(self, rows: slice) -> Finals:
+    def part(self, rows: slice) -> FinalStates:
         """Return some of the rows."""
-        return Finals(*(values[rows] for values in self))
+        return FinalStates(*(values[rows] for values in self))
 
 
 @contextmanager
-def noting_outputs(traced: TracedModel) -> Iterator[dict[int, Any]]:
+def recording_block_outputs(traced: TracedModel) -> Iterator[dict[int, Any]]:
     """Record each block's output, by number, in the runs of the `with` block, for `ReadOut.outputs`."""
     outputs: dict[int, Any] = {}
 

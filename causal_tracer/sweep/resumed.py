@@ -28,7 +28,7 @@ from causal_tracer.metrics.values import sample_values
 from causal_tracer.sweep.base_state import BaseState, base_state
 from causal_tracer.sweep.edits import batch_interventions
 from causal_tracer.sweep.plan import Sweep, SweepChunk
-from causal_tracer.sweep.read_out import Finals, ReadOut
+from causal_tracer.sweep.read_out import FinalStates, ReadOut
 from causal_tracer.sweep.resume_mode import RESUME_MODES, ResumeMode
 from causal_tracer.sweep.resumed_pass import ResumedPass
 
@@ -65,9 +65,9 @@ def resumed_sweep(
     state = base_state(work.traced, base, tuple(groups), mode)
     read_out = ReadOut(work.traced, state.outputs, base.prompt.input_ids[-1], len(work.reads), mode.broadcast)
     most = read_out.most_rows
-    waiting: Finals | None = None
-    for finals, at_once in _passes(work, state, mode, groups, cancelled):
-        waiting = finals if waiting is None else waiting.followed_by(finals)
+    waiting: FinalStates | None = None
+    for states, at_once in _passes(work, state, mode, groups, cancelled):
+        waiting = states if waiting is None else waiting.followed_by(states)
         while len(waiting.cells) >= (1 if at_once else most):
             if cancelled():
                 raise TraceCancelled("The sweep was cancelled.")
@@ -105,7 +105,7 @@ def _passes(
     mode: ResumeMode,
     groups: dict[int, list[tuple[int, int]]],
     cancelled: Callable[[], bool],
-) -> Iterator[tuple[Finals, bool]]:
+) -> Iterator[tuple[FinalStates, bool]]:
     """Run all rows through the blocks, group by group and batch by batch.
 
     Yields:
@@ -122,4 +122,4 @@ def _passes(
             run = ResumedPass(work, state, mode, token, joins[batch], sample_of[batch], interventions, cancelled)
             # The first two tokens' scores are yielded at once; later logits are computed in large batches.
             at_once = number < 2 or (number == len(groups) - 1 and batch is batches[-1])
-            yield Finals(run.final_states(), cells[batch], sample_of[batch]), at_once
+            yield FinalStates(run.final_states(), cells[batch], sample_of[batch]), at_once

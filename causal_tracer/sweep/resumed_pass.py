@@ -21,7 +21,7 @@ from causal_tracer.model.hooks import (
     stream_argument,
 )
 from causal_tracer.model.runs import run_model
-from causal_tracer.sweep.base_state import BaseState, headless, position_argument
+from causal_tracer.sweep.base_state import BaseState, position_argument, without_head
 from causal_tracer.sweep.carried_state import CarriedState, skipped_output
 from causal_tracer.sweep.edits import BatchInterventions, mask_edits, restoration_edit, site_edits
 from causal_tracer.sweep.plan import Sweep
@@ -56,7 +56,7 @@ class ResumedPass:
         """Run the pass and return the last block's output at the positions read [rows, reads, ...]."""
         traced, base, broadcast = self.work.traced, self.work.base, self.mode.broadcast
         self._final: Tensor | None = None
-        if (sharing := self.state.first_sharing) is not None:
+        if (sharing := self.state.first_sharing_block) is not None:
             # At least one row must have joined when a block leaves shared values for later ones.
             self.joins = self.joins.clone()
             self.joins[0] = min(int(self.joins[0]), sharing)
@@ -79,7 +79,7 @@ class ResumedPass:
             edits[traced.embedding] = corruption_edit(base.embeddings, base.prompt, self.samples, tokens)
         ids = torch.tensor(base.prompt.input_ids[self.token :]).expand(len(called_with), -1)
         given |= {"input_edits": input_edits, "mask_edits": mask_edits(self.work, self.interventions, self.token)}
-        with headless(traced), replacing_forward(traced.blocks, self._block):
+        with without_head(traced), replacing_forward(traced.blocks, self._block):
             run_model(traced, ids, edits, use_cache=self._snapshot is not None, **given)
         if self._final is None:
             raise CannotResume("the last block was not called")

@@ -32,7 +32,7 @@ from causal_tracer.results.words import display_token
 from causal_tracer.sweep.check import FAILURES
 from causal_tracer.sweep.full import full_sweep
 from causal_tracer.sweep.plan import Cell, Sweep, SweepPlan
-from causal_tracer.sweep.read_out import ReadOut, noting_outputs
+from causal_tracer.sweep.read_out import ReadOut, recording_block_outputs
 from causal_tracer.tracing.cells import cells_of_maps
 from causal_tracer.tracing.maps import library_versions
 
@@ -59,7 +59,7 @@ def prompt_lens(context: TracingContext, request: TraceRequest, top: int) -> Log
     """Return the lens of the clean run of a request's prompt; see `SingleRunCalls.lens`."""
     require_weights(context.traced.model)
     prompt = whole_prompt(context, request.prompt)
-    with noting_outputs(context.traced) as outputs:
+    with recording_block_outputs(context.traced) as outputs:
         answer = resolve_answer(context, request, prompt, ("hidden",))
     activations = {name: values[None] for name, values in answer.clean.activations.items()}
     states = stacked_states(context.traced, activations, len(prompt))
@@ -126,7 +126,7 @@ def whole_prompt(context: TracingContext, text: Text) -> Prompt:
 def recorded_streams(work: Sweep, n_tokens: int) -> Streams:
     """Run the single cell of a sweep in every sample, and return the residual streams of the first `n_tokens`."""
     recorder, logits = Recorder(work.traced.activation_names("hidden")), []
-    with noting_outputs(work.traced) as outputs:
+    with recording_block_outputs(work.traced) as outputs:
         for _ in full_sweep(
             work, on_logits=lambda computed: logits.append(computed.logits[:, 0].cpu()), record=recorder
         ):
