@@ -35,9 +35,9 @@ def audited_sweep(
     *,
     audit: bool = True,
     logits_callbacks: Sequence[LogitsCallback | None] = (None,),
-    halved: Callable[[int], None] = lambda _size: None,
-    restarted: Callable[[int], None] = lambda _sweep: None,
-    report: Callable[[int, int, Audit], None] = lambda _sweep, _map, _audit: None,
+    on_halved_batch: Callable[[int], None] = lambda _size: None,
+    on_restart: Callable[[int], None] = lambda _sweep: None,
+    on_audit: Callable[[int, int, Audit], None] = lambda _sweep, _map, _audit: None,
 ) -> Iterator[tuple[int, SweepChunk]]:
     """Compute and audit the cells of one sweep, or of several that can share passes; see `shared_sweep`.
 
@@ -47,15 +47,15 @@ def audited_sweep(
         cancelled: Called between batches; returning True stops the sweeps.
         audit: Whether to audit.
         logits_callbacks: For each sweep, a callback for the logits of every row.
-        halved: Called with the new batch size when a batch did not fit in memory.
-        restarted: Called with a sweep's number before maps of it are recomputed.
-        report: Called with (number of the sweep, number of the map, audit) for each map.
+        on_halved_batch: Called with the new batch size when a batch did not fit in memory.
+        on_restart: Called with a sweep's number before maps of it are recomputed.
+        on_audit: Called with (number of the sweep, number of the map, audit) for each map.
 
     Yields:
         The number of a sweep, and scores as they are computed. The last scores of a sweep follow its audit. Maps that
         fail the audit are yielded again, first as NaN, then with the full sweep's scores.
     """
-    chunks = shared_sweep(works, engine_check, cancelled, logits_callbacks, halved)
+    chunks = shared_sweep(works, engine_check, cancelled, logits_callbacks, on_halved_batch)
     if not audit or engine_check.mode is None:
         yield from chunks
         return
@@ -74,13 +74,13 @@ def audited_sweep(
         failed = []
         for map_number in sorted(set(_maps(works[number]).tolist())):
             found = audit_scores(works[number], scores[number], map_number, cancelled)
-            report(number, map_number, found)
+            on_audit(number, map_number, found)
             if found.recomputed:
                 failed.append(map_number)
         yield number, chunk
         if failed:
-            restarted(number)
-            for again in _computed_again(works[number], failed, cancelled, logits_callbacks[number], halved):
+            on_restart(number)
+            for again in _computed_again(works[number], failed, cancelled, logits_callbacks[number], on_halved_batch):
                 yield number, again
 
 
@@ -89,14 +89,16 @@ def _computed_again(
     failed: Sequence[int],
     cancelled: Callable[[], bool],
     on_logits: LogitsCallback | None,
-    halved: Callable[[int], None],
+    on_halved_batch: Callable[[int], None],
 ) -> Iterator[SweepChunk]:
     """Yield the maps with the numbers in `failed` as NaN, and then with the full sweep's scores."""
     again = torch.isin(_maps(work), torch.tensor(failed)).nonzero()[:, 0]
     unknown = torch.full((len(again) * work.base.samples,), torch.nan, dtype=torch.float32)
     samples = torch.arange(work.base.samples).repeat(len(again))
     yield SweepChunk(again.repeat_interleave(work.base.samples), samples, unknown)
-    for chunk in sweep(EngineCheck(None, ()), work.part(again), cancelled, renumbered(on_logits, again), halved):
+    for chunk in sweep(
+        EngineCheck(None, ()), work.part(again), cancelled, renumbered(on_logits, again), on_halved_batch
+    ):
         yield replace(chunk, cells=again[chunk.cells])
 
 

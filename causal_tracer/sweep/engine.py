@@ -129,12 +129,12 @@ def sweep(
     work: Sweep,
     cancelled: Callable[[], bool],
     on_logits: LogitsCallback | None = None,
-    halved: Callable[[int], None] = lambda _size: None,
+    on_halved_batch: Callable[[int], None] = lambda _size: None,
 ) -> Iterator[SweepChunk]:
     """Compute the plan's cells with the chosen engine; see `full_sweep` and `resumed_sweep`.
 
-    If a batch does not fit in the device's memory, the sweep continues with half the batch size and calls `halved` with
-    it. No score is yielded twice. `on_logits` gets all samples of an unfinished cell again.
+    If a batch does not fit in the device's memory, the sweep continues with half the batch size and calls
+    `on_halved_batch` with it. No score is yielded twice. `on_logits` gets all samples of an unfinished cell again.
 
     Raises:
         torch.OutOfMemoryError: A single row does not fit in memory.
@@ -158,7 +158,7 @@ def sweep(
         gc.collect()
         torch.cuda.empty_cache()
         batch_size //= 2
-        halved(batch_size)
+        on_halved_batch(batch_size)
 
 
 def halving_note(sizes: Sequence[int]) -> str:

@@ -41,7 +41,7 @@ def shared_sweep(
     engine_check: EngineCheck,
     cancelled: Callable[[], bool],
     logits_callbacks: Sequence[LogitsCallback | None],
-    halved: Callable[[int], None],
+    on_halved_batch: Callable[[int], None],
 ) -> Iterator[tuple[int, SweepChunk]]:
     """Compute one sweep, or several that can share passes; see `engine.sweep` for the arguments.
 
@@ -49,7 +49,7 @@ def shared_sweep(
         The number of a sweep, and some of its scores.
     """
     if len(works) == 1:
-        for chunk in sweep(engine_check, works[0], cancelled, logits_callbacks[0], halved):
+        for chunk in sweep(engine_check, works[0], cancelled, logits_callbacks[0], on_halved_batch):
             yield 0, chunk
         return
     samples = works[0].base.samples
@@ -72,7 +72,7 @@ def shared_sweep(
                 one(RowLogits(numbers[number, computed.cells[rows]], computed.samples[rows] % samples, logits))
 
     callback = distribute if any(one is not None for one in logits_callbacks) else None
-    for chunk in sweep(engine_check, _stacked(works).part(run), cancelled, callback, halved):
+    for chunk in sweep(engine_check, _stacked(works).part(run), cancelled, callback, on_halved_batch):
         owner = chunk.samples // samples
         for number in sorted(set(owner.tolist())):
             rows = owner == number

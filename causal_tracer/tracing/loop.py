@@ -244,7 +244,7 @@ def _swept(traces: Sequence[_Trace], works: Sequence[Sweep], cancelled: Callable
         flows = traces[number].maps.flows(complete=not traces[number].remaining)
         return MapsUpdate(flows, done, total, number)
 
-    def halved(size: int) -> None:
+    def on_halved_batch(size: int) -> None:
         for trace in traces:
             trace.maps.on_halved_batch(size)
 
@@ -255,9 +255,9 @@ def _swept(traces: Sequence[_Trace], works: Sequence[Sweep], cancelled: Callable
         cancelled,
         audit=traces[0].maps.options.audit,
         logits_callbacks=[trace.collector for trace in traces],
-        halved=halved,
-        restarted=lambda number: traces[number].maps.discard_partial(),
-        report=lambda number, map_number, audit: traces[number].maps.keep_audit(map_number, audit),
+        on_halved_batch=on_halved_batch,
+        on_restart=lambda number: traces[number].maps.discard_partial(),
+        on_audit=lambda number, map_number, audit: traces[number].maps.keep_audit(map_number, audit),
     ):
         traces[number].store(chunk)
         # One prompt's updates report the progress of all prompts in the pass.
