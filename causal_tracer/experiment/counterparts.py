@@ -28,7 +28,7 @@ class Counterpart:
     partners: Partners
 
     @property
-    def places(self) -> dict[int, int]:
+    def partner_of(self) -> dict[int, int]:
         """The aligned token of the other prompt, for each token of the request's prompt that has one."""
         return {token: partner for token, partner in enumerate(self.partners) if partner is not None}
 
@@ -47,19 +47,19 @@ def counterpart(prompt: Prompt, other: Prompt, asked: OtherPrompt) -> Counterpar
     return Counterpart(other, partners)
 
 
-def placed(run: Activations, places: Mapping[int, int], n_tokens: int) -> Activations:
+def moved_activations(run: Activations, source_tokens: Mapping[int, int], n_tokens: int) -> Activations:
     """Return a run's activations, moved to the token positions of another run [1, n_tokens, ...], by module name.
 
     Args:
         run: Activations [tokens, ...] by module name.
-        places: For each token of the other run that gets a value, the token of `run` to take it from. The other
-            tokens get NaN.
+        source_tokens: For each token of the other run that gets a value, the token of `run` to take it from. The
+            other tokens get NaN.
         n_tokens: Number of tokens of the other run.
     """
 
     def moved(values: Tensor) -> Tensor:
         made = torch.full((1, n_tokens, *values.shape[1:]), torch.nan, dtype=values.dtype, device=values.device)
-        made[0, list(places)] = values[list(places.values())]
+        made[0, list(source_tokens)] = values[list(source_tokens.values())]
         return made
 
     return {name: moved(values) for name, values in run.items()}

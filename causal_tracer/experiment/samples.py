@@ -11,7 +11,7 @@ from torch import Tensor
 from causal_tracer.arguments import shown
 from causal_tracer.errors import SettingsError
 from causal_tracer.experiment.base_run import BaseRun, LogitsCallback, base_run
-from causal_tracer.experiment.counterparts import placed
+from causal_tracer.experiment.counterparts import moved_activations
 from causal_tracer.experiment.embeddings import subject_embeddings
 from causal_tracer.experiment.set_up import Experiment, RunInput
 from causal_tracer.experiment.sources import BASE, CORRUPTED, MEAN, PLACEBO, SECOND
@@ -69,9 +69,11 @@ def run_samples(
     if experiment.second is not None and reverse:
         del sources[CORRUPTED]
         first = {name: values[0] for name, values in recorded.items()}
-        sources[SECOND] = placed(first, experiment.second.places, tokens)
+        sources[SECOND] = moved_activations(first, experiment.second.partner_of, tokens)
     elif experiment.second is not None:
-        sources[SECOND] = placed(clean, {other: token for token, other in experiment.second.places.items()}, tokens)
+        sources[SECOND] = moved_activations(
+            clean, {other: token for token, other in experiment.second.partner_of.items()}, tokens
+        )
     if replaced := {spec.kind for spec in specs if spec.source == "placebo"}:
         sources[PLACEBO] = _placebo(experiment, replaced, tokens)
     for source in {spec.source for spec in specs if spec.ablates}:
@@ -86,11 +88,13 @@ _Run = tuple[BaseRun, Activations]
 
 def _placebo(experiment: Experiment, sites: Iterable[SiteName], tokens: int) -> Activations:
     """Return the placebo's clean activations at the base run's tokens [1, tokens, ...], by module name."""
-    places, other = experiment.places(MapSpec(source="placebo")), experiment.placebo
+    base_tokens, other = experiment.base_tokens(MapSpec(source="placebo")), experiment.placebo
     if other is None:
         return {}
     clean = clean_run(experiment.context.traced, other.prompt.input_ids, None, sites)
-    return placed(clean.activations, {place: other.places[token] for token, place in places.items()}, tokens)
+    return moved_activations(
+        clean.activations, {base: other.partner_of[token] for token, base in base_tokens.items()}, tokens
+    )
 
 
 def _zeros(experiment: Experiment, sites: Iterable[SiteName]) -> dict[str, Tensor]:

@@ -155,23 +155,23 @@ class Experiment:
         asked = self.request.placebo
         return None if asked is None else _counterpart(self.context, self.prompt, asked)
 
-    def places(self, spec: MapSpec) -> dict[int, int]:
+    def base_tokens(self, spec: MapSpec) -> dict[int, int]:
         """Return, for each token of the prompt that a map can patch, the aligned token of the base run.
 
         Raises:
             SettingsError: The map is a placebo map, and the request has no placebo.
         """
-        places = {token: token for token in range(len(self.prompt))}
+        tokens = {token: token for token in range(len(self.prompt))}
         if self.second is not None and not spec.in_clean_run:
             restores = self.request.direction == "restore"
-            places = {token: other if restores else token for token, other in self.second.places.items()}
+            tokens = {token: other if restores else token for token, other in self.second.partner_of.items()}
         if spec.source != "placebo":
-            return places
+            return tokens
         if self.placebo is None:
             raise SettingsError(
                 "source='placebo' restores another prompt's activations, and no placebo is given. Give placebo=..."
             )
-        return {token: place for token, place in places.items() if token in self.placebo.places}
+        return {token: base for token, base in tokens.items() if token in self.placebo.partner_of}
 
 
 def set_up(context: TracingContext, request: TraceRequest, sites: Iterable[SiteName] = KINDS) -> Experiment:

@@ -200,7 +200,7 @@ def map_plan(
     *,
     source: str = "clean",
     severed: LayerKind | None = None,
-    places: Mapping[int, int] | None = None,
+    base_tokens: Mapping[int, int] | None = None,
 ) -> SweepPlan:
     """Return the cells of a map that restores one token in one window of layers at a time, in priority order.
 
@@ -215,13 +215,13 @@ def map_plan(
         layers: The layers to compute.
         source: The run that the values come from.
         severed: The kind whose outputs at the cell's token are held at the base run's values in all layers.
-        places: The base run's token for each position; None if they are equal.
+        base_tokens: The base run's token for each position; None if they are equal.
     """
     missing = traced.missing_layers(kind)
     layers = [layer for layer in layers if layer not in missing]
     cells = []
     order = priority_order(prompt)
-    placed = [(position, position if places is None else places[position]) for position in positions]
+    placed = [(position, position if base_tokens is None else base_tokens[position]) for position in positions]
     for position, token in sorted(placed, key=lambda pair: order(pair[1])):
         holding: tuple[Intervention, ...] = ()
         if severed is not None:

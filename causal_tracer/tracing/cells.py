@@ -23,8 +23,8 @@ def cells_of_maps(experiment: Experiment, specs: Mapping[str, MapSpec]) -> list[
     traced, base = experiment.context.traced, experiment.base_input.sequence
     cells = []
     for map_number, spec in enumerate(specs.values()):
-        source, places = map_source(spec, experiment.request), experiment.places(spec)
-        plan = spec_plan(traced, experiment.prompt, spec, source, base, places)
+        source, base_tokens = map_source(spec, experiment.request), experiment.base_tokens(spec)
+        plan = spec_plan(traced, experiment.prompt, spec, source, base, base_tokens)
         cells += [(map_number, cell) for cell in plan.cells]
     order = priority_order(base)
     return sorted(cells, key=lambda item: order(item[1].interventions[0].tokens[0]))
@@ -36,7 +36,7 @@ def spec_plan(
     spec: MapSpec,
     source: str = CLEAN,
     base: Prompt | None = None,
-    places: Mapping[int, int] | None = None,
+    base_tokens: Mapping[int, int] | None = None,
 ) -> SweepPlan:
     """Return the cells of one map.
 
@@ -46,8 +46,8 @@ def spec_plan(
         spec: The map.
         source: The source of the restored activations.
         base: The base run's prompt, if it is another one.
-        places: The aligned token of the base run for each token of the prompt that has one; None if the base run is of
-            the prompt itself.
+        base_tokens: The aligned token of the base run for each token of the prompt that has one; None if the base run
+            is of the prompt itself.
 
     Raises:
         SettingsError: The map does not fit the model or the prompt.
@@ -62,11 +62,11 @@ def spec_plan(
         base or prompt,
         spec.kind,
         spec.window,
-        {position for position in _positions(spec, prompt) if places is None or position in places},
+        {position for position in _positions(spec, prompt) if base_tokens is None or position in base_tokens},
         spec.layer_range(traced.n_layers),
         source=source,
         severed=spec.severed,
-        places=places,
+        base_tokens=base_tokens,
     )
 
 
