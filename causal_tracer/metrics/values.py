@@ -13,7 +13,7 @@ from causal_tracer.metrics.metric import Metric
 
 
 @dataclass(frozen=True)
-class MetricOfGroups:
+class GroupedMetric:
     """One metric for each of several consecutive groups of samples, for prompts that share passes.
 
     Attributes:
@@ -34,9 +34,9 @@ class MetricOfGroups:
         return found
 
 
-def sample_values(metric: Metric | MetricOfGroups, logits: Tensor, samples: Tensor) -> Tensor:
+def sample_values(metric: Metric | GroupedMetric, logits: Tensor, samples: Tensor) -> Tensor:
     """Return the values of rows, given the sample of each row; see `metric_values`."""
-    return metric.values(logits, samples) if isinstance(metric, MetricOfGroups) else metric_values(metric, logits)
+    return metric.values(logits, samples) if isinstance(metric, GroupedMetric) else metric_values(metric, logits)
 
 
 def metric_values(metric: Metric, logits: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from causal_tracer.experiment.base_run import BaseRun
 from causal_tracer.experiment.sources import BASE, SAME_PROMPT
 from causal_tracer.metrics.metric import Metric
-from causal_tracer.metrics.values import MetricOfGroups
+from causal_tracer.metrics.values import GroupedMetric
 from causal_tracer.model.layers import TracedModel
 from causal_tracer.model.runs import CleanRun
 from causal_tracer.prompts.prompt import Prompt
@@ -124,7 +124,7 @@ class Sweep:
     clean: CleanRun
     base: BaseRun
     plan: SweepPlan
-    metric: Metric | MetricOfGroups
+    metric: Metric | GroupedMetric
     batch_size: int
     maps: Tensor | None = None
     seed: int = 0

@@ -18,7 +18,7 @@ from causal_tracer.experiment.base_run import BaseRun, LogitsCallback, RowLogits
 from causal_tracer.experiment.embeddings import corruption_edit
 from causal_tracer.experiment.noise_levels import embedded_tokens
 from causal_tracer.metrics.metric import Metric
-from causal_tracer.metrics.values import MetricOfGroups
+from causal_tracer.metrics.values import GroupedMetric
 from causal_tracer.model.runs import Activations, read_logits
 from causal_tracer.sweep.check import EngineCheck
 from causal_tracer.sweep.engine import sweep
@@ -111,7 +111,7 @@ def _stacked(works: Sequence[Sweep]) -> Sweep:
         scores=torch.cat([work.base.scores for work in works]),
         sources=sources,
     )
-    metric = MetricOfGroups(tuple(cast(Metric, work.metric) for work in works), first.base.samples)
+    metric = GroupedMetric(tuple(cast(Metric, work.metric) for work in works), first.base.samples)
     return replace(first, base=base, plan=SweepPlan(first.plan.cells, first.reads), metric=metric)
 
 
