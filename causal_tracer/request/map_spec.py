@@ -9,7 +9,7 @@ from pydantic import Field
 from causal_tracer import arguments
 from causal_tracer.arguments import flag, optional, several
 from causal_tracer.errors import SettingsError
-from causal_tracer.request.record import Check, one_of, record, whole
+from causal_tracer.request.record import Check, integer, one_of, record
 from causal_tracer.request.sites import SITES, LayerKind, SiteName, require_kind, require_site
 
 Source = Literal["clean", "placebo", "zero", "mean"]
@@ -55,11 +55,11 @@ class MapSpec:
 
     kind: Annotated[SiteName, Check(_site)] = Field(default="hidden", description=_KINDS)
 
-    window: Annotated[int, whole(least=1)] = Field(
+    window: Annotated[int, integer(least=1)] = Field(
         default_factory=_default_window, title="Window", description=_WINDOWS
     )
 
-    start_layer: Annotated[int, whole()] = Field(default=0, title="First layer")
+    start_layer: Annotated[int, integer()] = Field(default=0, title="First layer")
     """First layer to compute."""
 
     end_layer: Annotated[int | None, _WHOLE] = Field(default=None, title="One past the last layer")

@@ -110,13 +110,13 @@ class Check:
         return {**found, **self.schema} if found.get("type") == "integer" else found
 
 
-def whole(least: int | None = None, most: int | None = None) -> Check:
+def integer(least: int | None = None, most: int | None = None) -> Check:
     """Return a check for integers from `least` to `most`."""
     bounds = {name: bound for name, bound in (("minimum", least), ("maximum", most)) if bound is not None}
     return Check(lambda name, value: arguments.whole_number(name, value, least, most), bounds)
 
 
-def maybe(check: Check) -> Check:
+def or_none(check: Check) -> Check:
     """Return a check that also accepts None."""
     return Check(arguments.optional(check.check), check.schema)
 

@@ -27,7 +27,7 @@ from causal_tracer.request.objects import NameOrObject
 from causal_tracer.request.other_prompt import OtherPrompt as OtherPrompt
 from causal_tracer.request.other_prompt import Text as Text
 from causal_tracer.request.other_prompt import checked_prompt_text
-from causal_tracer.request.record import Check, maybe, one_of, record, whole
+from causal_tracer.request.record import Check, integer, one_of, or_none, record
 
 MOST_ROWS = 2**31
 """The largest batch size that can be set."""
@@ -95,10 +95,10 @@ class SamplesUntil:
     width: Annotated[float, Check(real_number)]
     """Stop when the half-width of the 95 % interval of the peak's effect is at most this, in units of the metric."""
 
-    step: Annotated[int, whole()] = 10
+    step: Annotated[int, integer()] = 10
     """Number of samples added at a time."""
 
-    most: Annotated[int, whole(most=MOST_SAMPLES)] = 100
+    most: Annotated[int, integer(most=MOST_SAMPLES)] = 100
     """Largest number of samples. A note in the result reports when it is reached."""
 
     def __post_init__(self) -> None:
@@ -148,7 +148,7 @@ class TraceRequest:
     samples: Annotated[int | SamplesUntil, _SAMPLES] = Field(default=10, title="Noise samples")
     """Number of noise samples, or the precision to reach. Corruptions that are not random have a fixed number."""
 
-    seed: Annotated[int, whole(0, 2**32 - 1)] = Field(default=1, title="Seed of the noise")
+    seed: Annotated[int, integer(0, 2**32 - 1)] = Field(default=1, title="Seed of the noise")
     """Seed of the noise."""
 
     metric: Annotated[str | Callable[[Target], Metric], NameOrObject(tuple(METRICS))] = Field(
@@ -178,7 +178,7 @@ class TraceRequest:
     mean_over: Annotated[tuple[str, ...], Check(_texts)] = ()
     """Prompts over whose tokens activations are averaged for maps with source="mean"."""
 
-    top_tokens: Annotated[int, whole(least=0)] = 0
+    top_tokens: Annotated[int, integer(least=0)] = 0
     """Number of most probable next tokens to keep for every cell."""
 
     def __post_init__(self) -> None:
@@ -199,7 +199,7 @@ class TraceRequest:
 class RunOptions:
     """How maps are computed: settings that change numbers by rounding only."""
 
-    batch_size: Annotated[int | None, maybe(whole(1, MOST_ROWS))] = Field(default=None, title="Batch size")
+    batch_size: Annotated[int | None, or_none(integer(1, MOST_ROWS))] = Field(default=None, title="Batch size")
     """Largest number of rows in a batch; if not given, chosen for the model and the machine."""
 
     engine: Annotated[EngineChoice, one_of(EngineChoice)] = "auto"
