@@ -51,17 +51,13 @@ class VersionOneCalls(ABC):
         cancelled: Cancelled | None = None,
         **settings: Any,
     ) -> HiddenFlow:
-        """Trace one prompt with the arguments of causal-tracer 1.1.0.
-
-        `CausalTracer.trace` is the newer form. Its default window for MLP and attention outputs is the paper's, 10
-        layers; here it is one layer.
+        """Trace one prompt with the arguments of causal-tracer 1.1.0; `CausalTracer.trace` has the paper's windows.
 
         Args:
             prompt: The text that the model continues.
             subject: The part of the prompt to corrupt. None guesses it; the result then has `subject_guessed`.
             kind: Restore "hidden" states (a block's output), "mlp" or "attention" outputs.
-            answer_id_override: The token id whose probability is measured. None takes the most probable next token of
-                the clean run.
+            answer_id_override: The token id whose probability is measured. None takes the clean run's most probable.
             samples: Number of noise samples. All cells use the same noise.
             window: Number of consecutive layers restored together, centred on the cell's layer.
             patch_seed: Seed of the noise.
