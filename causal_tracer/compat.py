@@ -57,7 +57,7 @@ class VersionOneCalls(ABC):
             prompt: The text that the model continues.
             subject: The part of the prompt to corrupt. None guesses it; the result then has `subject_guessed`.
             kind: Restore "hidden" states (a block's output), "mlp" or "attention" outputs.
-            answer_id_override: The token id whose probability is measured. None takes the clean run's most probable.
+            answer_id_override: The token id to measure. None takes the most probable next token of the clean run.
             samples: Number of noise samples. All cells use the same noise.
             window: Number of consecutive layers restored together, centred on the cell's layer.
             patch_seed: Seed of the noise.
