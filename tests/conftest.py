@@ -1,4 +1,4 @@
-"""What all tests share: no network, and few threads, since two cores are enough for tiny models."""
+"""Fixtures for all tests: no network, and few threads, since two cores are enough for tiny models."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _FIXTURES_OF_MODELS = {"gemma", "smollm", "real"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes minutes, or a browser, is slow too; fixtures of real models need their weights."""
+    """Mark tests that take minutes or need a browser as slow, and tests of real models as needing their weights."""
     for item in items:
         if _FIXTURES_OF_MODELS & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.model)
@@ -35,7 +35,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def no_network() -> Iterator[None]:
-    """Connections leave this process for the machine itself only."""
+    """Allow connections to this machine only."""
     connect, connect_ex = socket.socket.connect, socket.socket.connect_ex
 
     def checked(address: Any) -> None:
@@ -58,7 +58,7 @@ def no_network() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread_for_tiny_products() -> Iterator[None]:
-    """Matrices of 32 x 32 take longer with more threads; results do not depend on it."""
+    """Limit the threads: 32 x 32 matrices take longer with more threads. Results do not depend on it."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -67,5 +67,5 @@ def one_thread_for_tiny_products() -> Iterator[None]:
 
 @pytest.fixture
 def tokenizer() -> Any:
-    """Byte-level BPE with a BOS and no pad token."""
+    """A byte-level BPE tokenizer with a BOS and no pad token."""
     return tiny_tokenizer(bos=True)

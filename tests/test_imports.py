@@ -1,4 +1,4 @@
-"""What `import causal_tracer` brings, and what it leaves to be imported when it is needed."""
+"""The modules that `import causal_tracer` imports at once, and those that it imports on first use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Noise: ROME's draws, where it goes, its automatic level, and what is no noise."""
+"""Noise: ROME's draws, the tokens that get it, its automatic level, and invalid levels."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_a_bfloat16_model_is_traced_in_bfloat16_and_read_in_float32(name: str) -
 
 
 def test_an_embedding_narrower_than_the_residual_stream_gets_noise_of_its_own_width() -> None:
-    """OPT-350M embeds in 512 and works in 1024: noise goes on the embedding's output, and has its width."""
+    """In OPT-350M the embedding has width 512 and the blocks 1024. The noise has the width of the embedding."""
     torch.manual_seed(0)
     config = transformers.OPTConfig(
         vocab_size=VOCAB_SIZE,

@@ -1,4 +1,4 @@
-"""Answers given as text: read as the continuation of the prompt that they are, in any script, by any tokenizer."""
+"""Answers given as text are tokenized as continuations of the prompt, in any script and by any tokenizer."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def test_what_is_no_tokenizer_is_refused(tokenizer: Any) -> None:
 
 
 def logits_table(seed: int) -> Any:
-    """Made-up logits after any tokens: [tokens + 1, vocabulary]."""
+    """Return made-up logits after some tokens [tokens + 1, vocabulary]."""
 
     @cache
     def row(before: tuple[int, ...]) -> Tensor:
@@ -245,7 +245,7 @@ def test_a_foil_begins_as_its_answer_does() -> None:
 
 @cache
 def tracer(kind: str, spaced: float = 0.0, **options: Any) -> CausalTracer:
-    """A tiny model whose logits of tokens that begin with a space are raised."""
+    """A tiny model with raised logits of tokens that begin with a space."""
     tokenizer = tokenizer_of(kind, **options)
     model = build_tiny_model("llama")
     names = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
@@ -257,7 +257,7 @@ def tracer(kind: str, spaced: float = 0.0, **options: Any) -> CausalTracer:
 
 
 def by_hand(of: CausalTracer, prompt: str, answer: str) -> tuple[float, tuple[int, ...]]:
-    """Log-probability of all the answer's tokens, and the tokens."""
+    """Return the log-probability of the whole answer, and its tokens."""
     before = of.tokenizer(prompt)["input_ids"]
     ids = of.tokenizer(prompt + answer)["input_ids"]
     assert ids[: len(before)] == before

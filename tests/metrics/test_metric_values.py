@@ -1,4 +1,4 @@
-"""A user's metric or corruption that gives no usable numbers is refused when it is traced, in words."""
+"""A user-defined metric or corruption with unusable output raises a clear error when it is traced."""
 
 from __future__ import annotations
 

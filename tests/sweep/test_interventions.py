@@ -1,4 +1,4 @@
-"""All that goes through the sweep's one door: severed paths, placebos, directions, heads, reads, long answers.
+"""Every kind of intervention in every sweep: severed paths, placebos, directions, heads, reads, long answers.
 
 Here the resumed sweep is held against the full one; `test_science_oracles.py` holds both against hooks by hand.
 """
@@ -174,7 +174,7 @@ def test_heads_at_a_token_that_the_prompt_does_not_have_are_refused(token: int) 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "gemma3_text", "falcon"])
 def test_all_heads_of_a_layer_together_are_its_attention(name: str) -> None:
-    """A linear projection of all heads' clean values at a token gives the clean output there."""
+    """Restoring all heads' clean values at a token gives the clean attention output there."""
     from causal_tracer.experiment.base_run import RowLogits
     from causal_tracer.experiment.samples import run_samples
     from causal_tracer.experiment.set_up import set_up
@@ -228,7 +228,7 @@ def test_an_earlier_read_position_is_the_same_in_both_sweeps_and_sees_no_later_t
 @pytest.mark.parametrize("metric", METRICS)
 def test_every_metric_is_the_same_in_both_sweeps_and_spans_from_corrupted_to_clean(metric: str) -> None:
     tracer = tiny_tracer("gemma3_text")
-    # Not the top answer, whose rank may be 1 in all runs.
+    # The rank of the top answer may be 1 in all runs, so another answer is used.
     request = replace(REQUEST, metric=metric, answer_id=7, foil=" city", samples=4)
     flow = same_in_both_sweeps(tracer, request, {"m": MapSpec()})["m"]
     assert flow.settings.metric == metric
