@@ -1,4 +1,4 @@
-"""Fixtures for all tests: no network, and few threads, since two cores are enough for tiny models."""
+"""Fixtures of all tests: no network, and one thread, since tiny models gain nothing from more."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _FIXTURES_OF_MODELS = {"gemma", "smollm", "real"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests that take minutes or need a browser as slow, and tests of real models as needing their weights."""
+    """Mark nightly and browser tests as slow, and tests with fixtures of real models as `model`."""
     for item in items:
         if _FIXTURES_OF_MODELS & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.model)
@@ -35,7 +35,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def no_network() -> Iterator[None]:
-    """Allow connections to this machine only."""
+    """Connections leave this process for the machine itself only."""
     connect, connect_ex = socket.socket.connect, socket.socket.connect_ex
 
     def checked(address: Any) -> None:
@@ -58,7 +58,7 @@ def no_network() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread_for_tiny_products() -> Iterator[None]:
-    """Limit the threads: 32 x 32 matrices take longer with more threads. Results do not depend on it."""
+    """Matrices of 32 x 32 take longer with more threads; results do not depend on it."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -67,5 +67,5 @@ def one_thread_for_tiny_products() -> Iterator[None]:
 
 @pytest.fixture
 def tokenizer() -> Any:
-    """A byte-level BPE tokenizer with a BOS and no pad token."""
+    """Byte-level BPE with a BOS and no pad token."""
     return tiny_tokenizer(bos=True)

@@ -1,4 +1,4 @@
-"""The guide to extending the package: its patches apply, and its code runs on the result."""
+"""The guide to changing the package: its patches apply, and its code runs on the result."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ import pytest
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parent.parent
-GUIDES = dict(
-    re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", (ROOT / "docs/guides/extending.md").read_text(), re.S | re.M)
-)
+PAGE = (ROOT / "docs/guides/changing-the-package.md").read_text()
+GUIDES = dict(re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", PAGE, re.DOTALL | re.MULTILINE))
 START = """
 from tests.support.tiny_models import PROMPT as prompt, SUBJECT as subject, tiny_tracer
 tracer = tiny_tracer("llama")

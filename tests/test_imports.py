@@ -1,4 +1,4 @@
-"""The modules that `import causal_tracer` imports at once, and those that it imports on first use."""
+"""`import causal_tracer` is light: heavy packages are imported at first use."""
 
 from __future__ import annotations
 

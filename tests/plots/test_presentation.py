@@ -122,7 +122,7 @@ def made_up(case: Case, direction: str, control: str = "plain", kind: str = "mlp
 
 
 def cell_color(heatmap: go.Heatmap, row: int, column: int) -> tuple[float, str]:
-    """Where a cell lies on the colour scale, from 0 to 1, and the colour of the nearest stop."""
+    """Return a cell's place on the colour scale, from 0 to 1, and the colour of the nearest stop."""
     at = (heatmap.z[row][column] - heatmap.zmin) / (heatmap.zmax - heatmap.zmin)
     return at, min(heatmap.colorscale, key=lambda stop: abs(stop[0] - at))[1]
 
@@ -212,7 +212,7 @@ def test_colours_are_strongest_where_the_patch_does_most(case: Case, direction: 
 
 
 def texts_of(flow: HiddenFlow, folder: Path) -> dict[str, str]:
-    """What each renderer of words makes of a map."""
+    """Return the words that each renderer makes of a map."""
     pytest.importorskip("gradio")
     from causal_tracer.web.page.cells import table_html
     from causal_tracer.web.page.compare import compare_runs

@@ -1,4 +1,4 @@
-"""What a first hour meets: short reprs, figures in notebooks, pickles, and names that a user looks for."""
+"""First use in a notebook: short reprs, figures, pickles, and names that a user looks for."""
 
 from __future__ import annotations
 

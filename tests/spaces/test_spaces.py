@@ -1,4 +1,4 @@
-"""What goes into a Space: files, cards and requirements of each flavour."""
+"""The contents of a Space: files, cards and requirements of each flavour."""
 
 from __future__ import annotations
 

@@ -154,7 +154,7 @@ def shipped():
 
 
 class TestShipped:
-    """What the shipped set promises; that the embedded model knows it is `test_study_real.py`'s to show."""
+    """The shipped facts are complete and balanced; `test_study_real.py` shows that the embedded model knows them."""
 
     def test_it_is_large_and_broad_enough(self, shipped):
         relations = Counter(fact.relation for fact in shipped)

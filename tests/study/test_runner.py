@@ -1,4 +1,4 @@
-"""Running a study: it can be stopped anywhere, goes on by what is missing, and mixes nothing."""
+"""Running a study: it can be stopped anywhere, resumes with the missing facts, and mixes no settings."""
 
 from __future__ import annotations
 

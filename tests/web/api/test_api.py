@@ -52,7 +52,7 @@ def client(address) -> Iterator[gradio_client.Client]:
 
 
 def described(client: gradio_client.Client) -> dict[str, Any]:
-    """What the API description says of every endpoint, as the snapshot holds it."""
+    """Return the API's description of every endpoint, in the snapshot's form."""
     endpoints = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
     return {
         name: {
@@ -73,7 +73,7 @@ def described(client: gradio_client.Client) -> dict[str, Any]:
 
 
 def task(*maps: dict[str, Any], prompt: Any = PROMPT, model: str = "", **request: Any) -> dict[str, Any]:
-    """What /trace takes, of the tests' prompt."""
+    """Return the arguments of /trace for the tests' prompt."""
     made = {"request": {"prompt": prompt, "subject": SUBJECT, **request}, "maps": list(maps), "model": model}
     return made if maps else {name: made[name] for name in ("request", "model")}
 

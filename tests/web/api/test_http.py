@@ -66,7 +66,7 @@ def events(address: str, endpoint: str, body: Any, by: str = "call") -> list[tup
 
 
 def complete(address: str, endpoint: str, body: Any, by: str = "call") -> Any:
-    """What a call that succeeds answers."""
+    """Return the answer of a call that succeeds."""
     kind, data = events(address, endpoint, body, by)[-1]
     assert kind == "complete", data
     return data

@@ -80,7 +80,7 @@ def lasting(tmp_path_factory: Any) -> Iterator[Lasting]:
 
 @pytest.fixture(scope="module")
 def app(lasting: Lasting) -> Lasting:
-    """What the pages of `visits` open."""
+    """The app whose pages `visits` opens."""
     return lasting
 
 

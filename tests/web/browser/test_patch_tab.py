@@ -1,4 +1,4 @@
-"""What a person does with the tab Patch, in a headless Chromium with a tiny model."""
+"""The tab Patch in a headless Chromium with a tiny model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a person does with the tool, step by step, in a headless Chromium with a tiny model."""
+"""Tracing, saving, sharing and comparing on the page, step by step, in a headless Chromium with a tiny model."""
 
 from __future__ import annotations
 

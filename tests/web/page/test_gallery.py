@@ -31,7 +31,7 @@ def never(*_: Any) -> Any:
 
 
 def opened(service: TraceService, name: str) -> tuple[tuple[Any, ...], dict[str, Any], tuple[Any, ...]]:
-    """What changes in the tabs, the fields by name, and what was picked, the tab and the message."""
+    """Return what changes in the tabs, the fields by name, and what was picked, the tab and the message."""
     events = GalleryEvents(HistoryEvents(service, TABS))
     outputs = events.open(PAGE, gr.SelectData(None, {"index": 0, "value": name}))
     fields = len(FIELD_NAMES)

@@ -72,7 +72,7 @@ def checked(**changes: Any) -> CheckedFields:
 
 
 def as_asked(fields: CheckedFields) -> tuple[Any, ...]:
-    """What a command can ask for: the app keeps top tokens for its page."""
+    """Return the request as a command can make it: without the top tokens, which the app adds for its page."""
     return replace(fields.request, top_tokens=0), list(fields.specs.values()), fields.options
 
 
