@@ -123,13 +123,13 @@ def test_a_map_has_the_papers_window_if_none_is_given(kind: Any, window: int) ->
 )
 def test_what_cannot_be_stored_is_named_and_not_read(changes: dict[str, Any], name: str) -> None:
     data = stored(replace(TraceRequest(PROMPT), **changes), MapSpec())
-    with pytest.raises(SettingsError, match=f"{name}.*only its name is stored"):
+    with pytest.raises(SettingsError, match=f"{name}.*only the name is stored"):
         read(data)
 
 
 def test_a_class_of_the_user_s_with_a_known_name_is_the_user_s() -> None:
     namesake = dataclasses.make_dataclass("MeanEmbedding", [], bases=(OwnCorruption,), frozen=True)()
-    with pytest.raises(SettingsError, match="only its name is stored"):
+    with pytest.raises(SettingsError, match="only the name is stored"):
         read(stored(TraceRequest(PROMPT, corruption=namesake), MapSpec()))
 
 

@@ -155,8 +155,8 @@ def test_samples_of_heads_are_added_until_the_peak_is_sure() -> None:
     [
         ({"kind": "mlp", "token": 3}, "does not apply to kind='mlp'"),
         ({"kind": "head", "severed": "attention"}, "cannot be severed"),
-        ({"kind": "head", "positions": (2, 3)}, "is token="),
-        ({"kind": "head", "subject_tokens_only": True}, "is token="),
+        ({"kind": "head", "positions": (2, 3)}, "choose the token with token="),
+        ({"kind": "head", "subject_tokens_only": True}, "choose the token with token="),
         ({"kind": "head", "token": 1.5}, "must be an integer"),
         ({"kind": "heads"}, "'head'"),
     ],
