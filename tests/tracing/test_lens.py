@@ -311,7 +311,7 @@ def test_a_model_whose_logits_depend_on_more_is_refused(monkeypatch: pytest.Monk
 
     tracer = CausalTracer(model, tiny_tokenizer())
     monkeypatch.setattr(model, "forward", forward)
-    with pytest.raises(ModelStructureError, match="Its logits depend on more than the last block's output"):
+    with pytest.raises(ModelStructureError, match="The model's logits depend on more than the last block's output"):
         tracer.lens(PROMPT)
 
 

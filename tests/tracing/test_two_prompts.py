@@ -263,7 +263,7 @@ def test_prompts_that_do_not_fit_are_refused(second: OtherPrompt, changes: Any, 
 
 @pytest.mark.parametrize("changes", [{"corruption": "zero"}, {"noise": 2}, {"elsewhere": 1}])
 def test_a_second_prompt_leaves_nothing_to_corrupt(changes: Any) -> None:
-    with pytest.raises(SettingsError, match="second prompt takes its place"):
+    with pytest.raises(SettingsError, match="does not apply with a second prompt"):
         TraceRequest(PROMPT, SUBJECT, second=OtherPrompt(LONGER), **changes)
 
 

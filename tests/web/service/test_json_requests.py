@@ -94,7 +94,7 @@ class TestTrace:
             (task(second={"texts": "x"}), "request.second has no field 'texts'"),
             (task(placebo={"text": 5}), "placebo.text must be a text, or a conversation"),
             (task(corruption=[1]), "corruption must be a name, or an object with its class"),
-            (task(corruption={"class": "GaussianNoise", "seed": 1}), "level of the GaussianNoise is wrong"),
+            (task(corruption={"class": "GaussianNoise", "seed": 1}), "level of the GaussianNoise is not valid"),
             (task(corruption={"class": "user's own"}), "a user-defined object"),
             (task(metric={"class": "ZeroEmbedding"}), "metric={'class': 'ZeroEmbedding'} is not known"),
             (task(mean_over="abc"), "mean_over must be a list"),
