@@ -304,7 +304,7 @@ def test_a_corruption_elsewhere_leaves_the_subject_alone() -> None:
     [
         ({"elsewhere": 4}, SettingsError, "outside the subject"),
         ({"read": 99}, SettingsError, "read=99"),
-        ({"read": 0}, SettingsError, "before the corrupted"),
+        ({"read": 0}, SettingsError, "before the first corrupted token"),
         ({"answer": " "}, PromptError, "answer is empty"),
         ({"answer": " a", "answer_id": 3}, SettingsError, "both"),
         ({"metric": "loss"}, SettingsError, "probability"),
