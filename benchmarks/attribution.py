@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from causal_tracer import CausalTracer, MapSpec, TraceRequest
-from causal_tracer.experiment.base_run import corrupting
+from causal_tracer.experiment.base_run import corruption_edit
 from causal_tracer.experiment.set_up import TracingContext, set_up
 from causal_tracer.model.batch_size import default_batch_size
 from causal_tracer.model.engine_mode import engine_mode
@@ -85,7 +85,7 @@ def estimated_maps(
     for batch in torch.split(torch.arange(len(embeddings)), rows):
         kept: dict[str, Tensor] = {}
         edits: dict[nn.Module, Edit] = {traced.modules[name]: _keeping(kept, name) for name in names}
-        edits[traced.embedding] = _tracked(corrupting(embeddings, experiment.clean_input.sequence, batch))
+        edits[traced.embedding] = _tracked(corruption_edit(embeddings, experiment.clean_input.sequence, batch))
         ids = torch.tensor(experiment.clean_input.sequence.input_ids).expand(len(batch), -1)
         with (
             engine_mode(traced.model),

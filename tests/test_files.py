@@ -1,4 +1,4 @@
-"""The cache folder, and files that are written whole or not at all."""
+"""The cache folder, and atomic writes of files."""
 
 from __future__ import annotations
 

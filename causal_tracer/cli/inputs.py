@@ -15,7 +15,7 @@ from causal_tracer.tracer import CausalTracer
 
 _CHAT = "Conversation"
 
-Prompt = Annotated[str, typer.Argument(help="The text that the model goes on from.", show_default=False)]
+Prompt = Annotated[str, typer.Argument(help="The text that the model continues.", show_default=False)]
 DeviceMap = Annotated[
     str | None, typer.Option(help='"auto" spreads the model over all devices.', rich_help_panel=MODEL)
 ]

@@ -16,7 +16,7 @@ from causal_tracer.cli.progress import progress_reporter
 from causal_tracer.corruption import NoiseRule, SubjectsNoise
 from causal_tracer.experiment.set_up import TracingContext
 from causal_tracer.request.record import record_fields
-from causal_tracer.request.records import MapSpec, RunOptions, TraceRequest, in_the_clean_run, trace_records
+from causal_tracer.request.records import MapSpec, RunOptions, TraceRequest, trace_records, with_clean_run_defaults
 from causal_tracer.request.sites import KINDS, SITES, require_site
 from causal_tracer.study.cost import estimate_cost
 from causal_tracer.study.facts import Fact, alternating_relations, facts_digest, load_facts
@@ -120,7 +120,9 @@ def study(
     loaded = load_facts(facts)
     options = given_options(context, given) | ({} if noise is None else {"noise": _number_or_text(noise)})
     settings = _settings(
-        in_the_clean_run(options) if kind and all(SITES[require_site(each)].blocks for each in kind) else options,
+        with_clean_run_defaults(options)
+        if kind and all(SITES[require_site(each)].blocks for each in kind)
+        else options,
         partial(study_maps, kinds=kind or KINDS, window=window, severed=severed, placebo=placebo),
         model=model,
         revision=revision,

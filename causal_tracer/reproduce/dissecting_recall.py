@@ -15,7 +15,7 @@ import numpy as np
 from causal_tracer.reproduce.fact_studies import study_verdict
 from causal_tracer.reproduce.published import RECALL, Order
 from causal_tracer.reproduce.verdict import Check, Verdict
-from causal_tracer.request.records import TraceRequest, in_the_clean_run
+from causal_tracer.request.records import TraceRequest, with_clean_run_defaults
 from causal_tracer.request.sites import SPANS
 from causal_tracer.study.settings import StudySettings, study_maps
 from causal_tracer.study.statistics import Mean, StudyEffects
@@ -31,7 +31,7 @@ def recall_settings(**own: Any) -> StudySettings:
         own: The study's model, facts with their digest, revision and dtype, as in `StudySettings`.
     """
     return StudySettings(
-        request=TraceRequest("", **in_the_clean_run({})),
+        request=TraceRequest("", **with_clean_run_defaults({})),
         maps=study_maps(kinds=[KIND], severed=False, placebo=False),
         **own,
     )

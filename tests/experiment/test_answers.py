@@ -1,4 +1,4 @@
-"""Answers given as text: read as the continuation of the prompt that they are, in any script, by any tokenizer."""
+"""Answers given as text are tokenized as continuations of the prompt, in any script and by any tokenizer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from causal_tracer import CausalTracer, TraceRequest
 from causal_tracer.errors import PromptError, SettingsError, TokenizerError
-from causal_tracer.experiment.answers import asked_answer
+from causal_tracer.experiment.answers import resolve_answer
 from causal_tracer.experiment.set_up import prompt_for
 from causal_tracer.prompts.answer_forms import Continuation, choose_form, choose_matching_form, continuations
 from causal_tracer.prompts.chat import ChatText, chat_prompt
@@ -165,7 +165,7 @@ def test_what_is_no_tokenizer_is_refused(tokenizer: Any) -> None:
 
 
 def logits_table(seed: int) -> Any:
-    """Made-up logits after any tokens: [tokens + 1, vocabulary]."""
+    """Return made-up logits after some tokens [tokens + 1, vocabulary]."""
 
     @cache
     def row(before: tuple[int, ...]) -> Tensor:
@@ -245,7 +245,7 @@ def test_a_foil_begins_as_its_answer_does() -> None:
 
 @cache
 def tracer(kind: str, spaced: float = 0.0, **options: Any) -> CausalTracer:
-    """A tiny model whose logits of tokens that begin with a space are raised."""
+    """A tiny model with raised logits of tokens that begin with a space."""
     tokenizer = tokenizer_of(kind, **options)
     model = build_tiny_model("llama")
     names = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
@@ -257,7 +257,7 @@ def tracer(kind: str, spaced: float = 0.0, **options: Any) -> CausalTracer:
 
 
 def by_hand(of: CausalTracer, prompt: str, answer: str) -> tuple[float, tuple[int, ...]]:
-    """Log-probability of all the answer's tokens, and the tokens."""
+    """Return the log-probability of the whole answer, and its tokens."""
     before = of.tokenizer(prompt)["input_ids"]
     ids = of.tokenizer(prompt + answer)["input_ids"]
     assert ids[: len(before)] == before
@@ -297,9 +297,9 @@ def test_the_foil_is_read_in_the_form_of_the_answer(kind: str) -> None:
         forms = forms_of(of.tokenizer, prompt, "日本")
         for answer in ("Paris", " Paris"):
             form = "exact" if answer == "Paris" else "auto"
-            asked = asked_answer(of.context, replace(request, answer=answer, answer_form=form), prompt)
+            asked = resolve_answer(of.context, replace(request, answer=answer, answer_form=form), prompt)
             assert asked.foil_id == forms["日本" if answer == "Paris" else " 日本"][0]
-        own = asked_answer(of.context, request, prompt)
+        own = resolve_answer(of.context, request, prompt)
         likelier = max(("日本", " 日本"), key=lambda form: by_hand(of, prompt.text, form))
         assert own.foil_id == forms[likelier][0]
 
@@ -313,7 +313,7 @@ def test_an_answer_to_an_earlier_position_is_read_there(kind: str) -> None:
     joint, ids = by_hand(of, before, " Rome")
     assert flow.answer_ids == ids
     assert flow.high_score == pytest.approx(torch.tensor(joint).exp().item(), rel=1e-4)
-    with pytest.raises(SettingsError, match="tokens, which are read after the whole prompt"):
+    with pytest.raises(SettingsError, match="several tokens can be read after the whole prompt only"):
         of.trace(text, "Rome", answer="42", answer_form="exact", read=read, samples=1)
 
 
@@ -385,7 +385,7 @@ def test_gemma_reads_answers_as_it_would_say_them(
     gemma: CausalTracer, text: str, subject: str, answer: str, read: str, probability: float
 ) -> None:
     prompt = prompt_for(gemma.context, text, subject)
-    asked = asked_answer(gemma.context, TraceRequest(text, subject, answer=answer), prompt)
+    asked = resolve_answer(gemma.context, TraceRequest(text, subject, answer=answer), prompt)
     assert gemma.tokenizer.decode(list(asked.ids)) == read
     assert asked.probability == pytest.approx(probability, rel=0.02)
     found, _ = by_hand(gemma, text, read)
@@ -397,7 +397,7 @@ def test_a_chat_model_answers_after_its_role_marker() -> None:
     of = CausalTracer.from_pretrained("embedded:smollm2-135m-instruct", progress=False)
     chat = ChatText.from_user("What is the capital of France? Answer with one word.")
     prompt = prompt_for(of.context, chat, "France")
-    asked = asked_answer(of.context, TraceRequest(chat, "France", answer="Paris"), prompt)
+    asked = resolve_answer(of.context, TraceRequest(chat, "France", answer="Paris"), prompt)
     assert asked.probability > 0.05
     assert of.tokenizer.decode(list(asked.ids)) == "Paris"
 

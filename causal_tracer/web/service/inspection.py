@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from causal_tracer.errors import CausalTracerError, PromptError, SettingsError, SubjectError
-from causal_tracer.experiment.answers import asked_answer
+from causal_tracer.experiment.answers import resolve_answer
 from causal_tracer.experiment.set_up import TracingContext, prompt_for
 from causal_tracer.metrics.descriptions import METRIC_DESCRIPTIONS, MetricDescription
 from causal_tracer.model.runs import clean_run
@@ -223,7 +223,7 @@ def _with_answers(context: TracingContext, request: TraceRequest, prompt: Prompt
 
     answers = tuple(candidate(int(token)) for token in best.indices)
     try:
-        asked = asked_answer(context, request, prompt)
+        asked = resolve_answer(context, request, prompt)
     except (PromptError, SettingsError) as error:
         problem = Problem("answer", str(error))
         return replace(found, answers=answers, problems=(*found.problems, problem), warnings=prompt.notes)

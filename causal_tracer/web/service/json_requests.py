@@ -15,7 +15,7 @@ from causal_tracer.corruption import CounterfactualSubjects
 from causal_tracer.errors import SettingsError
 from causal_tracer.metrics.metric import METRICS
 from causal_tracer.request.record import from_data, record_fields
-from causal_tracer.request.records import MapSpec, OtherPrompt, RunOptions, Text, TraceRequest, in_the_clean_run
+from causal_tracer.request.records import MapSpec, OtherPrompt, RunOptions, Text, TraceRequest, with_clean_run_defaults
 from causal_tracer.request.sites import SITES, SiteName
 from causal_tracer.web.service.field_checks import CheckedFields
 from causal_tracer.web.service.json_values import at_most, check_sizes, few, object_with, prompt_of, short_text
@@ -221,7 +221,7 @@ def _request(given: Mapping[str, Any], specs: Collection[MapSpec], settings: Ser
             f"corruption must be a name, or an object with its class (given: {shown(asked['corruption'])})."
         )
     # Only where all maps are made in the clean run is nothing corrupted.
-    made = in_the_clean_run(made) if all(spec.in_clean_run for spec in specs) else made
+    made = with_clean_run_defaults(made) if all(spec.in_clean_run for spec in specs) else made
     request = from_data(TraceRequest, made)
     at_most("samples", most_samples(request), "max_samples", settings)
     if isinstance(request.corruption, CounterfactualSubjects):

@@ -344,7 +344,7 @@ def test_mcp_offers_the_json_endpoints_only():
         ({"model": "gpt9"}, "none of this app's models"),
         ({"prompt": {"messages": [{"role": "user", "content": PROMPT}]}}, "has no chat template"),
         ({"answer": "a", "answer_id": 1}, "are both given"),
-        ({"answer_id": 10**6}, "not in the vocabulary"),
+        ({"answer_id": 10**6}, "answer_id=1000000 is out of range"),
         ({"occurrence": "second"}, "occurrence='second' is not known"),
         ({"corruption": "acid"}, "corruption='acid' is not known"),
         ({"promt": "x"}, "request has no field 'promt'"),

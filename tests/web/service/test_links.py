@@ -299,7 +299,7 @@ class TestInputOfAResult:
 
     def test_an_object_of_the_user_s_own_is_said(self):
         request = TraceRequest(PROMPT, SUBJECT, metric=METRICS["logit"])
-        with pytest.raises(SettingsError, match="an object of the user's own"):
+        with pytest.raises(SettingsError, match="a user-defined object"):
             fields_of(replace(tiny_flow(), request=stored(request, MapSpec())))
 
     @pytest.mark.parametrize(

@@ -152,7 +152,7 @@ def test_threads_that_the_page_computes_with_do_not_stop_a_call(placed, monkeypa
     [
         (TraceRequest(PROMPT, SUBJECT, answer_id=10**6, samples=1), MapSpec(), SettingsError, "1000000"),
         (TraceRequest(PROMPT, SUBJECT, samples=1), MapSpec(positions=(99,)), SettingsError, "positions"),
-        (TraceRequest(PROMPT, SUBJECT, metric=METRICS["logit"]), MapSpec(), SettingsError, "object of the user's own"),
+        (TraceRequest(PROMPT, SUBJECT, metric=METRICS["logit"]), MapSpec(), SettingsError, "user-defined object"),
     ],
 )
 def test_errors_of_the_other_process_keep_class_and_words(placed, request_, spec, error, words):
