@@ -238,7 +238,7 @@ def test_ablations_are_made_in_the_clean_run(run: Any, more: tuple[str, ...]) ->
     status, _, err = run("trace", PROMPT, "-s", SUBJECT, "--ablate", *more, "--direction", "restore")
     assert (status, "in the clean run" in err) == (2, True)
     status, _, err = run("trace", PROMPT, "--ablate", "zero", "--severed", "mlp")
-    assert (status, "--ablate takes neither" in err) == (2, True)
+    assert (status, "--ablate cannot be combined" in err) == (2, True)
 
 
 @pytest.mark.parametrize("kinds", [("knockout", "mlp"), ("mlp", "knockout")])
@@ -288,7 +288,7 @@ def test_a_conversation_is_traced_where_the_assistant_goes_on(run: Any) -> None:
         (["--corruption", "foo"], "'foo'"),
         (["--end-layer", "99"], "end_layer=99"),
         (["--json", "-", "--csv", "-"], "--json and --csv"),
-        (["--html", "map.png"], "does not end in .html"),
+        (["--html", "map.png"], "must end in .html"),
         (["--image", "map.gif"], ".svg"),
         (["--json", "."], "is a folder"),
         (["--thinking"], "--chat"),
@@ -317,7 +317,7 @@ def test_a_model_that_is_not_there_is_status_1(capsys: pytest.CaptureFixture[str
 def test_a_file_that_cannot_be_written_is_status_1(run: Any, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     status, _, err = run(*ASKED, "-q", "--json", tmp_path / "file" / "map.json")
-    assert (status, err.startswith("error: A result could not be written")) == (1, True)
+    assert (status, err.startswith("error: The results could not be written")) == (1, True)
 
 
 @pytest.mark.parametrize(
