@@ -354,7 +354,7 @@ def test_maps_of_several_metrics_or_directions_are_not_set_against_each_other() 
         made_up(CASES[0], "corrupt"),
     )
     for other in (rank, corrupted):
-        with pytest.raises(SettingsError, match="show different things: probability, direction 'restore', and"):
+        with pytest.raises(SettingsError, match="differ in metric or direction: probability, direction 'restore', and"):
             compare_flows(probability, other)
         with pytest.raises(SettingsError, match="one metric and one direction"):
             shared_limits([probability, other])
