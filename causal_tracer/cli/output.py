@@ -25,7 +25,7 @@ from causal_tracer.results.words import (
     axis_labels,
     display_token,
     effect_label,
-    low_run,
+    low_run_name,
     metric_label,
     metric_of,
     named_title,
@@ -211,7 +211,9 @@ def describe(name: str, flow: HiddenFlow) -> Iterable[str]:
     settings, metric = flow.settings, metric_of(flow)
     yield f"{named_title(name, flow)}: {metric_label(flow)}, {settings.model}"
     together = f"{_counted(settings.window, 'layer')} {patched_word(flow)} together"
-    how = () if low_run(settings) is None else (settings.corruption, _counted(len(flow.low_sample_scores), "sample"))
+    how = (
+        () if low_run_name(settings) is None else (settings.corruption, _counted(len(flow.low_sample_scores), "sample"))
+    )
     runs = runs_line(flow, lambda score: metric.written(score, fixed=False))
     yield f"  {runs} ({', '.join((*how, together))})"
     if flow.subject_guessed:
@@ -254,7 +256,7 @@ def _shaded(flow: HiddenFlow) -> Iterable[str]:
     """Yield the map as lines of shades, rows by layers. A darker shade is a larger share of the total effect."""
     labels, found = axis_labels(flow), effects(flow)
     width = min(24, max(len(label) for label in labels))
-    strongest = flow.peaks(1)[0].effect if low_run(flow.settings) is None and flow.peaks(1) else 0.0
+    strongest = flow.peaks(1)[0].effect if low_run_name(flow.settings) is None and flow.peaks(1) else 0.0
     for label, changes in zip(labels, found.tolist(), strict=True):
         yield f"  {label[:width]:>{width}} {''.join(_shade(flow, effect, strongest) for effect in changes)}"
     layers = flow.scores.shape[1]

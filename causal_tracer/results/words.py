@@ -116,7 +116,7 @@ def made_in_clean_run(flow: HiddenFlow) -> bool:
     return flow.settings.ablation is not None or SITES[flow.kind].blocks
 
 
-def low_run(settings: TraceSettings) -> str | None:
+def low_run_name(settings: TraceSettings) -> str | None:
     """Return the name of the run behind `low_score`: "corrupted" or "second prompt"; None if nothing was corrupted."""
     if settings.second is not None:
         return "second prompt"
@@ -124,13 +124,13 @@ def low_run(settings: TraceSettings) -> str | None:
 
 
 def runs_line(flow: HiddenFlow, written: Callable[[float], str]) -> str:
-    """Return the metric in the clean run and in the run of `low_run`: "clean 0.9, corrupted 0.1".
+    """Return the metric in the clean run and in the run of `low_score`: "clean 0.9, corrupted 0.1".
 
     Args:
         flow: The map.
         written: Formats a value of the metric.
     """
-    clean, low = f"clean {written(flow.high_score)}", low_run(flow.settings)
+    clean, low = f"clean {written(flow.high_score)}", low_run_name(flow.settings)
     return clean if low is None else f"{clean}, {low} {written(flow.low_score)}"
 
 

@@ -10,7 +10,7 @@ from causal_tracer.request.sites import SITES
 from causal_tracer.results.analysis import Peak, acts, effects
 from causal_tracer.results.flow import HiddenFlow
 from causal_tracer.results.recipe import recipe
-from causal_tracer.results.words import display_token, low_run, map_title, metric_label, metric_of
+from causal_tracer.results.words import display_token, low_run_name, map_title, metric_label, metric_of
 from causal_tracer.web.service.inspection import map_warnings
 from causal_tracer.web.service.registry import ModelStatus, model_title
 from causal_tracer.web.service.updates import RunUpdate
@@ -27,7 +27,7 @@ def numbers_html(*flows: HiddenFlow, filling: bool = False) -> str:
         ("Answer", f"“{display_token(flow.answer)}”", _answer_words(flow)),
         ("Clean run", metric.written(flow.high_score), label),
     ]
-    if (low := low_run(flow.settings)) is not None:
+    if (low := low_run_name(flow.settings)) is not None:
         name = "Corrupted run" if low == "corrupted" else low.capitalize()
         numbers += [
             (name, metric.written(flow.low_score), f"mean {label}"),
