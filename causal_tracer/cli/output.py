@@ -15,7 +15,7 @@ import typer
 from causal_tracer.errors import ExportError, SettingsError
 from causal_tracer.files import write_atomically
 from causal_tracer.request.sites import SITES
-from causal_tracer.results.analysis import COLUMNS, acts, effects, rows, share
+from causal_tracer.results.analysis import COLUMNS, effects, has_expected_sign, rows, share
 from causal_tracer.results.flow import HiddenFlow
 from causal_tracer.results.lens import COLUMNS as LENS_COLUMNS
 from causal_tracer.results.lens import LogitLens
@@ -268,8 +268,8 @@ def _shade(flow: HiddenFlow, effect: float, strongest: float) -> str:
     if math.isnan(effect):
         return " "
     # A map without a corrupted run has no total effect, so its strongest cell is the darkest shade.
-    part = effect / strongest if acts(flow, strongest) else share(flow, effect)
+    part = effect / strongest if has_expected_sign(flow, strongest) else share(flow, effect)
     if math.isnan(part):
         # The total effect is zero, of the wrong sign, or infinite.
-        return _SHADES[-1 if math.isinf(effect) and acts(flow, effect) else 0]
+        return _SHADES[-1 if math.isinf(effect) and has_expected_sign(flow, effect) else 0]
     return _SHADES[min(len(_SHADES) - 1, max(0, int(part * len(_SHADES))))]

@@ -140,7 +140,7 @@ def peaks(flow: HiddenFlow, count: int) -> tuple[Peak, ...]:
     return tuple(sorted(found, key=lambda peak: -turn * peak.score)[:count])
 
 
-def acts(flow: HiddenFlow, effect: float) -> bool:
+def has_expected_sign(flow: HiddenFlow, effect: float) -> bool:
     """Return whether an effect has the expected sign: towards the clean run, or away from it in "corrupt"."""
     return effect > 0 if higher_is_stronger(flow) else effect < 0
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from causal_tracer.request.sites import SITES
-from causal_tracer.results.analysis import Peak, acts, effects
+from causal_tracer.results.analysis import Peak, effects, has_expected_sign
 from causal_tracer.results.flow import HiddenFlow
 from causal_tracer.results.recipe import recipe
 from causal_tracer.results.words import display_token, low_run_name, map_title, metric_label, metric_of
@@ -54,7 +54,7 @@ def doubts_html(*flows: HiddenFlow) -> str:
 
 def peaks_html(flow: HiddenFlow) -> str:
     """Return a sentence that names the strongest cells: token, layers, score and share of the total effect."""
-    strongest = [peak for peak in flow.peaks(2) if acts(flow, peak.effect)]
+    strongest = [peak for peak in flow.peaks(2) if has_expected_sign(flow, peak.effect)]
     what, corrupt = metric_of(flow).restored, flow.settings.direction == "corrupt"
     done = f"takes {what} away" if corrupt else f"brings {what} back"
     if not strongest:
@@ -147,7 +147,7 @@ def _peak(flow: HiddenFlow, peak: Peak) -> str:
 def _stretch(flow: HiddenFlow, peak: Peak) -> tuple[int, int]:
     """Return the first and last of the layers around a peak that have much of its effect."""
     least = _STRETCH * abs(peak.effect)
-    strong = [acts(flow, effect) and abs(effect) >= least for effect in effects(flow)[peak.row].tolist()]
+    strong = [has_expected_sign(flow, effect) and abs(effect) >= least for effect in effects(flow)[peak.row].tolist()]
     before, after = strong[: peak.layer][::-1], strong[peak.layer + 1 :]
     return peak.layer - [*before, False].index(False), peak.layer + [*after, False].index(False)
 
