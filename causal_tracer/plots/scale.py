@@ -16,7 +16,7 @@ import plotly.graph_objects as go
 from causal_tracer.metrics.descriptions import MetricDescription
 from causal_tracer.results.analysis import base_score, higher_is_stronger
 from causal_tracer.results.flow import HiddenFlow
-from causal_tracer.results.words import metric_of, same_measure
+from causal_tracer.results.words import metric_of, require_same_metric
 
 # Cells worse than the run that was patched. Light throughout: a dark cell is a strong one in print too.
 _WEAKER, _NEUTRAL = (211, 189, 124), (250, 250, 250)
@@ -63,7 +63,7 @@ def color_limits(*flows: HiddenFlow) -> ColorLimits:
     Raises:
         SettingsError: The maps differ in metric or direction.
     """
-    same_measure(*flows)
+    require_same_metric(*flows)
     metric, turn = metric_of(flows[0]), 1 if higher_is_stronger(flows[0]) else -1
 
     def strengths(values: Iterable[float]) -> list[float]:

@@ -20,7 +20,7 @@ from causal_tracer.results.words import (
     map_title,
     metric_label,
     patched_word,
-    same_measure,
+    require_same_metric,
 )
 
 
@@ -78,7 +78,7 @@ def plot_severed_bars(
     if "" not in by_severed or len({flow.prompt for flow in by_severed.values()}) > 1:
         raise SettingsError("Severed bars need a plain map of hidden states and severed ones of the same prompt.")
     plain = by_severed[""]
-    same_measure(*by_severed.values())
+    require_same_metric(*by_severed.values())
     done = patched_word(plain)
     position = plain.subject_range[1] - 1 if token is None else token
     figure = go.Figure()

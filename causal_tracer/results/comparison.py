@@ -12,7 +12,7 @@ from causal_tracer.errors import SettingsError
 from causal_tracer.request.sites import SITES
 from causal_tracer.results.analysis import effects
 from causal_tracer.results.flow import HiddenFlow
-from causal_tracer.results.words import metric_label, metric_of, row_names, same_measure
+from causal_tracer.results.words import metric_label, metric_of, require_same_metric, row_names
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +55,7 @@ def compare_flows(first: HiddenFlow, second: HiddenFlow) -> FlowDifference:
         SettingsError: The maps differ in metric or direction, or have no token role in common; or one of them is a map
             of heads or spans, and the other has other rows or another number of heads.
     """
-    same_measure(first, second)
+    require_same_metric(first, second)
     fewer = min(first.scores.shape[1], second.scores.shape[1])
     layers = tuple((_nearest(i, fewer, first), _nearest(i, fewer, second)) for i in range(fewer))
     one = effects(first)[:, [a for a, _ in layers]]

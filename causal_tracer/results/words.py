@@ -140,7 +140,7 @@ def patched_layers(flow: HiddenFlow, layer: int) -> tuple[int, int]:
     return layers[0], layers[-1]
 
 
-def same_measure(*flows: HiddenFlow) -> None:
+def require_same_metric(*flows: HiddenFlow) -> None:
     """Check that maps have the same metric and the same direction, so that their numbers can be compared.
 
     Raises:
