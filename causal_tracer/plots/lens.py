@@ -18,7 +18,7 @@ from causal_tracer.plots.heatmap import (
 from causal_tracer.plots.pages import LEAST_WIDTH
 from causal_tracer.request.sites import SITES
 from causal_tracer.results.lens import LogitLens
-from causal_tracer.results.words import display_token, isolated, probability_label
+from causal_tracer.results.words import bidi_isolated, display_token, probability_label
 
 Shade = Literal["top", "answer", "entropy"]
 """What the colour of a lens's cells is: the top token's probability, the answer's, or the entropy."""
@@ -103,9 +103,12 @@ def _hover_data(lens: LogitLens) -> list[list[tuple[str, str]]]:
 
 def _lines(lens: LogitLens, token: int, layer: int) -> list[str]:
     place = token, layer
-    answer = f"{isolated(display_token(lens.answer))}: {float(lens.answer_probabilities[place]):.4g}"
+    answer = f"{bidi_isolated(display_token(lens.answer))}: {float(lens.answer_probabilities[place]):.4g}"
     return [
-        *(f"{escape_markup(isolated(display_token(best.text)))} {best.probability:.4g}" for best in lens.top(*place)),
+        *(
+            f"{escape_markup(bidi_isolated(display_token(best.text)))} {best.probability:.4g}"
+            for best in lens.top(*place)
+        ),
         f"{escape_markup(answer)}, rank {int(lens.answer_ranks[place])}",
         f"entropy {float(lens.entropies[place]):.3g} nats",
     ]

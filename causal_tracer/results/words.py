@@ -38,8 +38,8 @@ def metric_of(flow: HiddenFlow) -> MetricDescription:
 def metric_label(flow: HiddenFlow) -> str:
     """Return the label of a map's scores, with the answer filled in: "P(Seattle)"."""
     foil = flow.settings.foil
-    named = None if foil is None else isolated(display_token(foil))
-    return metric_of(flow).labelled(isolated(display_token(flow.answer)), named)
+    named = None if foil is None else bidi_isolated(display_token(foil))
+    return metric_of(flow).labelled(bidi_isolated(display_token(flow.answer)), named)
 
 
 def effect_label(flow: HiddenFlow) -> str:
@@ -180,7 +180,7 @@ def display_token(token: str) -> str:
     return " ".join(f"U+{ord(character):04X}" for character in shown) or "␣"
 
 
-def isolated(text: str) -> str:
+def bidi_isolated(text: str) -> str:
     """Return a text between Unicode isolate marks if it has right-to-left letters, else unchanged.
 
     Without the marks, right-to-left letters would reorder the numbers that follow them. The marks are FIRST STRONG
@@ -193,7 +193,7 @@ def isolated(text: str) -> str:
 
 def probability_label(token: str) -> str:
     """Return the label of a token's probability: "P(Seattle)"."""
-    return METRIC_DESCRIPTIONS["probability"].labelled(isolated(display_token(token)))
+    return METRIC_DESCRIPTIONS["probability"].labelled(bidi_isolated(display_token(token)))
 
 
 def _at_tokens(flow: HiddenFlow) -> str:
