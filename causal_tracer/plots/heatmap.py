@@ -100,10 +100,10 @@ def plot_hidden_flow_heatmap(
         height=height,
     )
     figure.update_layout(font_family=font_family or None)
-    return given_out(figure, savepdf, show)
+    return save_and_show(figure, savepdf, show)
 
 
-def given_out(figure: go.Figure, savepdf: str | PathLike[str] | None, show: bool) -> go.Figure:
+def save_and_show(figure: go.Figure, savepdf: str | PathLike[str] | None, show: bool) -> go.Figure:
     """Save a figure as PDF and show it, where that is asked for, and return it."""
     if savepdf is not None:
         save_figure(figure, savepdf)

@@ -11,9 +11,9 @@ from causal_tracer.plots.heatmap import (
     cell_text,
     color_bar_title,
     escape_markup,
-    given_out,
     lay_out_map,
     numbered_layers,
+    save_and_show,
 )
 from causal_tracer.plots.pages import LEAST_WIDTH
 from causal_tracer.request.sites import SITES
@@ -86,7 +86,7 @@ def plot_lens(
         height=height,
     )
     figure.update_layout(meta={LEAST_WIDTH: _CELL_WIDTH * layers + _BESIDE})
-    return given_out(figure, None, flag("show", show))
+    return save_and_show(figure, None, flag("show", show))
 
 
 def _hover_data(lens: LogitLens) -> list[list[tuple[str, str]]]:
