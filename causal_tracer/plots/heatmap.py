@@ -18,7 +18,7 @@ from causal_tracer.errors import ExportError
 from causal_tracer.files import write_atomically
 from causal_tracer.plots.options import check_plot_options
 from causal_tracer.plots.pages import figure_html, standalone_page
-from causal_tracer.plots.scale import ColorLimits, color_limits, colored
+from causal_tracer.plots.scale import ColorLimits, color_limits, heatmap_colors
 from causal_tracer.request.sites import SITES
 from causal_tracer.results.analysis import effects
 from causal_tracer.results.flow import HiddenFlow
@@ -222,7 +222,7 @@ def _heatmap(
         hoverongaps=False,
         xgap=1,
         ygap=1,
-        **colored(result, color, limits),
+        **heatmap_colors(result, color, limits),
     )
     heatmap.update(colorbar={"title": color_bar_title(metric_label(result))})
     return heatmap

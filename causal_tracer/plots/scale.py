@@ -92,7 +92,7 @@ def scale_ends(values: Sequence[float], base: float, least: float = 0.0) -> tupl
     return weakest, max(strongest, base + (base - weakest) / _WEAKER_AT_MOST, base + _LEAST)
 
 
-def colored(
+def heatmap_colors(
     flow: HiddenFlow, color: str | Sequence[str], limits: ColorLimits | tuple[float, float] | None
 ) -> dict[str, Any]:
     """Return the properties of a heatmap that draw a map's scores as colours, with the colour bar's labels.
