@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 def to_dict(flow: HiddenFlow) -> dict[str, Any]:
     """Return a result as JSON types; see `HiddenFlow.to_dict`."""
-    data = saved_form.head("HiddenFlow")
+    data = saved_form.format_header("HiddenFlow")
     for item in fields(flow):
         value = getattr(flow, item.name)
         if item.name == "layer_outputs":
             continue
         if isinstance(value, Tensor):
-            value = saved_form.nested(value)
+            value = saved_form.nested_lists(value)
         elif isinstance(value, TraceSettings):
             value = {**asdict(value), "versions": dict(value.versions)}
         elif isinstance(value, (TopTokens, Audit, TokenAlignment)):
@@ -50,7 +50,7 @@ def from_dict(kind: type[HiddenFlow], data: Any) -> HiddenFlow:
     Raises:
         ResultFormatError: The data is not a saved HiddenFlow, is from a newer version, or is inconsistent.
     """
-    with saved_form.reading("HiddenFlow", data):
+    with saved_form.checked_format("HiddenFlow", data):
         flow = kind(
             scores=saved_form.float_tensor(data["scores"]),
             low_score=float(data["low_score"]),

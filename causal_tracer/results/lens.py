@@ -116,11 +116,11 @@ class LogitLens:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as JSON types."""
-        data = saved_form.head("LogitLens")
+        data = saved_form.format_header("LogitLens")
         for item in fields(self):
             value = getattr(self, item.name)
             if isinstance(value, Tensor):
-                value = saved_form.nested(value)
+                value = saved_form.nested_lists(value)
             data[item.name] = list(value) if isinstance(value, tuple) else value
         return {
             **data,
@@ -135,18 +135,18 @@ class LogitLens:
         Raises:
             ResultFormatError: The data is not a saved LogitLens, is from a newer version, or is inconsistent.
         """
-        with saved_form.reading("LogitLens", data):
+        with saved_form.checked_format("LogitLens", data):
             lens = cls(
                 prompt=str(data["prompt"]),
-                input_ids=saved_form.whole_tensor(data["input_ids"]),
+                input_ids=saved_form.integer_tensor(data["input_ids"]),
                 input_tokens=tuple(str(token) for token in data["input_tokens"]),
-                top_ids=saved_form.whole_tensor(data["top_ids"]),
+                top_ids=saved_form.integer_tensor(data["top_ids"]),
                 top_probabilities=saved_form.float_tensor(data["top_probabilities"]),
                 texts={int(token): str(text) for token, text in data["texts"].items()},
                 answer=str(data["answer"]),
                 answer_id=int(data["answer_id"]),
                 answer_probabilities=saved_form.float_tensor(data["answer_probabilities"]),
-                answer_ranks=saved_form.whole_tensor(data["answer_ranks"]),
+                answer_ranks=saved_form.integer_tensor(data["answer_ranks"]),
                 entropies=saved_form.float_tensor(data["entropies"]),
                 run=str(data["run"]),
                 samples=int(data["samples"]),

@@ -85,7 +85,7 @@ class PatchedRun:
     def to_dict(self) -> dict[str, Any]:
         """Return the result as JSON types."""
         return {
-            **saved_form.head("PatchedRun"),
+            **saved_form.format_header("PatchedRun"),
             "source_prompt": self.source_prompt,
             "source_tokens": list(self.source_tokens),
             "base_prompt": self.base_prompt,
@@ -105,7 +105,7 @@ class PatchedRun:
         Raises:
             ResultFormatError: The data is not a saved PatchedRun, is from a newer version, or is inconsistent.
         """
-        with saved_form.reading("PatchedRun", data):
+        with saved_form.checked_format("PatchedRun", data):
             found = cls(
                 source_prompt=str(data["source_prompt"]),
                 source_tokens=tuple(str(token) for token in data["source_tokens"]),

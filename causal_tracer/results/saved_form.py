@@ -56,13 +56,13 @@ def load(path: str | PathLike[str], name: str) -> Any:
         raise ResultFormatError(f"{path} is not JSON ({error}). Give a file that {name}.save wrote.") from error
 
 
-def head(name: str) -> dict[str, Any]:
+def format_header(name: str) -> dict[str, Any]:
     """Return the first entries of a result's `to_dict`: its class name and the format version."""
     return {"format": f"causal_tracer.{name}", "format_version": _FORMAT_VERSION}
 
 
 @contextmanager
-def reading(name: str, data: Any) -> Iterator[None]:
+def checked_format(name: str, data: Any) -> Iterator[None]:
     """Check the header of a result's data, and turn errors of the `with` block into a `ResultFormatError`.
 
     Args:
@@ -72,10 +72,10 @@ def reading(name: str, data: Any) -> Iterator[None]:
     Raises:
         ResultFormatError: The data is not a saved result of this class, is from a newer version, or is damaged.
     """
-    if not isinstance(data, dict) or data.get("format") != head(name)["format"]:
+    if not isinstance(data, dict) or data.get("format") != format_header(name)["format"]:
         raise ResultFormatError(
-            f'This is not a saved {name}: its "format" is not {head(name)["format"]!r}. Give a file that {name}.save '
-            "wrote."
+            f'This is not a saved {name}: its "format" is not {format_header(name)["format"]!r}. '
+            f"Give a file that {name}.save wrote."
         )
     if data.get("format_version") != _FORMAT_VERSION:
         raise ResultFormatError(
@@ -90,7 +90,7 @@ def reading(name: str, data: Any) -> Iterator[None]:
         raise ResultFormatError(f"This saved {name} is incomplete or damaged ({error!r}).") from error
 
 
-def nested(tensor: Tensor) -> Any:
+def nested_lists(tensor: Tensor) -> Any:
     """Return a tensor as nested lists, with None (JSON null) for NaN."""
 
     def without_nan(value: Any) -> Any:
@@ -102,7 +102,7 @@ def nested(tensor: Tensor) -> Any:
 
 
 def float_tensor(value: Any) -> Tensor:
-    """Return nested lists, as `nested` writes them, as a float32 tensor."""
+    """Return nested lists, as `nested_lists` writes them, as a float32 tensor."""
 
     def numbers(item: Any) -> Any:
         return [numbers(part) for part in item] if isinstance(item, list) else math.nan if item is None else item
@@ -110,19 +110,19 @@ def float_tensor(value: Any) -> Tensor:
     return torch.tensor(numbers(value), dtype=torch.float32, device="cpu")
 
 
-def whole_tensor(value: Any) -> Tensor:
+def integer_tensor(value: Any) -> Tensor:
     """Return nested lists of integers as an int64 tensor.
 
     Raises:
         TypeError: An element is not an integer.
     """
 
-    def require_whole(item: Any) -> None:
+    def require_integers(item: Any) -> None:
         if isinstance(item, list):
             for part in item:
-                require_whole(part)
+                require_integers(part)
         elif type(item) is not int:
             raise TypeError(f"{item!r} is not an integer")
 
-    require_whole(value)
+    require_integers(value)
     return torch.tensor(value, dtype=torch.long, device="cpu")

@@ -1,4 +1,4 @@
-"""First use in a notebook: short reprs, figures, pickles, and names that a user looks for."""
+"""First use in a notebook: short short_forms, figures, pickles, and names that a user looks for."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def heads() -> HiddenFlow:
     return tiny_tracer("gpt2").trace_maps(REQUEST, {"heads": MapSpec("head")})["heads"]
 
 
-# --- reprs ---
+# --- short_forms ---
 
 
 def test_a_map_shows_prompt_answer_scores_and_peaks() -> None:
