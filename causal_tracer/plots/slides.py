@@ -13,7 +13,7 @@ from causal_tracer.errors import SettingsError
 from causal_tracer.plots.heatmap import escape_markup, plot_hidden_flow_heatmap
 from causal_tracer.prompts.chat import ChatText
 from causal_tracer.results.flow import HiddenFlow
-from causal_tracer.results.recipe import recipe
+from causal_tracer.results.settings_line import settings_line
 from causal_tracer.results.words import display_token, map_title, metric_label, metric_of, runs_line
 
 SLIDE_SIZE = (1920, 1080)
@@ -92,7 +92,7 @@ def _measured(result: HiddenFlow) -> str:
 
 def _made(result: HiddenFlow, model: str) -> str:
     version = result.settings.versions.get("causal_tracer")
-    return recipe(result, model) + (f" · causal-tracer {version}" if version else "")
+    return settings_line(result, model) + (f" · causal-tracer {version}" if version else "")
 
 
 def _columns(words: str) -> int:

@@ -9,7 +9,7 @@ from html import escape
 from causal_tracer.request.sites import SITES
 from causal_tracer.results.analysis import Peak, effects, has_expected_sign
 from causal_tracer.results.flow import HiddenFlow
-from causal_tracer.results.recipe import recipe
+from causal_tracer.results.settings_line import settings_line
 from causal_tracer.results.words import display_token, low_run_name, map_title, metric_label, metric_of
 from causal_tracer.web.service.inspection import map_warnings
 from causal_tracer.web.service.registry import ModelStatus, model_title
@@ -66,7 +66,7 @@ def peaks_html(flow: HiddenFlow) -> str:
 def details_html(flow: HiddenFlow, *, origin: str = "") -> str:
     """Return what the map is of, how it was made, and where it came from. User's text is escaped."""
     subject = f"“{flow.subject}”" + (" (guessed)" if flow.subject_guessed else "")
-    made = recipe(flow, model_title(flow.settings.model)) + (f" · {origin}" if origin else "")
+    made = settings_line(flow, model_title(flow.settings.model)) + (f" · {origin}" if origin else "")
     others = {"Second prompt": flow.settings.second, "Placebo": flow.settings.placebo}
     other = "".join(
         f'<p class="ct-prompt" dir="auto"><b>{name}</b> {escape(text)}</p>' for name, text in others.items() if text

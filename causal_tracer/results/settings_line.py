@@ -15,7 +15,7 @@ _WITH_LEVEL = {named.make(1, 0).description for named in CORRUPTIONS.values() if
 _WITHOUT_CHANCE = {named.make(1, 0).description for named in CORRUPTIONS.values() if not named.is_random}
 
 
-def recipe(flow: HiddenFlow, model: str = "") -> str:
+def settings_line(flow: HiddenFlow, model: str = "") -> str:
     """Return the model, window, corruption, sweep and audit of a map in one line.
 
     Args:
