@@ -17,8 +17,8 @@ from causal_tracer.results import files, saved_form
 from causal_tracer.results.analysis import Peak as Peak
 from causal_tracer.results.analysis import Role
 from causal_tracer.results.audit import Audit
+from causal_tracer.results.reprs import flow_figure, flow_lines
 from causal_tracer.results.settings import TraceSettings as TraceSettings
-from causal_tracer.results.short_forms import flow_figure, flow_lines
 from causal_tracer.results.token_alignment import TokenAlignment
 from causal_tracer.results.top_tokens import TopTokens
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from causal_tracer.arguments import whole_number
 from causal_tracer.errors import ResultFormatError, SettingsError
 from causal_tracer.results import saved_form
-from causal_tracer.results.short_forms import lens_figure, lens_lines
+from causal_tracer.results.reprs import lens_figure, lens_lines
 from causal_tracer.results.tables import csv_text
 from causal_tracer.results.top_tokens import TokenProbability, Tokens
 

@@ -13,7 +13,7 @@ from causal_tracer.errors import ResultFormatError
 from causal_tracer.request.sites import SITES, SiteName, require_site
 from causal_tracer.results import saved_form
 from causal_tracer.results.lens import LogitLens
-from causal_tracer.results.short_forms import lens_figure, patched_lines
+from causal_tracer.results.reprs import lens_figure, patched_lines
 from causal_tracer.results.top_tokens import Tokens
 
 Place = tuple[int, ...]

@@ -130,5 +130,5 @@ def test_a_notebook_shows_the_figure_or_the_text(made: Any, monkeypatch: pytest.
     shown = made._repr_html_()
     assert shown.startswith("<iframe srcdoc=")
     assert "Plotly.newPlot" in shown
-    monkeypatch.setattr("causal_tracer.results.short_forms.find_spec", lambda name: None)
+    monkeypatch.setattr("causal_tracer.results.reprs.find_spec", lambda name: None)
     assert made._repr_html_() is None

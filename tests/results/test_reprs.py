@@ -1,4 +1,4 @@
-"""First use in a notebook: short short_forms, figures, pickles, and names that a user looks for."""
+"""First use in a notebook: short reprs, figures, pickles, and names that a user looks for."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def heads() -> HiddenFlow:
     return tiny_tracer("gpt2").trace_maps(REQUEST, {"heads": MapSpec("head")})["heads"]
 
 
-# --- short_forms ---
+# --- reprs ---
 
 
 def test_a_map_shows_prompt_answer_scores_and_peaks() -> None:
@@ -122,7 +122,7 @@ def test_a_notebook_shows_the_figure(heads: HiddenFlow) -> None:
 
 
 def test_without_plotly_a_notebook_shows_the_text(heads: HiddenFlow, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("causal_tracer.results.short_forms.find_spec", lambda name: None)
+    monkeypatch.setattr("causal_tracer.results.reprs.find_spec", lambda name: None)
     assert some_flow()._repr_html_() is None
     assert heads._repr_html_() is None
 
