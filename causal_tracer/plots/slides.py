@@ -79,7 +79,7 @@ def slide_figure(result: HiddenFlow, *, link: str = "", model: str = "", warning
 def _prompt(result: HiddenFlow) -> str:
     """Return the prompt: of a conversation, its last message."""
     try:
-        prompt = result.asked().request.prompt
+        prompt = result.stored_request().request.prompt
     except SettingsError:
         return result.prompt
     return str(prompt.messages[-1]["content"]) if isinstance(prompt, ChatText) else result.prompt

@@ -60,7 +60,7 @@ class HiddenFlow:
         top_tokens: The most probable next tokens of each cell, if the request asks for them.
         audit: The record of the cells that the full sweep computed again. None if the full sweep computed the whole
             map, if the audit was switched off, and in results of older versions.
-        request: The request as JSON types (see `asked`); None in results that do not store it.
+        request: The request as JSON types (see `stored_request`); None in results that do not store it.
         alignment: The alignment of the prompt with the second prompt or the placebo prompt; None for maps without
             another prompt.
 
@@ -172,8 +172,8 @@ class HiddenFlow:
         """Return the result as JSON types, without `layer_outputs`. Cells that were not computed are null."""
         return files.to_dict(self)
 
-    def asked(self) -> StoredRequest:
-        """Return the request that the result was made from: `tracer.trace(asked.request, spec=asked.map)` repeats it.
+    def stored_request(self) -> StoredRequest:
+        """Return the request that the result was made from: `tracer.trace(stored.request, spec=stored.map)` repeats it.
 
         Raises:
             SettingsError: The result does not store its request, or the request had a metric or a corruption of the

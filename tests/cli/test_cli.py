@@ -222,7 +222,7 @@ def test_a_second_prompt_takes_the_place_of_noise(run: Any) -> None:
     assert status == 0
     flow = HiddenFlow.from_dict(json.loads(out))
     assert flow.settings.second == second[1]
-    assert flow.asked().request.second == OtherPrompt(second[1], "Steve Jobs", align="spans")
+    assert flow.stored_request().request.second == OtherPrompt(second[1], "Steve Jobs", align="spans")
     assert len(flow.low_sample_scores) == 1
     status, out, _ = run("trace", PROMPT, "-s", SUBJECT, *second, "--metric", "logit")
     assert (status, "second prompt" in out) == (0, True)

@@ -571,7 +571,7 @@ def test_knockouts_say_what_is_blocked(
     flow.save(tmp_path / "flow.json")
     opened = HiddenFlow.load(tmp_path / "flow.json")
     assert (repr(opened), opened.settings, opened.peaks()) == (repr(flow), flow.settings, flow.peaks())
-    assert opened.asked().map == spec
+    assert opened.stored_request().map == spec
     assert compare_flows(flow, opened).aligned_by == by
 
 

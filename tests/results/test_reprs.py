@@ -132,7 +132,7 @@ def test_a_map_of_heads_reads_saves_and_compares_like_any_map(heads: HiddenFlow,
     loaded = HiddenFlow.load(tmp_path / "heads.json")
     assert torch.equal(known(loaded.sample_scores), known(heads.sample_scores))
     assert (repr(loaded), loaded.peaks(), loaded.request) == (repr(heads), heads.peaks(), heads.request)
-    assert loaded.asked().map == MapSpec("head")
+    assert loaded.stored_request().map == MapSpec("head")
     assert plot_hidden_flow_heatmap(loaded, show=False) == plot_hidden_flow_heatmap(heads, show=False)
     token = len(heads.input_tokens) - 1
     best = heads.peaks(1)[0]

@@ -118,7 +118,7 @@ def card_of(
     number = f"clean {written(flow.high_score)}" if low is None else f"total effect {written(flow.total_effect)}"
     return Card(
         model=printable(model or flow.settings.model, _LONGEST_TEXTS["model"]),
-        asked=tuple(asked) or tuple(each.asked() for each in flows),
+        asked=tuple(asked) or tuple(each.stored_request() for each in flows),
         answer=printable(display_token(flow.answer), _LONGEST_TEXTS["answer"]),
         number=printable(number, _LONGEST_TEXTS["number"]),
         thumbnail=levels(flows),
