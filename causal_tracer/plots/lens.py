@@ -1,4 +1,4 @@
-"""The Plotly figure of a logit lens. Knows no model and no torch module."""
+"""The Plotly heatmap of a logit lens. Uses only the result, never a model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from causal_tracer.results.lens import LogitLens
 from causal_tracer.results.words import bidi_isolated, display_token, probability_label
 
 Shade = Literal["top", "answer", "entropy"]
-"""What the colour of a lens's cells is: the top token's probability, the answer's, or the entropy."""
+"""The value that colours a lens's cells: the top token's probability, the answer's probability, or the entropy."""
 
 # Pixels: the width of a cell with its text, and the width of labels and colour bar.
 _CELL_WIDTH, _BESIDE = 48, 190
@@ -36,17 +36,18 @@ def plot_lens(
     show: bool = True,
     height: int | None = None,
 ) -> go.Figure:
-    """Draw a logit lens: tokens down, layers across, in each cell the most probable next token.
+    """Draw a logit lens: tokens as rows, layers as columns, and the most probable next token in each cell.
 
     Args:
         lens: The lens.
-        shade: What the colour shows: "top" (the top token's probability), "answer" (the answer's) or "entropy".
-        title: None takes one that names the run; "" leaves it out.
+        shade: The value shown as colour: "top" (the top token's probability), "answer" (the answer's probability) or
+            "entropy".
+        title: The title; None takes one that names the run, "" leaves it out.
         show: Open the figure.
         height: Height in pixels; None follows the number of tokens.
 
     Raises:
-        SettingsError: An argument is of another type or not known.
+        SettingsError: An argument has the wrong type or an unknown value.
     """
     instance("lens", lens, LogitLens)
     optional(text)("title", title)
@@ -68,7 +69,7 @@ def plot_lens(
             colorscale=SITES["hidden"].color_scale,
             colorbar={"title": color_bar_title(label), "thickness": 14},
             text=[[cell_text(cell[0].text) for cell in row] for row in best],
-            # Without a colour of its own, Plotly writes dark on light cells and light on dark ones.
+            # No font colour is set, so that Plotly writes dark on light cells and light on dark ones.
             texttemplate="%{text}",
             textfont={"size": _FONT},
             customdata=_hover_data(lens),
@@ -90,7 +91,7 @@ def plot_lens(
 
 
 def _hover_data(lens: LogitLens) -> list[list[tuple[str, str]]]:
-    """For each cell: its token, and lines with the top tokens, the answer and the entropy."""
+    """Return the hover texts of each cell: its token, and lines with the top tokens, the answer and the entropy."""
     tokens, layers = lens.entropies.shape
     return [
         [
