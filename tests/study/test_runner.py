@@ -245,7 +245,7 @@ class TestResuming:
         shutil.rmtree(folder)
         folder.mkdir()
         (folder / "thesis.txt").write_text("all of it")
-        with pytest.raises(StudyError, match="no study in it"):
+        with pytest.raises(StudyError, match="other files and no study"):
             run(folder)
 
     def test_cancelling_stops_it_and_keeps_what_is_done(self, tmp_path):

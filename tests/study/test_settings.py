@@ -61,8 +61,8 @@ def test_they_come_back_from_json() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"request": TraceRequest("", foil="Rome")}, "foil='Rome' cannot be one for all facts"),
-        ({"request": TraceRequest("", answer_id=3)}, "answer_id=3 cannot be one for all facts"),
+        ({"request": TraceRequest("", foil="Rome")}, "foil='Rome' cannot be set for a study"),
+        ({"request": TraceRequest("", answer_id=3)}, "answer_id=3 cannot be set for a study"),
         ({"request": TraceRequest("", metric="logit difference")}, "needs a foil"),
         ({"request": TraceRequest("", corruption="zero"), "pairs": True}, "nothing is corrupted"),
         ({"maps": {"mlp": MapSpec("mlp", source="zero")}}, "made in the clean run"),
@@ -71,7 +71,7 @@ def test_they_come_back_from_json() -> None:
         ({"request": TraceRequest("", samples=SamplesUntil(0.1))}, "samples must be"),
         ({"request": TraceRequest("", direction="corrupt")}, "A placebo is restored"),
         ({"maps": {}}, "at least one map"),
-        ({"maps": {"mlp": MapSpec("mlp", positions=(0,))}}, "prompts differ in tokens"),
+        ({"maps": {"mlp": MapSpec("mlp", positions=(0,))}}, "have different tokens"),
         ({"audit_share": 2}, "audit_share"),
         ({"seed_rule": "none"}, "seed_rule='none'"),
     ],
@@ -115,7 +115,7 @@ def test_pairs_on_the_command_line_are_read_by_the_logit_difference(invoke) -> N
     study = invoke("--limit", "3", "--kind", "mlp", "--window", "2", "--no-placebo", "--pairs")
     assert study.settings.pairs
     words = findings_html(study)
-    assert "each set against another subject of its relation" in words
+    assert "each compared with another subject of its relation" in words
     assert "with the other subject in its place" in words
     assert "noise" not in words
     assert "corrupted" not in words
@@ -227,7 +227,7 @@ class TestKnockouts:
         ("maps", "changes", "words"),
         [
             ({"k": MapSpec("knockout")}, {}, "Give direction='corrupt'"),
-            ({"k": MapSpec("knockout", token=3)}, {"direction": "corrupt"}, "prompts differ in tokens"),
+            ({"k": MapSpec("knockout", token=3)}, {"direction": "corrupt"}, "have different tokens"),
         ],
     )
     def test_what_cannot_be_asked_for(self, maps, changes, words) -> None:

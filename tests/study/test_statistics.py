@@ -172,7 +172,7 @@ class TestBestLayer:
 
 
 def test_a_study_with_nothing_traced_has_no_averages():
-    with pytest.raises(StudyError, match="nothing to average"):
+    with pytest.raises(StudyError, match="no traced facts"):
         study_effects([FactRecord(Fact("c", "p", "s", "a", "r"), "unknown")], SETTINGS)
 
 
