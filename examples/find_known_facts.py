@@ -24,7 +24,7 @@ import torch
 from causal_tracer import CausalTracer
 from causal_tracer.experiment.set_up import prompt_for
 from causal_tracer.prompts.decoding import decode_together
-from causal_tracer.study.facts import Fact, Recall, facts_from_records, load_facts, recall
+from causal_tracer.study.facts import Fact, FactPrediction, facts_from_records, load_facts, predict_facts
 
 ROOT = Path(__file__).resolve().parent.parent
 CANDIDATES = ROOT / "examples" / "fact_candidates.json"
@@ -55,7 +55,7 @@ def candidates() -> tuple[Fact, ...]:
 
 
 @torch.no_grad()
-def spelled_out(tracer: CausalTracer, found: Recall) -> bool:
+def spelled_out(tracer: CausalTracer, found: FactPrediction) -> bool:
     """Whether greedy decoding goes on with the whole attribute."""
     model: Any = tracer.model
     prompt = prompt_for(tracer.context, found.fact.prompt, found.fact.subject)
@@ -68,10 +68,10 @@ def spelled_out(tracer: CausalTracer, found: Recall) -> bool:
 
 def best_known(tracer: CausalTracer, asked: Sequence[Fact]) -> list[Fact]:
     """At most twelve known facts a relation, of as many attributes as there are, the surest first."""
-    answers, refused = recall(tracer.context, asked)
+    answers, refused = predict_facts(tracer.context, asked)
     for reason in refused.values():
         print(f"left out: {reason}", file=sys.stderr)
-    waiting: dict[str, dict[str, list[Recall]]] = {}
+    waiting: dict[str, dict[str, list[FactPrediction]]] = {}
     for answer in sorted(answers, key=lambda found: -found.probability):
         if answer.known and answer.probability >= LEAST_PROBABILITY:
             fact = answer.fact
@@ -89,7 +89,7 @@ def best_known(tracer: CausalTracer, asked: Sequence[Fact]) -> list[Fact]:
     return sorted(kept, key=lambda fact: (fact.relation, fact.attribute, fact.subject))
 
 
-def next_fact(tracer: CausalTracer, queue: list[Recall], taken: set[str]) -> Fact | None:
+def next_fact(tracer: CausalTracer, queue: list[FactPrediction], taken: set[str]) -> Fact | None:
     """The surest fact left of an attribute whose subject is not taken and whose answer is spelled out."""
     while queue:
         found = queue.pop(0)
@@ -125,7 +125,7 @@ def main() -> int:
         lines = ",\n".join(json.dumps(record, ensure_ascii=False) for record in records)
         SHIPPED_FILE.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
     facts = list(load_facts())
-    answers, refused = recall(tracer.context, facts)
+    answers, refused = predict_facts(tracer.context, facts)
     unknown = [found.fact for found in answers if not (found.known and spelled_out(tracer, found))]
     print(tally(tracer, facts))
     for fact in unknown:

@@ -14,7 +14,7 @@ from causal_tracer.errors import StudyError
 from causal_tracer.experiment.set_up import TracingContext, prompt_for
 from causal_tracer.prompts.prompt import Prompt
 from causal_tracer.request.records import MapSpec
-from causal_tracer.study.facts import Fact, recall
+from causal_tracer.study.facts import Fact, predict_facts
 from causal_tracer.study.settings import StudySettings, derived_seed
 from causal_tracer.study.tracing import study_fact
 from causal_tracer.sweep.plan import reach
@@ -107,7 +107,7 @@ def estimate_cost(
     Raises:
         StudyError: The model knows none of the facts, or none of the tried facts could be traced.
     """
-    answers, refused = recall(context, wanted, settings.request)
+    answers, refused = predict_facts(context, wanted, settings.request)
     known = [found.fact for found in answers if found.known]
     if not known:
         raise StudyError(

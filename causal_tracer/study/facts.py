@@ -124,7 +124,7 @@ def alternating_relations(facts: Sequence[Fact]) -> tuple[Fact, ...]:
 
 
 @dataclass(frozen=True)
-class Recall:
+class FactPrediction:
     """A model's answer to a fact's prompt.
 
     Attributes:
@@ -150,9 +150,9 @@ class Recall:
         return self.answer_id == self.top_id
 
 
-def recall(
+def predict_facts(
     context: TracingContext, facts: Sequence[Fact], request: TraceRequest = _PLAIN
-) -> tuple[list[Recall], dict[str, str]]:
+) -> tuple[list[FactPrediction], dict[str, str]]:
     """Run the model on each fact's prompt, with prompts of equal length in one batch.
 
     Args:
@@ -172,7 +172,7 @@ def recall(
             by_length[len(prompt)].append((fact, prompt, forms))
         except (PromptError, TokenizerError) as error:
             refused[fact.fact_id] = str(error)
-    found: dict[str, Recall] = {}
+    found: dict[str, FactPrediction] = {}
     for group in by_length.values():
         for start in range(0, len(group), _CHECK_ROWS):
             batch = group[start : start + _CHECK_ROWS]
@@ -181,7 +181,7 @@ def recall(
             for (fact, prompt, forms), row in zip(batch, logits, strict=True):
                 ids = choose(forms, _logits_after(context, prompt, row)).ids
                 probability = float(row[0].softmax(dim=-1)[ids[0]])
-                found[fact.fact_id] = Recall(fact, ids, int(row[0].argmax()), probability)
+                found[fact.fact_id] = FactPrediction(fact, ids, int(row[0].argmax()), probability)
     return [found[fact.fact_id] for fact in facts if fact.fact_id in found], refused
 
 

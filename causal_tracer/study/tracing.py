@@ -16,7 +16,7 @@ from causal_tracer.request.records import MapSpec, OtherPrompt, RunOptions, Trac
 from causal_tracer.request.sites import SITES
 from causal_tracer.results.flow import HiddenFlow
 from causal_tracer.study.counterfactuals import partner_for, second_prompt
-from causal_tracer.study.facts import Fact, recall
+from causal_tracer.study.facts import Fact, predict_facts
 from causal_tracer.study.records import AuditedCell, FactRecord, MapResult
 from causal_tracer.study.settings import StudySettings, derived_seed
 from causal_tracer.tracing.loop import trace_maps
@@ -43,7 +43,7 @@ def study_fact(
         TraceCancelled: `cancelled` returned True.
     """
     try:
-        answers, refused = recall(context, [fact], settings.request)
+        answers, refused = predict_facts(context, [fact], settings.request)
         if refused:
             return FactRecord(fact, "failed", cause=refused[fact.fact_id])
         (found,) = answers
