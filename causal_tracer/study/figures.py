@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from causal_tracer.errors import StudyError
 from causal_tracer.plots.scale import color_stops, scale_ends
 from causal_tracer.request.sites import SITES, SPANS
-from causal_tracer.study.records import READ_ROLES, ROLES
+from causal_tracer.study.records import PEAK_ROLES, ROLES
 from causal_tracer.study.statistics import Mean, StudyEffects, fact_peaks
 
 # Okabe and Ito's colours, which most colour-blind people can tell apart. Each has its own dash, too.
@@ -82,7 +82,7 @@ def study_figures(effects: StudyEffects) -> dict[str, go.Figure]:
             figures[f"corrected {kind}"] = _placebo_lines(effects, kind, corrected)
     if any(effects.settings.maps[name].severed for name in effects.maps):
         figures["severed"] = _severed_bars(effects, "last subject")
-    for role in READ_ROLES if kinds else ():
+    for role in PEAK_ROLES if kinds else ():
         figures[f"best layers {role}"] = _best_layer_histogram(effects, kinds, role)
     return figures
 
@@ -111,7 +111,7 @@ def comparison_figures(studies: Mapping[str, StudyEffects]) -> dict[str, go.Figu
         having = {name: each for name, each in studies.items() if kind in each.maps and each.by_role(kind)}
         if len(having) < 2:
             continue
-        for role in READ_ROLES:
+        for role in PEAK_ROLES:
             figure = go.Figure()
             for number, (name, effects) in enumerate(having.items()):
                 aie = effects.mean(effects.at(kind, role))
@@ -188,7 +188,7 @@ def _span_lines(effects: StudyEffects, kind: str) -> go.Figure:
 def _placebo_lines(effects: StudyEffects, kind: str, corrected: np.ndarray) -> go.Figure:
     """Draw the AIE, the placebo's AIE and their paired difference at the last subject token and at the last token."""
     figure = go.Figure()
-    for role in READ_ROLES:
+    for role in PEAK_ROLES:
         number = ROLES.index(role)
         for name, values, dash in (
             ("AIE", effects.at(kind, role), "dot"),

@@ -18,7 +18,7 @@ Status = Literal["traced", "unknown", "failed"]
 ROLES = ("first subject", "middle subject", "last subject", "first after", "further", "last")
 """The token roles of Meng et al. 2022, Figure 2. Tokens before the subject are left out, because their effect is 0."""
 
-READ_ROLES = ("last subject", "last")
+PEAK_ROLES = ("last subject", "last")
 """The roles shown in tables and comparisons: those of the two peaks in Meng et al. 2022."""
 
 _NUMBERS = {"high", "low", "scores", "standard_error"}

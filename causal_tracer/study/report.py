@@ -16,7 +16,7 @@ from causal_tracer.plots.pages import figure_html, standalone_page, table_html
 from causal_tracer.request.sites import SITES
 from causal_tracer.study.audit import audit_summary
 from causal_tracer.study.figures import comparison_figures, figure_words, study_figures
-from causal_tracer.study.records import READ_ROLES, ROLES, FactRecord
+from causal_tracer.study.records import PEAK_ROLES, ROLES, FactRecord
 from causal_tracer.study.settings import StudySettings
 from causal_tracer.study.statistics import Mean, StudyEffects, best_layer, fact_peaks, halves
 from causal_tracer.study.stored import StoredStudy, named_effects
@@ -93,7 +93,7 @@ def effects_table(effects: StudyEffects) -> tuple[list[str], list[list[str]]]:
         severed = spec.severed is not None
         # A severed map is read at the layer where the plain map's effect is largest.
         whole = spec.kind if severed and spec.kind in effects.maps else None
-        for role in READ_ROLES[:1] if severed else READ_ROLES:
+        for role in PEAK_ROLES[:1] if severed else PEAK_ROLES:
             best = best_layer(effects, name, role, chosen_by=whole)
             if best is None:
                 continue
@@ -152,7 +152,7 @@ def _comparison(studies: Sequence[StoredStudy]) -> str:
         found = [
             f"{kind}, {role}: {_written(effects, best[1])[0]} at layer {best[0]}"
             for kind in SITES
-            for role in READ_ROLES
+            for role in PEAK_ROLES
             if kind in effects.maps and effects.by_role(kind) and (best := best_layer(effects, kind, role)) is not None
         ]
         total = _with_interval(effects, effects.mean(effects.total_effect))
