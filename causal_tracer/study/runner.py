@@ -25,7 +25,7 @@ from causal_tracer.study.audit import AuditSummary, audit_summary, check_audit
 from causal_tracer.study.facts import Fact, alternating_relations
 from causal_tracer.study.journal import Journal
 from causal_tracer.study.settings import StudySettings, stored_settings
-from causal_tracer.study.store import compact, read_manifest, read_records, require_tables, update_manifest
+from causal_tracer.study.store import compact, read_manifest, read_records, require_pyarrow, update_manifest
 from causal_tracer.study.team import Team
 from causal_tracer.study.tracing import study_fact
 from causal_tracer.version import __version__
@@ -88,7 +88,7 @@ def run_study(
         CausalTracerError: The model could not be loaded.
         TraceCancelled: `cancelled` returned True.
     """
-    require_tables()
+    require_pyarrow()
     team = team or Team()
     wanted = alternating_relations(facts)[:limit]
     lock = FileLock(folder / ".lock")

@@ -55,7 +55,7 @@ _FORMAT = "causal_tracer.study"
 _FORMAT_VERSION = 2
 
 
-def require_tables() -> None:
+def require_pyarrow() -> None:
     """Check that Parquet files can be written, so that a study does not fail at its end.
 
     Raises:

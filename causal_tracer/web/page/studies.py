@@ -16,7 +16,7 @@ from causal_tracer.errors import CausalTracerError, StudyError
 from causal_tracer.files import write_atomically
 from causal_tracer.study.figures import comparison_figures, figure_words, study_figures
 from causal_tracer.study.report import findings_html, report_page
-from causal_tracer.study.store import require_tables
+from causal_tracer.study.store import require_pyarrow
 from causal_tracer.study.stored import StoredStudy, named_effects, stored_studies
 from causal_tracer.web.page.explore import TAB_TITLES
 from causal_tracer.web.page.inputs_layout import AT_ONCE
@@ -92,7 +92,7 @@ class StudyShelf:
         Raises:
             StudyError: There is none of this number, or studies cannot be read here.
         """
-        require_tables()
+        require_pyarrow()
         if not self.studies:
             raise StudyError(
                 "There is no study to show. Run one, causal-tracer study --out FOLDER, and name that folder in "
