@@ -196,11 +196,11 @@ def _write_study(
     rows: Mapping[str, tuple[str, ...]],
 ) -> None:
     from causal_tracer.reproduce.files import write_means, write_verdict
-    from causal_tracer.study.figures import figure_words, study_figures
+    from causal_tracer.study.figures import study_figures, title_and_caption
 
     direction = study.settings.request.direction
     drawn: dict[str, go.Figure] = {
-        figure_words(name, direction)[1]: figure
+        title_and_caption(name, direction)[1]: figure
         for name, figure in study_figures(study.effects).items()
         if name.startswith(figures)
     }

@@ -123,7 +123,7 @@ def comparison_figures(studies: Mapping[str, StudyEffects]) -> dict[str, go.Figu
     return figures
 
 
-def figure_words(name: str, direction: str = "restore") -> tuple[str, str]:
+def title_and_caption(name: str, direction: str = "restore") -> tuple[str, str]:
     """Return the title and the caption of a figure.
 
     Args:

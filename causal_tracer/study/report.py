@@ -15,7 +15,7 @@ from causal_tracer.files import write_atomically
 from causal_tracer.plots.pages import figure_html, standalone_page, table_html
 from causal_tracer.request.sites import SITES
 from causal_tracer.study.audit import audit_summary
-from causal_tracer.study.figures import comparison_figures, figure_words, study_figures
+from causal_tracer.study.figures import comparison_figures, study_figures, title_and_caption
 from causal_tracer.study.records import PEAK_ROLES, ROLES, FactRecord
 from causal_tracer.study.settings import StudySettings
 from causal_tracer.study.statistics import Mean, StudyEffects, best_layer, fact_peaks, halves
@@ -182,7 +182,7 @@ def _left_out(records: Sequence[FactRecord]) -> str:
 def _figures(figures: Mapping[str, go.Figure], effects: StudyEffects) -> str:
     pieces = []
     for name, figure in figures.items():
-        title, caption = map(escape, figure_words(name, effects.settings.request.direction))
+        title, caption = map(escape, title_and_caption(name, effects.settings.request.direction))
         pieces.append(f"<h3>{title}</h3><figure>{figure_html(figure)}<figcaption>{caption}</figcaption></figure>")
     return "".join(pieces)
 

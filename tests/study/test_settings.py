@@ -17,7 +17,7 @@ from causal_tracer.request.record import from_data, to_data
 from causal_tracer.request.records import MapSpec, OtherPrompt, RunOptions, SamplesUntil, TraceRequest
 from causal_tracer.study.cost import fact_work
 from causal_tracer.study.facts import facts_digest
-from causal_tracer.study.figures import comparison_figures, figure_words, study_figures
+from causal_tracer.study.figures import comparison_figures, study_figures, title_and_caption
 from causal_tracer.study.report import findings_html
 from causal_tracer.study.runner import run_study
 from causal_tracer.study.settings import FACT_FIELDS, StudySettings, study_maps
@@ -187,7 +187,7 @@ class TestCorrupting:
         figures = study_figures(studies[0].effects)
         assert figures["severed"].layout.xaxis.title.text == "layer at which the hidden state is corrupted"
         assert figures["lines mlp"].layout.xaxis.title.text == "centre of 2 corrupted layers (MLP)"
-        assert figure_words("map mlp", "corrupt")[1].startswith("Average indirect effect of corrupting MLP")
+        assert title_and_caption("map mlp", "corrupt")[1].startswith("Average indirect effect of corrupting MLP")
         assert "put into the clean run" in findings_html(studies[0])
         assert "put into the clean run" not in findings_html(studies[1])
 
@@ -219,7 +219,7 @@ class TestKnockouts:
             assert np.allclose(curve, np.mean(expected, axis=0)[number], atol=1e-3)
         assert figure.layout.yaxis.title.text == "change of P(answer) (%)"
         assert figure.layout.xaxis.title.text == "centre of 2 blocked layers (span knockout)"
-        assert "blocking attention" in figure_words("map knockout", "corrupt")[1]
+        assert "blocking attention" in title_and_caption("map knockout", "corrupt")[1]
         assert "in which attention is blocked" in findings_html(study)
         assert "span_knockout" not in findings_html(study).split("<table>")[1]
 

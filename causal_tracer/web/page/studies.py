@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 
 from causal_tracer.errors import CausalTracerError, StudyError
 from causal_tracer.files import write_atomically
-from causal_tracer.study.figures import comparison_figures, figure_words, study_figures
+from causal_tracer.study.figures import comparison_figures, study_figures, title_and_caption
 from causal_tracer.study.report import findings_html, report_page
 from causal_tracer.study.store import require_pyarrow
 from causal_tracer.study.stored import StoredStudy, named_effects, stored_studies
@@ -154,7 +154,7 @@ def _open_once(folders: tuple[tuple[Path, tuple[float, ...]], ...]) -> Opened:
     figures = study_figures(studies[0].effects) if len(studies) == 1 else comparison_figures(named_effects(studies))
     if not figures:
         raise StudyError("These two studies have no kind of map in common. Choose another one to compare with.")
-    words = {name: figure_words(name, studies[0].settings.request.direction) for name in figures}
+    words = {name: title_and_caption(name, studies[0].settings.request.direction) for name in figures}
     return findings_html(studies[0]), figures, words
 
 
