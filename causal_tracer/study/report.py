@@ -18,7 +18,7 @@ from causal_tracer.study.audit import audit_summary
 from causal_tracer.study.figures import comparison_figures, study_figures, title_and_caption
 from causal_tracer.study.records import PEAK_ROLES, ROLES, FactRecord
 from causal_tracer.study.settings import StudySettings
-from causal_tracer.study.statistics import Mean, StudyEffects, best_layer, fact_peaks, halves
+from causal_tracer.study.statistics import Mean, StudyEffects, best_layer, fact_peaks, selection_half
 from causal_tracer.study.stored import StoredStudy, named_effects
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def effects_table(effects: StudyEffects) -> tuple[list[str], list[list[str]]]:
             corrected, minus_placebo = effects.corrected(name), "–"
             if corrected is not None:
                 paired = corrected[:, ROLES.index(role), layer]
-                minus_placebo = _with_interval(effects, effects.mean(paired, ~halves(effects)))
+                minus_placebo = _with_interval(effects, effects.mean(paired, ~selection_half(effects)))
             own = _value(effects, float(np.mean(fact_peaks(effects, name, role)[1])))
             rows.append([name, role, str(layer), mean, f"{low} to {high}", minus_placebo, own])
     return header, rows

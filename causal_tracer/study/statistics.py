@@ -70,7 +70,7 @@ class StudyEffects:
 
     @property
     def seed(self) -> int:
-        """The seed of `halves` and of the bootstrap."""
+        """The seed of `selection_half` and of the bootstrap."""
         return self.settings.request.seed
 
     @property
@@ -196,7 +196,7 @@ def _ratio(sums: Doubles, counts: Doubles) -> Doubles:
     return ratio
 
 
-def halves(effects: StudyEffects) -> NDArray[np.bool_]:
+def selection_half(effects: StudyEffects) -> NDArray[np.bool_]:
     """Return a mask of the facts that layers are chosen on: one half of the facts of each relation [facts].
 
     The seed orders the facts within each relation, and every other fact of the whole order is chosen, so that both
@@ -224,7 +224,7 @@ def best_layer(effects: StudyEffects, name: str, role: str, chosen_by: str | Non
     Returns:
         The layer and its AIE; None if one of the halves has no such token.
     """
-    half = halves(effects)
+    half = selection_half(effects)
     strength = effects.strength(effects.mean(effects.at(chosen_by or name, role), half).mean)
     if np.isnan(strength).all():
         return None
