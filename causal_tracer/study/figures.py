@@ -71,14 +71,14 @@ def study_figures(effects: StudyEffects) -> dict[str, go.Figure]:
         The figures by name: "map KIND", "lines KIND", "corrected KIND", "spans KIND", "severed", "best layers ROLE".
     """
     figures: dict[str, go.Figure] = {}
-    kinds = [kind for kind in SITES if kind in effects.maps and effects.by_role(kind)]
+    kinds = [kind for kind in SITES if kind in effects.maps and effects.has_role_rows(kind)]
     for kind in effects.maps:
-        if not effects.by_role(kind):
+        if not effects.has_role_rows(kind):
             figures[f"spans {kind}"] = _span_lines(effects, kind)
     for kind in kinds:
         figures[f"map {kind}"] = _role_map(effects, kind)
         figures[f"lines {kind}"] = _role_lines(effects, kind)
-        if (corrected := effects.corrected(kind)) is not None:
+        if (corrected := effects.minus_placebo(kind)) is not None:
             figures[f"corrected {kind}"] = _placebo_lines(effects, kind, corrected)
     if any(effects.settings.maps[name].severed for name in effects.maps):
         figures["severed"] = _severed_bars(effects, "last subject")
@@ -108,7 +108,7 @@ def comparison_figures(studies: Mapping[str, StudyEffects]) -> dict[str, go.Figu
             raise StudyError(f"The studies have different {what}s: {', '.join(found)}. Compare studies of one {what}.")
     figures: dict[str, go.Figure] = {}
     for kind in SITES:
-        having = {name: each for name, each in studies.items() if kind in each.maps and each.by_role(kind)}
+        having = {name: each for name, each in studies.items() if kind in each.maps and each.has_role_rows(kind)}
         if len(having) < 2:
             continue
         for role in PEAK_ROLES:

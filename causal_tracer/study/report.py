@@ -88,7 +88,7 @@ def effects_table(effects: StudyEffects) -> tuple[list[str], list[list[str]]]:
     rows = []
     for name in effects.maps:
         spec = effects.settings.maps[name]
-        if spec.source == "placebo" or not effects.by_role(name):
+        if spec.source == "placebo" or not effects.has_role_rows(name):
             continue
         severed = spec.severed is not None
         # A severed map is read at the layer where the plain map's effect is largest.
@@ -99,7 +99,7 @@ def effects_table(effects: StudyEffects) -> tuple[list[str], list[list[str]]]:
                 continue
             layer, effect = best
             mean, low, high = _written(effects, effect)
-            corrected, minus_placebo = effects.corrected(name), "–"
+            corrected, minus_placebo = effects.minus_placebo(name), "–"
             if corrected is not None:
                 paired = corrected[:, ROLES.index(role), layer]
                 minus_placebo = _with_interval(effects, effects.mean(paired, ~selection_half(effects)))
@@ -153,7 +153,9 @@ def _comparison(studies: Sequence[StoredStudy]) -> str:
             f"{kind}, {role}: {_written(effects, best[1])[0]} at layer {best[0]}"
             for kind in SITES
             for role in PEAK_ROLES
-            if kind in effects.maps and effects.by_role(kind) and (best := best_layer(effects, kind, role)) is not None
+            if kind in effects.maps
+            and effects.has_role_rows(kind)
+            and (best := best_layer(effects, kind, role)) is not None
         ]
         total = _with_interval(effects, effects.mean(effects.total_effect))
         rows.append([name, str(len(effects.facts)), total, "; ".join(found)])

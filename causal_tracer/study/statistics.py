@@ -83,7 +83,7 @@ class StudyEffects:
         """The total effect (TE) of each fact [facts]."""
         return self.high - self.low
 
-    def by_role(self, name: str) -> bool:
+    def has_role_rows(self, name: str) -> bool:
         """Return whether the rows of a map's effects are token roles, rather than spans."""
         return SITES[self.settings.maps[name].kind].rows == "tokens"
 
@@ -95,7 +95,7 @@ class StudyEffects:
         """Return a map's effects relative to each fact's clean run, in per cent [facts, roles or spans, layers]."""
         return 100 * self.maps[name] / self.high[:, None, None]
 
-    def corrected(self, name: str) -> Doubles | None:
+    def minus_placebo(self, name: str) -> Doubles | None:
         """Return a map's effects minus those of its placebo [facts, roles, layers]; None without a placebo."""
         placebo = self.maps.get(f"{name}, placebo")
         return None if placebo is None else self.maps[name] - placebo

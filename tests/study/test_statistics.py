@@ -88,11 +88,11 @@ def test_the_placebo_is_taken_off_fact_by_fact():
         record("a", "r", [[0.5], [0.6]], ("last subject", "last"), placebo=[[0.2], [NAN]]),
         record("b", "q", [[0.4], [0.6]], ("last subject", "last"), placebo=[[0.3], [0.1]]),
     ]
-    corrected = study_effects(records, SETTINGS).corrected("hidden")
+    corrected = study_effects(records, SETTINGS).minus_placebo("hidden")
     assert corrected is not None
     assert corrected[:, LAST_SUBJECT, 0] == pytest.approx([0.3, 0.1], abs=1e-6)
     assert np.isnan(corrected[0, LAST, 0])
-    assert study_effects([record("c", "r", [[0.5]], ("last",))], SETTINGS).corrected("hidden") is None
+    assert study_effects([record("c", "r", [[0.5]], ("last",))], SETTINGS).minus_placebo("hidden") is None
 
 
 class TestBootstrap:
