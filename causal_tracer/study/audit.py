@@ -52,7 +52,7 @@ def check_audit(records: Sequence[FactRecord], settings: StudySettings, dtype: s
     Raises:
         StudyError: A cell differs by more than the limit, or is NaN.
     """
-    limit = settings.limit_of(dtype or settings.dtype or "float32")
+    limit = settings.audit_limit_for(dtype or settings.dtype or "float32")
     for record in records:
         for cell in record.audit:
             # Written with "not" because a NaN difference must fail, too.

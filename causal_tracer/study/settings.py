@@ -157,10 +157,11 @@ class StudySettings:
         """Return the maps of a fact's prompt, with the positions of its severed and placebo maps."""
         last = tuple(sorted({prompt.subject_range[1] - 1, len(prompt) - 1}))
         return {
-            name: spec if self.everywhere(name) else replace(spec, positions=last) for name, spec in self.maps.items()
+            name: spec if self.covers_all_tokens(name) else replace(spec, positions=last)
+            for name, spec in self.maps.items()
         }
 
-    def everywhere(self, name: str) -> bool:
+    def covers_all_tokens(self, name: str) -> bool:
         """Return whether a map covers all tokens, rather than only the last subject token and the last token."""
         spec = self.maps[name]
         return self.controls_everywhere or (spec.severed is None and spec.source != "placebo")
@@ -169,7 +170,7 @@ class StudySettings:
         """Return the seed of a fact's noise."""
         return self.request.seed if self.seed_rule == "one" else derived_seed(self.request.seed, fact_id)
 
-    def limit_of(self, dtype: str) -> float:
+    def audit_limit_for(self, dtype: str) -> float:
         """Return the audit's limit for weights of this dtype. Rounding is far below the defaults, errors are above."""
         if self.audit_limit is not None:
             return self.audit_limit

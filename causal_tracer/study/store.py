@@ -143,7 +143,7 @@ def cells_table(records: Sequence[FactRecord], settings: StudySettings) -> Any:
                 "window": spec.window,
                 "severed": spec.severed,
                 "placebo": spec.source == "placebo",
-                "everywhere": settings.everywhere(result.name),
+                "everywhere": settings.covers_all_tokens(result.name),
                 "low": record.low,
                 "high": record.high,
             }
