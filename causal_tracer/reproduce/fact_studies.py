@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from causal_tracer.reproduce.paper_model import why_other_model
+from causal_tracer.reproduce.paper_model import model_mismatch
 from causal_tracer.reproduce.published import PAPER_FACTS, PAPER_FACTS_DIGEST
 from causal_tracer.reproduce.verdict import Check, Verdict
 from causal_tracer.study.stored import StoredStudy
@@ -18,7 +18,7 @@ def study_verdict(study: StoredStudy, checks: tuple[Check, ...], samples: int | 
     """
     model, settings = study.manifest.get("model", {}), study.settings
     why = [
-        *why_other_model(
+        *model_mismatch(
             study.model, str(model.get("class")), int(model.get("layers", 0)), str(model.get("dtype", "unknown"))
         )
     ]

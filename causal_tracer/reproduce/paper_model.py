@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from causal_tracer.reproduce.published import PAPER_CLASS, PAPER_LAYERS
 
 
-def why_other_model(name: str, model_class: str, layers: int, dtype: str) -> Iterator[str]:
+def model_mismatch(name: str, model_class: str, layers: int, dtype: str) -> Iterator[str]:
     """Yield the reason why the published numbers do not apply to a model, or nothing if they do.
 
     The model is recognised by its class and number of layers, so that a local copy of the weights counts, too.

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 
 from causal_tracer.compat import Progress
-from causal_tracer.reproduce.paper_model import why_other_model
+from causal_tracer.reproduce.paper_model import model_mismatch
 from causal_tracer.reproduce.published import (
     FIGURE_1,
     FIGURE_1_ANSWER,
@@ -75,7 +75,7 @@ def figure_verdict(flows: Mapping[str, HiddenFlow], model_class: str) -> Verdict
     """
     hidden = flows["hidden"]
     layers, settings = int(hidden.scores.shape[1]), hidden.settings
-    why = list(why_other_model(settings.model, model_class, layers, settings.dtype))
+    why = list(model_mismatch(settings.model, model_class, layers, settings.dtype))
     same_tokens = tuple(hidden.input_tokens) == FIGURE_1_TOKENS
     if not (why or same_tokens):
         why.append(f"the prompt's tokens are {hidden.input_tokens}, and the figure's are {list(FIGURE_1_TOKENS)}")
