@@ -420,7 +420,7 @@ def test_a_lens_of_a_conversation_and_what_does_not_fit(run: Any) -> None:
     assert run("lens", "the Space Needle", "--chat")[0] == 0
     status, _, err = run("lens", PROMPT, "--system", "x")
     assert status == 2
-    assert "add --chat" in err
+    assert "Add --chat" in err
     assert run("lens", PROMPT, "--top", 0)[0] == 2
 
 

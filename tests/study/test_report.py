@@ -292,6 +292,6 @@ class TestPublishing:
     def test_a_study_without_an_end_stays_here(self, studies, tmp_path, hub):
         manifest = (studies / "one" / "manifest.json").read_text()
         (tmp_path / "manifest.json").write_text(manifest)
-        with pytest.raises(StudyError, match=r"lacks cells\.parquet"):
+        with pytest.raises(StudyError, match=r"it has no cells\.parquet"):
             push_to_hub(tmp_path, "me/study")
         assert not hub

@@ -64,7 +64,7 @@ def test_they_come_back_from_json() -> None:
         ({"request": TraceRequest("", foil="Rome")}, "foil='Rome' cannot be set for a study"),
         ({"request": TraceRequest("", answer_id=3)}, "answer_id=3 cannot be set for a study"),
         ({"request": TraceRequest("", metric="logit difference")}, "needs a foil"),
-        ({"request": TraceRequest("", corruption="zero"), "pairs": True}, "nothing is corrupted"),
+        ({"request": TraceRequest("", corruption="zero"), "pairs": True}, "has no corruption"),
         ({"maps": {"mlp": MapSpec("mlp", source="zero")}}, "made in the clean run"),
         ({"request": TraceRequest("", corruption=ZeroEmbedding())}, "corruption="),
         ({"request": TraceRequest("", metric=lambda _target: None)}, "metric="),
@@ -192,7 +192,7 @@ class TestCorrupting:
         assert "put into the clean run" not in findings_html(studies[1])
 
     def test_the_two_directions_are_not_compared(self, studies) -> None:
-        with pytest.raises(StudyError, match="several directions: corrupt, restore"):
+        with pytest.raises(StudyError, match="different directions: corrupt, restore"):
             comparison_figures({study.folder.name: study.effects for study in studies})
 
 
@@ -239,6 +239,6 @@ def test_a_study_of_another_format_is_refused(invoke, tmp_path) -> None:
     invoke("--limit", "1")
     path = tmp_path / "out" / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 1}))
-    with pytest.raises(StudyError, match=r"format version 1, and this version of causal_tracer reads 2"):
+    with pytest.raises(StudyError, match=r"format version 1, and this version of causal_tracer reads version 2"):
         StoredStudy.open(tmp_path / "out")
     assert read_records(tmp_path / "out")
