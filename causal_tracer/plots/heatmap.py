@@ -58,9 +58,8 @@ def plot_hidden_flow_heatmap(
 ) -> go.Figure:
     """Draw a map as a heatmap: tokens or heads as rows, layers as columns, the metric as colour.
 
-    The subject's tokens are marked with a star. The strongest colour is the metric's best value, or in direction
-    "corrupt" its worst. White is the value of the patched run. Sand-coloured cells change the metric in the wrong
-    direction. Cells that were not computed are gaps.
+    The subject's tokens have a star. The strongest colour is the metric's best value, or in direction "corrupt" its
+    worst. White is the patched run's value. Sand-coloured cells change it the wrong way. Cells not computed are gaps.
 
     Args:
         result: The map.
@@ -74,8 +73,7 @@ def plot_hidden_flow_heatmap(
         skip_final_labels_portion: The share of the layers, at the end, that get no number.
         height: Height in pixels; None follows the number of rows.
         limits: The ends of the colour scale, as values of the metric; None covers all values of this map.
-        write_top_tokens: Write the most probable token of each cell's restored run into the cell, if the result has
-            `top_tokens`.
+        write_top_tokens: Write each cell's most probable token into the cell, if the result has `top_tokens`.
 
     Raises:
         SettingsError, ExportError: An argument is out of range, or `savepdf` could not be written.
