@@ -1,4 +1,4 @@
-"""`HiddenFlow`: the result of one trace, as plain data that can be saved and loaded."""
+"""`HiddenFlow`: the result of one trace, as plain data with the settings that made it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from causal_tracer.results import files, saved_form
 from causal_tracer.results.analysis import Peak as Peak
 from causal_tracer.results.analysis import Role
 from causal_tracer.results.audit import Audit
+from causal_tracer.results.reprs import flow_figure, flow_lines
 from causal_tracer.results.settings import TraceSettings as TraceSettings
-from causal_tracer.results.short_forms import flow_figure, flow_lines
 from causal_tracer.results.token_alignment import TokenAlignment
 from causal_tracer.results.top_tokens import TopTokens
 
@@ -30,41 +30,41 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class HiddenFlow:
-    """One map of one prompt: the metric after restoring the activation of each token and layer.
+    """One map: the metric for each cell (row and layer) when its activations are restored, corrupted or blocked.
 
-    The rows are the prompt's tokens. In a map of kind "head" they are the attention heads at one token
-    (`settings.token`); with grouped-query attention a head is a query head. In a knockout map nothing is restored: a
-    cell is the metric after blocking the attention of `settings.token` to a token, or to a span of the prompt.
+    The rows are the prompt's tokens. In a map of kind "head" the rows are the attention heads at one token
+    (`settings.token`); with grouped-query attention a head is a query head. In a map of a knockout the attention of
+    one or several tokens (`settings.token`) is blocked, and the rows are the tokens or spans that it is blocked to.
 
     Attributes:
-        scores: Mean metric over samples, by default the answer's probability, for each token and layer restored
-            [rows, layers]. NaN in cells that were not computed.
-        low_score: Mean metric in the corrupted runs.
+        scores: The metric of each cell, by default the answer's probability, as the mean over samples [rows, layers].
+            NaN in cells that were not computed.
+        low_score: The metric in the corrupted run, as the mean over samples.
         high_score: The metric in the clean run.
         input_ids: The prompt's token ids [tokens].
-        input_tokens: The texts of the prompt's tokens.
-        subject_range: First token of the subject, and one past its last token.
+        input_tokens: The text of each token.
+        subject_range: The first token of the subject, and one past its last token.
         answer: The answer's text.
-        kind: Which activations were restored.
-        layer_outputs: Clean activations by module name [tokens, d_model]; for heads, the input of each output
-            projection. Empty in a loaded result and in an incomplete one.
+        kind: The kind of activations that were patched, or of attention that was blocked.
+        layer_outputs: Clean activations by module name [tokens, d_model]. For heads they are the inputs of the
+            attention's output projections. Empty in a loaded result and in a partial one.
         answer_id: The answer's token id.
         prompt: The prompt.
         subject: The subject.
         subject_guessed: Whether the subject was guessed.
-        sample_scores: The metric in each sample [samples, rows, layers].
+        sample_scores: The metric of each cell in each sample [samples, rows, layers].
         low_sample_scores: The metric in the corrupted run of each sample [samples].
-        settings: The settings that the result was computed with.
-        notes: Notes for the reader, such as layers that lack the kind.
-        answer_ids: The answer's token ids: several only if an answer of several tokens was requested.
-        top_tokens: The most probable next tokens of each cell; None if they were not requested.
-        audit: The cells that the full sweep recomputed, and the largest difference. None if the full sweep computed
-            the whole map, if no audit was requested, and in results of older versions.
-        request: The request as JSON types (see `asked`); None in results that do not store it.
-        alignment: The tokens of the second or placebo prompt that are aligned with those of the prompt; None for maps
-            without another prompt.
+        settings: The settings that made the result.
+        notes: Warnings for the reader, such as layers that lack the kind.
+        answer_ids: The answer's token ids: one, unless the request has an answer of several tokens.
+        top_tokens: The most probable next tokens of each cell, if the request asks for them.
+        audit: The record of the cells that the full sweep computed again. None if the full sweep computed the whole
+            map, if the audit was switched off, and in results of older versions.
+        request: The request as JSON types (see `stored_request`); None in results that do not store it.
+        alignment: The alignment of the prompt with the second prompt or the placebo prompt; None for maps without
+            another prompt.
 
-    All tensors are on the CPU, in float32 (ids in int64). The first nine fields are those of causal-tracer 1.1.0.
+    All tensors are on the CPU: float32, and int64 for ids. The first nine fields are those of causal-tracer 1.1.0.
     """
 
     scores: Tensor
@@ -91,36 +91,42 @@ class HiddenFlow:
     alignment: TokenAlignment | None = None
 
     def __repr__(self) -> str:
-        """Return prompt, answer, scores and peaks in a few lines."""
+        """Return the prompt, answer, scores and peaks in a few lines."""
         return flow_lines(self)
 
     def _repr_html_(self) -> str | None:
-        """Return the figure, which notebooks show in place of the text; None without Plotly."""
+        """Return the figure as HTML for notebooks; None without Plotly, so that they show the text."""
         return flow_figure(self)
 
     @property
     def total_effect(self) -> float:
-        """TE: high_score - low_score."""
+        """The total effect (TE): high_score - low_score."""
         return self.high_score - self.low_score
 
     @property
     def indirect_effect(self) -> Tensor:
-        """IE of each cell: scores - low_score [rows, layers]."""
+        """The indirect effect (IE) of each cell: scores - low_score [rows, layers]."""
         return self.scores - self.low_score
 
     @property
     def standard_error(self) -> Tensor:
-        """Standard error of each cell's effect (`Peak.effect`) [rows, layers]; NaN with a single sample.
+        """The standard error of each cell's effect (`Peak.effect`) [rows, layers]; NaN with a single sample.
 
-        The restored and the corrupted run of a sample share its noise, so this is the error of paired differences:
-        sd(differences) / sqrt(samples). For direction="corrupt" the differences are from the clean run.
+        In each sample the restored and the corrupted run have the same noise, so this is the error of their paired
+        differences: sd(differences) / sqrt(samples). For direction="corrupt" the differences are from the clean run.
         """
         return reading.standard_error(self)
 
     def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
-        """Return the confidence interval of each cell's effect (`Peak.effect`) as (low, high), each [rows, layers].
+        """Return the confidence interval of each cell's effect (`Peak.effect`) over noise samples.
 
-        Computed by Student's t from the paired differences of the noise samples; NaN with a single sample.
+        By Student's t on the paired differences.
+
+        Args:
+            level: Confidence level, between 0 and 1.
+
+        Returns:
+            The lower and the upper ends, each [rows, layers]; NaN with a single sample.
 
         Raises:
             SettingsError: `level` is not between 0 and 1.
@@ -132,23 +138,26 @@ class HiddenFlow:
 
     @property
     def roles(self) -> tuple[Role, ...]:
-        """The role of each token, such as "last subject", by which the paper averages (Figure 2)."""
+        """The role of each token, as in Meng et al. 2022 (ROME), Figure 2."""
         return reading.token_roles(len(self.input_tokens), self.subject_range)
 
     def peaks(self, count: int = 3) -> tuple[Peak, ...]:
-        """Return the cells with the largest effect, at most one per row, the largest effect first.
+        """Return the strongest cells, the strongest first, with at most one cell of each row.
 
-        With direction="corrupt" these are the cells that lower the metric most. The metric determines which scores are
-        better: the largest probability, but the smallest rank.
+        The strongest cell has the best score of the metric (the largest probability, the smallest rank). In direction
+        "corrupt" it has the worst.
+
+        Args:
+            count: The number of cells to return.
         """
         return reading.peaks(self, whole_number("count", count, least=0))
 
     def peak_width(self) -> float:
-        """Return the half-width of the 95 % interval of the effect at the peak."""
+        """Return half the width of the 95 % interval of the effect at the strongest cell."""
         return reading.peak_width(self)
 
     def to_dataframe(self) -> pandas.DataFrame:
-        """Return a table with a row for every cell: token, layer, score, effects, errors, intervals and settings.
+        """Return a table with a row for each cell, with the columns `results.analysis.COLUMNS`.
 
         Raises:
             ExportError: pandas is not installed.
@@ -156,28 +165,32 @@ class HiddenFlow:
         try:
             import pandas
         except ImportError as error:
-            raise ExportError("A dataframe needs pandas, which is not installed: pip install pandas") from error
+            raise ExportError("A dataframe needs pandas, and it is not installed: pip install pandas") from error
         return pandas.DataFrame(reading.rows(self), columns=list(reading.COLUMNS))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as JSON types, without `layer_outputs`. Cells that were not computed are null."""
         return files.to_dict(self)
 
-    def asked(self) -> StoredRequest:
-        """Return the stored request: `tracer.trace(asked.request, spec=asked.map)` traces it again.
+    def stored_request(self) -> StoredRequest:
+        """Return the request that the result was made from: `tracer.trace(stored.request, spec=stored.map)` repeats it.
 
         Raises:
-            SettingsError: The result does not store its request, or the request has a user-defined object.
+            SettingsError: The result does not store its request, or the request had a metric or a corruption of the
+                user's.
         """
         from causal_tracer.request.record import from_data
         from causal_tracer.request.records import StoredRequest
 
         if self.request is None:
-            raise SettingsError("This result does not store how it was made. Trace the prompt again.")
+            raise SettingsError("This result does not store its request. Trace the prompt again.")
         return from_data(StoredRequest, self.request)
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write the result as JSON; missing folders are created. `HiddenFlow.load` returns identical numbers.
+        """Write the result as JSON. `HiddenFlow.load` reads it back with identical numbers.
+
+        Args:
+            path: The file. Missing folders are created.
 
         Raises:
             ExportError: The result has infinite numbers, or the file cannot be written.
@@ -189,7 +202,7 @@ class HiddenFlow:
         """Read a result that `save` wrote.
 
         Raises:
-            ResultFormatError: The file cannot be read, or is not a saved `HiddenFlow`.
+            ResultFormatError: The file cannot be read, or is not a saved HiddenFlow.
         """
         return cls.from_dict(saved_form.load(path, cls.__name__))
 
@@ -198,6 +211,6 @@ class HiddenFlow:
         """Return the result that `to_dict` wrote.
 
         Raises:
-            ResultFormatError: The data is not such a result, is from a newer version, or is inconsistent.
+            ResultFormatError: The data is not a saved HiddenFlow, is from a newer version, or is inconsistent.
         """
         return files.from_dict(cls, data)

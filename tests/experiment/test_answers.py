@@ -20,7 +20,7 @@ from causal_tracer.experiment.set_up import prompt_for
 from causal_tracer.prompts.answer_forms import Continuation, choose_form, choose_matching_form, continuations
 from causal_tracer.prompts.chat import ChatText, chat_prompt
 from causal_tracer.prompts.prompt import Prompt, make_prompt
-from causal_tracer.study.facts import facts_from_records, recall
+from causal_tracer.study.facts import facts_from_records, predict_facts
 from tests.support.tiny_models import VOCAB_SIZE, build_tiny_model
 from tests.support.tiny_tokenizers import BOS, EOS, KINDS, tokenizer_of, word_level_tokenizer
 
@@ -346,7 +346,7 @@ def test_a_study_knows_facts_by_the_form_that_the_model_finds_more_probable(kind
             for opening in ("(", "in", "「", "“")
             for answer in ("Paris", "巴黎", "日本", "42")
         ]
-        answers, refused = recall(of.context, facts_from_records(records))
+        answers, refused = predict_facts(of.context, facts_from_records(records))
         assert not refused
         for found in answers:
             fact = found.fact
@@ -407,5 +407,5 @@ def test_gemma_knows_facts_after_brackets_and_in_japanese(gemma: CausalTracer) -
         {"prompt": "The capital of France (", "subject": "France", "attribute": "Paris", "relation": "capital"},
         {"prompt": "フランスの首都は「", "subject": "フランス", "attribute": "パリ", "relation": "capital"},
     ]
-    answers, _ = recall(gemma.context, facts_from_records(records))
+    answers, _ = predict_facts(gemma.context, facts_from_records(records))
     assert [found.known for found in answers] == [True, True]

@@ -354,7 +354,7 @@ def test_maps_of_several_metrics_or_directions_are_not_set_against_each_other() 
         made_up(CASES[0], "corrupt"),
     )
     for other in (rank, corrupted):
-        with pytest.raises(SettingsError, match="show different things: probability, direction 'restore', and"):
+        with pytest.raises(SettingsError, match="differ in metric or direction: probability, direction 'restore', and"):
             compare_flows(probability, other)
         with pytest.raises(SettingsError, match="one metric and one direction"):
             shared_limits([probability, other])
@@ -571,7 +571,7 @@ def test_knockouts_say_what_is_blocked(
     flow.save(tmp_path / "flow.json")
     opened = HiddenFlow.load(tmp_path / "flow.json")
     assert (repr(opened), opened.settings, opened.peaks()) == (repr(flow), flow.settings, flow.peaks())
-    assert opened.asked().map == spec
+    assert opened.stored_request().map == spec
     assert compare_flows(flow, opened).aligned_by == by
 
 

@@ -181,7 +181,7 @@ class TestInResults:
         specs["d"] = MapSpec("head", token=-2)
         for name, flow in tracer.trace_maps(request, specs).items():
             assert flow.request is not None
-            asked = flow.asked()
+            asked = flow.stored_request()
             assert asked.map == specs[name]
             traced = tracer.trace(asked.request, spec=asked.map, options=asked.options)
             # Traced alone, the rows are in other batches.
@@ -192,7 +192,7 @@ class TestInResults:
     def test_it_names_the_noise_that_the_tracer_was_given(self, noise: Any) -> None:
         model, tokenizer = build_tiny_model("gpt2"), tiny_tokenizer()
         flow = CausalTracer(model, tokenizer, noise=noise).trace(PROMPT, SUBJECT, samples=2)
-        asked = flow.asked()
+        asked = flow.stored_request()
         traced = CausalTracer(model, tokenizer).trace(asked.request, spec=asked.map, options=asked.options)
         assert asked.request.noise == noise
         assert traced.settings == flow.settings

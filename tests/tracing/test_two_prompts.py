@@ -229,7 +229,7 @@ def test_a_request_that_is_stored_gives_the_same_map_again(kind: Any, tmp_path: 
     flow.save(tmp_path / "map.json")
     loaded = HiddenFlow.load(tmp_path / "map.json")
     assert loaded.alignment == flow.alignment
-    asked = loaded.asked()
+    asked = loaded.stored_request()
     again = tracer("gpt2").trace(asked.request, spec=asked.map, options=asked.options)
     assert torch.equal(again.scores.nan_to_num(7.0), loaded.scores.nan_to_num(7.0))
     assert loaded.settings.second == LONGER

@@ -15,7 +15,7 @@ from causal_tracer.request.sites import SITES
 from causal_tracer.results.analysis import base_score
 from causal_tracer.results.comparison import FlowDifference, compare_flows
 from causal_tracer.results.flow import HiddenFlow
-from causal_tracer.results.recipe import recipe
+from causal_tracer.results.settings_line import settings_line
 from causal_tracer.results.words import display_token, effect_label, map_title, metric_of, patched_word, runs_line
 from causal_tracer.web.page.cells import difference_table_html
 from causal_tracer.web.page.views import legend_html
@@ -144,7 +144,7 @@ def _made_of(flows: Sequence[HiddenFlow]) -> str:
     return "".join(
         f'<p class="ct-prompt" dir="auto"><b>{name}</b> {escape(_title(flow))}</p>'
         f'<p class="ct-made">{escape(runs_line(flow, metric_of(flow).written))} · '
-        f"{escape(recipe(flow, model_title(flow.settings.model)))}</p>"
+        f"{escape(settings_line(flow, model_title(flow.settings.model)))}</p>"
         for name, flow in zip(_LETTERS, flows, strict=False)
     )
 

@@ -14,7 +14,7 @@ from causal_tracer.results.top_tokens import TokenProbability
 from causal_tracer.results.words import (
     display_token,
     effect_label,
-    low_run,
+    low_run_name,
     metric_label,
     metric_of,
     patched_layers,
@@ -122,7 +122,7 @@ def _effect_words(cell: CellDetails, score: float, effect: float) -> str:
 
 
 def _low_runs(flow: HiddenFlow) -> str:
-    low = low_run(flow.settings)
+    low = low_run_name(flow.settings)
     return "the clean run" if low is None else "corrupted runs" if low == "corrupted" else f"the {low}"
 
 

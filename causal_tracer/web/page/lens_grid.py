@@ -7,7 +7,7 @@ from html import escape
 
 from causal_tracer.results.lens import LogitLens
 from causal_tracer.results.top_tokens import Tokens
-from causal_tracer.results.words import display_token, isolated, probability_label
+from causal_tracer.results.words import bidi_isolated, display_token, probability_label
 
 SHADES = (("top token's probability", "top"), ("answer's probability", "answer"), ("entropy", "entropy"))
 """What the cells' colour shows: labels and values of the switch. `static/lens.css` follows it."""
@@ -109,4 +109,4 @@ def _cell(lens: LogitLens, name: str, place: tuple[int, int], most: float, css: 
 
 
 def _quoted(token: str) -> str:
-    return f"“{escape(isolated(display_token(token)))}”"
+    return f"“{escape(bidi_isolated(display_token(token)))}”"

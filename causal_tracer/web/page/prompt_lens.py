@@ -149,7 +149,7 @@ def _prompt_of(flows: Flows) -> Text:
     """Return the prompt of a tab's maps."""
     flow = next(iter(flows.values()))
     try:
-        return flow.asked().request.prompt
+        return flow.stored_request().request.prompt
     except CausalTracerError:
         return flow.prompt
 

@@ -16,7 +16,7 @@ from causal_tracer.request.record import changed_fields, from_data, record_field
 from causal_tracer.request.records import MapSpec, RunOptions, StoredRequest, TraceRequest
 from causal_tracer.request.sites import KINDS, SITES
 from causal_tracer.results.flow import HiddenFlow
-from causal_tracer.results.words import display_token, low_run, metric_of
+from causal_tracer.results.words import display_token, low_run_name, metric_of
 from causal_tracer.web.page.thumbnails import is_picture, levels
 
 LONGEST_NAME = 60
@@ -114,11 +114,11 @@ def card_of(
     """
     flow = flows[0]
     written = metric_of(flow).written
-    low = low_run(flow.settings)
+    low = low_run_name(flow.settings)
     number = f"clean {written(flow.high_score)}" if low is None else f"total effect {written(flow.total_effect)}"
     return Card(
         model=printable(model or flow.settings.model, _LONGEST_TEXTS["model"]),
-        asked=tuple(asked) or tuple(each.asked() for each in flows),
+        asked=tuple(asked) or tuple(each.stored_request() for each in flows),
         answer=printable(display_token(flow.answer), _LONGEST_TEXTS["answer"]),
         number=printable(number, _LONGEST_TEXTS["number"]),
         thumbnail=levels(flows),

@@ -14,9 +14,9 @@ import plotly.graph_objects as go
 
 from causal_tracer.errors import CausalTracerError, StudyError
 from causal_tracer.files import write_atomically
-from causal_tracer.study.figures import comparison_figures, figure_words, study_figures
+from causal_tracer.study.figures import comparison_figures, study_figures, title_and_caption
 from causal_tracer.study.report import findings_html, report_page
-from causal_tracer.study.store import require_tables
+from causal_tracer.study.store import require_pyarrow
 from causal_tracer.study.stored import StoredStudy, named_effects, stored_studies
 from causal_tracer.web.page.explore import TAB_TITLES
 from causal_tracer.web.page.inputs_layout import AT_ONCE
@@ -92,7 +92,7 @@ class StudyShelf:
         Raises:
             StudyError: There is none of this number, or studies cannot be read here.
         """
-        require_tables()
+        require_pyarrow()
         if not self.studies:
             raise StudyError(
                 "There is no study to show. Run one, causal-tracer study --out FOLDER, and name that folder in "
@@ -154,7 +154,7 @@ def _open_once(folders: tuple[tuple[Path, tuple[float, ...]], ...]) -> Opened:
     figures = study_figures(studies[0].effects) if len(studies) == 1 else comparison_figures(named_effects(studies))
     if not figures:
         raise StudyError("These two studies have no kind of map in common. Choose another one to compare with.")
-    words = {name: figure_words(name, studies[0].settings.request.direction) for name in figures}
+    words = {name: title_and_caption(name, studies[0].settings.request.direction) for name in figures}
     return findings_html(studies[0]), figures, words
 
 

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from causal_tracer.request.sites import SITES
-from causal_tracer.results.analysis import Peak, acts, effects
+from causal_tracer.results.analysis import Peak, effects, has_expected_sign
 from causal_tracer.results.flow import HiddenFlow
-from causal_tracer.results.recipe import recipe
-from causal_tracer.results.words import display_token, low_run, map_title, metric_label, metric_of
+from causal_tracer.results.settings_line import settings_line
+from causal_tracer.results.words import display_token, low_run_name, map_title, metric_label, metric_of
 from causal_tracer.web.service.inspection import map_warnings
 from causal_tracer.web.service.registry import ModelStatus, model_title
 from causal_tracer.web.service.updates import RunUpdate
@@ -27,7 +27,7 @@ def numbers_html(*flows: HiddenFlow, filling: bool = False) -> str:
         ("Answer", f"“{display_token(flow.answer)}”", _answer_words(flow)),
         ("Clean run", metric.written(flow.high_score), label),
     ]
-    if (low := low_run(flow.settings)) is not None:
+    if (low := low_run_name(flow.settings)) is not None:
         name = "Corrupted run" if low == "corrupted" else low.capitalize()
         numbers += [
             (name, metric.written(flow.low_score), f"mean {label}"),
@@ -54,7 +54,7 @@ def doubts_html(*flows: HiddenFlow) -> str:
 
 def peaks_html(flow: HiddenFlow) -> str:
     """Return a sentence that names the strongest cells: token, layers, score and share of the total effect."""
-    strongest = [peak for peak in flow.peaks(2) if acts(flow, peak.effect)]
+    strongest = [peak for peak in flow.peaks(2) if has_expected_sign(flow, peak.effect)]
     what, corrupt = metric_of(flow).restored, flow.settings.direction == "corrupt"
     done = f"takes {what} away" if corrupt else f"brings {what} back"
     if not strongest:
@@ -66,7 +66,7 @@ def peaks_html(flow: HiddenFlow) -> str:
 def details_html(flow: HiddenFlow, *, origin: str = "") -> str:
     """Return what the map is of, how it was made, and where it came from. User's text is escaped."""
     subject = f"“{flow.subject}”" + (" (guessed)" if flow.subject_guessed else "")
-    made = recipe(flow, model_title(flow.settings.model)) + (f" · {origin}" if origin else "")
+    made = settings_line(flow, model_title(flow.settings.model)) + (f" · {origin}" if origin else "")
     others = {"Second prompt": flow.settings.second, "Placebo": flow.settings.placebo}
     other = "".join(
         f'<p class="ct-prompt" dir="auto"><b>{name}</b> {escape(text)}</p>' for name, text in others.items() if text
@@ -147,7 +147,7 @@ def _peak(flow: HiddenFlow, peak: Peak) -> str:
 def _stretch(flow: HiddenFlow, peak: Peak) -> tuple[int, int]:
     """Return the first and last of the layers around a peak that have much of its effect."""
     least = _STRETCH * abs(peak.effect)
-    strong = [acts(flow, effect) and abs(effect) >= least for effect in effects(flow)[peak.row].tolist()]
+    strong = [has_expected_sign(flow, effect) and abs(effect) >= least for effect in effects(flow)[peak.row].tolist()]
     before, after = strong[: peak.layer][::-1], strong[peak.layer + 1 :]
     return peak.layer - [*before, False].index(False), peak.layer + [*after, False].index(False)
 

@@ -104,7 +104,7 @@ def fields_of(flow: HiddenFlow, model: str = "") -> dict[str, Any]:
         SettingsError: The result was made in a way that the app does not have, or does not store how it was made.
     """
     noise = None if flow.settings.noise_rule == AUTOMATIC_NOISE_RULE else flow.settings.noise
-    return asked_fields(flow.asked(), model or flow.settings.model, noise)
+    return asked_fields(flow.stored_request(), model or flow.settings.model, noise)
 
 
 def asked_fields(stored: StoredRequest, model: str, noise: Any) -> dict[str, Any]:

@@ -318,7 +318,7 @@ class TestEvents:
         flow = flow_of(service, {**ASKED, "noise": 0.5})
         forged = replace(flow, scores=flow.scores * 0)
         service.kept.keep_file(forged)
-        found = service.kept.flows("tiny", [flow.asked()])
+        found = service.kept.flows("tiny", [flow.stored_request()])
         assert found is not None
         assert found[0].scores.equal(flow.scores)
 

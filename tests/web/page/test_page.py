@@ -23,7 +23,7 @@ from causal_tracer.prompts.prompt import guess_subject
 from causal_tracer.request.other_prompt import OtherPrompt
 from causal_tracer.request.sites import SITES
 from causal_tracer.results.comparison import compare_flows
-from causal_tracer.results.recipe import recipe
+from causal_tracer.results.settings_line import settings_line
 from causal_tracer.results.top_tokens import TokenProbability
 from causal_tracer.web.page import explore, views
 from causal_tracer.web.page.assets import static_text
@@ -320,7 +320,7 @@ class TestRecipe:
     def test_it_says_what_was_done_to_the_subject(self, corruption: str, words: str) -> None:
         flow = stored_map("hidden")
         settings = replace(flow.settings, corruption=corruption, noise=0.5, noise_rule="given", samples=10, seed=1)
-        assert words in recipe(replace(flow, settings=settings))
+        assert words in settings_line(replace(flow, settings=settings))
 
     def test_every_corruption_has_its_name_in_the_list(self) -> None:
         labels = [named.label for named in CORRUPTIONS.values()]

@@ -317,7 +317,7 @@ def test_a_stored_map_of_the_app_gives_its_request():
 
 
 def test_a_result_that_does_not_store_its_request_has_no_link():
-    with pytest.raises(SettingsError, match="does not store how it was made"):
+    with pytest.raises(SettingsError, match="does not store its request"):
         fields_of(replace(tiny_flow(), request=None))
 
 
