@@ -55,7 +55,7 @@ def download(flow: HiddenFlow, format: str, folder: Path, link: str = "") -> Pat
 
 
 def file_stem(flow: HiddenFlow) -> str:
-    """Return a file name for a result, the same for the same numbers. Nothing that somebody typed is part of it."""
+    """Return a file name for a result, the same for the same numbers. It contains no text that a user typed."""
     text = json.dumps(flow.to_dict(), sort_keys=True)
     return f"causal-trace-{flow.kind}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
@@ -71,7 +71,7 @@ def html_page(flow: HiddenFlow, link: str = "") -> str:
 
 
 def open_result(path: Path) -> HiddenFlow:
-    """Read a result that somebody uploads.
+    """Read an uploaded result.
 
     Raises:
         ResultFormatError: The file is too large, cannot be read, or is not a result.
@@ -86,7 +86,7 @@ def open_result(path: Path) -> HiddenFlow:
     try:
         data = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise ResultFormatError("The file is not JSON. Give one that the app or HiddenFlow.save wrote.") from error
+        raise ResultFormatError("The file is not JSON. Open a file that the app or HiddenFlow.save wrote.") from error
     flow = HiddenFlow.from_dict(data)
     if not (math.isfinite(flow.low_score) and math.isfinite(flow.high_score)):
         raise ResultFormatError("The file's clean or corrupted score is not a finite number, so it cannot be shown.")

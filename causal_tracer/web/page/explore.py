@@ -1,4 +1,4 @@
-"""The result of a tab: one cell in detail, the map drawn again, files to download."""
+"""A tab's result after its run: one cell in detail, the map redrawn, files to download."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ MAP_TABS = (*KINDS, "all", "head", "knockout", "span_knockout")
 
 _LOST = (
     "The app no longer has this result: it was restarted, or the page was open for too long. Press Run again, or open "
-    "the result's link; what was finished usually comes back at once."
+    "the result's link: a finished result is usually still stored."
 )
 
 
@@ -50,7 +50,7 @@ def shown_flows(tab: str, flows: Flows | None, made: bool) -> Flows:
     Args:
         tab: The tab.
         flows: The result that the app keeps for the page.
-        made: Whether the page shows a result; the page knows it after the app has lost the result.
+        made: Whether the page shows a result. The browser keeps this even when the app has lost the result.
 
     Raises:
         ResultLostError: The app has lost the result: after a day, a restart, or many other pages.
@@ -64,7 +64,7 @@ def shown_flows(tab: str, flows: Flows | None, made: bool) -> Flows:
 
 @dataclass(frozen=True)
 class CellChoice:
-    """A click on a map, or a choice in its table. A class: Gradio passes events only to functions with type hints."""
+    """Handles clicks on a map and in its table. A class, since Gradio passes events only to methods with type hints."""
 
     tab: str
     kind: SiteName
@@ -80,7 +80,7 @@ class CellChoice:
 
 
 def redraw(tab: str, flows: Flows | None, made: bool, write_top_tokens: bool) -> tuple[Any, Any]:
-    """Return the map of a tab with or without the most probable tokens in its cells, and a message if it is lost."""
+    """Return a tab's map with or without the most probable tokens in its cells, and a message if the map is lost."""
     try:
         (figure,) = app_figures(shown_flows(tab, flows, made), write_top_tokens=write_top_tokens)
     except CausalTracerError as error:
@@ -93,7 +93,7 @@ def write_file(
 ) -> tuple[str | None, str]:
     """Return a file of a result to download, and a message if it could not be made.
 
-    What stands in the place of a link and is no address is left out.
+    The file names the link only if that is an http(s) address.
     """
     try:
         shown = shown_flows(tab, flows, made)

@@ -1,4 +1,4 @@
-"""The parts of a tab of maps that a run changes, as values for Gradio."""
+"""The parts of a tab of maps that a run changes, as values of Gradio components."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class TabView:
         numbers: The numbers above the maps, as HTML.
         doubts: Warnings and notes about the maps, as HTML.
         figures: The maps.
-        tables: The maps as tables, HTML.
+        tables: The maps as tables, as HTML.
         cell: One cell in detail, as HTML.
         details: How the maps were made, as HTML.
-        flows: The maps, which the app keeps for the page; the page then knows that it shows a result.
-        link: The link that reproduces them.
-        lens: What stands in the place of the maps, as HTML.
-        running: Whether Run is off and Stop is on.
+        flows: The maps, which the app keeps for the page. The page then also notes that it shows a result.
+        link: The link that reproduces the maps.
+        lens: The logit lens shown instead of the maps, as HTML; empty shows the maps.
+        running: Whether Run is disabled and Stop enabled.
     """
 
     message: str | None = None
@@ -53,7 +53,7 @@ class TabView:
     running: bool | None = None
 
     def outputs(self, maps: int) -> tuple[Any, ...]:
-        """Return the values of the components of a tab with so many maps, in the order of `map_tab`."""
+        """Return the values of a tab's components in the order of `map_tab`; `maps` is the tab's number of maps."""
         made = None if self.flows is None else True
         run, stop = (None, None) if self.running is None else (not self.running, self.running)
         parts = (
@@ -81,7 +81,7 @@ def maps_view(
     filling: bool = False,
     write_top_tokens: bool = False,
 ) -> TabView:
-    """Return all parts of a result, also while it fills in, so that all that the page shows is of one prompt."""
+    """Return all parts of a result, partial or complete, so that everything that the page shows is of one prompt."""
     return TabView(
         status=status,
         numbers=numbers(flows, filling=filling),

@@ -167,7 +167,7 @@ def test_a_reload_and_a_restart_keep_the_strip(visits, lasting):
     runs = lasting.runs[0]
     open_card(page, 1)
     expect(page.locator("#ct-details-hidden")).to_contain_text(PROMPT)
-    expect(page.locator("#ct-status-hidden")).to_contain_text("Restored from the history")
+    expect(page.locator("#ct-status-hidden")).to_contain_text("Opened from the history")
     assert lasting.runs[0] == runs
 
 

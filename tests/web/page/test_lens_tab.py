@@ -144,7 +144,7 @@ class TestRead:
         [
             (fields(), {"max_prompt_tokens": 4}, "The prompt has 11 tokens"),
             (fields(""), {}, "prompt is empty"),
-            (fields(noise="loud"), {}, "&#x27;loud&#x27; is no number"),
+            (fields(noise="loud"), {}, "must be a number (given: &#x27;loud&#x27;)"),
         ],
     )
     def test_a_problem_stands_in_place_of_the_lens(self, values: Any, settings: Any, words: str) -> None:

@@ -389,7 +389,7 @@ class TestFields:
 
     @pytest.mark.parametrize("field", ["noise", "end_layer", "batch_size"])
     def test_no_number_is_said(self, field: str) -> None:
-        with pytest.raises(SettingsError, match="'loud' is no number"):
+        with pytest.raises(SettingsError, match=r"must be a number .given: 'loud'"):
             asked_for("hidden", Picked(), *with_fields(**{field: "loud"}))
 
     def test_a_picked_answer_holds_for_its_prompt_and_its_text_only(self) -> None:
