@@ -41,8 +41,8 @@ NOTED: dict[str, Any] = {
 }
 
 _ABOUT = (
-    "Logit lens: what would the model say if it ended after this layer? Each cell applies the model's final norm and LM "
-    "head to the residual stream at one token and layer. The last layer is the model's own output."
+    "Logit lens: what would the model say if it ended after this layer? Each cell is the residual stream at one token "
+    "and layer, read by the model's final norm and LM head. The last layer is the model's own output."
 )
 _GONE = "The app no longer has this lens. Press Read again."
 _BROKEN = "Something went wrong in the app itself. The server's log has the details."
