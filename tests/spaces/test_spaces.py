@@ -189,7 +189,7 @@ def test_what_git_ignores_is_left_out_or_refused_where_it_was_added_by_force(sta
 def test_links_are_refused(staging, repository, tmp_path):
     (tmp_path / "outside").write_text("private")
     (repository / "causal_tracer" / "inside.py").symlink_to(tmp_path / "outside")
-    with pytest.raises(staging.StagingError, match=r"inside\.py is missing, or is a link"):
+    with pytest.raises(staging.StagingError, match=r"inside\.py is missing or is a symbolic link"):
         staging.stage("ada/tracer", staging.read_flavor("cpu"), repository)
 
 
