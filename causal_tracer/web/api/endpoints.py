@@ -153,7 +153,7 @@ class Endpoints:
         return endpoint
 
     def health(self) -> Json:
-        """Return whether the app can serve ("ok", or "failed" if no model could be loaded), and its number of runs."""
+        """Return "ok", or "failed" if no model could be loaded, and the number of running and waiting requests."""
         with for_clients():
             return self.service.health()
 

@@ -101,7 +101,7 @@ class StudyShelf:
         folders = []
         for each in [number] if other in (None, ALONE, number) else [number, other]:
             if each is None or not 0 <= each < len(self.studies):
-                raise StudyError(f"There is no study {each}: the list has {len(self.studies)}. Choose one of them.")
+                raise StudyError(f"There is no study {each} of {len(self.studies)}. Choose one of the list.")
             folders.append(self.studies[each].folder)
         return folders
 

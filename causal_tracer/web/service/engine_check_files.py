@@ -16,7 +16,7 @@ _logger = logging.getLogger(__name__)
 
 
 def adopt_stored_engine_checks(model: str, revision: str | None) -> None:
-    """Take over the checks that an earlier process stored; a missing or unreadable file is passed over."""
+    """Take over the checks that an earlier process stored; a missing or unreadable file is ignored."""
     path = _path(model, revision)
     if path is None:
         return
@@ -26,14 +26,14 @@ def adopt_stored_engine_checks(model: str, revision: str | None) -> None:
         return
     except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         _logger.warning(
-            "The stored engine check %s could not be read (%s): the model is checked again.",
+            "The stored engine check %s could not be read (%s). The model is checked again.",
             path.name,
             type(error).__name__,
         )
 
 
 def store_engine_checks(model: str, revision: str | None, found: Mapping[str, Any]) -> None:
-    """Store the portable ones of `known_engine_checks` for later starts; a failed write is logged only."""
+    """Store the portable checks of `known_engine_checks` for later starts; a failed write is only logged."""
     path = _path(model, revision)
     if path is None:
         return

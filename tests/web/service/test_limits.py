@@ -335,7 +335,7 @@ class TestModelFiles:
 
     @pytest.mark.parametrize("source", ["a/b@", "@main", "a/b@../../x", "a/b@x y", "a/b@-x", "a/b@" + "x" * 200])
     def test_a_revision_that_is_none(self, source):
-        with pytest.raises(SettingsError, match="is not a model and a revision"):
+        with pytest.raises(SettingsError, match="is not a model name with a revision"):
             tiny_service(models=(source,))
 
 

@@ -160,7 +160,7 @@ class TestTurns:
 
         with pytest.raises(ModelLoadError, match=r"No\."):
             tiny_service(load).lens(REQUEST)
-        with pytest.raises(SettingsError, match="none of this app's models"):
+        with pytest.raises(SettingsError, match="is not available here"):
             service.patch(PROMPT, OTHER, PAIRS, "gpt9")
 
 
