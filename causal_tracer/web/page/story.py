@@ -46,7 +46,7 @@ def story_steps(flow: HiddenFlow) -> tuple[Step, ...]:
     measured = escape(metric_label(flow))
     answer = f"<b>{_shown(flow.answer)}</b>"
     subject = f"“{escape(flow.subject)}”"
-    position, layer = told_cell(flow)
+    position, layer = restored_cell(flow)
     token = f"“{_shown(flow.input_tokens[position])}”"
     restored = float(flow.scores[position, layer])
     return (
@@ -91,7 +91,7 @@ def _top_words(flow: HiddenFlow) -> str:
     return f": words such as {told} are now the most probable, none with more than {top:.2f}"
 
 
-def told_cell(flow: HiddenFlow) -> tuple[int, int]:
+def restored_cell(flow: HiddenFlow) -> tuple[int, int]:
     """Return the cell that the third step restores: the best layer of the subject's last token."""
     position = flow.subject_range[1] - 1
     return position, int(flow.scores[position].nan_to_num(0.0).argmax())
@@ -136,7 +136,7 @@ def _grid(flow: HiddenFlow) -> Iterator[str]:
     """Yield rows of a label and a cell per layer, then the layer axis."""
     layers = int(flow.scores.shape[1])
     subject_start = flow.subject_range[0]
-    told = told_cell(flow)
+    told = restored_cell(flow)
     span = max(flow.high_score - flow.low_score, 1e-6)
     last = len(flow.input_tokens) - 1
     best_last = int(flow.scores[last].nan_to_num(0.0).argmax())
@@ -167,7 +167,7 @@ def _color(share: float) -> str:
 
 
 def _picture_label(flow: HiddenFlow) -> str:
-    position, layer = told_cell(flow)
+    position, layer = restored_cell(flow)
     tokens, layers = flow.scores.shape
     return (
         f"The prompt's {tokens} tokens down, the model's {layers} layers across. Restoring layer {layer} at "

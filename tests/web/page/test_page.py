@@ -34,7 +34,7 @@ from causal_tracer.web.page.downloads import html_page
 from causal_tracer.web.page.field_notes import field_notes, message_of, refusal
 from causal_tracer.web.page.fields import FIELD_NAMES, Picked, asked_for, field_values, subject_picked
 from causal_tracer.web.page.inputs_layout import first_inspection
-from causal_tracer.web.page.story import story_html, story_steps, told_cell
+from causal_tracer.web.page.story import restored_cell, story_html, story_steps
 from causal_tracer.web.page.summary import doubts_html, numbers_html, peaks_html, progress_words
 from causal_tracer.web.page.texts import EXAMPLES, Example
 from causal_tracer.web.service import figures
@@ -60,7 +60,7 @@ class TestStory:
     def test_its_numbers_are_those_of_the_result(self) -> None:
         flow = stored_map("hidden")
         clean, corrupted, restored, whole = story_steps(flow)
-        position, layer = told_cell(flow)
+        position, layer = restored_cell(flow)
         assert position == flow.subject_range[1] - 1
         assert (clean.probability, corrupted.probability) == (flow.high_score, flow.low_score)
         assert restored.probability == float(flow.scores[position].max()) == float(flow.scores[position, layer])
