@@ -133,7 +133,7 @@ def failed_html(error: CausalTracerError) -> str:
     return status_html("Nothing was read.", state="ct-failed") + message_html(str(error))
 
 
-def broken() -> str:
+def unexpected_error_html() -> str:
     """Return the status of a run that failed with an unexpected error."""
     return status_html(_BROKEN, state="ct-failed")
 
@@ -198,7 +198,7 @@ def lens_tab(service: TraceService, inputs: Inputs, inspected: Any) -> None:
         inputs=asked,
         outputs=[status, grid, cell, lens],
         **lens_queue(service),
-    ).failure(broken, outputs=[status], **AT_ONCE)
+    ).failure(unexpected_error_html, outputs=[status], **AT_ONCE)
     grid.select(_cell, inputs=[lens], outputs=[cell], **AT_ONCE)
 
 

@@ -23,13 +23,13 @@ from causal_tracer.web.page.inputs_layout import AT_ONCE, IDLE_SECONDS, Inputs
 from causal_tracer.web.page.lens_grid import NO_LENS_CELL, lens_cell_html
 from causal_tracer.web.page.lens_tab import (
     NOTED,
-    broken,
     download_row,
     failed_html,
     lens_queue,
     lens_request,
     reading_html,
     shade_switch,
+    unexpected_error_html,
 )
 from causal_tracer.web.page.patch_views import Pair, answers_html, lenses_html, pairs_html, patched_html
 from causal_tracer.web.page.summary import message_html, status_html
@@ -173,7 +173,7 @@ def patch_tab(service: TraceService, inputs: Inputs) -> None:
     queued = lens_queue(service)
     asked = [base, inputs.picked, *inputs.values]
     reading = button.click(events.read, inputs=asked, outputs=[status, lenses, read, pairs], **queued)
-    reading.failure(broken, outputs=[status], **AT_ONCE)
+    reading.failure(unexpected_error_html, outputs=[status], **AT_ONCE)
     lenses.select(_add, inputs=[read, pairs], outputs=[pairs, status], **NOTED)
     listed.select(_remove, inputs=[pairs], outputs=[pairs], **NOTED)
     shown = {"inputs": [read, pairs], "outputs": [listed], "trigger_mode": "multiple", **AT_ONCE}
@@ -182,7 +182,7 @@ def patch_tab(service: TraceService, inputs: Inputs) -> None:
     running = gr.on(
         [pairs.change, site.input], events.show_patched, inputs=[read, pairs, site], outputs=outputs, **queued
     )
-    running.failure(broken, outputs=[status], **AT_ONCE)
+    running.failure(unexpected_error_html, outputs=[status], **AT_ONCE)
     patched.select(_cell, inputs=[read, result], outputs=[cell], **AT_ONCE)
 
 
