@@ -190,7 +190,7 @@ def chat_box(service: TraceService, model: str, chat: bool) -> gr.Checkbox:
     return gr.Checkbox(visible=chat or service.status(model).chat)
 
 
-def named(tab: str) -> str:
+def selected_tab(tab: str) -> str:
     """Return the name of the tab that was selected."""
     return tab
 

@@ -106,7 +106,7 @@ def map_tab(service: TraceService, name: str, inputs: Inputs, history: HistorySt
         run,
         stop,
     ]
-    page.select(partial(handlers.named, name), outputs=[shown], **AT_ONCE)
+    page.select(partial(handlers.selected_tab, name), outputs=[shown], **AT_ONCE)
     for kind, table in zip(kinds, tables, strict=True):
         table.select(explore.CellChoice(name, kind).show, inputs=[flows, made], outputs=[cell], **AT_ONCE)
     if len(kinds) == 1:
