@@ -82,7 +82,7 @@ def experiment_fields() -> tuple[dict[str, Any], gr.HTML]:
     return fields, noise_level
 
 
-def shown_with(corruption: str, metric: str, patch: str) -> tuple[Any, ...]:
+def visible_fields(corruption: str, metric: str, patch: str) -> tuple[Any, ...]:
     """Return updates that show only the fields that the choices need.
 
     The fields, in order: corruption, second prompt, another subject, other answer, prompts of a mean.

@@ -11,7 +11,7 @@ import gradio as gr
 from causal_tracer.web.page import handlers
 from causal_tracer.web.page.assets import static_text
 from causal_tracer.web.page.chips import inspection_html, stored_inspection
-from causal_tracer.web.page.experiment_layout import experiment_fields, shown_with
+from causal_tracer.web.page.experiment_layout import experiment_fields, visible_fields
 from causal_tracer.web.page.field_notes import NOTED_FIELDS, field_notes
 from causal_tracer.web.page.fields import FIELD_NAMES, Picked
 from causal_tracer.web.page.summary import message_html, model_words, status_html
@@ -101,7 +101,7 @@ def input_fields(service: TraceService, demo: gr.Blocks, model: gr.Dropdown, lin
     _wire_model(service, demo, inputs, noise_level)
     chosen = [experiment[name] for name in ("corruption", "metric", "patch")]
     needed = [experiment[name] for name in ("corruption", "second_prompt", "second_subject", "foil", "mean_prompts")]
-    gr.on([each.change for each in chosen], shown_with, inputs=chosen, outputs=needed, **AT_ONCE)
+    gr.on([each.change for each in chosen], visible_fields, inputs=chosen, outputs=needed, **AT_ONCE)
     return inputs, _wire_prompt(service, inputs, chips)
 
 
