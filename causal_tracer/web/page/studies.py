@@ -41,7 +41,7 @@ _CLEAR = "rgba(0,0,0,0)"
 
 
 @dataclass(frozen=True)
-class StudyShelf:
+class StudyList:
     """The studies that the app shows.
 
     Attributes:
@@ -51,7 +51,7 @@ class StudyShelf:
     studies: tuple[StoredStudy, ...] = ()
 
     @classmethod
-    def of(cls, folder: str = "") -> StudyShelf:
+    def of(cls, folder: str = "") -> StudyList:
         """Find the studies that come with the app, and those of a folder, which holds one or several ("" for none)."""
         own = stored_studies(Path(folder)) if folder else ()
         return cls(tuple(study for study in (*stored_studies(SHIPPED_STUDIES), *own) if study.traced))
@@ -108,12 +108,12 @@ class StudyShelf:
 
 def studies_tab(service: TraceService) -> None:
     """Lay out and wire the tab. The studies' records are read when the tab is opened."""
-    shelf = StudyShelf.of(service.settings.studies_folder)
+    study_list = StudyList.of(service.settings.studies_folder)
     with gr.Tab(TAB_TITLES["studies"], id="studies") as tab:
         gr.Markdown(STUDIES, elem_classes="ct-help")
         with gr.Row():
-            study = gr.Dropdown(shelf.choices(), value=0, label="Study", elem_id="ct-study", min_width=280)
-            others = [("no other study", ALONE), *shelf.choices()]
+            study = gr.Dropdown(study_list.choices(), value=0, label="Study", elem_id="ct-study", min_width=280)
+            others = [("no other study", ALONE), *study_list.choices()]
             other = gr.Dropdown(others, value=ALONE, label="Compare with", elem_id="ct-study-other", min_width=280)
         figure = gr.Dropdown([], label="Figure", elem_id="ct-study-figure")
         plot = gr.Plot(
@@ -129,13 +129,13 @@ def studies_tab(service: TraceService) -> None:
         saved = gr.File(visible=False)
     gr.on(
         [tab.select, study.input, other.input, figure.input],
-        shelf.show,
+        study_list.show,
         inputs=[study, other, figure],
         outputs=[figure, plot, caption, findings],
         **AT_ONCE,
     )
     report.click(
-        shelf.write_report,
+        study_list.write_report,
         inputs=[study, other],
         outputs=[saved, caption],
         show_progress="hidden",
