@@ -29,7 +29,7 @@ from causal_tracer.web.service.settings import variable
 from causal_tracer.web.service.tracing import TraceService
 
 SHIPPED_STUDIES = Path(__file__).parents[1] / "stored" / "studies"
-ALONE = -1
+NO_OTHER_STUDY = -1
 """The value of the choice "no other study"."""
 
 Opened = tuple[str, Mapping[str, go.Figure], Mapping[str, tuple[str, str]]]
@@ -99,7 +99,7 @@ class StudyList:
                 f"{variable('studies_folder')} to that folder."
             )
         folders = []
-        for each in [number] if other in (None, ALONE, number) else [number, other]:
+        for each in [number] if other in (None, NO_OTHER_STUDY, number) else [number, other]:
             if each is None or not 0 <= each < len(self.studies):
                 raise StudyError(f"There is no study {each} of {len(self.studies)}. Choose one of the list.")
             folders.append(self.studies[each].folder)
@@ -113,8 +113,10 @@ def studies_tab(service: TraceService) -> None:
         gr.Markdown(STUDIES, elem_classes="ct-help")
         with gr.Row():
             study = gr.Dropdown(study_list.choices(), value=0, label="Study", elem_id="ct-study", min_width=280)
-            others = [("no other study", ALONE), *study_list.choices()]
-            other = gr.Dropdown(others, value=ALONE, label="Compare with", elem_id="ct-study-other", min_width=280)
+            others = [("no other study", NO_OTHER_STUDY), *study_list.choices()]
+            other = gr.Dropdown(
+                others, value=NO_OTHER_STUDY, label="Compare with", elem_id="ct-study-other", min_width=280
+            )
         figure = gr.Dropdown([], label="Figure", elem_id="ct-study-figure")
         plot = gr.Plot(
             _nothing_yet(),

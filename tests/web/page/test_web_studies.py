@@ -13,7 +13,7 @@ pytest.importorskip("pyarrow")
 
 from causal_tracer.study.store import read_records
 from causal_tracer.web.page import studies
-from causal_tracer.web.page.studies import ALONE, SHIPPED_STUDIES, StudyList
+from causal_tracer.web.page.studies import NO_OTHER_STUDY, SHIPPED_STUDIES, StudyList
 
 
 @pytest.fixture(scope="module")
@@ -45,14 +45,14 @@ class TestShipped:
 
 class TestShow:
     def test_the_first_figure_is_the_map_of_hidden_states(self, study_list):
-        listed, figure, caption, findings = study_list.show(0, ALONE, None)
+        listed, figure, caption, findings = study_list.show(0, NO_OTHER_STUDY, None)
         assert listed.value == "map hidden"
         assert figure.data[0].type == "heatmap"
         assert "Figure 2" in caption
         assert f"<b>{study_list.studies[0].traced} facts</b>" in findings
 
     def test_the_chosen_figure_is_kept_where_there_is_one_of_that_name(self, study_list):
-        listed, figure, caption, _ = study_list.show(1, ALONE, "severed")
+        listed, figure, caption, _ = study_list.show(1, NO_OTHER_STUDY, "severed")
         assert listed.value == "severed"
         assert {trace.type for trace in figure.data} == {"bar"}
         assert "severed" not in caption
@@ -66,23 +66,23 @@ class TestShow:
         assert {trace.name for trace in figure.data if trace.name} == {study.model for study in study_list.studies}
 
     def test_a_study_is_not_compared_with_itself(self, study_list):
-        assert names_of(study_list.show(0, 0, None)[0]) == names_of(study_list.show(0, ALONE, None)[0])
+        assert names_of(study_list.show(0, 0, None)[0]) == names_of(study_list.show(0, NO_OTHER_STUDY, None)[0])
 
     def test_figures_lie_on_the_pages_own_ground(self, study_list):
-        kept = study_list.show(0, ALONE, "lines mlp")[1]
+        kept = study_list.show(0, NO_OTHER_STUDY, "lines mlp")[1]
         assert kept.layout.paper_bgcolor == kept.layout.plot_bgcolor == "rgba(0,0,0,0)"
 
     @pytest.mark.parametrize("number", [None, -1, 99])
     def test_a_study_that_is_not_there_is_told(self, study_list, number):
-        assert "Choose one of the list" in study_list.show(number, ALONE, None)[2]
-        assert study_list.write_report(number, ALONE)[0] is None
+        assert "Choose one of the list" in study_list.show(number, NO_OTHER_STUDY, None)[2]
+        assert study_list.write_report(number, NO_OTHER_STUDY)[0] is None
 
     def test_without_any_study_the_way_to_one_is_told(self):
-        assert "CAUSAL_TRACER_STUDIES_FOLDER" in StudyList().show(0, ALONE, None)[2]
+        assert "CAUSAL_TRACER_STUDIES_FOLDER" in StudyList().show(0, NO_OTHER_STUDY, None)[2]
 
     def test_without_pyarrow_the_way_to_it_is_told(self, study_list, monkeypatch):
         monkeypatch.setattr("causal_tracer.study.store.find_spec", lambda name: None)
-        assert "pip install pyarrow" in study_list.show(0, ALONE, None)[2]
+        assert "pip install pyarrow" in study_list.show(0, NO_OTHER_STUDY, None)[2]
 
 
 class TestReport:
@@ -119,4 +119,4 @@ class TestFolder:
         manifest = json.loads(path.read_text())
         manifest["settings"]["request"]["samples"] = 77
         path.write_text(json.dumps(manifest))
-        assert "77 noise samples" in study_list.show(last, ALONE, None)[3]
+        assert "77 noise samples" in study_list.show(last, NO_OTHER_STUDY, None)[3]
