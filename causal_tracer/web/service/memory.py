@@ -32,7 +32,7 @@ def memory_errors_in_words() -> Iterator[None]:
         ) from None
 
 
-def hand_back_freed_memory() -> None:
+def return_freed_memory() -> None:
     """Return freed memory to the system.
 
     glibc keeps it in the arena of each thread, so an app with many threads would grow for hours.

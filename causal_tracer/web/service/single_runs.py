@@ -14,7 +14,7 @@ from causal_tracer.results.patched import PatchedRun, Place
 from causal_tracer.tracer import CausalTracer
 from causal_tracer.tracing.lens import whole_prompt
 from causal_tracer.web.service.limits import ClientShares, check_other_texts, most_samples, too_long
-from causal_tracer.web.service.memory import hand_back_freed_memory, memory_errors_in_words
+from causal_tracer.web.service.memory import memory_errors_in_words, return_freed_memory
 from causal_tracer.web.service.registry import ModelSlot
 from causal_tracer.web.service.settings import ServiceSettings
 from causal_tracer.web.service.updates import Cancelled
@@ -111,7 +111,7 @@ class SingleRuns:
                     yield loaded.tracer
             finally:
                 slot.line.leave(ticket)
-                hand_back_freed_memory()
+                return_freed_memory()
 
     def _check_length(self, tracer: CausalTracer, text: Text) -> None:
         tokens = len(whole_prompt(tracer.context, text))

@@ -34,7 +34,7 @@ from causal_tracer.web.service.kept import KeptResults
 from causal_tracer.web.service.limits import ClientShares, check_request
 from causal_tracer.web.service.links import ParsedLink
 from causal_tracer.web.service.logs import logged, prompt_in
-from causal_tracer.web.service.memory import hand_back_freed_memory, memory_errors_in_words
+from causal_tracer.web.service.memory import memory_errors_in_words, return_freed_memory
 from causal_tracer.web.service.python_lines import python_lines
 from causal_tracer.web.service.registry import Loader, ModelSlot, ModelStatus, load_tracer
 from causal_tracer.web.service.result_store import ResultKey, ResultStore, result_key
@@ -262,7 +262,7 @@ class TraceService:
             yield from self._traced(slot, checked, run, known, outcome)
         finally:
             slot.line.leave(ticket)
-            hand_back_freed_memory()
+            return_freed_memory()
 
     def _traced(
         self,

@@ -229,7 +229,7 @@ class TestTraces:
 
     def test_memory_is_handed_back_after_each_run_and_after_one_that_is_left(self, service, monkeypatch):
         handed = []
-        monkeypatch.setattr("causal_tracer.web.service.tracing.hand_back_freed_memory", lambda: handed.append(True))
+        monkeypatch.setattr("causal_tracer.web.service.tracing.return_freed_memory", lambda: handed.append(True))
         last(service.trace({**ASKED, "seed": 501}))
         assert len(handed) == 1
         left = service.trace({**ASKED, "seed": 502})
