@@ -14,7 +14,7 @@ from causal_tracer.errors import BusyError
 
 
 @contextmanager
-def memory_errors_in_words() -> Iterator[None]:
+def memory_errors_as_busy() -> Iterator[None]:
     """Turn an out-of-memory error into a `BusyError`, and free what can be freed, so that the app keeps serving."""
     try:
         yield

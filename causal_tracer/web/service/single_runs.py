@@ -14,7 +14,7 @@ from causal_tracer.results.patched import PatchedRun, Place
 from causal_tracer.tracer import CausalTracer
 from causal_tracer.tracing.lens import whole_prompt
 from causal_tracer.web.service.limits import ClientShares, check_other_texts, most_samples, too_long
-from causal_tracer.web.service.memory import memory_errors_in_words, return_freed_memory
+from causal_tracer.web.service.memory import memory_errors_as_busy, return_freed_memory
 from causal_tracer.web.service.registry import ModelSlot
 from causal_tracer.web.service.settings import ServiceSettings
 from causal_tracer.web.service.updates import Cancelled
@@ -107,7 +107,7 @@ class SingleRuns:
             try:
                 while slot.line.wait(ticket, _POLL_SECONDS):
                     _require_wanted(cancelled)
-                with memory_errors_in_words():
+                with memory_errors_as_busy():
                     yield loaded.tracer
             finally:
                 slot.line.leave(ticket)

@@ -34,7 +34,7 @@ from causal_tracer.web.service.kept import KeptResults
 from causal_tracer.web.service.limits import ClientShares, check_request
 from causal_tracer.web.service.links import ParsedLink
 from causal_tracer.web.service.logs import logged, prompt_in
-from causal_tracer.web.service.memory import memory_errors_in_words, return_freed_memory
+from causal_tracer.web.service.memory import memory_errors_as_busy, return_freed_memory
 from causal_tracer.web.service.python_lines import python_lines
 from causal_tracer.web.service.registry import Loader, ModelSlot, ModelStatus, load_tracer
 from causal_tracer.web.service.result_store import ResultKey, ResultStore, result_key
@@ -275,7 +275,7 @@ class TraceService:
         begun = time.monotonic()
         keys = self._keys(slot, checked)
         most = self.settings.max_seconds
-        with memory_errors_in_words(), closing(cast(Generator[MapsUpdate], run())) as updates:
+        with memory_errors_as_busy(), closing(cast(Generator[MapsUpdate], run())) as updates:
             for update in updates:
                 seconds = time.monotonic() - begun
                 new = update.flows
