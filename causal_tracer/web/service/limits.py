@@ -23,7 +23,7 @@ _SHARE_SECONDS = 600.0
 _MOST_CLIENTS = 10_000
 
 
-def asked_work(context: TracingContext, request: TraceRequest, specs: Mapping[str, MapSpec]) -> tuple[int, int, int]:
+def request_size(context: TracingContext, request: TraceRequest, specs: Mapping[str, MapSpec]) -> tuple[int, int, int]:
     """Return the tokens of a request's prompt, the cells of its maps, and the samples of each cell.
 
     Raises:
@@ -105,9 +105,9 @@ def check_request(
     Raises:
         PromptError, SubjectError, TokenizerError: A text is too long, or cannot be traced.
         SettingsError: A map's layers are out of the model's range, or there is too much work.
-        ModelStructureError: As in `asked_work`.
+        ModelStructureError: As in `request_size`.
     """
-    tokens, cells, samples = asked_work(context, request, specs)
+    tokens, cells, samples = request_size(context, request, specs)
     if words := too_long(tokens, settings):
         raise PromptError(words)
     check_other_texts(context, request, settings)

@@ -44,7 +44,7 @@ from causal_tracer.sweep.engine import adopt_engine_checks, known_engine_checks
 from causal_tracer.tracer import CausalTracer
 from causal_tracer.tracing.loop import MapsUpdate, trace_maps
 from causal_tracer.web.service.engine_check_files import adopt_stored_engine_checks, store_engine_checks
-from causal_tracer.web.service.limits import asked_work
+from causal_tracer.web.service.limits import request_size
 from causal_tracer.web.service.model_files import require_safetensors, split_source
 from causal_tracer.web.service.registry import LoadedTracer, Loader, Report
 
@@ -199,7 +199,7 @@ def gpu_seconds(context: TracingContext, request: TraceRequest, specs: Mapping[s
         PromptError, SubjectError, TokenizerError: The prompt cannot be traced.
     """
     traced = context.traced
-    tokens, cells, samples = asked_work(context, request, specs)
+    tokens, cells, samples = request_size(context, request, specs)
     runs = cells * samples
     numbers = sum(parameter.numel() for parameter in traced.model.parameters())
     moving = numbers * traced.dtype.itemsize / _MOVED_BYTES_A_SECOND
