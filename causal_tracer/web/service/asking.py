@@ -55,7 +55,7 @@ class AppField:
 RECORDS: tuple[type[Any], ...] = (TraceRequest, MapSpec, RunOptions)
 """The records whose fields the app has."""
 
-WITHOUT_A_FIELD = frozenset("second direction mean_over source".split())
+DERIVED_FIELDS = frozenset("second direction mean_over source".split())
 """Fields of the records that the app derives from its own fields."""
 
 ONLY_RECORDS = frozenset("read placebo top_tokens positions engine audit".split())
@@ -141,7 +141,7 @@ def _of_records() -> dict[str, AppField]:
     found: dict[str, AppField] = {}
     for record in RECORDS:
         for name, info in record_fields(record).items():
-            if name in ONLY_RECORDS | WITHOUT_A_FIELD or name in _OWN:
+            if name in ONLY_RECORDS | DERIVED_FIELDS or name in _OWN:
                 continue
             kind, about = _APP_FORMS.get(name, (info.annotation, ""))
             default = None if info.is_required() or info.default_factory else info.default
