@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Patience:
+class WaitTimes:
     """How long to wait for the Space, and how often to ask for its state, in seconds."""
 
     seconds: float
@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None, say: Say = print) -> int:
             if not token:
                 raise DeployError("There is no token. Run `hf auth login`, or set HF_TOKEN, then try again.")
             hidden.append(token)
-            _deploy(plan, token, said, None if options.no_wait else Patience(options.timeout, options.poll))
+            _deploy(plan, token, said, None if options.no_wait else WaitTimes(options.timeout, options.poll))
     except (StagingError, DeployError) as error:
         said(f"Error: {error}")
         return 1
@@ -180,15 +180,15 @@ def _hardware_words(plan: Deployment) -> str:
     return f"request no hardware; this flavor is meant for {meant}: --hardware {meant} requests it"
 
 
-def _deploy(plan: Deployment, token: str, say: Say, patience: Patience | None) -> None:
+def _deploy(plan: Deployment, token: str, say: Say, wait_times: WaitTimes | None) -> None:
     disable_progress_bars()
     api = HfApi(token=token)
     link = f"{api.endpoint}/spaces/{plan.space}"
     commit = _asking(lambda: _upload(api, plan, say))
-    if patience is None:
+    if wait_times is None:
         say(f"Uploaded; not waiting until it runs. {link}")
         return
-    _asking(lambda: _wait(api, plan.space, commit, say, patience, link))
+    _asking(lambda: _wait(api, plan.space, commit, say, wait_times, link))
     say(f"It runs: {link}")
 
 
@@ -238,7 +238,7 @@ def _upload(api: HfApi, plan: Deployment, say: Say) -> str:
     return str(uploaded.oid)
 
 
-def _wait(api: HfApi, space: str, commit: str, say: Say, patience: Patience, link: str) -> None:
+def _wait(api: HfApi, space: str, commit: str, say: Say, wait_times: WaitTimes, link: str) -> None:
     """Wait until the Space runs this commit."""
     waited, shown, built = 0.0, "", False
     while True:
@@ -257,10 +257,10 @@ def _wait(api: HfApi, space: str, commit: str, say: Say, patience: Patience, lin
         if stage_name in _FAILED and ours:
             reason = runtime.raw.get("errorMessage") or "no reason given"
             raise DeployError(f"The Space does not run ({stage_name}: {reason}). Its logs: {link}?logs=build")
-        if waited >= patience.seconds:
+        if waited >= wait_times.seconds:
             raise DeployError(f"The Space is still {stage_name} after {waited:.0f} s. See {link}?logs=build")
-        time.sleep(patience.poll)
-        waited += patience.poll
+        time.sleep(wait_times.poll)
+        waited += wait_times.poll
 
 
 if __name__ == "__main__":
