@@ -18,7 +18,7 @@ from causal_tracer.request.record import from_data, record_fields
 from causal_tracer.request.records import MapSpec, OtherPrompt, RunOptions, Text, TraceRequest, in_the_clean_run
 from causal_tracer.request.sites import SITES, SiteName
 from causal_tracer.web.service.field_checks import CheckedFields
-from causal_tracer.web.service.json_values import at_most, check_sizes, few, object_with, prompt_of, short_text
+from causal_tracer.web.service.json_values import at_most, check_sizes, object_with, prompt_of, short_list, short_text
 from causal_tracer.web.service.limits import most_samples
 from causal_tracer.web.service.settings import ServiceSettings
 from causal_tracer.web.service.single_runs import MOST_TOP_TOKENS
@@ -135,7 +135,7 @@ def check_patch(asked: Any, settings: ServiceSettings) -> PatchRequest:
             raise SettingsError(f"/patch needs {name!r}. {PATCH_FIELDS[name]}")
     answers = given.get("answers")
     if answers is not None:
-        answers = [_answer("Each of answers", answer) for answer in few("answers", answers)]
+        answers = [_answer("Each of answers", answer) for answer in short_list("answers", answers)]
     site = choice("site", given.get("site", "hidden"), [name for name, each in SITES.items() if not each.blocks])
     return PatchRequest(
         prompt_of("source", given["source"]),
@@ -213,7 +213,7 @@ def _request(given: Mapping[str, Any], specs: Collection[MapSpec], settings: Ser
         if isinstance(asked.get(name), str):
             short_text(name, asked[name])
     if "mean_over" in asked:
-        made["mean_over"] = tuple(few("mean_over", asked["mean_over"]))
+        made["mean_over"] = tuple(short_list("mean_over", asked["mean_over"]))
     if "metric" in asked:
         choice("metric", asked["metric"], METRICS)
     if "corruption" in asked and not isinstance(asked["corruption"], str | Mapping):

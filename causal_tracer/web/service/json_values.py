@@ -101,7 +101,7 @@ def short_text(name: str, value: str) -> str:
     return value
 
 
-def few(name: str, value: Any) -> list[Any]:
+def short_list(name: str, value: Any) -> list[Any]:
     """Return the items of a list of texts or answers after checking their number.
 
     Raises:
