@@ -30,12 +30,15 @@ class AppBlocks(gr.Blocks):
         info = super().get_api_info(*args, **kwargs)
         functions = {f"/{fn.api_name}": fn.fn for fn in self.fns.values() if fn.fn and fn.api_visibility != "private"}
         for name, endpoint in info["named_endpoints"].items():
-            abouts, inside = get_function_description(functions[name])[1], getattr(functions[name], "inside", {})
+            abouts, field_help = (
+                get_function_description(functions[name])[1],
+                getattr(functions[name], "field_help", {}),
+            )
             # Gradio appends a sentence without a space before it.
             endpoint["description"] += " "
             for parameter in endpoint["parameters"]:
                 argument = parameter["parameter_name"]
-                about, fields = abouts.get(argument, ""), inside.get(argument)
+                about, fields = abouts.get(argument, ""), field_help.get(argument)
                 parameter["type"] = {**parameter["type"], "description": about}
                 parameter["python_type"]["description"] = about
                 if fields:

@@ -222,7 +222,7 @@ def _describe(
     endpoint.__annotations__ = {**kinds, "request": gr.Request | None, "return": returned}
     endpoint.__signature__ = signature  # type: ignore[attr-defined]
     # `AppBlocks` publishes these descriptions: a docstring cannot describe the fields of an argument.
-    endpoint.inside = {each: field.inside for each, field in fields.items() if isinstance(field, TaskField)}  # type: ignore[attr-defined]
+    endpoint.field_help = {each: field.field_help for each, field in fields.items() if isinstance(field, TaskField)}  # type: ignore[attr-defined]
 
     def arguments(*args: Any, **kwargs: Any) -> tuple[dict[str, Any], gr.Request | None]:
         bound = signature.bind(*args, **kwargs)

@@ -88,10 +88,10 @@ class TaskField(AppField):
     """An argument that is one JSON object.
 
     Attributes:
-        inside: A description of each of the object's fields.
+        field_help: A description of each of the object's fields.
     """
 
-    inside: Mapping[str, str] = field(default_factory=dict)
+    field_help: Mapping[str, str] = field(default_factory=dict)
 
 
 def _fields(record: type[Any]) -> str:
@@ -99,7 +99,7 @@ def _fields(record: type[Any]) -> str:
     return ", ".join(listed)
 
 
-_INSIDE: Mapping[str, str] = {
+_FIELD_HELP: Mapping[str, str] = {
     "request": f"Fields: {_fields(TraceRequest)}. "
     'As objects: samples {"width": 0.02, "step": 10, "most": 100}, noise {"subjects": ["..."], "multiplier": 3}, '
     'corruption {"class": "CounterfactualSubjects", "subjects": ["..."]}. '
@@ -113,8 +113,10 @@ _INSIDE: Mapping[str, str] = {
 
 
 def _task(kind: type[Any], known: Mapping[str, str]) -> dict[str, AppField]:
-    inside = {name: f"{about} {_INSIDE.get(name, '')}".strip() for name, about in known.items()}
-    return {"task": TaskField(kind, None, "Task", f"An object with the fields {', '.join(known)}.", inside=inside)}
+    field_help = {name: f"{about} {_FIELD_HELP.get(name, '')}".strip() for name, about in known.items()}
+    return {
+        "task": TaskField(kind, None, "Task", f"An object with the fields {', '.join(known)}.", field_help=field_help)
+    }
 
 
 TRACE_TASK = _task(TraceTask, TRACE_FIELDS)
