@@ -136,7 +136,7 @@ def check_work(cells: int, samples: int, parameters: int, settings: ServiceSetti
     return int(runs * weight)
 
 
-class Line:
+class RunQueue:
     """The queue of a model: one run at a time, in order of arrival. Any thread may join and leave it."""
 
     def __init__(self, most_waiting: int) -> None:

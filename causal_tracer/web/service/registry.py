@@ -21,7 +21,7 @@ from causal_tracer.sweep.engine import choose_engine, known_engine_checks
 from causal_tracer.tracer import CausalTracer
 from causal_tracer.tracing.loop import MapsUpdate, trace_maps
 from causal_tracer.web.service.engine_check_files import adopt_stored_engine_checks, store_engine_checks
-from causal_tracer.web.service.limits import Line
+from causal_tracer.web.service.limits import RunQueue
 from causal_tracer.web.service.model_files import (
     public_name,
     require_safetensors,
@@ -157,7 +157,7 @@ class ModelSlot:
     """One model of the app.
 
     Attributes:
-        line: The queue of the requests that run or wait for the model.
+        queue: The queue of the requests that run or wait for the model.
     """
 
     def __init__(
@@ -174,7 +174,7 @@ class ModelSlot:
         self._status = ModelStatus(model=name, title=model_title(name), parameters=stored_parameters(source))
         self._identity = stored_identity(source)
         self._in_this_process = uuid.uuid4().hex
-        self.line = Line(most_waiting)
+        self.queue = RunQueue(most_waiting)
 
     @property
     def status(self) -> ModelStatus:

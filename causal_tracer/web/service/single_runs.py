@@ -103,14 +103,14 @@ class SingleRuns:
                 _require_wanted(cancelled)
             loaded = slot.loaded()
             self.shares.charge(client, LENS_WORK * runs)
-            ticket = slot.line.join()
+            ticket = slot.queue.join()
             try:
-                while slot.line.wait(ticket, _POLL_SECONDS):
+                while slot.queue.wait(ticket, _POLL_SECONDS):
                     _require_wanted(cancelled)
                 with memory_errors_as_busy():
                     yield loaded.tracer
             finally:
-                slot.line.leave(ticket)
+                slot.queue.leave(ticket)
                 return_freed_memory()
 
     def _check_length(self, tracer: CausalTracer, text: Text) -> None:

@@ -88,7 +88,7 @@ class TraceService:
 
     def ahead(self, model: str = "") -> int:
         """Return the number of requests that a new request on a model would wait for."""
-        return len(self._slot(model).line)
+        return len(self._slot(model).queue)
 
     def health(self) -> dict[str, Any]:
         """Return the app's state for monitoring: "ok", or "failed" if no model could be loaded; and counts."""
@@ -96,8 +96,8 @@ class TraceService:
         return {
             "status": "failed" if all(state == "failed" for state in models.values()) else "ok",
             "models": models,
-            "waiting": sum(max(0, len(slot.line) - 1) for slot in self._slots.values()),
-            "running": sum(min(1, len(slot.line)) for slot in self._slots.values()),
+            "waiting": sum(max(0, len(slot.queue) - 1) for slot in self._slots.values()),
+            "running": sum(min(1, len(slot.queue)) for slot in self._slots.values()),
             "result_bytes": self._results.nbytes,
         }
 
@@ -247,9 +247,9 @@ class TraceService:
         parameters = slot.status.parameters or 0
         work = check_request(context, checked.request, checked.specs, parameters, self.settings)
         self._shares.charge(client, work)
-        ticket = slot.line.join()
+        ticket = slot.queue.join()
         try:
-            while ahead := slot.line.wait(ticket, _POLL_SECONDS):
+            while ahead := slot.queue.wait(ticket, _POLL_SECONDS):
                 yield behind(ahead)
             # A request that ran before may have computed the same maps.
             known = self._known(slot, checked)
@@ -261,7 +261,7 @@ class TraceService:
             run = partial(slot.loaded().run, context, checked.request, missing, checked.options, cancelled)
             yield from self._traced(slot, checked, run, known, outcome)
         finally:
-            slot.line.leave(ticket)
+            slot.queue.leave(ticket)
             return_freed_memory()
 
     def _traced(
