@@ -40,7 +40,7 @@ from causal_tracer.web.service.registry import Loader, ModelSlot, ModelStatus, l
 from causal_tracer.web.service.result_store import ResultKey, ResultStore, result_key
 from causal_tracer.web.service.settings import ServiceSettings, limit
 from causal_tracer.web.service.single_runs import SingleRuns
-from causal_tracer.web.service.updates import Cancelled, RunUpdate, behind, finished
+from causal_tracer.web.service.updates import Cancelled, RunUpdate, queued_update, stored_update
 
 _POLL_SECONDS = 0.25
 
@@ -142,7 +142,7 @@ class TraceService:
                     yield from self._compute(slot, checked, client, outcome, cancelled)
                 return
             outcome["outcome"] = "cached"
-            yield finished(known)
+            yield stored_update(known)
 
     def lens(self, request: TraceRequest, model: str = "", client: str = "", **given: Any) -> LogitLens:
         """Compute the logit lens of a run; other arguments as in `SingleRuns.lens`."""
@@ -250,13 +250,13 @@ class TraceService:
         ticket = slot.queue.join()
         try:
             while ahead := slot.queue.wait(ticket, _POLL_SECONDS):
-                yield behind(ahead)
+                yield queued_update(ahead)
             # A request that ran before may have computed the same maps.
             known = self._known(slot, checked)
             missing = {kind: spec for kind, spec in checked.specs.items() if kind not in known}
             if not missing:
                 outcome["outcome"] = "cached"
-                yield finished(known)
+                yield stored_update(known)
                 return
             run = partial(slot.loaded().run, context, checked.request, missing, checked.options, cancelled)
             yield from self._traced(slot, checked, run, known, outcome)

@@ -46,13 +46,13 @@ class RunUpdate:
         return next(iter(self.flows.values()), None)
 
 
-def finished(flows: Mapping[str, HiddenFlow]) -> RunUpdate:
+def stored_update(flows: Mapping[str, HiddenFlow]) -> RunUpdate:
     """Return the update of maps that were stored already."""
     runs = sum(int((~flow.sample_scores.isnan()).sum()) for flow in flows.values())
     return RunUpdate(flows, runs, runs, cached=True)
 
 
-def behind(ahead: int) -> RunUpdate:
+def queued_update(ahead: int) -> RunUpdate:
     """Return the update of a run that waits in the model's queue, behind this number of runs."""
     words = "another run on this model" if ahead == 1 else f"{ahead} runs before this one on this model"
     return RunUpdate(waiting=words, position=ahead)
