@@ -17,7 +17,7 @@ models = place_models(ServiceSettings.from_environment().models)
 @spaces.GPU(duration=seconds_asked)
 def trace_on_gpu(asked: str) -> Iterator[str]:
     """Compute the maps of a request, which is JSON text; yield the answers as JSON text."""
-    yield from models.work(asked)
+    yield from models.compute(asked)
 
 
 if __name__ == "__main__":

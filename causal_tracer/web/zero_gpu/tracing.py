@@ -4,7 +4,7 @@
 
     @spaces.GPU(duration=seconds_asked)
     def trace_on_gpu(asked):
-        yield from models.work(asked)
+        yield from models.compute(asked)
 
     main(load=models.loader(trace_on_gpu))
 
@@ -99,7 +99,7 @@ class ZeroGpuModels:
 
         return load
 
-    def work(self, asked: str) -> Iterator[str]:
+    def compute(self, asked: str) -> Iterator[str]:
         """Compute a request, in the process that has the GPU; yield the answers as JSON text."""
         try:
             yield from self._answers(json.loads(asked))
