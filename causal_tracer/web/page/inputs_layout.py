@@ -37,7 +37,7 @@ class Inputs:
         notes: The note below each of `NOTED_FIELDS`: the problems of that field.
         message: Other problems, and warnings.
         link_message: Problems of the link that opened the page.
-        line: The model's status.
+        model_status: The model's status.
     """
 
     values: list[Any]
@@ -45,7 +45,7 @@ class Inputs:
     notes: list[gr.HTML]
     message: gr.HTML
     link_message: gr.HTML
-    line: gr.HTML
+    model_status: gr.HTML
 
     def field(self, name: str) -> Any:
         """Return the component of a field."""
@@ -150,13 +150,13 @@ def _wire_model(service: TraceService, demo: gr.Blocks, inputs: Inputs, noise_le
         [timer.tick, demo.load, model.change],
         partial(handlers.model_line, service),
         inputs=[model],
-        outputs=[inputs.line, noise_level, timer],
+        outputs=[inputs.model_status, noise_level, timer],
         trigger_mode="always_last",
         **AT_ONCE,
     )
     chat = inputs.field("chat")
     gr.on(
-        [inputs.line.change, chat.change],
+        [inputs.model_status.change, chat.change],
         partial(handlers.chat_box, service),
         inputs=[model, chat],
         outputs=[chat],
@@ -181,7 +181,7 @@ def _wire_prompt(service: TraceService, inputs: Inputs, chips: gr.HTML) -> Any:
     inspected = gr.on(
         # The model's status too: chips need its tokenizer. One event for all, so that an outdated answer cannot arrive
         # last.
-        [field.change for field in (*inputs.values, picked, inputs.line)],
+        [field.change for field in (*inputs.values, picked, inputs.model_status)],
         partial(handlers.inspect_fields, service),
         inputs=[picked, *inputs.values],
         outputs=[chips, inputs.message, *inputs.notes],
