@@ -61,16 +61,16 @@ _CHOICES = {
         "set to a mean": "mean",
     },
 }
-_AT_HAND = ("corruption", "second_prompt", "second_subject", "metric", "patch", "foil", "mean_prompts")
+_OUTSIDE_MORE = ("corruption", "second_prompt", "second_subject", "metric", "patch", "foil", "mean_prompts")
 _SEVERAL_LINES = ("second_prompt", "mean_prompts")
 
 
 def experiment_fields() -> tuple[dict[str, Any], gr.HTML]:
     """Lay out the fields; return them by name, with the line that shows the automatic noise level."""
-    fields = {name: _component(name, visible=name == "corruption") for name in _AT_HAND[:3]}
+    fields = {name: _component(name, visible=name == "corruption") for name in _OUTSIDE_MORE[:3]}
     with gr.Row():
-        fields |= {name: _component(name) for name in _AT_HAND[3:5]}
-    fields |= {name: _component(name, visible=False) for name in _AT_HAND[5:]}
+        fields |= {name: _component(name) for name in _OUTSIDE_MORE[3:5]}
+    fields |= {name: _component(name, visible=False) for name in _OUTSIDE_MORE[5:]}
     rest = [name for name in OTHER_FIELDS if name not in fields]
     boxes = [name for name in rest if APP_FIELDS[name].type is bool]
     with gr.Accordion("More", open=False, elem_id="ct-more"):

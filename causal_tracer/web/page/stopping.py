@@ -15,7 +15,7 @@ import gradio as gr
 from causal_tracer.web.page.summary import message_html, status_html
 from causal_tracer.web.page.views import TabView
 
-_PATIENCE_SECONDS = 2.0
+_STOP_WAIT_SECONDS = 2.0
 
 
 class RunButtons:
@@ -44,7 +44,7 @@ class RunButtons:
         """Show that a run has ended early: it was stopped, or an unexpected error occurred."""
         session = request.session_hash
         with self._pressed:
-            stopped = self._pressed.wait_for(lambda: session in self._stopped, _PATIENCE_SECONDS)
+            stopped = self._pressed.wait_for(lambda: session in self._stopped, _STOP_WAIT_SECONDS)
             self._stopped.discard(session)
         view = TabView(status=status_html("Stopped. Cells that were not computed are grey."), running=False)
         if not stopped:

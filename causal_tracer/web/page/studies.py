@@ -68,7 +68,7 @@ class StudyList:
             return gr.skip(), gr.skip(), message_html(str(error)), gr.skip()
         name = figure if figure and figure in figures else next(iter(figures))
         listed = gr.Dropdown(choices=[(words[each][0], each) for each in figures], value=name)
-        return listed, _on_the_page(figures[name]), f'<p class="ct-made">{words[name][1]}</p>', findings
+        return listed, _with_page_background(figures[name]), f'<p class="ct-made">{words[name][1]}</p>', findings
 
     def write_report(self, number: int | None, other: int | None) -> tuple[str | None, Any]:
         """Return the report as a file to download, or a message if it could not be made."""
@@ -119,7 +119,7 @@ def studies_tab(service: TraceService) -> None:
             )
         figure = gr.Dropdown([], label="Figure", elem_id="ct-study-figure")
         plot = gr.Plot(
-            _nothing_yet(),
+            _empty_figure(),
             label="Figure",
             show_label=False,
             elem_id="ct-study-plot",
@@ -169,13 +169,13 @@ def _changed_at(folder: Path) -> tuple[float, ...]:
     return tuple(path.stat().st_mtime for path in sorted(folder.rglob("*.*")) if path.suffix in _STUDY_FILES)
 
 
-def _nothing_yet() -> go.Figure:
+def _empty_figure() -> go.Figure:
     """Return an empty figure: Gradio's own picture of an empty plot breaks an accessibility rule."""
     hidden = {"visible": False}
     return go.Figure(layout={"paper_bgcolor": _CLEAR, "plot_bgcolor": _CLEAR, "xaxis": hidden, "yaxis": hidden})
 
 
-def _on_the_page(figure: go.Figure) -> go.Figure:
+def _with_page_background(figure: go.Figure) -> go.Figure:
     """Return a copy of a figure with the page's own background, light or dark; the cached figure stays unchanged."""
     shown = go.Figure(figure)
     shown.update_layout(paper_bgcolor=_CLEAR, plot_bgcolor=_CLEAR)
