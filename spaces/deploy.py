@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None, say: Say = print) -> int:
     options = _parser().parse_args(argv)
     hidden: list[str] = []
 
-    def said(line: str) -> None:
+    def report(line: str) -> None:
         for text in hidden:
             line = line.replace(text, "***")
         say(line)
@@ -83,17 +83,17 @@ def main(argv: Sequence[str] | None = None, say: Say = print) -> int:
         hidden.extend(sorted((value for value in plan.secrets.values() if value), key=len, reverse=True))
         if options.stage:
             write(plan.files, Path(options.stage))
-            said(f"{len(plan.files)} files are in {options.stage}. Nothing was uploaded.")
+            report(f"{len(plan.files)} files are in {options.stage}. Nothing was uploaded.")
         elif options.dry_run:
-            _describe(plan, said, wait=not options.no_wait)
+            _describe(plan, report, wait=not options.no_wait)
         else:
             token = get_token()
             if not token:
                 raise DeployError("There is no token. Run `hf auth login`, or set HF_TOKEN, then try again.")
             hidden.append(token)
-            _deploy(plan, token, said, None if options.no_wait else WaitTimes(options.timeout, options.poll))
+            _deploy(plan, token, report, None if options.no_wait else WaitTimes(options.timeout, options.poll))
     except (StagingError, DeployError) as error:
-        said(f"Error: {error}")
+        report(f"Error: {error}")
         return 1
     return 0
 

@@ -60,7 +60,7 @@ def _answers(inspection: Inspection, enabled: bool) -> str:
     if not inspection.answers:
         return ""
     chosen = None if inspection.answer is None else inspection.answer.token_id
-    names = _told_apart([answer.text for answer in inspection.answers])
+    names = _distinct_labels([answer.text for answer in inspection.answers])
     listed = "".join(
         f'<li><button type="button" data-answer="{place}" aria-pressed="{str(answer.token_id == chosen).lower()}" '
         f'dir="auto" style="--p:{answer.probability:.0%}"{"" if enabled else " disabled"}>'
@@ -79,7 +79,7 @@ def _answers(inspection: Inspection, enabled: bool) -> str:
     )
 
 
-def _told_apart(texts: Sequence[str]) -> list[str]:
+def _distinct_labels(texts: Sequence[str]) -> list[str]:
     """Return labels of tokens. Where two would be equal, the one that starts with a space shows it as ␣."""
     shown = [display_token(text) for text in texts]
     return [

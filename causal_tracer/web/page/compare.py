@@ -35,7 +35,7 @@ _LIKE_BASES = 0.1
 
 @dataclass(frozen=True)
 class Comparison:
-    """What the Compare tab shows.
+    """The content of the Compare tab.
 
     Attributes:
         words: A description of the comparison, as HTML.
@@ -71,7 +71,7 @@ def difference_figure(difference: FlowDifference) -> go.Figure:
 
 
 def difference_html(difference: FlowDifference) -> str:
-    """Return what a difference shows, and how it was made. User's text is escaped."""
+    """Return a description of a difference and its colours, as HTML. User's text is escaped."""
     how = (
         "Token by token: the prompts are of equal length and have the subject at the same place."
         if difference.aligned_by == "tokens"

@@ -22,8 +22,8 @@ from causal_tracer.results.words import (
 )
 
 NO_CELL = (
-    '<p class="ct-hint">Click a cell for its noise samples, its indirect effect and what the model says there. '
-    "By keyboard: the table below.</p>"
+    '<p class="ct-hint">Click a cell for its noise samples, its indirect effect and the most probable tokens. '
+    "By keyboard: use the table below.</p>"
 )
 
 _WIDTH, _LEFT, _RIGHT = 600.0, 10.0, 590.0

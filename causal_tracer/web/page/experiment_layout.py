@@ -34,9 +34,9 @@ _HINTS = {
 _LABELS = {
     "noise": "Noise level",
     "corruption": "Corrupt by",
-    "metric": "Measure",
+    "metric": "Metric",
     "second_subject": "Another subject",
-    "severed": "Sever from",
+    "severed": "Sever",
     "elsewhere": "Corrupt elsewhere, from token",
     "token": "At token",
     "foil": "Other answer",

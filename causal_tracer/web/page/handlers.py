@@ -38,7 +38,7 @@ from causal_tracer.web.service.updates import Cancelled, RunUpdate, stepped, thi
 # A browser redraws the whole map each time.
 REDRAW_SECONDS = 0.5
 COMPUTED = "computed just now"
-KEPT = "a kept result"
+KEPT = "computed earlier"
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,7 @@ def progress_words(update: RunUpdate, begun: RunUpdate | None = None) -> str:
     if update.waiting:
         return f"Waiting for {update.waiting}."
     if update.cached:
-        return "Done: this result was computed before and is kept."
+        return "Done: this result was computed earlier."
     if update.done >= update.total:
         return f"Done: {update.total} restored runs in {_duration(update.seconds)}."
     if not update.done:

@@ -207,8 +207,8 @@ def gpu_seconds(context: TracingContext, request: TraceRequest, specs: Mapping[s
     seconds = math.ceil(_START_SECONDS + moving + (0 if checked else _CHECK_SECONDS) + computing)
     if seconds > LONGEST_SECONDS:
         raise SettingsError(
-            f"The maps ask for {runs} restored runs, about {seconds} seconds of a GPU, and this Space asks for at most "
-            f"{LONGEST_SECONDS}. Give fewer samples, fewer layers, or the subject's tokens only."
+            f"The maps need {runs} restored runs, about {seconds} seconds of a GPU, and this Space takes at most "
+            f"{LONGEST_SECONDS}. Ask for fewer samples, fewer layers, or the subject's tokens only."
         )
     return seconds
 
