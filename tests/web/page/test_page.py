@@ -75,7 +75,7 @@ class TestStory:
         assert f"<b>{words[0]}</b>" in story_steps(flow)[1].words
 
     def test_the_last_step_is_true_of_the_stored_result(self) -> None:
-        # "at the subject's last token in early layers, and at the last token in late ones"
+        # "at the subject's last token in early layers, and at the prompt's last token in late layers"
         flow = stored_map("hidden")
         strongest = {peak.position: peak.layer for peak in flow.peaks(2)}
         subject, last, layers = flow.subject_range[1] - 1, len(flow.input_tokens) - 1, flow.scores.shape[1]
