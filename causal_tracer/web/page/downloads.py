@@ -17,7 +17,7 @@ from causal_tracer.results.analysis import COLUMNS, rows
 from causal_tracer.results.flow import HiddenFlow
 from causal_tracer.results.tables import csv_text
 from causal_tracer.results.words import map_title, metric_label
-from causal_tracer.web.page.summary import details_html, doubts_html, numbers_html
+from causal_tracer.web.page.summary import details_html, numbers_html, warnings_html
 from causal_tracer.web.service.inspection import map_warnings
 from causal_tracer.web.service.registry import model_title
 
@@ -64,7 +64,7 @@ def html_page(flow: HiddenFlow, link: str = "") -> str:
     """Return the map with its numbers, how it was made and a link, as one page that needs no network."""
     title = f"{map_title(flow)}: {metric_label(flow)}"
     figure = figure_html(plot_hidden_flow_heatmap(flow, title="", show=False))
-    body = numbers_html(flow) + figure + doubts_html(flow) + details_html(flow)
+    body = numbers_html(flow) + figure + warnings_html(flow) + details_html(flow)
     if link:
         body += f'<p><a href="{escape(link)}">{escape(link)}</a></p>'
     return standalone_page(title, f"<h1>{escape(title)}</h1>{body}")

@@ -42,7 +42,7 @@ def numbers_html(*flows: HiddenFlow, filling: bool = False) -> str:
     return f'<dl class="ct-cards">{cards}</dl>{peaks}'
 
 
-def doubts_html(*flows: HiddenFlow) -> str:
+def warnings_html(*flows: HiddenFlow) -> str:
     """Return warnings and notes of maps of one prompt. Each note comes once, with its maps if not all have it."""
     noted = {note: [flow for flow in flows if note in flow.notes] for flow in flows for note in flow.notes}
     notes = [

@@ -19,7 +19,7 @@ from causal_tracer.web.page.downloads import FORMATS
 from causal_tracer.web.page.history_layout import HistoryStrip
 from causal_tracer.web.page.inputs_layout import AT_ONCE, IDLE_SECONDS, Inputs
 from causal_tracer.web.page.stopping import RunButtons
-from causal_tracer.web.page.summary import details_html, doubts_html, status_html
+from causal_tracer.web.page.summary import details_html, status_html, warnings_html
 from causal_tracer.web.page.texts import NO_LINK_YET
 from causal_tracer.web.page.views import map_id, numbers
 from causal_tracer.web.service.figures import app_figures
@@ -83,7 +83,7 @@ def map_tab(service: TraceService, name: str, inputs: Inputs, history: HistorySt
             ]
             with gr.Column(scale=0 if len(kinds) == 1 else 1, min_width=280, elem_classes="ct-beside"):
                 cell = gr.HTML(NO_CELL, elem_id=f"ct-cell-{name}")
-        doubts = gr.HTML(doubts_html(*stored.values()), elem_id=f"ct-doubts-{name}")
+        warnings = gr.HTML(warnings_html(*stored.values()), elem_id=f"ct-doubts-{name}")
         label = "Write the most probable next token into each cell"
         write = gr.Checkbox(False, label=label, elem_id=f"ct-write-{name}", visible=len(kinds) == 1)
         tables = [_table(name, kind, flow) for kind, flow in stored.items()]
@@ -94,7 +94,7 @@ def map_tab(service: TraceService, name: str, inputs: Inputs, history: HistorySt
         inputs.message,
         status,
         above,
-        doubts,
+        warnings,
         cell,
         details,
         flows,

@@ -16,7 +16,7 @@ from causal_tracer.results.flow import HiddenFlow
 from causal_tracer.results.words import metric_label, metric_of
 from causal_tracer.web.page.cells import table_html
 from causal_tracer.web.page.detail import NO_CELL
-from causal_tracer.web.page.summary import details_html, doubts_html, numbers_html
+from causal_tracer.web.page.summary import details_html, numbers_html, warnings_html
 from causal_tracer.web.service.figures import SHARED_SCALE, Flows, app_figures
 
 
@@ -28,7 +28,7 @@ class TabView:
         message: Problems beside the fields, as HTML.
         status: The line beside the Run button, as HTML.
         numbers: The numbers above the maps, as HTML.
-        doubts: Warnings and notes about the maps, as HTML.
+        warnings: Warnings and notes about the maps, as HTML.
         figures: The maps.
         tables: The maps as tables, as HTML.
         cell: One cell in detail, as HTML.
@@ -42,7 +42,7 @@ class TabView:
     message: str | None = None
     status: str | None = None
     numbers: str | None = None
-    doubts: str | None = None
+    warnings: str | None = None
     figures: tuple[go.Figure, ...] = ()
     tables: tuple[str, ...] = ()
     cell: str | None = None
@@ -57,7 +57,7 @@ class TabView:
         made = None if self.flows is None else True
         run, stop = (None, None) if self.running is None else (not self.running, self.running)
         parts = (
-            *(self.message, self.status, self.numbers, self.doubts, self.cell, self.details),
+            *(self.message, self.status, self.numbers, self.warnings, self.cell, self.details),
             *(self.flows, made, self.link, self.lens),
             *(self.figures or (None,) * maps),
             *(self.tables or (None,) * maps),
@@ -85,7 +85,7 @@ def maps_view(
     return TabView(
         status=status,
         numbers=numbers(flows, filling=filling),
-        doubts=doubts_html(*flows.values()),
+        warnings=warnings_html(*flows.values()),
         figures=app_figures(flows, write_top_tokens=write_top_tokens),
         tables=tuple(table_html(flow, map_id(tab, kind)) for kind, flow in flows.items()),
         cell=NO_CELL,

@@ -160,7 +160,7 @@ def subject_of_tokens(inspection: Inspection, prompt: str, first: int, last: int
 def map_warnings(flow: HiddenFlow) -> tuple[str, ...]:
     """Return the reasons why a map should not be interpreted; empty if there are none."""
     metric, label = metric_of(flow), metric_label(flow)
-    found = list(_doubts(metric, label, flow.high_score))
+    found = list(_answer_warnings(metric, label, flow.high_score))
     if made_in_clean_run(flow):
         # Without a corruption, there is no total effect to judge.
         return tuple(found)
@@ -177,7 +177,7 @@ def map_warnings(flow: HiddenFlow) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _doubts(metric: MetricDescription, label: str, clean: float) -> tuple[str, ...]:
+def _answer_warnings(metric: MetricDescription, label: str, clean: float) -> tuple[str, ...]:
     """Return a warning if the clean run is unsure of its answer."""
     limit_ = metric.doubtful_beyond
     if limit_ is None or (clean >= limit_ if metric.higher_is_better else clean <= limit_):
@@ -230,5 +230,5 @@ def _with_answers(context: TracingContext, request: TraceRequest, prompt: Prompt
     if len(asked.ids) > 1:
         answer = replace(answer, text=decode_together(context.tokenizer, asked.ids), probability=asked.probability)
     metric = METRIC_DESCRIPTIONS["probability"]
-    doubts = _doubts(metric, metric.labelled("answer"), answer.probability)
-    return replace(found, answers=answers, answer=answer, warnings=(*prompt.notes, *asked.notes, *doubts))
+    unsure = _answer_warnings(metric, metric.labelled("answer"), answer.probability)
+    return replace(found, answers=answers, answer=answer, warnings=(*prompt.notes, *asked.notes, *unsure))

@@ -386,7 +386,7 @@ class TestWords:
     def test_user_text_is_escaped(self, service):
         prompt = "<b>The</b> Space Needle <img src=x onerror=alert(1)> is in"
         flow = replace(flow_of(service, app_fields(prompt, "", samples=1)), answer="<i>", notes=("<script>",))
-        shown = summary.numbers_html(flow) + summary.doubts_html(flow) + summary.details_html(flow)
+        shown = summary.numbers_html(flow) + summary.warnings_html(flow) + summary.details_html(flow)
         assert "&lt;script&gt;" in shown
         for tag in ("<img", "<b>The", "<i>", "<script>"):
             assert tag not in shown
