@@ -136,7 +136,7 @@ def _grid(flow: HiddenFlow) -> Iterator[str]:
     """Yield rows of a label and a cell per layer, then the layer axis."""
     layers = int(flow.scores.shape[1])
     subject_start = flow.subject_range[0]
-    told = restored_cell(flow)
+    restored = restored_cell(flow)
     span = max(flow.high_score - flow.low_score, 1e-6)
     last = len(flow.input_tokens) - 1
     best_last = int(flow.scores[last].nan_to_num(0.0).argmax())
@@ -148,8 +148,8 @@ def _grid(flow: HiddenFlow) -> Iterator[str]:
             classes = "".join(
                 (
                     " ct-noisy" if position >= subject_start else "",
-                    " ct-told" if (position, layer) == told else "",
-                    " ct-peak" if (position, layer) in (told, (last, best_last)) else "",
+                    " ct-told" if (position, layer) == restored else "",
+                    " ct-peak" if (position, layer) in (restored, (last, best_last)) else "",
                 )
             )
             yield f'<i class="ct-cell{classes}" style="--c:{_color(share)}"></i>'
