@@ -44,20 +44,20 @@ def stored_flows(tab: str) -> Flows:
     return {kind: stored_map(kind) for kind in (KINDS if tab == "all" else (SITES[tab].name,))}
 
 
-def shown_flows(tab: str, flows: Flows | None, made: bool) -> Flows:
+def shown_flows(tab: str, flows: Flows | None, has_result: bool) -> Flows:
     """Return the maps that a tab shows: those of its last result, or the stored ones.
 
     Args:
         tab: The tab.
         flows: The result that the app keeps for the page.
-        made: Whether the page shows a result. The browser keeps this even when the app has lost the result.
+        has_result: Whether the page shows a result. The browser keeps this even when the app has lost the result.
 
     Raises:
         ResultLostError: The app has lost the result: after a day, a restart, or many other pages.
     """
     if flows:
         return flows
-    if made:
+    if has_result:
         raise ResultLostError(_LOST)
     return stored_flows(tab)
 
@@ -69,34 +69,34 @@ class CellChoice:
     tab: str
     kind: SiteName
 
-    def show(self, event: gr.SelectData, flows: Flows | None, made: bool) -> str:
+    def show(self, event: gr.SelectData, flows: Flows | None, has_result: bool) -> str:
         """Return the chosen cell in detail, as HTML."""
         position, layer = event.index
         try:
-            flow = shown_flows(self.tab, flows, made)[self.kind]
+            flow = shown_flows(self.tab, flows, has_result)[self.kind]
             return detail_html(cell_details(flow, int(position), int(layer)))
         except CausalTracerError as error:
             return message_html(str(error))
 
 
-def redraw(tab: str, flows: Flows | None, made: bool, write_top_tokens: bool) -> tuple[Any, Any]:
+def redraw(tab: str, flows: Flows | None, has_result: bool, write_top_tokens: bool) -> tuple[Any, Any]:
     """Return a tab's map with or without the most probable tokens in its cells, and a message if the map is lost."""
     try:
-        (figure,) = app_figures(shown_flows(tab, flows, made), write_top_tokens=write_top_tokens)
+        (figure,) = app_figures(shown_flows(tab, flows, has_result), write_top_tokens=write_top_tokens)
     except CausalTracerError as error:
         return gr.skip(), message_html(str(error))
     return figure, gr.skip()
 
 
 def write_file(
-    tab: str, format: str, kind: str, flows: Flows | None, made: bool, link: str = ""
+    tab: str, format: str, kind: str, flows: Flows | None, has_result: bool, link: str = ""
 ) -> tuple[str | None, str]:
     """Return a file of a result to download, and a message if it could not be made.
 
     The file names the link only if that is an http(s) address.
     """
     try:
-        shown = shown_flows(tab, flows, made)
+        shown = shown_flows(tab, flows, has_result)
         flow = next((flow for each, flow in shown.items() if each == kind), next(iter(shown.values())))
         folder = Path(tempfile.mkdtemp(prefix="causal-tracer-"))
         address = link if link.startswith(("http://", "https://")) else ""

@@ -67,7 +67,7 @@ def map_tab(service: TraceService, name: str, inputs: Inputs, history: HistorySt
         # Inside the tab: Gradio counts components between tabs as tabs.
         flows = gr.State(None, time_to_live=IDLE_SECONDS)
         # Whether a result is shown. The browser keeps this even when the app has lost the result.
-        made = gr.Checkbox(False, visible=False)
+        has_result = gr.Checkbox(False, visible=False)
         with gr.Row(elem_classes="ct-run", equal_height=True):
             run = gr.Button("Run", variant="primary", scale=0, min_width=120, elem_id=f"ct-run-{name}")
             stop = gr.Button("Stop", interactive=False, scale=0, min_width=90, elem_id=f"ct-stop-{name}")
@@ -89,7 +89,7 @@ def map_tab(service: TraceService, name: str, inputs: Inputs, history: HistorySt
         tables = [_table(name, kind, flow) for kind, flow in stored.items()]
         made_of = details_html(stored[kinds[0]], origin="a stored result")
         details = gr.HTML(made_of, elem_id=f"ct-details-{name}")
-        link = _sharing(name, kinds, [flows, made], inputs)
+        link = _sharing(name, kinds, [flows, has_result], inputs)
     outputs = [
         inputs.message,
         status,
@@ -98,7 +98,7 @@ def map_tab(service: TraceService, name: str, inputs: Inputs, history: HistorySt
         cell,
         details,
         flows,
-        made,
+        has_result,
         link,
         lens,
         *figures,
@@ -108,10 +108,10 @@ def map_tab(service: TraceService, name: str, inputs: Inputs, history: HistorySt
     ]
     page.select(partial(handlers.selected_tab, name), outputs=[shown], **AT_ONCE)
     for kind, table in zip(kinds, tables, strict=True):
-        table.select(explore.CellChoice(name, kind).show, inputs=[flows, made], outputs=[cell], **AT_ONCE)
+        table.select(explore.CellChoice(name, kind).show, inputs=[flows, has_result], outputs=[cell], **AT_ONCE)
     if len(kinds) == 1:
         redrawn = [*figures, inputs.message]
-        write.input(partial(explore.redraw, name), inputs=[flows, made, write], outputs=redrawn, **AT_ONCE)
+        write.input(partial(explore.redraw, name), inputs=[flows, has_result, write], outputs=redrawn, **AT_ONCE)
     running = _run(service, name, len(kinds), outputs, [inputs.picked, write, *inputs.values])
     history.follow(running, status, flows)
     return MapTab(page, run, flows, lens, outputs)

@@ -54,11 +54,11 @@ class TabView:
 
     def outputs(self, maps: int) -> tuple[Any, ...]:
         """Return the values of a tab's components in the order of `map_tab`; `maps` is the tab's number of maps."""
-        made = None if self.flows is None else True
+        has_result = None if self.flows is None else True
         run, stop = (None, None) if self.running is None else (not self.running, self.running)
         parts = (
             *(self.message, self.status, self.numbers, self.warnings, self.cell, self.details),
-            *(self.flows, made, self.link, self.lens),
+            *(self.flows, has_result, self.link, self.lens),
             *(self.figures or (None,) * maps),
             *(self.tables or (None,) * maps),
             *(None if on is None else gr.Button(interactive=on) for on in (run, stop)),
