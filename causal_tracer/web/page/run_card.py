@@ -208,5 +208,5 @@ def _text(name: str, value: Any, most: int) -> str:
 
 def _list(name: str, value: Any) -> list[Any]:
     if not isinstance(value, list) or len(value) > _MOST_MAPS:
-        raise SettingsError(f"its {name} must be a list of at most {_MOST_MAPS}.")
+        raise SettingsError(f"its {name} must be a list of at most {_MOST_MAPS} items.")
     return value
