@@ -112,7 +112,7 @@ def model_words(status: ModelStatus) -> str:
         return f"{status.title} could not be loaded. {status.error}"
     if status.state == "waiting":
         return f"{status.title} is loaded when it is first needed."
-    return f"Loading {status.loading_words}. Run waits until the model is ready; the maps shown are stored."
+    return f"Loading {status.loading_words}. Run waits until it is ready; the maps shown are stored."
 
 
 def status_html(words: str, *, state: str = "") -> str:
