@@ -52,15 +52,7 @@ class MapTab:
 
 
 def map_tab(service: TraceService, name: str, inputs: Inputs, history: HistoryStrip, shown: gr.State) -> MapTab:
-    """Lay out and wire a tab of one kind of map, or of all three.
-
-    Args:
-        service: The models.
-        name: The tab's name, one of `explore.MAP_TABS`.
-        inputs: The fields.
-        history: The strip of cards, which gets a card for each finished run.
-        shown: Holds the name of the selected tab.
-    """
+    """Lay out and wire a tab (`explore.MAP_TABS`); `shown` holds the name of the selected tab."""
     stored = explore.stored_flows(name)
     kinds = tuple(stored)
     with gr.Tab(explore.TAB_TITLES[name], id=name) as page:
