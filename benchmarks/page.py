@@ -158,7 +158,7 @@ def visit(browser: Any, url: str, seed: int) -> dict[str, float]:
     _chips(page, "Space")
     pressed = time.perf_counter()
     page.locator("#ct-history [data-open]").first.click()
-    _status(page, "Restored from the history")
+    _status(page, "Opened from the history")
     page.wait_for_function("document.querySelector('#ct-numbers-hidden').innerText.includes('Paris')")
     context.close()
     return {**found, "a card of the history": time.perf_counter() - pressed}

@@ -1,4 +1,4 @@
-"""What happens to the history of runs: a run ends, a card is clicked, changed, compared or shared, a file is opened."""
+"""Event handlers of the history: a run ends, a card is clicked, changed, compared or shared, a file is opened."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _FAILED = "ct-failed"
 
 @dataclass(frozen=True)
 class HistoryEvents:
-    """The events of the history. Each gets the browser's list as text and returns the strip, which holds the new list.
+    """Event handlers of the history. Each takes the browser's list as text, and returns the strip with the new list.
 
     A class, since Gradio gives events and requests only to methods with type hints.
 
@@ -49,18 +49,18 @@ class HistoryEvents:
         return strip_html(history, self._keeps, **more)
 
     def load(self, request: gr.Request, kept: str) -> str:
-        """The page is opened or the list has changed elsewhere: its cards, and those of a link to several runs."""
+        """Return the strip of a page that is opened: its cards, and those of a link to several runs."""
         history, linked = read_history(kept), request.query_params.get("runs", "")
         if not linked:
             return self.strip(history)
         return self._linked(history, linked)
 
     def redraw(self, kept: str) -> str:
-        """The list has changed in another window, or a change was undone."""
+        """Return the strip after a change in another window, or after an undo."""
         return self.strip(read_history(kept))
 
     def ended(self, status: str, flows: Flows | None, kept: str) -> str:
-        """A run has ended: its card is the newest, unless it failed; `status` is the line beside Run."""
+        """Add the card of a run that has ended, unless the run failed; `status` is the line beside Run."""
         if not flows or _FAILED in status:
             unchanged: str = gr.skip()
             return unchanged
@@ -68,11 +68,11 @@ class HistoryEvents:
             card = self._card(tuple(flows.values()))
         except CausalTracerError as error:
             history = read_history(kept)
-            return self.strip(replace(history, problems=(*history.problems, f"The run has no card: {error}")))
+            return self.strip(replace(history, problems=(*history.problems, f"This run gets no card: {error}")))
         return self.strip(read_history(kept).added(card), current=card.key)
 
     def edit(self, event: gr.EventData, kept: str) -> str:
-        """A card is pinned, named or deleted."""
+        """Pin, unpin, name or delete a card."""
         history = read_history(kept)
         key, do, name = (getattr(event, part, "") for part in ("key", "do", "name"))
         card = history.find(str(key))
@@ -86,16 +86,16 @@ class HistoryEvents:
         return self.strip(history.changed(card.key, replace(card, name=printable(str(name), LONGEST_NAME))))
 
     def open(self, request: gr.Request, event: gr.SelectData, kept: str) -> tuple[Any, ...]:
-        """A card is clicked: its result in its tab and its request in the fields; a lost one is to be run again.
+        """Open a clicked card: show its result in its tab and its request in the fields; run it again if it is lost.
 
         Returns:
-            The values of all tabs, of the fields, what was picked, the tab to show, the strip, and the tab to run.
+            The values of all tabs and of the fields, the choices, the tab to show, the strip, and the tab to run.
         """
         history = read_history(kept)
         card = history.find(str(event.value))
         try:
             if card is None:
-                raise ResultLostError("This card is not in the browser's list any more.")
+                raise ResultLostError("This card is no longer in the browser's list.")
             flows, tab = self._flows(card), self._tab(card.kinds)
             fields = self._fields(card, lost=flows is None)
             history, card = (history, card) if flows else self._asked_anew(history, card, fields)
@@ -106,13 +106,13 @@ class HistoryEvents:
         if flows is None:
             shown, again = TabView(status=status_html("This result is computed again.")), tab
         else:
-            shown, again = self._view(tab, flows, "Restored from the history.", KEPT, request), ""
+            shown, again = self._view(tab, flows, "Opened from the history.", KEPT, request), ""
             history = history.added(self._filled(card, flows))
         views = self.views(tab, shown)
         return (*views, *values, gr.Tabs(selected=tab), self.strip(history, current=card.key), again)
 
     def open_file(self, request: gr.Request, path: str, kept: str) -> tuple[Any, ...]:
-        """A saved result was uploaded; return the values of all tabs, the tab to show, the strip, and a message."""
+        """Open an uploaded result; return the values of all tabs, the tab to show, the strip, and a message."""
         history = read_history(kept)
         try:
             flow = open_result(Path(path))
@@ -124,16 +124,16 @@ class HistoryEvents:
             card = card_of((flow,), opened=self.service.kept.keep_file(flow))
             history, current = history.added(card), card.key
         except CausalTracerError as error:
-            words = message_html(warned=[f"The file has no card in the history: {error}"])
+            words = message_html(warned=[f"The file gets no card in the history: {error}"])
         shown = self._view(tab, {flow.kind: flow}, "Opened from a file.", "opened from a file", request)
         return (*self.views(tab, shown), gr.Tabs(selected=tab), self.strip(history, current=current), words)
 
     def compare(self, event: gr.EventData, kept: str) -> tuple[Any, ...]:
-        """Chosen cards are compared: return the tab to show, then `comparison_values`."""
+        """Compare the chosen cards; return the tab to show, then `comparison_values`."""
         return (gr.Tabs(selected="compare"), *comparison_values(self._comparison(read_history(kept), event)))
 
     def share(self, request: gr.Request, event: gr.EventData, kept: str) -> str:
-        """Chosen cards become a link."""
+        """Return the strip with a link to the chosen cards."""
         history = read_history(kept)
         cards = self._chosen(history, event)
         try:
@@ -150,9 +150,7 @@ class HistoryEvents:
             history = history.added(card if flows is None else self._filled(card, flows))
         history = replace(history, problems=(*history.problems, *found.problems))
         count = len(found.cards)
-        said = (
-            f"The link brought {count} {'run' if count == 1 else 'runs'}: click one, or compare them." if count else ""
-        )
+        said = f"The link has added {count} {'run' if count == 1 else 'runs'}. Click one to open it." if count else ""
         return self.strip(history, chosen=[card.key for card in found.cards], said=said)
 
     def _comparison(self, history: History, event: gr.EventData) -> Comparison:
@@ -176,7 +174,7 @@ class HistoryEvents:
         return card_of(flows, self.service.status(flows[0].settings.model).model)
 
     def _filled(self, card: Card, flows: Flows) -> Card:
-        """Return a card with what its result shows, where a link brought it without."""
+        """Return a card completed from its result: a card that a link has added has no answer, number or thumbnail."""
         if card.number:
             return card
         return replace(card_of(tuple(flows.values()), card.model, card.asked, card.opened), name=card.name)
@@ -194,10 +192,10 @@ class HistoryEvents:
         return None if found is None else dict(zip(card.kinds, found, strict=True))
 
     def _fields(self, card: Card, *, lost: bool) -> Fields | None:
-        """Return what the fields show for a card; None leaves them as they are, for results that they cannot describe.
+        """Return the fields of a card; None leaves the page's fields unchanged, if they cannot describe the result.
 
         Raises:
-            CausalTracerError: The result is lost, and cannot be asked for again.
+            CausalTracerError: The result is lost, and the fields cannot describe it, so it cannot be computed again.
         """
         if card.opened:
             if lost:
@@ -213,7 +211,7 @@ class HistoryEvents:
             return None
 
     def _asked_anew(self, history: History, card: Card, fields: Fields | None) -> tuple[History, Card]:
-        """Return a history with a card that asks as the app itself will, so that its run ends in it.
+        """Return the history and the card with the request that the app will run, so that its run fills this card.
 
         Raises:
             CausalTracerError: The request is over one of the app's limits.
@@ -241,7 +239,7 @@ class HistoryEvents:
         return maps_view(tab, flows, status=status_html(words), origin=origin, link=link)
 
     def views(self, shown: str, view: TabView) -> tuple[Any, ...]:
-        """Return the values of all tabs of maps: a view of one, the others as they are."""
+        """Return the values of all tabs of maps: a view of one tab, and the others unchanged."""
         parts = ((view if name == shown else TabView()).outputs(len(kinds)) for name, kinds in self.tabs.items())
         return tuple(chain.from_iterable(parts))
 
@@ -250,7 +248,7 @@ class HistoryEvents:
 
 
 def comparison_values(comparison: Comparison) -> tuple[Any, ...]:
-    """Return the values of the Compare tab: words, details, tables, then column, heading and plot of each figure."""
+    """Return the values of the Compare tab: words, details, tables; then column, heading and plot of each figure."""
     shown = list(comparison.figures) + [None] * (MOST_FIGURES - len(comparison.figures))
     parts = (
         (gr.Column(visible=False), gr.skip(), gr.skip())

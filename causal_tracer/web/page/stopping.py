@@ -1,7 +1,7 @@
-"""Run and Stop of one tab: what the page shows when they are pressed, and when a run has ended early.
+"""The buttons Run and Stop of one tab: what the page shows when they are pressed, and when a run has ended early.
 
-Gradio reports a cancelled run as a failure, like a broken one, at about the time when it reports the press on Stop. So
-presses are noted on the server, by session, and the end of a run waits a moment for one.
+Gradio reports a cancelled run as a failure, as it does a run with an error, at about the same time as the press on
+Stop. So presses are recorded on the server by session, and the handler of a failed run waits a moment for one.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import gradio as gr
 from causal_tracer.web.page.summary import message_html, status_html
 from causal_tracer.web.page.views import TabView
 
-_PATIENCE_SECONDS = 2.0
+_STOP_WAIT_SECONDS = 2.0
 
 
 class RunButtons:
-    """Run and Stop of a tab with so many maps, for all sessions."""
+    """Handlers of Run and Stop in one tab, for all sessions; `maps` is the tab's number of maps."""
 
     def __init__(self, maps: int = 1) -> None:
         self._maps = maps
@@ -27,13 +27,13 @@ class RunButtons:
         self._pressed = threading.Condition()
 
     def begin(self, request: gr.Request) -> tuple[Any, ...]:
-        """Show that Run was pressed, at once: the run itself may have to wait for its turn."""
+        """Show at once that Run was pressed: the run itself may have to wait for its turn."""
         with self._pressed:
             self._stopped.discard(request.session_hash)
         return TabView(status=status_html("Waiting for its turn."), running=True).outputs(self._maps)
 
     def stop(self, request: gr.Request) -> tuple[Any, ...]:
-        """Show that Stop was pressed; Gradio then cancels the run, which ends between two blocks of the model."""
+        """Show that Stop was pressed. Gradio then cancels the run, which ends between two blocks of the model."""
         with self._pressed:
             self._stopped.add(request.session_hash)
             self._pressed.notify_all()
@@ -41,10 +41,10 @@ class RunButtons:
         return (*parts[:-1], gr.Button(interactive=False))
 
     def ended(self, request: gr.Request) -> tuple[Any, ...]:
-        """Show that a run has ended early, because it was stopped or because something broke."""
+        """Show that a run has ended early: it was stopped, or an unexpected error occurred."""
         session = request.session_hash
         with self._pressed:
-            stopped = self._pressed.wait_for(lambda: session in self._stopped, _PATIENCE_SECONDS)
+            stopped = self._pressed.wait_for(lambda: session in self._stopped, _STOP_WAIT_SECONDS)
             self._stopped.discard(session)
         view = TabView(status=status_html("Stopped. Cells that were not computed are grey."), running=False)
         if not stopped:

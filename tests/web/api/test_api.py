@@ -341,7 +341,7 @@ def test_mcp_offers_the_json_endpoints_only():
         ({"seed": 1.5}, "seed must be an integer (given: 1.5)"),
         ({"prompt": f"{PROMPT} " * 4}, "40 (CAUSAL_TRACER_MAX_PROMPT_TOKENS)"),
         ({"second": {"text": f"{PROMPT} " * 4}}, "The second prompt has"),
-        ({"model": "gpt9"}, "none of this app's models"),
+        ({"model": "gpt9"}, "is not available here"),
         ({"prompt": {"messages": [{"role": "user", "content": PROMPT}]}}, "has no chat template"),
         ({"answer": "a", "answer_id": 1}, "are both given"),
         ({"answer_id": 10**6}, "answer_id=1000000 is out of range"),

@@ -43,7 +43,7 @@ def test_stored_maps_before_the_model_is_there(visits, app):
     expect(page.locator("#ct-status-hidden")).to_contain_text("Done")
     expect(page.locator("#ct-model")).to_contain_text("Model ready: Tiny GPT-2, under the MIT.")
     open_more(page)
-    expect(page.locator("#ct-noise-level")).to_contain_text("Automatic for this model: 0.5")
+    expect(page.locator("#ct-noise-level")).to_contain_text("Automatic noise level of this model: 0.5")
 
 
 @pytest.mark.parametrize(("kind", "title"), TABS)

@@ -134,7 +134,7 @@ def test_a_click_brings_a_run_back_without_computing(visits, lasting, record_pro
     )
     open_card(page, 1)
     expect(page.locator("#ct-details-hidden")).to_contain_text(PROMPT)
-    expect(page.locator("#ct-details-hidden")).to_contain_text("a kept result")
+    expect(page.locator("#ct-details-hidden")).to_contain_text("computed earlier")
     expect_marked_rows(page, "ct-map-hidden", ["Space*", "Needle*"])
     expect(field(page, "prompt")).to_have_value(PROMPT)
     expect(field(page, "subject")).to_have_value(SUBJECT)
@@ -167,7 +167,7 @@ def test_a_reload_and_a_restart_keep_the_strip(visits, lasting):
     runs = lasting.runs[0]
     open_card(page, 1)
     expect(page.locator("#ct-details-hidden")).to_contain_text(PROMPT)
-    expect(page.locator("#ct-status-hidden")).to_contain_text("Restored from the history")
+    expect(page.locator("#ct-status-hidden")).to_contain_text("Opened from the history")
     assert lasting.runs[0] == runs
 
 

@@ -248,7 +248,7 @@ class TestLinks:
         bare = tuple(replace(each, answer="", number="", thumbnail=()) for each in cards)
         assert read_history(kept[1].replace("&quot;", '"')).cards == bare
         assert f'data-chosen="{cards[0].key} {cards[1].key}"' in html
-        assert "The link brought 2 runs" in html
+        assert "The link has added 2 runs" in html
 
     def test_its_limits_are_reported(self) -> None:
         with pytest.raises(SettingsError, match=r"1 to 4 runs \(given: 5\)"):
@@ -369,7 +369,7 @@ class TestComparisons:
     def test_where_one_scale_would_mislead_each_map_has_its_own(self, changes: dict[str, Any], words: str) -> None:
         flow = stored_map("hidden")
         apart = compare_runs([{"hidden": flow}, {"hidden": flow}, {"hidden": replace(flow, **changes)}])
-        assert "a scale of its own" in apart.words
+        assert "its own colour scale" in apart.words
         assert words in apart.words
         assert all(figure.data[0].showscale is not False for _, figure in apart.figures)
 

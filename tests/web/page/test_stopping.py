@@ -30,7 +30,7 @@ def test_a_run_that_ends_before_stop_is_noted_is_called_stopped() -> None:
 
 
 def test_a_run_that_breaks_is_called_failed_also_when_another_session_stops(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stopping, "_PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr(stopping, "_STOP_WAIT_SECONDS", 0.01)
     buttons = RunButtons()
     buttons.begin(session("a"))
     buttons.stop(session("b"))
@@ -40,7 +40,7 @@ def test_a_run_that_breaks_is_called_failed_also_when_another_session_stops(monk
 
 
 def test_run_after_stop_starts_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stopping, "_PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr(stopping, "_STOP_WAIT_SECONDS", 0.01)
     buttons = RunButtons()
     buttons.stop(session("a"))
     buttons.begin(session("a"))

@@ -103,7 +103,7 @@ class TestInspection:
             (app_fields("x" * 10_000), "prompt", "40 (CAUSAL_TRACER_MAX_PROMPT_TOKENS)"),
             (app_fields(PROMPT, SUBJECT, answer_id=10**5), "answer", "answer_id=100000 is out of range"),
             (app_fields(PROMPT, SUBJECT, samples=0), "settings", "samples=0"),
-            (app_fields(PROMPT, SUBJECT, model="gpt9"), "settings", "none of this app's models"),
+            (app_fields(PROMPT, SUBJECT, model="gpt9"), "settings", "is not available here"),
             (app_fields("\ud800"), "prompt", "half a character"),
             (app_fields(None), "prompt", "The prompt must be a text"),
         ],

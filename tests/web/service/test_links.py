@@ -175,7 +175,7 @@ class TestOfTheService:
         service.start_loading()
         assert service._slots["tiny"].wait(300)
         opened = service.open_link({"model": "<gpt9>", "prompt": PROMPT})
-        assert "'<gpt9>' in the link is none of this app's models: tiny is taken" in opened.problems[0]
+        assert "'<gpt9>' in the link is not available here: tiny is used" in opened.problems[0]
         assert opened.fields["model"] == ""
         opened = service.open_link({"model": "tiny", "revision": "r0", "prompt": PROMPT})
         assert "revision r0 of the model, and this app has r1" in opened.problems[0]

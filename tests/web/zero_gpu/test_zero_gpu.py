@@ -67,7 +67,7 @@ class Placed:
 
         @self.gpu(duration=duration)
         def trace_on_gpu(asked):
-            yield from self.models.work(asked)
+            yield from self.models.compute(asked)
 
         self.load = self.models.loader(trace_on_gpu)
         self.loaded = self.load(source, lambda stage, fraction: None)
