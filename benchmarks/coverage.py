@@ -121,7 +121,7 @@ class Report:
 
     @property
     def shortcuts(self) -> int:
-        """What the chosen engine skips: tokens and blocks (2), blocks (1), nothing (0)."""
+        """The work that the chosen engine skips: tokens and blocks (2), blocks (1), nothing (0)."""
         return {"resumed": 2, "resumed, all rows": 2, "resumed in depth": 1}.get(self.engine, 0)
 
 

@@ -380,8 +380,8 @@ AROUND_THE_STREAM: dict[str, str] = {
     "zaya": "the router's states",
     "gemma4": "per-layer inputs made from the embeddings, keys and values of earlier blocks",
 }
-"""What these types pass between blocks besides the residual stream. Restored hidden states alone do not give the clean
-run."""
+"""The state that these types pass between blocks besides the residual stream. Restored hidden states alone do not give
+the clean run."""
 
 _HYBRID_MAMBA = {"linear_attention": "mamba", "full_attention": "self_attn", "hybrid": "mamba_decoder.mamba"}
 _HYBRID_LINEAR = {

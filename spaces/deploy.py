@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class WaitTimes:
-    """How long to wait for the Space, and how often to ask for its state, in seconds."""
+    """The longest wait for the Space, and the time between two looks at its state, in seconds."""
 
     seconds: float
     poll: float

@@ -18,7 +18,7 @@ _MOST_DECIMALS = 10
 
 @dataclass(frozen=True)
 class MetricDescription:
-    """How figures and reports present a metric.
+    """The name, label and number format of a metric in figures and reports.
 
     Attributes:
         name: The metric's name in `settings.metric`.

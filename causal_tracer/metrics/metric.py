@@ -29,7 +29,7 @@ class Metric(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """What a metric is computed from besides a run's logits.
+    """The values a metric is made from: answer, foil, and the clean run's logits.
 
     Attributes:
         answer_ids: The answer's token ids. The i-th token is read at the i-th position.

@@ -19,7 +19,7 @@ from causal_tracer.prompts.encoding import check_text, encode, encode_with_spans
 from causal_tracer.prompts.prompt import Prompt
 
 AnswerForm = Literal["auto", "exact"]
-"""How an answer follows the prompt: "exact" as written; "auto" as written or with a space, the more probable one."""
+"""The form of an answer after the prompt: "exact" as written; "auto" with a space if that is more probable."""
 
 LogitsAfter = Callable[[tuple[int, ...]], Tensor]
 """A function from the tokens put after a prompt to the clean run's logits before and after each of them

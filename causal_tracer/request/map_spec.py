@@ -13,7 +13,7 @@ from causal_tracer.request.record import Check, integer, one_of, record
 from causal_tracer.request.sites import SITES, LayerKind, SiteName, require_kind, require_site
 
 Source = Literal["clean", "placebo", "zero", "mean"]
-"""Where activations come from: the prompt's own run, the placebo's run, zero, or the mean over prompts."""
+"""The source of activations: the prompt's own run, the placebo's run, zero, or the mean over prompts."""
 
 ABLATIONS: tuple[Source, ...] = ("zero", "mean")
 """The sources of ablations: constants instead of another run's activations."""
@@ -82,7 +82,7 @@ class MapSpec:
     the same noise sample (ROME, Figure 3)."""
 
     source: Annotated[Source, one_of(Source)] = "clean"
-    """Where the activations come from: "clean", the prompt's own run; "placebo", another prompt's clean run
+    """The source of the activations: "clean", the prompt's own run; "placebo", another prompt's clean run
     (`TraceRequest.placebo`); "zero", zeros; "mean", their mean over prompts (`TraceRequest.mean_over`)."""
 
     def __post_init__(self) -> None:

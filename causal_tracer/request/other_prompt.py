@@ -48,7 +48,7 @@ class OtherPrompt:
     """Which occurrence of the subject is used: "first" or "last"."""
 
     align: Annotated[AlignmentRule, one_of(AlignmentRule)] = "auto"
-    """How tokens are aligned: "tokens", one by one; "spans", subject with subject and end with end; "auto", "tokens"
+    """The alignment of tokens: "tokens", one by one; "spans", subject with subject and end with end; "auto", "tokens"
     if both prompts have the same number of tokens, else "spans"."""
 
     pairs: Annotated[tuple[tuple[int, int], ...] | None, Check(_pairs)] = None

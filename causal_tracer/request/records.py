@@ -138,7 +138,7 @@ class TraceRequest:
     corruption: Annotated[str | Corruption, NameOrObject(tuple(CORRUPTIONS))] = Field(
         default="gaussian", title="Corruption"
     )
-    """How the subject is corrupted: gaussian, uniform, either with " replacing"; multivariate, student-t, zero, mean,
+    """The corruption of the subject: gaussian, uniform, either with " replacing"; multivariate, student-t, zero, mean,
     none; or a corruption of `causal_tracer.corruption`."""
 
     noise: Annotated[NoiseRule, Check(_noise_rule)] = Field(default=None, title="Noise level")
@@ -154,7 +154,7 @@ class TraceRequest:
     metric: Annotated[str | Callable[[Target], Metric], NameOrObject(tuple(METRICS))] = Field(
         default_factory=_default_metric, title="Metric"
     )
-    """What is measured: probability, log-probability, logit, "logit difference", rank, "KL from clean"; or a function
+    """The metric: probability, log-probability, logit, "logit difference", rank, "KL from clean"; or a function
     from a `Target` to a metric. If not given, the probability; with a second prompt, the logit difference."""
 
     foil: Annotated[str | None, _ANSWER] = None
@@ -197,7 +197,7 @@ class TraceRequest:
 
 @record
 class RunOptions:
-    """How maps are computed: settings that change numbers by rounding only."""
+    """Options of a run: settings that change numbers by rounding only."""
 
     batch_size: Annotated[int | None, or_none(integer(1, MOST_ROWS))] = Field(default=None, title="Batch size")
     """Largest number of rows in a batch; if not given, chosen for the model and the machine."""
@@ -220,7 +220,7 @@ class StoredRequest:
     """The map."""
 
     options: RunOptions
-    """How the map was computed."""
+    """The options that the map was computed with."""
 
 
 def trace_records(

@@ -14,7 +14,7 @@ LayerKind = Literal["hidden", "mlp", "attention"]
 KINDS: tuple[LayerKind, ...] = get_args(LayerKind)
 
 SiteName = Literal["hidden", "mlp", "attention", "head", "knockout", "span_knockout"]
-"""What a map restores: the activations of a layer kind, or a single attention head's part of the attention. Knockout
+"""A site that a map restores: the activations of a layer kind, or one attention head's part of the attention. Knockout
 maps block attention instead, to each token or to three spans of the prompt."""
 
 SPANS = ("subject", "other tokens", "itself")

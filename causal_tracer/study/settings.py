@@ -73,7 +73,7 @@ class StudySettings:
     """The maps of each fact, by the names used in tables and figures."""
 
     options: RunOptions = RunOptions()
-    """How the maps are computed."""
+    """The options of the run, such as batch size and engine."""
 
     pairs: bool = False
     """Compare each fact with another fact of its relation, in place of noise. The second prompt is the fact's prompt

@@ -147,7 +147,7 @@ class Sweep:
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """Where a cell's run first differs from the base run.
+    """The first block and token at which a cell's run differs from the base run.
 
     Attributes:
         first_token: The first token that differs.

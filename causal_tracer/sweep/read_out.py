@@ -78,7 +78,7 @@ class ReadOut:
 
     @property
     def most_rows(self) -> int:
-        """The largest number of rows whose logits are computed together. More than a few hundred are no faster."""
+        """The largest number of rows whose logits are computed together. More than a few hundred save no time."""
         return max(1, min(_MOST_ROWS, MOST_LOGITS // self.traced.vocab_size) // self.reads)
 
     def __call__(self, states: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ class CannotResume(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ResumeMode:
-    """How a model is resumed.
+    """One way to resume a model.
 
     Attributes:
         name: The mode's name in results.

@@ -10,7 +10,7 @@ from causal_tracer.results.top_tokens import Tokens
 from causal_tracer.results.words import bidi_isolated, display_token, probability_label
 
 SHADES = (("top token's probability", "top"), ("answer's probability", "answer"), ("entropy", "entropy"))
-"""What the cells' colours show: labels and values of the choice. `static/lens.css` reads the chosen value."""
+"""The choices of the cells' colour, as label and value. `static/lens.css` reads the value."""
 
 NO_LENS_CELL = '<p class="ct-hint">Choose a cell to read it in detail: click it, or move with the arrow keys.</p>'
 

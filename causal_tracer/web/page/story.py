@@ -80,7 +80,7 @@ def story_steps(flow: HiddenFlow) -> tuple[Step, ...]:
 
 
 def _top_words(flow: HiddenFlow) -> str:
-    """Return a clause with the most probable words of the corrupted run; empty if its top tokens are no words."""
+    """Return a clause with the most probable words of the corrupted run; empty if its top tokens are not words."""
     if flow.top_tokens is None:
         return ""
     words = [token for token in flow.top_tokens.corrupted if any(map(str.isalpha, token.text))][:2]

@@ -62,8 +62,8 @@ ONLY_RECORDS = frozenset("read placebo top_tokens positions engine audit".split(
 """Fields of the records that the page does not have."""
 
 PatchRule = Literal["restore", "corrupt", "zero", "mean"]
-"""What is patched: clean activations into the corrupted run, corrupted activations into the clean run, or zero or a
-mean into the clean run."""
+"""The patch: clean activations into the corrupted run, corrupted activations into the clean run, or zero or a mean into
+the clean run."""
 
 # Without "none": a restoring map without a corruption would be empty.
 APP_CORRUPTIONS = tuple(name for name, named in CORRUPTIONS.items() if named.corrupts)
