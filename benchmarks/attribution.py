@@ -1,15 +1,15 @@
-"""How well an estimate of a map from gradients ranks its cells, against exact maps of the embedded model.
+"""Compare maps estimated from gradients (attribution patching) with exact maps of the embedded model.
 
     OMP_NUM_THREADS=1 python benchmarks/attribution.py --count 50 --samples 1
 
-To first order, putting the clean activation into the corrupted run changes the metric by the metric's gradient at the
-corrupted run times (clean - corrupted activation): two forward passes and one backward, in place of a run for every
-cell (attribution patching; Syed et al. 2023, arXiv 2310.10348). `docs/explanation/attribution.md` has the figures, and
-why the package does not offer it.
+To first order, restoring a clean activation in the corrupted run changes the metric by its gradient in the corrupted
+run times (clean - corrupted activation). That takes two forward passes and one backward pass, in place of a run for
+every cell (attribution patching; Syed et al. 2023, arXiv 2310.10348). `docs/explanation/attribution.md` has the
+results, and the reasons why the package does not offer it.
 
-For each fact and kind: Spearman's correlation over the cells from the subject's first token on (all others are zero in
-both), whether the estimate's largest cell is among the exact map's five largest, and what part of the exact peak's
-effect the estimate's largest cell really has.
+For each fact and kind it computes: Spearman's correlation over the cells from the subject's first token on (earlier
+cells are zero in both); whether the estimate's largest cell is among the exact map's five largest; and the exact effect
+of the estimate's largest cell, as a share of the exact peak's effect.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from causal_tracer import CausalTracer, MapSpec, TraceRequest
-from causal_tracer.experiment.base_run import corrupting
+from causal_tracer.experiment.base_run import corruption_edit
 from causal_tracer.experiment.set_up import TracingContext, set_up
 from causal_tracer.model.batch_size import default_batch_size
 from causal_tracer.model.engine_mode import engine_mode
@@ -42,10 +42,11 @@ class Estimate:
     """An estimated map.
 
     Attributes:
-        kind: Which activations, "mlp" or "attention".
-        window: Number of consecutive layers taken together; to first order their effects add.
-        indirect_effect: Estimated indirect effect, mean over samples [tokens, layers]; NaN in layers without the kind.
-        low_score: The metric in the corrupted runs, mean over samples.
+        kind: The kind of activations, "mlp" or "attention".
+        window: Number of consecutive layers restored together. To first order, their effects add up.
+        indirect_effect: The estimated indirect effect, as the mean over samples [tokens, layers]; NaN in layers
+            without the kind.
+        low_score: The metric in the corrupted run, as the mean over samples.
         high_score: The metric in the clean run.
     """
 
@@ -65,10 +66,10 @@ def estimated_maps(
     """Estimate the maps of some kinds from one clean run, and one corrupted run with its gradient.
 
     Args:
-        context: The model, as `CausalTracer.context`.
-        request: The prompt, as for `trace`.
+        context: The model (`CausalTracer.context`).
+        request: The request, as for `trace`.
         windows: The kinds to estimate, "mlp" or "attention", with the window of each.
-        batch_size: Rows that go through the model together; None takes what the model and the machine allow.
+        batch_size: Rows of a forward pass; None takes the default for the model and the machine.
 
     Raises:
         SettingsError, PromptError, TokenizerError: The request does not fit the model.
@@ -85,7 +86,7 @@ def estimated_maps(
     for batch in torch.split(torch.arange(len(embeddings)), rows):
         kept: dict[str, Tensor] = {}
         edits: dict[nn.Module, Edit] = {traced.modules[name]: _keeping(kept, name) for name in names}
-        edits[traced.embedding] = _tracked(corrupting(embeddings, experiment.clean_input.sequence, batch))
+        edits[traced.embedding] = _tracked(corruption_edit(embeddings, experiment.clean_input.sequence, batch))
         ids = torch.tensor(experiment.clean_input.sequence.input_ids).expand(len(batch), -1)
         with (
             engine_mode(traced.model),
@@ -113,14 +114,14 @@ def estimated_maps(
 def _keeping(kept: dict[str, Tensor], name: str) -> Edit:
     def keep(activation: Tensor) -> Tensor:
         kept[name] = activation
-        # A copy goes on, since some models add the residual into a module's output in place.
+        # A copy is passed on, since some models add the residual to a module's output in place.
         return activation.clone()
 
     return keep
 
 
 def _tracked(corrupt: Edit) -> Edit:
-    """The corruption, with embeddings that gradients reach, also where no weight wants one."""
+    """Return the corruption, with a result that requires a gradient, also if no weight requires one."""
 
     def track(embedded: Tensor) -> Tensor:
         corrupted = corrupt(embedded)
@@ -142,10 +143,10 @@ def _windowed(site_names: tuple[tuple[str, ...], ...], effects: Mapping[str, Ten
 
 
 def main() -> None:
-    """Trace, estimate, compare; print one line for each fact and a table at the end."""
+    """Trace, estimate and compare; print a line for each fact and a table at the end."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="embedded")
-    parser.add_argument("--facts", default="shipped", help="what a study takes")
+    parser.add_argument("--facts", default="shipped", help="facts, as for a study")
     parser.add_argument("--count", type=int, default=50)
     parser.add_argument("--samples", type=int, default=5)
     parser.add_argument("--windows", type=int, nargs="+", default=[10])
@@ -169,7 +170,7 @@ def main() -> None:
                 )
         seconds = middle - began, (time.perf_counter() - middle) / len(METRICS) / len(specs)
         print(
-            f"{number + 1}/{len(facts)} {fact.subject}: {seconds[0]:.1f} s exact, {seconds[1]:.2f} s a estimate",
+            f"{number + 1}/{len(facts)} {fact.subject}: {seconds[0]:.1f} s exact, {seconds[1]:.2f} s an estimate",
             flush=True,
         )
     print("| map | gradient of | rank correlation: median (quartiles) | peak among the five | effect at its peak |")

@@ -1,9 +1,9 @@
-"""Measures what the guards of a map cost: its audit, its clean run, and the fingerprint of the model.
+"""Measure the time of a map's checks: its audit, its clean run, and the fingerprint of the model.
 
     python benchmarks/audit.py                        # Gemma 3 270M, three rounds
 
-Each guard is timed inside the map that it belongs to, so that both see the same machine. The first map, with the
-first-use check, is left out.
+Each check is timed inside its map, so that both run under the same load of the machine. The first map, which includes
+the first-use check, is not counted.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ CASES: tuple[tuple[LayerKind, int, int], ...] = (
 
 @contextmanager
 def timed(spent: dict[str, float]) -> Iterator[None]:
-    """Add up the seconds that each guard takes."""
+    """Add up the seconds that each check takes."""
 
     def timing(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
@@ -68,7 +68,7 @@ def timed(spent: dict[str, float]) -> Iterator[None]:
 
 
 def main() -> None:
-    """Trace each case a few times and print the guards' shares of the map."""
+    """Trace each case a few times, and print the checks' shares of the map's time."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--rounds", type=int, default=3)

@@ -1,4 +1,4 @@
-"""Causal tracing with plain hooks, one cell and one noise sample at a time, and no code of the package."""
+"""Causal tracing with plain hooks, one cell and one noise sample at a time, without code of the package."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class HandTracer:
-    """A model with the names of its modules.
+    """A tracer of one model by plain hooks.
 
     Attributes:
         model: The causal LM.
         embedding: The name of the token embedding.
-        token_dims: Where a module's output has its tokens, by name; 1 where not named.
+        token_dims: The dimension of a module's output that has the tokens, by module name; 1 for other modules.
     """
 
     model: Any
@@ -26,7 +26,7 @@ class HandTracer:
     token_dims: Mapping[str, int]
 
     def clean(self, ids: Sequence[int], names: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The next token's probabilities, and what the named modules gave, tokens first."""
+        """Return the next token's probabilities, and the outputs of the named modules, tokens first."""
         kept: dict[str, Tensor] = {}
 
         def keep(name: str) -> Callable[[Tensor], None]:
@@ -45,7 +45,15 @@ class HandTracer:
         restore: Mapping[str, Sequence[int]],
         clean: Mapping[str, Tensor],
     ) -> Tensor:
-        """The next token's probabilities with noise [tokens, width] from `start` on and these tokens put back."""
+        """Return the next token's probabilities in a restored run.
+
+        Args:
+            ids: The prompt's token ids.
+            start: The first token with noise.
+            noise: The noise [tokens, d_model].
+            restore: The tokens to restore, by module name.
+            clean: The clean outputs, as `clean` returns them.
+        """
 
         def corrupt(embedded: Tensor) -> Tensor:
             changed = embedded.clone()

@@ -1,10 +1,9 @@
-"""From the start of a Space's process to its first new map, with nothing cached and with a converted model.
+"""Measure the time from the start of a Space's process to its first new map, without and with a converted model.
 
     python benchmarks/cold_start.py --flavor cpu --repeat 2
 
-The files are staged as `spaces/deploy.py` stages them, into an environment of their own that has what the Space's
-builder installs; the app is started as a Space starts it, host and port from the environment, and traced by
-`gradio_client`.
+`spaces/deploy.py` stages the files. A new virtual environment gets the packages that the Space's builder installs. The
+app starts as in a Space, with host and port from environment variables, and `gradio_client` requests the map.
 """
 
 from __future__ import annotations
@@ -29,22 +28,22 @@ import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPT, SUBJECT = "The Eiffel Tower is located in the city of", "The Eiffel Tower"
-# What a Space's builder adds to requirements.txt; gradio comes at the card's sdk_version.
+# Packages that a Space's builder adds to requirements.txt, besides gradio in the card's sdk_version.
 BUILDER = ("uvicorn>=0.14.0", "websockets>=10.4", "spaces")
 _PATIENCE = 300.0
 
 
 @dataclass(frozen=True)
 class ColdStart:
-    """Seconds since the process was started.
+    """The times of one start, in seconds since the process was started.
 
     Attributes:
-        page: The page answers.
-        model: The model is ready.
-        first_cells: The first cells of a new map have come.
-        whole_map: All of them have.
-        cells: How many there are.
-        processor: Processor time that the process has taken by then; it depends less on what else the machine does.
+        page: When the page answers.
+        model: When the model is ready.
+        first_cells: When the first cells of a new map arrive.
+        whole_map: When the map is complete.
+        cells: The number of cells of the map.
+        processor: The CPU time of the process until then, which depends less on other load of the machine.
     """
 
     page: float
@@ -57,21 +56,21 @@ class ColdStart:
 
 @dataclass(frozen=True, eq=False)
 class RunningSpace:
-    """A Space's process: where it answers, and when it was started."""
+    """A Space's process, with its address and its start time."""
 
     address: str
     begun: float
     process: subprocess.Popen[bytes]
 
     def seconds(self) -> float:
-        """Since it was started."""
+        """Return the seconds since the start."""
         return time.monotonic() - self.begun
 
 
 def staged_requirements(staged: Path) -> list[list[str]]:
-    """What the builder gives to pip, one installation after the other.
+    """Return the arguments of each `pip install` of the Space's builder, in order.
 
-    PyTorch's own index is left to pip's configuration: a machine without the internet has that wheel elsewhere.
+    PyTorch's index URL is left out, so that pip's configuration decides where the wheel comes from.
     """
     card = (staged / "README.md").read_text(encoding="utf-8")
     version = re.search(r"^sdk_version: (\S+)$", card, re.MULTILINE)
@@ -85,7 +84,7 @@ def staged_requirements(staged: Path) -> list[list[str]]:
 
 
 def make_environment(folder: Path, staged: Path) -> Path:
-    """A fresh virtual environment with what the Space would have; its Python."""
+    """Make a new virtual environment with the Space's packages, and return its Python."""
     subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
     python = folder / "bin" / "python"
     for arguments in staged_requirements(staged):
@@ -94,7 +93,7 @@ def make_environment(folder: Path, staged: Path) -> Path:
 
 
 def free_port() -> int:
-    """A port that nobody listens at."""
+    """Return a free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -102,7 +101,7 @@ def free_port() -> int:
 
 @contextmanager
 def running_space(python: Path, staged: Path, home: Path, **variables: str) -> Iterator[RunningSpace]:
-    """The app as a Space runs it, with a home of its own."""
+    """Run the app as a Space does, with its own home folder."""
     port = free_port()
     environment = {
         "PATH": os.environ["PATH"],
@@ -133,7 +132,7 @@ def running_space(python: Path, staged: Path, home: Path, **variables: str) -> I
 
 
 def measure(space: RunningSpace, **request: Any) -> tuple[ColdStart, dict[str, Any]]:
-    """Wait for the page, ask for a map at once, and note when what comes."""
+    """Wait for the page, request a map at once, and return the times and the result."""
     from gradio_client import Client
 
     while not _answers(space.address):
@@ -147,7 +146,7 @@ def measure(space: RunningSpace, **request: Any) -> tuple[ColdStart, dict[str, A
         model = first = 0.0
         result: dict[str, Any] = {}
         for result in job:
-            if "scores" not in result:  # it waits for the model
+            if "scores" not in result:  # still waiting for the model
                 continue
             known = [score for row in result["scores"] for score in row if score is not None]
             model = model or space.seconds()
@@ -169,18 +168,18 @@ def _answers(address: str) -> bool:
 
 
 def stage_flavor(flavor: str, folder: Path) -> None:
-    """Write a flavour's files into a folder, by the command that people use."""
+    """Write the files of a flavor into a folder, by `spaces/deploy.py`."""
     command = [sys.executable, str(ROOT / "spaces" / "deploy.py"), "ada/tracer", "--flavor", flavor]
     subprocess.run([*command, "--stage", str(folder)], check=True, stdout=subprocess.DEVNULL)
 
 
 def main() -> None:
-    """Measure, and print the figures as JSON."""
+    """Measure, and print the times as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--flavor", default="cpu")
-    parser.add_argument("--python", type=Path, help="an environment that was made before (default: a fresh one)")
-    parser.add_argument("--staged", type=Path, help="files that were staged before (default: staged now)")
-    parser.add_argument("--repeat", type=int, default=1, help="starts; all but the first find a converted model")
+    parser.add_argument("--python", type=Path, help="Python of an existing environment (default: a new one)")
+    parser.add_argument("--staged", type=Path, help="folder of staged files (default: staged now)")
+    parser.add_argument("--repeat", type=int, default=1, help="number of starts; the first one converts the model")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         staged = options.staged or Path(temporary, "staged")
@@ -190,7 +189,7 @@ def main() -> None:
         home = Path(temporary, "home")
         home.mkdir()
         for _ in range(options.repeat):
-            # Finished maps are not kept, or the second start would have nothing to compute.
+            # Stored results are off, since the second start would find the first one's map.
             with running_space(python, staged, home, CAUSAL_TRACER_RESULTS_FOLDER="off") as space:
                 figures, _result = measure(space)
             print(json.dumps({name: round(value, 2) for name, value in asdict(figures).items()}))

@@ -1,12 +1,11 @@
-"""What text before the subject costs: time and memory of a map without it, and with it.
+"""Measure the time and memory of a map without and with text before the subject.
 
     python benchmarks/context.py --model embedded --context 0 200 --rounds 3
 
-All maps are of the same sentence, so the tokens from the subject on are the same; tokens before the subject change
-nothing and need no cells of their own. Times are CPU seconds of the process, which other jobs on the machine stretch
-less, medians over rounds in which the lengths take turns. Memory is the peak of the process beyond what it had with the
-model loaded and checked; that of all three kinds in one sweep, with three times the cells, shows whether it grows with
-their number.
+All maps are of the same sentence, so the tokens from the subject on are the same. Cells before the subject change
+nothing and are not computed. Times are medians of CPU seconds, which depend less on other load of the machine; the
+lengths take turns in each round. Memory is the peak of the process beyond its memory with the loaded and checked model.
+The memory of all three kinds in one sweep, which has three times the cells, shows whether it grows with their number.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ BEFORE = (
 
 
 def prompt_with_context(tracer: CausalTracer, tokens: int) -> str:
-    """The sentence behind as many words as make at least this many tokens."""
+    """Return the sentence after a text of at least this many tokens."""
     plain = len(tracer.tokenizer(SENTENCE)["input_ids"])
     for words in range(len(BEFORE) + 1):
         text = " ".join([*BEFORE[:words], SENTENCE])
@@ -55,7 +54,9 @@ def main() -> None:
     """Measure and print a table in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="embedded")
-    parser.add_argument("--context", nargs="*", type=int, default=[0, 200], help="tokens before the sentence, at least")
+    parser.add_argument(
+        "--context", nargs="*", type=int, default=[0, 200], help="minimum numbers of tokens before the sentence"
+    )
     parser.add_argument("--kinds", nargs="*", default=["hidden"])
     parser.add_argument("--samples", type=int, default=10)
     parser.add_argument("--batch-size", type=int)

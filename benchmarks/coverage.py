@@ -1,21 +1,21 @@
-"""Traces a tiny random model of every text decoder that transformers knows, and writes `coverage.md`.
+"""Trace a tiny random model of every text decoder in transformers, and write `coverage.md`.
 
     OMP_NUM_THREADS=1 python benchmarks/coverage.py                # all, two minutes on two cores
     OMP_NUM_THREADS=1 python benchmarks/coverage.py gpt2 mamba     # some, printed only
 
-Each type is done in a process of its own, with a time limit. For each:
+Each model type runs in its own process, with a time limit. For each type:
 
-1. A tiny model is built (`tiny_configs.py`), with the first seed for which noise on the subject moves the answer:
-   |TE| >= 0.01 and max |IE| >= 1e-3 for every kind. Otherwise any sweep would pass.
-2. `trace_model` finds embedding, blocks, attention and MLP with no configuration. Attention and MLP swapped would pass
-   every check that follows, so their names are compared with what the source code calls them (`tiny_configs.SITES`).
+1. A tiny model is built (`tiny_configs.py`), with the first seed for which noise on the subject changes the answer's
+   probability: |TE| >= 0.01 and max |IE| >= 1e-3 for every kind. With smaller effects, any sweep would pass.
+2. `trace_model` finds embedding, blocks, attention and MLP without configuration. The checks below would not notice
+   swapped attention and MLP, so their names are compared with those in the source code (`tiny_configs.SITES`).
 3. The full sweep is compared with plain hooks, one cell at a time, that share no code with the package (`by_hand.py`).
-4. Identities: no noise gives high_score everywhere, no intervention low_score; in a hidden map the last token of the
-   last layer is high_score, other tokens there and tokens before the subject low_score; all tokens restored in one
-   layer give high_score, where nothing but the residual stream goes from block to block.
-5. The engine that is chosen automatically is compared with the full sweep on every cell of every kind:
-   to 1e-3 of the largest indirect effect, and to 1e-5. Prompts of several lengths, one of them longer than every window
-   and chunk of the models; windows 1, 2 and 3 on the shorter ones.
+4. Identities are checked. Without noise all scores are high_score, and without an intervention low_score. In a hidden
+   map, the last token of the last layer is high_score; the last layer's other tokens and all tokens before the subject
+   are low_score. All tokens restored in one layer give high_score, if only the residual stream connects the blocks.
+5. The engine chosen automatically is compared with the full sweep on every cell of every kind, to the smaller of 1e-5
+   and 1e-3 of the largest indirect effect. The prompts have several lengths, and one is longer than every window and
+   chunk of the models. Windows are 1, 2 and 3 on the shorter prompts.
 """
 
 from __future__ import annotations
@@ -59,14 +59,14 @@ TOKENS = 12
 SUBJECT = (3, 5)
 SAMPLES = 2
 LENGTHS: dict[int, tuple[int, ...]] = {7: (1, 3), TOKENS: (1, 2, 3), 70: (1,)}
-"""Lengths of the prompts that resuming is compared on, with the windows. Linear attention runs 64 tokens a chunk."""
+"""The lengths of the prompts for the engine's comparison, with their windows. Linear attention has chunks of 64."""
 SEEDS = 24
 BATCH = 64
 
 
 @dataclass
 class Report:
-    """What was found out about one type."""
+    """The findings for one model type."""
 
     type: str
     model_class: str = ""
@@ -90,44 +90,44 @@ class Report:
 
     @property
     def smallest_effect(self) -> float:
-        """The largest indirect effect of the kind that has the smallest one."""
+        """The smallest over kinds of the largest indirect effect."""
         return min(self.effects.values(), default=0.0)
 
     @property
     def sensitive(self) -> bool:
-        """Whether the answer moves enough for a comparison to mean something."""
+        """Whether the effects are large enough for a comparison to be meaningful."""
         return self.total_effect >= 0.01 and self.smallest_effect >= 1e-3
 
     @property
     def limit(self) -> float:
-        """How far scores may be off."""
+        """The largest allowed difference of scores."""
         return min(1e-5, 1e-3 * self.smallest_effect)
 
     @property
     def hidden_right(self) -> bool:
-        """Maps equal hooks by hand and obey the identities, on a model whose answer moves."""
+        """Whether maps equal the hooks by hand and obey the identities, on a sensitive model."""
         exact = self.by_hand is not None and self.by_hand <= self.limit and not self.identities
         return exact and self.sensitive and not self.error
 
     @property
     def all_right(self) -> bool:
-        """Attention and MLP too are what the source code calls them."""
+        """Whether hidden maps are right, and attention and MLP have the names of the source code."""
         return self.hidden_right and bool(self.names_right)
 
     @property
     def resumed_right(self) -> bool:
-        """The engine chosen equals the full sweep on every cell."""
+        """Whether the chosen engine equals the full sweep on every cell."""
         return self.hidden_right and self.resumed is not None and self.resumed <= self.limit
 
     @property
     def shortcuts(self) -> int:
-        """How much the chosen engine leaves out: tokens and blocks (2), blocks (1), nothing (0)."""
+        """The work that the chosen engine skips: tokens and blocks (2), blocks (1), nothing (0)."""
         return {"resumed": 2, "resumed, all rows": 2, "resumed in depth": 1}.get(self.engine, 0)
 
 
 @dataclass(frozen=True, eq=False)
 class Base:
-    """What every sweep of one model starts from."""
+    """The inputs of every sweep of one model: clean run, corrupted run, metric and prompt."""
 
     traced: TracedModel
     clean: CleanRun
@@ -138,9 +138,9 @@ class Base:
 
     @classmethod
     def make(cls, traced: TracedModel, level: float, tokens: int = TOKENS, samples: int = SAMPLES) -> Base:
-        """Clean and corrupted run of a made-up prompt, with noise of this level."""
+        """Run a prompt of random tokens clean and with noise of this level."""
         generator = torch.Generator().manual_seed(5)
-        # From 7 on: special tokens stand at the start of the vocabulary.
+        # From 7 on: special tokens are at the start of the vocabulary.
         ids = tuple(int(i) for i in torch.randint(7, traced.vocab_size, (tokens,), generator=generator))
         prompt = Prompt("", ids, ("",) * tokens, "", SUBJECT, False, 1)
         clean = clean_run(traced, ids)
@@ -149,13 +149,13 @@ class Base:
         return cls(traced, clean, corrupted, metric, prompt, level)
 
     def scores(self, cells: Iterable[Cell], engine_check: EngineCheck | None = None) -> torch.Tensor:
-        """Scores [samples, cells], by the full sweep or in the mode of an engine check."""
+        """Return scores [samples, cells], by the full sweep or in the mode of an engine check."""
         work = Sweep(self.traced, self.clean, self.corrupted, SweepPlan(tuple(cells)), self.metric, BATCH)
         chunks = full_sweep(work) if engine_check is None else sweep(engine_check, work, lambda: False)
         return _collect(chunks, len(work.plan.cells), self.corrupted.samples)
 
     def map_cells(self, kind: LayerKind, window: int) -> tuple[Cell, ...]:
-        """Every cell of a map."""
+        """Return every cell of a map."""
         layers = range(self.traced.n_layers)
         return map_plan(self.traced, self.prompt, kind, window, range(len(self.prompt)), layers).cells
 
@@ -173,7 +173,7 @@ def _collect(chunks: Iterable[SweepChunk], cells: int, samples: int) -> torch.Te
 
 
 def examine(model_type: str) -> Report:
-    """Everything about one type; errors are put down in the report."""
+    """Run all checks of one type and return the report, also if there was an error."""
     report = Report(model_type)
     started = time.perf_counter()
     try:
@@ -184,7 +184,7 @@ def examine(model_type: str) -> Report:
         _compare_resumed(report, base)
     except ModelStructureError as error:
         report.refused = str(error)
-    except Exception as error:  # noqa: BLE001 (whatever a model throws belongs into the table)
+    except Exception as error:  # noqa: BLE001 (the table shows every error of a model)
         where = traceback.extract_tb(error.__traceback__)[-1]
         report.error = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
     report.seconds = time.perf_counter() - started
@@ -320,14 +320,14 @@ def _compare_resumed(report: Report, base: Base) -> None:
 def run_all(
     types: list[str], jobs: int, seconds: int, examine: Callable[[str], Any] = examine, kind: type[Any] = Report
 ) -> Iterable[Any]:
-    """The reports, as they come; each type in a process of its own."""
+    """Run each type in its own process, and yield the reports as the processes end."""
     waiting, running = list(types), {}
     while waiting or running:
         while waiting and len(running) < jobs:
             model_type = waiting.pop(0)
             read, write = os.pipe()
             sys.stdout.flush()
-            # Forked, not started anew: importing transformers takes longer than most types do.
+            # Forked, because importing transformers again would take longer than most types.
             if (pid := os.fork()) == 0:
                 os.close(read)
                 signal.alarm(seconds)
@@ -343,15 +343,15 @@ def run_all(
         if text and status == 0:
             yield kind(**json.loads(text))
         else:
-            yield kind(model_type, error=f"took more than {seconds} s" if status else "gave nothing")
+            yield kind(model_type, error=f"took more than {seconds} s" if status else "the process wrote no report")
 
 
 def main() -> None:
-    """Trace the types asked for, print a line for each, and write the table if all were."""
+    """Check the given types, print a line for each, and write the table if all types were checked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("types", nargs="*", help="types as transformers names them; all, if none are given")
-    parser.add_argument("--jobs", type=int, default=2, help="types done at once")
-    parser.add_argument("--seconds", type=int, default=300, help="time limit of a type")
+    parser.add_argument("types", nargs="*", help="model types, by their names in transformers (default: all)")
+    parser.add_argument("--jobs", type=int, default=2, help="number of processes at a time")
+    parser.add_argument("--seconds", type=int, default=300, help="time limit for each type")
     given = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.disable(logging.CRITICAL)

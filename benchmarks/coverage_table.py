@@ -1,4 +1,4 @@
-"""The page that `coverage.py` writes."""
+"""The text of the page `coverage.md`, which `coverage.py` writes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _COLUMNS = (
 
 
 def row(report: Report) -> str:
-    """One line of the table."""
+    """Return the line of one type in the table."""
     missing = "; ".join(f"{kind} {layers}" for kind, layers in report.missing.items())
     right = f"{_mark(report.hidden_right)} / {_mark(report.all_right)}"
     cells = (
@@ -50,7 +50,7 @@ def row(report: Report) -> str:
 
 
 def page(decoders: Sequence[Report], wrappers: Sequence[Report], seconds: float) -> str:
-    """The whole page."""
+    """Return the whole page in Markdown."""
     head = f"| {' | '.join(_COLUMNS)} |\n|{'---|' * len(_COLUMNS)}"
     slowest = max(report.check_seconds for report in decoders)
     lines = [

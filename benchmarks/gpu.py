@@ -1,12 +1,12 @@
-"""A map of GPT-2 XL's shape on a GPU: 48 blocks of width 1600, random weights, against causal-tracer 1.1.0.
+"""Time maps on a GPU, of a model with GPT-2 XL's shape (48 blocks of width 1600, random weights), and with 1.1.0.
 
     python benchmarks/gpu.py [--peer peer/bin/python] [--dtypes bfloat16 tf32 float32] [--rounds 3]
 
-Twelve tokens, a subject of four at the start, ten noise samples, windows 1, 10, 10, all three kinds in one call: about
-191 TFLOP in the blocks and the head. Prints a table in Markdown: median times, the rate that they come to, memory, and
-the largest difference of the scores from 1.1.0's in the same precision, and of each precision from strict float32, in
-units of the scores' range (random weights give every answer a probability of about 2e-5).
-`--device cpu --layers 3 --width 128 --rounds 1` tries the script without a GPU.
+The prompt has twelve tokens, with a subject of four at the start. All three kinds are traced in one call with ten noise
+samples and windows 1, 10, 10, which takes about 191 TFLOP in the blocks and the head. The script prints a table in
+Markdown: median times, FLOP/s, memory, and the largest difference of the scores from 1.1.0's in the same precision and
+from strict float32. Differences are in units of the scores' range, since with random weights every answer has a
+probability of about 2e-5. `--device cpu --layers 3 --width 128 --rounds 1` tries the script without a GPU.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ REQUEST = {"prompt": " ".join(WORDS), "subject": " ".join(WORDS[:4]), "windows":
 
 
 def build(dtype: torch.dtype, device: str, layers: int, width: int) -> tuple[Any, Any]:
-    """The model, and a tokenizer of twelve words."""
+    """Return the model, and a tokenizer with twelve words."""
     config = GPT2Config(n_layer=layers, n_embd=width, n_head=width // 64)
     torch.manual_seed(0)
     model = GPT2LMHeadModel(config).to(device=device, dtype=dtype).eval()
@@ -41,7 +41,7 @@ def build(dtype: torch.dtype, device: str, layers: int, width: int) -> tuple[Any
 
 
 def measure(dtype: str, device: str, layers: int, width: int, rounds: int) -> dict[str, Any]:
-    """Median seconds of one call, after one to warm up, with whichever causal_tracer is installed; scores; memory."""
+    """Return the median time of a call after a first one, scores and memory, for the installed causal_tracer."""
     import causal_tracer
 
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = dtype == "tf32"
@@ -86,7 +86,7 @@ def measure(dtype: str, device: str, layers: int, width: int, rounds: int) -> di
 
 
 def largest_difference(first: dict[str, Any] | None, second: dict[str, Any] | None) -> str:
-    """Largest |difference| of the scores of two measurements, in units of the scores' own range."""
+    """Return the largest absolute difference of two measurements' scores, in units of the scores' range, as text."""
     if first is None or second is None:
         return "–"
     scores, others = torch.tensor(first["scores"]), torch.tensor(second["scores"])
@@ -94,7 +94,7 @@ def largest_difference(first: dict[str, Any] | None, second: dict[str, Any] | No
 
 
 def main() -> None:
-    """Measure, here and with the peer's python, and print a table."""
+    """Measure in this environment and in the peer's, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peer", help="python of an environment with causal-tracer 1.1.0")
     parser.add_argument("--dtypes", nargs="*", default=["bfloat16", "tf32", "float32"])
@@ -102,11 +102,11 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=48)
     parser.add_argument("--width", type=int, default=1600)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", action="store_true", help="only measure, and print what was found as JSON")
+    parser.add_argument("--json", action="store_true", help="only measure, and print the measurements as JSON")
     arguments = parser.parse_args()
     shape = {"device": arguments.device, "layers": arguments.layers, "width": arguments.width}
     if not arguments.json:
-        # The peer's python is to find its own causal_tracer; this one may not have it installed.
+        # Only in this process: the peer's Python must find its own causal_tracer.
         sys.path.append(str(Path(__file__).resolve().parent.parent))
     mine = {dtype: measure(dtype, **shape, rounds=arguments.rounds) for dtype in arguments.dtypes}
     if arguments.json:

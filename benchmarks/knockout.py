@@ -1,7 +1,7 @@
-"""Attention knockout: the paper's three curves over the shipped facts, or the time of the two sweeps on one prompt.
+"""Attention knockout: compute the paper's three curves over the shipped facts, or time the sweeps on one prompt.
 
     python benchmarks/knockout.py curves --out knockout            # a study, and its figure as knockout/spans.html
-    OMP_NUM_THREADS=1 python benchmarks/knockout.py speed           # one process, one map by either sweep
+    OMP_NUM_THREADS=1 python benchmarks/knockout.py speed           # one map by each sweep, in one process
 
 The curves are those of Geva et al. 2023 (arXiv 2304.14767), Figure 2: the mean change of the answer's probability,
 relative to the clean run, when the last token's attention to the subject, to the other tokens, or to itself is blocked
@@ -46,14 +46,14 @@ def curves(model: str, out: Path, limit: int | None) -> None:
 
 
 def speed(model: str, rounds: int) -> None:
-    """Time a knockout map by the resumed and the full sweep, in turn, and print medians; with and without a context."""
+    """Time a knockout map by the resumed and the full sweep, without and with a context, and print medians."""
     tracer = CausalTracer.from_pretrained(model, progress=False)
     for prompt in (PROMPT, CONTEXT + PROMPT):
         time_sweeps(tracer, prompt, rounds)
 
 
 def time_sweeps(tracer: CausalTracer, prompt: str, rounds: int) -> None:
-    """Time the knockout map of one prompt, after a map that checks the engine."""
+    """Time the knockout map of one prompt. The first maps, which include the engine's check, are not timed."""
     request, spec = TraceRequest(prompt, SUBJECT, direction="corrupt", corruption="none"), MapSpec("knockout")
     engines = {"resumed": RunOptions(audit=False), "resumed, audited": RunOptions(), "full": RunOptions(engine="full")}
     flows = {name: tracer.trace(request, spec=spec, options=options) for name, options in engines.items()}

@@ -1,8 +1,8 @@
-"""Attention knockout by hand: one cell at a time, at the scores of every attention, with no mask and no package code.
+"""Attention knockout by hand: one cell at a time, in the attention scores, without masks or code of the package.
 
-A mode of torch stands in for the softmax of scores [rows, heads, queries, keys], for their logsumexp, which some models
-scale the result by, and for torch's own attention, which it computes by its formula. Blocked edges get minus infinity
-there.
+A `TorchFunctionMode` replaces three functions and sets the scores of blocked edges to minus infinity in each: softmax
+of the scores [rows, heads, queries, keys]; logsumexp of the scores, by which some models scale the result; and
+`scaled_dot_product_attention`, which is computed by its formula.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 Edge = tuple[int, int]
-"""A query, and a key that it does not attend to."""
+"""A blocked edge: (query position, key position)."""
 
 _OF_SCORES = (functional.softmax, torch.softmax, Tensor.softmax, torch.logsumexp, Tensor.logsumexp)
 
 
 class _Knockout(TorchFunctionMode):
-    """Blocks edges while `active`, and counts how often."""
+    """A mode that blocks edges while `active`, and counts the calls that it changed."""
 
     def __init__(self, edges: Sequence[Edge], tokens: int):
         super().__init__()
@@ -39,7 +39,7 @@ class _Knockout(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _are_scores(self, values: Tensor) -> bool:
-        # Rows and heads may be one dimension; a router's probabilities have no column for each token.
+        # Rows and heads can share a dimension. A router's logits do not have tokens as columns.
         square = values.dim() == 3 and values.shape[1:] == (self.tokens, self.tokens)
         return square or (values.dim() == 4 and values.shape[-2] == self.tokens)
 
@@ -94,11 +94,14 @@ def _active_inside(mode: _Knockout, model: Any, blocks: Sequence[str]) -> Iterat
 
 @torch.no_grad()
 def knocked_out(model: Any, ids: Sequence[int], blocks: Sequence[str], edges: Sequence[Edge]) -> Tensor:
-    """Probabilities of the next token with edges blocked in these blocks; edges from a later key are none."""
+    """Return the next token's probabilities with edges blocked in some blocks.
+
+    Edges to later keys are ignored, since causal attention blocks them.
+    """
     edges = [(query, key) for query, key in edges if key <= query]
     mode = _Knockout(edges, len(ids))
     with _active_inside(mode, model, blocks):
         logits = model(torch.tensor([list(ids)])).logits[0, -1]
     if blocks and edges and not mode.blocked:
-        raise RuntimeError("No attention was seen.")
+        raise RuntimeError("The model called no attention function that this mode replaces.")
     return torch.softmax(logits.double(), dim=-1)

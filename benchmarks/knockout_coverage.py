@@ -1,12 +1,13 @@
-"""Blocks attention in a tiny random model of every text decoder that transformers knows, and counts what is right.
+"""Check attention knockout on a tiny random model of every text decoder in transformers.
 
     OMP_NUM_THREADS=1 python benchmarks/knockout_coverage.py             # all
     OMP_NUM_THREADS=1 python benchmarks/knockout_coverage.py gpt2 llama  # some
 
-For each type: which layers' attention can be blocked, or why none; every cell of a knockout map by the full sweep
-against attention computed by hand (`knockout_by_hand.py`); and the engine that is chosen against the full sweep, on
-prompts of several lengths, one of them longer than every window and chunk. A type is wrong where either is off by more
-than 1e-5, or 1e-3 of the largest effect. Models are built with the first seed for which a knockout moves the answer.
+For each type the script reports the layers whose attention can be blocked, or the reason why none can. It compares
+every cell of a knockout map by the full sweep with attention computed by hand (`knockout_by_hand.py`), and the chosen
+engine with the full sweep. The prompts have several lengths, and one is longer than every window and chunk. A type is
+wrong if a difference is larger than 1e-5, or than 1e-3 of the largest effect. Models are built with the first seed for
+which a knockout changes the answer's probability.
 """
 
 from __future__ import annotations
@@ -33,12 +34,12 @@ from causal_tracer.sweep.engine import choose_engine
 from causal_tracer.sweep.plan import Cell, knockout_plan
 
 LENGTHS = {7: 2, TOKENS: 3, 40: 1}
-"""Lengths of prompts, each with a window."""
+"""The lengths of the prompts, each with its window."""
 
 
 @dataclass
 class Report:
-    """What was found out about one type."""
+    """The findings for one model type."""
 
     type: str
     layers: str = ""
@@ -51,7 +52,7 @@ class Report:
 
     @property
     def state(self) -> str:
-        """One word."""
+        """The outcome in one word: "refused", "error", "insensitive", "right" or "wrong"."""
         if self.refused or self.error:
             return "refused" if self.refused else "error"
         limit = min(1e-5, 1e-3 * self.effect)
@@ -67,7 +68,7 @@ def cells_of(base: Base, window: int, query: int) -> tuple[Cell, ...]:
 
 
 def examine(model_type: str) -> Report:
-    """Everything about one type; errors are put down in the report."""
+    """Run all checks of one type and return the report, also if there was an error."""
     report = Report(model_type)
     try:
         base = _sensitive_base(report)
@@ -82,7 +83,7 @@ def examine(model_type: str) -> Report:
 
 
 def _clean(base: Base) -> Base:
-    """Return the same with the clean run as the run that is intervened in."""
+    """Return a copy in which interventions are made in the clean run."""
     start, end = base.prompt.subject_range
     embedded = base.traced.embedding(torch.tensor([base.prompt.input_ids[start:end]])).detach().float()
     return replace(base, corrupted=replace(base.corrupted, embeddings=embedded, scores=torch.tensor([base.high])))
@@ -132,11 +133,11 @@ def _compare_resumed(report: Report, base: Base) -> None:
 
 
 def main() -> None:
-    """Examine the types asked for, print a line for each, and the counts."""
+    """Check the given types, and print a line for each and the counts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("types", nargs="*", help="types as transformers names them; all, if none are given")
-    parser.add_argument("--jobs", type=int, default=2, help="types done at once")
-    parser.add_argument("--seconds", type=int, default=200, help="time limit of a type")
+    parser.add_argument("types", nargs="*", help="model types, by their names in transformers (default: all)")
+    parser.add_argument("--jobs", type=int, default=2, help="number of processes at a time")
+    parser.add_argument("--seconds", type=int, default=200, help="time limit for each type")
     given = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.disable(logging.CRITICAL)

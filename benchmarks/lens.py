@@ -1,12 +1,13 @@
-"""The logit lens here and with nnsight: the same numbers, their times, and the floor of both.
+"""Compare the logit lens of this project with nnsight's: numbers, times, and the floor of both.
 
     python -m venv peer_nn
     peer_nn/bin/pip install torch==2.13.0 transformers==5.24.0 nnsight
     python benchmarks/lens.py --peer peer_nn/bin/python --rounds 7
 
-Both read the same model and prompt with equal threads, in processes of their own, by turns. Each gives, for every token
-and layer, the five most probable tokens, the answer's probability and rank, and the entropy. The floor is the bare
-matrix product: (tokens x layers) rows by d_model by vocabulary, in the same process as this project's lens.
+Both use the same model, prompt and number of threads, in their own processes, and take turns. Each computes, for every
+token and layer, the five most probable tokens, the answer's probability and rank, and the entropy. The floor is the
+time of the matrix product alone: (tokens x layers) rows by d_model by vocabulary, in the process of this project's
+lens.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ PROMPT, ANSWER, TOP = "The Space Needle is located in the city of", " Seattle", 
 
 
 def this_lens(folder: str) -> Callable[[str], dict[str, Any]]:
-    """Return calls of this project's lens, of the bare product, and of a run of the model."""
+    """Return a function that calls this project's lens, the matrix product, or the model, by name."""
     import torch
 
     from causal_tracer import CausalTracer
@@ -63,7 +64,7 @@ def this_lens(folder: str) -> Callable[[str], dict[str, Any]]:
 
 
 def nnsight_lens(folder: str) -> Callable[[str], dict[str, Any]]:
-    """Return calls of the lens with nnsight, as its documentation has it, with this project's numbers read off it."""
+    """Return a function that computes the lens with nnsight as in its documentation, with this project's numbers."""
     import torch
     from nnsight import LanguageModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -94,11 +95,11 @@ def nnsight_lens(folder: str) -> Callable[[str], dict[str, Any]]:
 
 
 def work(which: str, folder: str, threads: int) -> None:
-    """Answer each line on standard input, a call's name, with its seconds and its result."""
+    """Read a call's name from each line of standard input, and answer with its time and its result."""
     import torch
 
     torch.set_num_threads(threads)
-    # Only what is answered may stand on standard output.
+    # Standard output is for answers only, so other output goes to standard error.
     answers, sys.stdout = sys.stdout, sys.stderr
     call = this_lens(folder) if which == "this" else nnsight_lens(folder)
     for line in sys.stdin:
@@ -110,7 +111,7 @@ def work(which: str, folder: str, threads: int) -> None:
 
 
 class Worker:
-    """A process that reads the lens on request."""
+    """A process that computes the lens on request."""
 
     def __init__(self, python: str, which: str, folder: str, threads: int) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
@@ -130,13 +131,13 @@ class Worker:
         stdin.flush()
         line = stdout.readline()
         if not line:
-            raise SystemExit("A worker stopped.")
+            raise SystemExit("A worker process ended.")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
 
 def differences(first: dict[str, Any], second: dict[str, Any]) -> dict[str, float]:
-    """Return the largest difference of each of the numbers; of ids and ranks, how many differ."""
+    """Return the largest absolute difference of each quantity, or for ids and ranks the number of differing ones."""
     import torch
 
     found = {}

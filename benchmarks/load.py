@@ -1,14 +1,16 @@
-"""Fifty clients on one app for three minutes, on loopback: does it stay up, right, flat and quick?
+"""Load test: fifty clients on one app for three minutes, on loopback.
 
     python benchmarks/load.py                             # the embedded model
     python benchmarks/load.py --seconds 60 --clients 20   # shorter
 
-Starts the app in a process of its own, with its results in a new folder. The clients ask for known results, new ones
-(small), lenses and patched runs, nonsense and looks at prompts, and leave some runs half way. It ends with status 1
-where an answer was neither a right result nor a refusal in words, where memory grew by more than a twentieth from the
-second third to the last (medians, since a run takes some while it lasts), or where the 95th percentile of known results
-was above 300 ms. The app's caches are given so little that they are full after the first third: what grows then would
-grow for ever. Needs httpx and psutil, which come with the app.
+The app runs in its own process, with its results in a new folder. The clients request known results, small new maps,
+lenses and patched runs, inspections of prompts, and invalid maps, and abandon some runs.
+
+The exit status is 1 in three cases: an answer was neither a correct result nor a refusal with the expected message;
+memory grew by more than a twentieth from the second third of the time to the last one (medians, since a run takes
+memory while it lasts); or the 95th percentile of the time of known results was above 300 ms. The app's caches are so
+small that they are full after the first third, so that later growth is a leak. Needs httpx and psutil, which are
+installed with the app.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ KNOWN: tuple[dict[str, Any], ...] = tuple(
 )
 LENS = {"request": {"prompt": PROMPT}}
 PATCH = {"source": PROMPT, "base": "The Eiffel Tower is located in the city of", "pairs": [[[-1, 8], [-1, 8]]]}
-NONSENSE: tuple[tuple[dict[str, Any], str], ...] = (
+INVALID: tuple[tuple[dict[str, Any], str], ...] = (
     ({"prompt": ""}, "The prompt is empty"),
     ({"subject": "Eiffel <b>Tower</b>"}, "is not in the prompt"),
     ({"samples": 0}, "samples=0"),
@@ -54,7 +56,7 @@ NONSENSE: tuple[tuple[dict[str, Any], str], ...] = (
     ({"prompt": "word " * 3000}, "CAUSAL_TRACER_MAX_PROMPT_TOKENS"),
     ({"noise": -1}, "is not a noise level"),
 )
-BUSY = ("requests are waiting already", "CAUSAL_TRACER_MAX_CLIENT", "Queue is full")
+BUSY = ("waiting already", "CAUSAL_TRACER_MAX_CLIENT", "Queue is full")
 SMALL_CACHES = {
     "CAUSAL_TRACER_MAX_CLIENT_RUNS": "0",
     "CAUSAL_TRACER_MAX_SESSIONS": "300",
@@ -65,7 +67,7 @@ MOST_P95, MOST_GROWTH = 0.3, 0.05
 
 @dataclass
 class Report:
-    """What the clients saw."""
+    """The clients' observations: counts, times of known results, wrong answers, and the app's memory over time."""
 
     counts: Counter[str] = field(default_factory=Counter)
     known_seconds: list[float] = field(default_factory=list)
@@ -74,7 +76,7 @@ class Report:
 
 
 def main() -> int:
-    """Run the test and print what came of it."""
+    """Run the test and print the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--clients", type=int, default=50)
@@ -99,7 +101,7 @@ def main() -> int:
 
 
 async def play(address: str, pid: int, options: argparse.Namespace) -> Report:
-    """Warm up, then let all clients play until the time is over."""
+    """Wait for the model, run all clients until the time is over, and check the app afterwards."""
     report = Report()
     # The server closes connections that are idle for five seconds.
     limits = httpx.Limits(max_connections=None, keepalive_expiry=2)
@@ -110,7 +112,7 @@ async def play(address: str, pid: int, options: argparse.Namespace) -> Report:
         watching = asyncio.create_task(watch_memory(pid, report, end))
         await asyncio.gather(*(client(http, n, expected, report, end, options.pause) for n in range(options.clients)))
         await watching
-        # Whatever was asked for and left, the app is free again and right.
+        # After all requests, also the abandoned ones, the app must be idle and still correct.
         await free_again(http)
         for known, numbers in zip(KNOWN, expected, strict=True):
             compare(result(await ask(http, known)), numbers, report)
@@ -120,7 +122,7 @@ async def play(address: str, pid: int, options: argparse.Namespace) -> Report:
 async def client(
     http: httpx.AsyncClient, number: int, expected: Sequence[Any], report: Report, end: float, pause: float
 ) -> None:
-    """One client: a draw of what clients do, again and again."""
+    """Run one client, which takes random actions until the end."""
     draw = random.Random(number)
     while time.monotonic() < end:
         await asyncio.sleep(draw.expovariate(1 / pause))
@@ -133,7 +135,7 @@ async def client(
 
 
 async def known(http: httpx.AsyncClient, draw: random.Random, expected: Sequence[Any], report: Report) -> None:
-    """Ask for a known result: it has to be the same, soon."""
+    """Request a known result, time it, and compare it with the first one."""
     place = draw.randrange(len(KNOWN))
     begun = time.monotonic()
     answer = await ask(http, KNOWN[place])
@@ -143,27 +145,27 @@ async def known(http: httpx.AsyncClient, draw: random.Random, expected: Sequence
 
 
 async def new(http: httpx.AsyncClient, draw: random.Random, expected: Sequence[Any], report: Report) -> None:
-    """Ask for a small new map, in which the clean run is the known one."""
+    """Request a small new map, whose clean run must be the known one."""
     answer = await ask(http, small(draw))
     if not refused(answer, report):
         found = result(answer)
         cells = [score for row in found["scores"] for score in row if score is not None]
         if not (cells and all(0 <= score <= 1 for score in cells)):
-            report.wrong.append("new: scores are no probabilities")
+            report.wrong.append("new: scores are not probabilities")
         if not math.isclose(found["high_score"], expected[0]["high_score"], rel_tol=1e-5):
             report.wrong.append(f"new: high_score {found['high_score']}")
 
 
-async def nonsense(http: httpx.AsyncClient, draw: random.Random, _expected: Sequence[Any], report: Report) -> None:
-    """Ask for nonsense: the refusal has to name it."""
-    changes, words = draw.choice(NONSENSE)
+async def invalid(http: httpx.AsyncClient, draw: random.Random, _expected: Sequence[Any], report: Report) -> None:
+    """Send an invalid request, which must be refused with the expected message."""
+    changes, words = draw.choice(INVALID)
     answer = await ask(http, {"request": {"prompt": PROMPT, "subject": SUBJECT, **changes}})
     if answer[0] != "error" or words not in str(answer[1]):
-        report.wrong.append(f"nonsense {changes}: {str(answer)[:150]}"[:300])
+        report.wrong.append(f"invalid {changes}: {str(answer)[:150]}"[:300])
 
 
-async def left(http: httpx.AsyncClient, draw: random.Random, _expected: Sequence[Any], _report: Report) -> None:
-    """Begin a long run and go away."""
+async def abandon(http: httpx.AsyncClient, draw: random.Random, _expected: Sequence[Any], _report: Report) -> None:
+    """Begin a long run and close the connection before its end."""
     event = await begin(http, {"request": {**small(draw)["request"], "samples": 20}})
     async with http.stream("GET", f"/gradio_api/call/trace/{event}") as stream:
         try:
@@ -175,7 +177,7 @@ async def left(http: httpx.AsyncClient, draw: random.Random, _expected: Sequence
 
 
 async def single(http: httpx.AsyncClient, _draw: random.Random, expected: Sequence[Any], report: Report) -> None:
-    """Ask for a lens and a patched run: both have to know the prompt's answer."""
+    """Request a lens and a patched run, which must both have the prompt's answer."""
     lens = await ask_endpoint(http, "lens", [LENS])
     patched = await ask_endpoint(http, "patch", [PATCH])
     if refused(lens, report) or refused(patched, report):
@@ -186,19 +188,19 @@ async def single(http: httpx.AsyncClient, _draw: random.Random, expected: Sequen
         report.wrong.append(f"patch: {result(patched)['answers']}")
 
 
-async def look(http: httpx.AsyncClient, _draw: random.Random, expected: Sequence[Any], report: Report) -> None:
-    """Look at the prompt, and at the app's health."""
+async def inspect(http: httpx.AsyncClient, _draw: random.Random, expected: Sequence[Any], report: Report) -> None:
+    """Inspect the prompt, and read the app's health."""
     found = (await ask_endpoint(http, "inspect_prompt", [PROMPT, SUBJECT]))[1][0]
     if found["answer"]["token_id"] != expected[0]["answer_id"]:
-        report.wrong.append(f"look: {found['answer']}")
+        report.wrong.append(f"inspect: {found['answer']}")
     (await http.get("/health")).raise_for_status()
 
 
-ACTIONS = {"known": known, "new": new, "nonsense": nonsense, "left": left, "look": look, "single": single}
+ACTIONS = {"known": known, "new": new, "invalid": invalid, "abandon": abandon, "inspect": inspect, "single": single}
 
 
 def small(draw: random.Random) -> dict[str, Any]:
-    """A new map that is little work."""
+    """Return a request for a small new map."""
     layer = draw.randrange(8)
     return {
         "request": {"prompt": PROMPT, "subject": SUBJECT, "samples": 1, "seed": draw.randrange(10**6)},
@@ -207,26 +209,26 @@ def small(draw: random.Random) -> dict[str, Any]:
 
 
 async def begin(http: httpx.AsyncClient, asked: dict[str, Any]) -> str:
-    """Ask for a trace; gives the event to wait for."""
+    """Request a trace, and return the id of its event stream."""
     posted = await http.post("/gradio_api/call/trace", json={"data": [asked]})
     posted.raise_for_status()
     return str(posted.json()["event_id"])
 
 
 async def ask(http: httpx.AsyncClient, asked: dict[str, Any]) -> tuple[str, Any]:
-    """Ask for a trace; gives its last event and data."""
+    """Request a trace, and return its last event and data."""
     return await outcome(http, "trace", await begin(http, asked))
 
 
 async def ask_endpoint(http: httpx.AsyncClient, endpoint: str, data: list[Any]) -> tuple[str, Any]:
-    """Ask any endpoint; gives its last event and data."""
+    """Call an endpoint, and return its last event and data."""
     posted = await http.post(f"/gradio_api/call/{endpoint}", json={"data": data})
     posted.raise_for_status()
     return await outcome(http, endpoint, str(posted.json()["event_id"]))
 
 
 async def outcome(http: httpx.AsyncClient, endpoint: str, event: str) -> tuple[str, Any]:
-    """The last event of a stream and its data."""
+    """Read an event stream to its end, and return its last event and data."""
     kind, data = "none", "null"
     async with http.stream("GET", f"/gradio_api/call/{endpoint}/{event}") as stream:
         stream.raise_for_status()
@@ -239,14 +241,14 @@ async def outcome(http: httpx.AsyncClient, endpoint: str, event: str) -> tuple[s
 
 
 def result(answer: tuple[str, Any]) -> Any:
-    """The result in an answer."""
+    """Return the result in an answer."""
     if answer[0] != "complete":
         raise ValueError(f"no result: {answer}")
     return answer[1][0]
 
 
 def refused(answer: tuple[str, Any], report: Report) -> bool:
-    """Whether the app said, in its words, that it has no room."""
+    """Return whether the app refused a request because it is busy."""
     if answer[0] == "error" and any(words in str(answer[1]) for words in BUSY):
         report.counts["refused: busy"] += 1
         return True
@@ -254,9 +256,9 @@ def refused(answer: tuple[str, Any], report: Report) -> bool:
 
 
 def compare(found: Any, expected: Any, report: Report) -> None:
-    """Note where a result is not the one expected."""
+    """Report a result whose numbers differ from the expected ones."""
     if any(found[name] != expected[name] for name in ("scores", "high_score", "low_score", "answer_id")):
-        report.wrong.append("known: other numbers than before")
+        report.wrong.append("known: numbers differ from the first result")
 
 
 async def ready(http: httpx.AsyncClient) -> None:
@@ -268,20 +270,20 @@ async def ready(http: httpx.AsyncClient) -> None:
         except (httpx.HTTPError, ValueError):
             pass
         await asyncio.sleep(0.5)
-    raise SystemExit("The app did not come up.")
+    raise SystemExit("The app's model was not ready after five minutes.")
 
 
 async def free_again(http: httpx.AsyncClient) -> None:
-    """Wait until nothing runs."""
+    """Wait until the app has no running request."""
     for _ in range(240):
         if (await http.get("/health")).json()["running"] == 0:
             return
         await asyncio.sleep(0.5)
-    raise SystemExit("The app is still at work on what nobody waits for.")
+    raise SystemExit("The app still runs requests whose clients have gone.")
 
 
 async def watch_memory(pid: int, report: Report, end: float) -> None:
-    """Note the app's memory until the end."""
+    """Record the app's memory until the end."""
     begun = time.monotonic()
     while time.monotonic() < end:
         report.memory.append((time.monotonic() - begun, psutil.Process(pid).memory_info().rss))
@@ -289,14 +291,14 @@ async def watch_memory(pid: int, report: Report, end: float) -> None:
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """Return a free port."""
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         return int(held.getsockname()[1])
 
 
 def shown(report: Report) -> int:
-    """Print the report; gives the exit status."""
+    """Print the report, and return the exit status."""
     seconds = sorted(report.known_seconds)
     p50, p95 = statistics.median(seconds), seconds[math.ceil(0.95 * len(seconds)) - 1]
     third = len(report.memory) // 3

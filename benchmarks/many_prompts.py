@@ -1,10 +1,9 @@
-"""A hundred prompts of mixed lengths in one call, against one call for each: CPU seconds a prompt.
+"""Compare one call for a list of prompts of mixed lengths with one call for each prompt, in CPU seconds a prompt.
 
     python benchmarks/many_prompts.py --model embedded:smollm2-135m-instruct --prompts 100
 
-Lists and single calls take turns, ten prompts at a time, so that both see the same machine, and times are CPU seconds.
-By default one sample and the subject's tokens only: what is compared is the handling of many prompts, not the size of
-their maps.
+Lists of ten prompts and single calls take turns, so that both run under the same load of the machine. By default maps
+are small (one sample, only the subject's tokens), because the handling of many prompts is measured, not their maps.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ FRAMES = (
 
 
 def queries(count: int) -> list[HiddenFlowQuery]:
-    """Prompts of five lengths, mixed."""
+    """Return prompts of five lengths, mixed."""
     pairs = itertools.islice(itertools.product(SUBJECTS, FRAMES), count)
     return [HiddenFlowQuery(frame.format(subject), subject) for subject, frame in pairs]
 
@@ -58,8 +57,8 @@ def main() -> None:
     parser.add_argument("--model", default="embedded:smollm2-135m-instruct")
     parser.add_argument("--prompts", type=int, default=100)
     parser.add_argument("--samples", type=int, default=1)
-    parser.add_argument("--layers", type=int, help="restore in the last so many layers only")
-    parser.add_argument("--all-tokens", action="store_true", help="restore at all tokens, not the subject's only")
+    parser.add_argument("--layers", type=int, help="restore only in this many last layers")
+    parser.add_argument("--all-tokens", action="store_true", help="restore at all tokens, not only at the subject's")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

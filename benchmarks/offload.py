@@ -1,10 +1,10 @@
-"""How often a map loads the weights of a model that is offloaded, here and with causal-tracer 1.1.0.
+"""Count how often a map loads the weights of an offloaded model, with this project and with causal-tracer 1.1.0.
 
     python benchmarks/offload.py --peer peer/bin/python --model embedded --samples 3
 
-All weights are offloaded with accelerate and stand in a mapping that counts how often each is asked for. Printed are
-the loads of the block that was loaded most often, all that was loaded, the time, and the largest difference of the
-scores. Here the weights wait in memory; on a disk or behind a bus, the loading is what a map takes its time for.
+accelerate offloads all weights into a mapping that counts the loads of each. The table has the loads of the block that
+was loaded most often, the size of all loads, the time, and the largest difference of the scores. In this benchmark the
+offloaded weights are in memory. If they are on a disk or behind a bus, loading takes most of a map's time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
-# At the end, so that the peer's Python finds its own causal_tracer first.
+# Appended at the end, so that the peer's Python finds its own causal_tracer first.
 sys.path.append(str(ROOT))
 
 import causal_tracer  # noqa: E402
@@ -32,7 +32,7 @@ WINDOWS: dict[str, int] = {"hidden": 1, "mlp": 10, "attention": 10}
 
 
 def measure(folder: str, kinds: list[str], samples: int, **options: Any) -> dict[str, Any]:
-    """Loads, time and scores of the maps, with whichever causal_tracer is installed."""
+    """Return loads, time and scores of the maps, with the installed causal_tracer."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     size = sum(parameter.nbytes for parameter in model.parameters())
     weights = offload_counted(model)
@@ -41,7 +41,7 @@ def measure(folder: str, kinds: list[str], samples: int, **options: Any) -> dict
     )
     blocks = tracer.get_layer_names_of_kind("hidden")
     if options:
-        # The first trace checks the model.
+        # The first trace also checks the engine, and its loads are not counted.
         tracer.calculate_hidden_flow(PROMPT, SUBJECT, samples=1, start_layer=len(blocks) - 1)
     weights.loads.clear()
     begun = time.perf_counter()
@@ -58,7 +58,7 @@ def measure(folder: str, kinds: list[str], samples: int, **options: Any) -> dict
 
 
 def main() -> None:
-    """Measure, here and with the peer's Python, and print a table."""
+    """Measure in this environment and in the peer's, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peer", help="python of an environment with causal-tracer 1.1.0")
     parser.add_argument("--model", default="embedded", help="an embedded model, or a folder of a Llama-like one")
@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=3)
     parser.add_argument("--batch-sizes", nargs="*", type=int, default=[1024, 64])
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", action="store_true", help="only measure, and print the findings as JSON")
+    parser.add_argument("--json", action="store_true", help="only measure, and print the measurements as JSON")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.json:

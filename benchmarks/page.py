@@ -1,13 +1,13 @@
-"""How long a visitor waits: for the first paint, for tokens and lens while typing, for a run, Stop, and a card.
+"""Measure a visitor's waiting times: first paint, tokens and lens while typing, a run, Stop, and a card of the history.
 
     python app.py --port 7860 &
     python benchmarks/page.py http://127.0.0.1:7860/ [rounds]
 
-Needs playwright and a Chromium. Each round opens the page without a cache, as a first visitor does, and asks for
-another seed, so that no result is a kept one.
+Needs playwright and Chromium. Each round opens the page with an empty cache, as at a first visit, and uses another
+seed, so that no result is a stored one.
 
-The times of the page that opens are taken in a Chromium that nobody drives: a small extension watches the page. Where a
-debugger is attached, as Playwright is, Chromium reads Plotly several times over and takes half a second longer.
+The times of opening the page are measured in a Chromium without a debugger, by a small extension that watches the page.
+With a debugger attached, such as Playwright, Chromium parses Plotly several times and takes half a second longer.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ MANIFEST = {
     "version": "1",
     "content_scripts": [{"matches": ["http://*/*"], "js": ["clock.js"], "run_at": "document_start"}],
 }
-# At each frame: what is there now, and was not before?
+# Reports each element once, at the first frame that has it.
 CLOCK = """
 const waited = {
   'story': '.ct-story .ct-grid',
@@ -64,7 +64,7 @@ def main(url: str, rounds: int) -> None:
     """Measure and print a table."""
     path = os.environ.get("CHROMIUM") or shutil.which("chromium")
     if path is None:
-        raise SystemExit("There is no Chromium: install one, or name one by the variable CHROMIUM.")
+        raise SystemExit("Chromium was not found. Install it, or set the variable CHROMIUM to its path.")
     figures: dict[str, list[float]] = {}
     seed = FIRST_SEED + int(time.time()) % 100_000
     load = os.getloadavg()[0]
@@ -84,7 +84,7 @@ def main(url: str, rounds: int) -> None:
 
 @contextmanager
 def clock() -> Iterator[tuple[queue.Queue[tuple[str, float]], Path]]:
-    """Where the extension's times come in, and the extension's folder."""
+    """Yield a queue that receives the extension's times, and the extension's folder."""
     times: queue.Queue[tuple[str, float]] = queue.Queue()
 
     class Answer(BaseHTTPRequestHandler):
@@ -96,7 +96,7 @@ def clock() -> Iterator[tuple[queue.Queue[tuple[str, float]], Path]]:
             self.end_headers()
 
         def log_message(self, *_: Any) -> None:
-            """Nothing: the table is what is printed."""
+            """Print nothing, to keep the output to the table."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server, tempfile.TemporaryDirectory() as folder:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -108,7 +108,7 @@ def clock() -> Iterator[tuple[queue.Queue[tuple[str, float]], Path]]:
 
 
 def opened(path: str, url: str, times: queue.Queue[tuple[str, float]], extension: Path) -> dict[str, float]:
-    """One first visitor: when the story and the stored map were there, from the start of the navigation on."""
+    """Open the page as at a first visit, and return the times until the story and the stored map are there."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         process = subprocess.Popen(
             [
@@ -126,7 +126,7 @@ def opened(path: str, url: str, times: queue.Queue[tuple[str, float]], extension
 
 
 def visit(browser: Any, url: str, seed: int) -> dict[str, float]:
-    """One visitor who types another prompt, runs it, stops, runs again, and goes back to the first result."""
+    """Type a prompt, run it, stop it, run it again, and open its card later; return the time of each step."""
     context = browser.new_context(viewport={"width": 1280, "height": 800})
     page = context.new_page()
     page.set_default_timeout(120_000)
@@ -151,21 +151,21 @@ def visit(browser: Any, url: str, seed: int) -> dict[str, float]:
     whole = time.perf_counter() - pressed
     words = page.locator("#ct-status-hidden").inner_text()
     if not re.search(r"restored runs in", words):
-        raise SystemExit(f"This round measured nothing: {words!r}")
+        raise SystemExit(f"The run of this round was not computed: {words!r}")
     found |= {"first cells after Run": first, "Stop": stopped, "whole map after Run": whole}
-    # The card of that run, after the fields have changed.
+    # The card is opened after the fields have changed.
     page.locator("#ct-prompt textarea").first.fill(PROMPT)
     _chips(page, "Space")
     pressed = time.perf_counter()
     page.locator("#ct-history [data-open]").first.click()
-    _status(page, "Restored from the history")
+    _status(page, "Opened from the history")
     page.wait_for_function("document.querySelector('#ct-numbers-hidden').innerText.includes('Paris')")
     context.close()
     return {**found, "a card of the history": time.perf_counter() - pressed}
 
 
 def _typed(page: Any) -> dict[str, float]:
-    """Type another prompt, and wait for its tokens and its lens from the last key on."""
+    """Type another prompt, and return the times from the last key until its tokens and its lens are there."""
     box = page.locator("#ct-prompt textarea").first
     box.fill(TYPED[:-1])
     _chips(page, "France")
@@ -181,7 +181,7 @@ def _typed(page: Any) -> dict[str, float]:
 
 
 def _chips(page: Any, token: str) -> None:
-    """Wait until the prompt's tokens have this text, and the model's answers stand below them."""
+    """Wait until a token of the prompt has this text, and the model's answers are there."""
     page.wait_for_function(
         "token => [...document.querySelectorAll('#ct-chips [data-token]')].some(chip => chip.innerText === token) "
         "&& document.querySelector('#ct-chips [data-answer]')",

@@ -1,9 +1,9 @@
-"""Whether a page that stays open grows: its elements and its memory over twenty streamed runs.
+"""Measure whether an open page grows over twenty streamed runs: its elements, nodes, listeners and memory.
 
     CAUSAL_TRACER_RESULTS_FOLDER=off python app.py --port 7860 &
     python benchmarks/page_memory.py http://127.0.0.1:7860/ [runs]
 
-Needs playwright and a Chromium. Each run has another seed, so that none is a kept result. Memory is read after a
+Needs playwright and Chromium. Each run has another seed, so that no result is a stored one. Memory is read after a
 garbage collection.
 """
 
@@ -26,7 +26,7 @@ def main(url: str, runs: int) -> None:
     """Run, measure and print a line for each run."""
     path = os.environ.get("CHROMIUM") or shutil.which("chromium")
     if path is None:
-        raise SystemExit("There is no Chromium: install one, or name one by the variable CHROMIUM.")
+        raise SystemExit("Chromium was not found. Install it, or set the variable CHROMIUM to its path.")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=OPTIONS)
         page = browser.new_context(viewport={"width": 1280, "height": 800}).new_page()
@@ -50,11 +50,11 @@ def _run(page: Any, seed: int) -> None:
     done = page.locator("#ct-status-hidden .ct-status:not([data-earlier])").filter(has_text=re.compile("^Done"))
     done.wait_for()
     if "restored runs in" not in done.inner_text():
-        raise SystemExit(f"This run measured nothing: {done.inner_text()!r}")
+        raise SystemExit(f"This run was not computed: {done.inner_text()!r}")
 
 
 def _counts(page: Any, probe: Any) -> str:
-    """Return the page's elements, all nodes that are held, event listeners and memory, as text."""
+    """Return the numbers of elements, nodes in memory and event listeners, and the memory in MiB, as text."""
     probe.send("HeapProfiler.collectGarbage")
     metrics = {each["name"]: each["value"] for each in probe.send("Performance.getMetrics")["metrics"]}
     elements = page.evaluate("document.querySelectorAll('*').length")

@@ -22,8 +22,8 @@ class Tool:
 
     Attributes:
         script: Its script in `peer_tools/`.
-        batch_rows: Batch rows of a forward pass: the fastest that were tried. This project finds its own number.
-        installs: What is given to pip, one installation after the other; if nothing, the tool runs in this environment.
+        batch_rows: Batch rows of a forward pass, the fastest number of those tried; 0 lets the tool choose.
+        installs: The arguments of each `pip install`, in order; empty for a tool that runs in this environment.
     """
 
     script: str
@@ -38,7 +38,7 @@ TOOLS: Mapping[str, Tool] = {
     "causal-tracer 1.1.0": Tool(
         "by_version_one.py",
         32,
-        # It asks for older libraries, and runs with these.
+        # --no-deps: it requires older libraries, but runs with these.
         ((*_COMMON, "accelerate", "matplotlib", "tqdm"), ("--no-deps", "causal-tracer==1.1.0")),
     ),
     "nnsight 0.8.1": Tool("by_nnsight.py", 180, _NNSIGHT),
@@ -46,7 +46,7 @@ TOOLS: Mapping[str, Tool] = {
     "TransformerLens 4.3.0": Tool("by_transformer_lens.py", 180, ((*_COMMON, "transformer-lens==4.3.0"),)),
     "pyvene 0.1.8": Tool("by_pyvene.py", 100, ((*_COMMON, "pyvene==0.1.8"),)),
 }
-"""By name, in the order of a round. Tools with the same installations share an environment."""
+"""The tools by name, in the order of a round. Tools with equal `installs` share an environment."""
 
 
 def environment(tool: Tool, folder: Path) -> Path:
@@ -62,7 +62,7 @@ def installations(tool: Tool, folder: Path) -> list[list[str]]:
 
 
 def install(tool: Tool, folder: Path) -> str:
-    """Make a tool's environment unless it is there as pinned, and return its Python."""
+    """Make a tool's environment unless it exists with the pinned versions, and return its Python."""
     if not tool.installs:
         return sys.executable
     place, pinned = environment(tool, folder), json.dumps(tool.installs)
@@ -85,9 +85,9 @@ class Worker:
     Args:
         python: The environment's Python.
         tool: The tool.
-        model_folder: The model's files.
-        threads: Threads that it computes with.
-        log: File for what it writes on standard error.
+        model_folder: The folder of the model.
+        threads: Number of threads.
+        log: The file for the process's standard error.
     """
 
     def __init__(self, python: str, tool: Tool, model_folder: str, threads: int, log: Path) -> None:
@@ -109,10 +109,10 @@ class Worker:
             )
 
     def ask(self, task: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a map and its figures.
+        """Return a map with its time and memory.
 
         Raises:
-            ToolError: The process ended; the message is its last line.
+            ToolError: The process ended. The message is the last line of its log.
         """
         stdin, stdout = self._process.stdin, self._process.stdout
         if stdin is None or stdout is None:
@@ -123,7 +123,7 @@ class Worker:
         except BrokenPipeError as error:
             raise ToolError(self._last_line()) from error
         for line in stdout:
-            # Tools print lines of their own.
+            # Other lines are the tool's own output.
             if line.startswith(ANSWER):
                 answer: dict[str, Any] = json.loads(line.removeprefix(ANSWER))
                 return answer

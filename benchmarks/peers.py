@@ -1,13 +1,14 @@
-"""The same maps by this project and by the tools that its readers may use instead: numbers, times, peak memory.
+"""Compute the same maps with this project and with other tools, and compare numbers, times and peak memory.
 
     python benchmarks/peers.py --rounds 3
-    python benchmarks/peers.py --layers 8 10 --samples 2    # a slice: are the numbers equal?
+    python benchmarks/peers.py --layers 8 10 --samples 2    # a few layers, to compare the numbers
 
-The script makes an environment for each tool, from the releases that `peer_environments.py` pins. Each tool traces in a
-process of its own, with the same model folder, noise, threads and dtype (float32), as its best user would write it
-(`peer_tools/`): many runs in a forward pass and the logits of the last token only, where the tool allows that. Loading
-the model and a small map that warms up are not timed; a map's clean and corrupted runs are. Tools take turns in each
-round. Given are medians; no time is left out. A map that differs from this project's by more than 1e-4 is marked wrong.
+The script makes an environment for each tool, with the releases pinned in `peer_environments.py`. Each tool traces in
+its own process, with the same model folder, noise, number of threads and dtype (float32). The code for each tool
+(`peer_tools/`) is written for speed: many runs in a forward pass, and only the logits of the last token, if the tool
+allows that. Loading the model and a small first map are not timed; a map's clean and corrupted runs are. Tools take
+turns in each round. The tables have medians over all rounds. A map that differs from this project's by more than 1e-4
+is marked wrong.
 """
 
 from __future__ import annotations
@@ -44,13 +45,13 @@ Task = dict[str, Any]
 
 @dataclass(frozen=True)
 class Timing:
-    """One map by one tool.
+    """The measurements of one map by one tool.
 
     Attributes:
-        seconds: Its time.
-        peak_mib: The process's peak resident memory while it ran, the model included.
-        idle_mib: The process's resident memory after the map that warmed it up.
-        difference: Largest difference of its numbers from this project's.
+        seconds: The time of the map.
+        peak_mib: The process's peak resident memory during the map, with the model.
+        idle_mib: The process's resident memory after the first small map.
+        difference: The largest difference of the map's numbers from this project's.
     """
 
     seconds: float
@@ -60,11 +61,11 @@ class Timing:
 
 
 def largest_difference(first: Mapping[str, Any], second: Mapping[str, Any]) -> float:
-    """Return the largest difference of two maps' probabilities; infinite where one is not a number.
+    """Return the largest difference of two maps' probabilities; infinite if one of them is NaN.
 
     Args:
-        first: Scores [tokens, layers], and the low and high score.
-        second: The same.
+        first: A map, with "scores" [tokens, layers], "low" and "high".
+        second: The other map.
     """
     pairs = [(first[name], second[name]) for name in ("low", "high")]
     for row, other in zip(first["scores"], second["scores"], strict=True):
@@ -74,7 +75,7 @@ def largest_difference(first: Mapping[str, Any], second: Mapping[str, Any]) -> f
 
 
 def table(timings: Mapping[str, Sequence[Timing]], errors: Mapping[str, str]) -> Iterator[str]:
-    """Yield the lines of one map's table. A tool that failed has its error there."""
+    """Yield the lines of one map's table. The line of a tool that failed has its error."""
     yield "| tool | seconds, median (lowest to highest) | times this | largest difference | peak memory (beyond idle) |"
     yield "|---|---|---|---|---|"
     mine = statistics.median(timing.seconds for timing in timings[THIS])
@@ -92,7 +93,7 @@ def table(timings: Mapping[str, Sequence[Timing]], errors: Mapping[str, str]) ->
 
 
 def shared_fields(tracer: CausalTracer) -> Task:
-    """Return what all tasks on a model have in common, found by this project."""
+    """Return the fields that all tasks on a model share, computed by this project."""
     prompt = prompt_for(tracer.context, PROMPT, SUBJECT)
     return {
         "prompt": PROMPT,
@@ -118,14 +119,14 @@ def save_noise(tracer: CausalTracer, samples: int, folder: Path) -> str:
 def measure(
     workers: Mapping[str, Worker], warm_up: Task, asked: Mapping[str, Task], rounds: int, once: Sequence[str]
 ) -> Iterator[tuple[str, dict[str, list[Timing]], dict[str, str]]]:
-    """Yield each site with its timings by tool, and with the error of each tool that failed.
+    """Yield each site with its timings by tool, and the errors of tools that failed.
 
     Args:
         workers: The tools' processes, this project's first.
-        warm_up: A small map that each computes first.
+        warm_up: A small map that each tool computes first.
         asked: The maps, by site.
-        rounds: How often each is computed.
-        once: Tools that compute it in the first round only.
+        rounds: Number of rounds; each computes every map once.
+        once: Tools that run in the first round only.
     """
     errors: dict[str, str] = {}
 
@@ -195,9 +196,11 @@ def main() -> None:
     parser.add_argument("--sites", nargs="*", default=list(WINDOWS), choices=list(WINDOWS))
     parser.add_argument("--tools", nargs="*", default=list(TOOLS), choices=list(TOOLS), help="this project always runs")
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--once", nargs="*", default=[], choices=[*TOOLS][1:], help="tools of the first round only")
+    parser.add_argument(
+        "--once", nargs="*", default=[], choices=[*TOOLS][1:], help="tools that run in the first round only"
+    )
     parser.add_argument("--samples", type=int, default=10)
-    parser.add_argument("--layers", type=int, nargs=2, help="first layer, and one past the last; all if not given")
+    parser.add_argument("--layers", type=int, nargs=2, help="first layer, and one past the last (default: all)")
     parser.add_argument("--noise", type=float, default=1.0)
     parser.add_argument("--batch-rows", type=int, help="batch rows of a forward pass, for all tools")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)

@@ -1,11 +1,11 @@
-"""How far half precision is from float32: the largest difference of a score, with and without the cache shortcut.
+"""Measure the largest difference of scores in half precision from float32, by each engine.
 
     python benchmarks/precision.py --models embedded embedded:smollm2-135m-instruct --dtypes bfloat16 float16
 
-Cells of the subject's tokens and the last one, in all layers, with the paper's windows (1, 10, 10). Each dtype runs
-with the same noise and answer as float32, three times over: the whole model anew for every cell ("full"), resumed in
-depth only, and resumed in depth and position, where the tokens before are in a cache. Differences are of probabilities,
-and of the mean over the samples; the total effect stands beside them for comparison.
+The cells are those of the subject's tokens and the last token, in all layers, with the paper's windows (1, 10, 10).
+Each dtype uses the noise and the answer of float32. It runs by three engines: the whole model for every cell ("full"),
+resumed in depth only, and resumed in depth and position, with earlier tokens in a key/value cache. Differences are
+those of probabilities, as means over samples. The total effect is given for comparison.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ ENGINES = {mode.name: EngineCheck(mode, ()) for mode in RESUME_MODES if mode.nam
 
 
 def maps_of(tracer: CausalTracer, engine: str, samples: int, answer_id: int | None) -> dict[str, HiddenFlow]:
-    """The maps, computed by this engine, whatever the check of the model says."""
+    """Return the maps computed by this engine, also if the engine's check on the model would refuse it."""
     prompt = make_prompt(tracer.tokenizer, PROMPT, SUBJECT)
     positions = (*range(*prompt.subject_range), len(prompt) - 1)
     request = TraceRequest(PROMPT, SUBJECT, samples=samples, answer_id=answer_id)
@@ -48,7 +48,7 @@ def maps_of(tracer: CausalTracer, engine: str, samples: int, answer_id: int | No
 
 
 def difference(found: HiddenFlow, expected: HiddenFlow) -> float:
-    """Largest |difference| of the scores; infinite where one map has cells that the other lacks."""
+    """Return the largest absolute difference of scores; infinite if only one of the maps has a cell."""
     if not torch.equal(found.scores.isnan(), expected.scores.isnan()):
         return math.inf
     return float((found.scores - expected.scores).nan_to_num().abs().max())
@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", default=["embedded", "embedded:smollm2-135m-instruct"])
     parser.add_argument("--dtypes", nargs="*", default=["bfloat16", "float16"])
     parser.add_argument("--sweeps", nargs="*", default=list(ENGINES), choices=list(ENGINES))
-    parser.add_argument("--noise", type=float, help="by default three standard deviations of the embedding")
+    parser.add_argument("--noise", type=float, help="noise level (default: three standard deviations of the embedding)")
     parser.add_argument("--samples", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()

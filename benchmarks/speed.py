@@ -1,15 +1,17 @@
-"""This project against causal-tracer 1.1.0: time, memory, and the largest difference of their scores.
+"""Compare this project with causal-tracer 1.1.0: time, memory, and the largest difference of the scores.
 
     python -m venv peer
     peer/bin/pip install torch==2.13.0 transformers accelerate matplotlib tqdm
     peer/bin/pip install --no-deps causal-tracer==1.1.0
     python benchmarks/speed.py --peer peer/bin/python --model embedded --rounds 3
 
-Both run the same model, prompt, noise, seed and threads, in processes of their own, one after the other in each round.
-Given are medians over rounds. The floor is the time that the operations which no exact sweep can avoid would take at
-the best rate of a 2048-cubed float32 matrix product: every block from the one where a run departs from the corrupted
-run, at every token from the restored one on, and one head row a run; attention scores are left out. The rate is
-measured before and after each round, and a round in which it moved by more than a fifth is dropped.
+Both use the same model, prompt, noise, seed and number of threads. Each runs in its own process, and they take turns in
+each round. The table has medians over rounds.
+
+The floor is the time for the operations that every exact sweep needs, at the best rate of a 2048 x 2048 float32 matrix
+product. These operations are, for each run: all blocks from the one where the run departs from the corrupted run, at
+all tokens from the restored one on, and the head at one token. Attention scores are not counted. The rate is measured
+before and after each round. A round in which the rate changed by more than a fifth is dropped.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ CASES = {
 
 
 class Worker:
-    """A process that traces on request."""
+    """A worker process, which traces on request (`worker.py`)."""
 
     def __init__(self, python: str, folder: str, noise: float, threads: int, *, ours: bool) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
@@ -50,7 +52,7 @@ class Worker:
         )
 
     def ask(self, call: str, **request: Any) -> Any:
-        """The answer to one request."""
+        """Send a request and return its result."""
         stdin, stdout = self._process.stdin, self._process.stdout
         if stdin is None or stdout is None:
             raise SystemExit("A worker has no pipes.")
@@ -58,12 +60,12 @@ class Worker:
         stdin.flush()
         line = stdout.readline()
         if not line:
-            raise SystemExit("A worker stopped; run benchmarks/worker.py by hand to see why.")
+            raise SystemExit("A worker process ended. Run benchmarks/worker.py by hand to see its error.")
         return json.loads(line)
 
 
 def largest_difference(first: dict[str, Any], second: dict[str, Any]) -> float:
-    """Largest |difference| of the scores of two traces."""
+    """Return the largest absolute difference of the scores of two traces."""
     return max(
         abs(a - b)
         for kind in first["scores"]

@@ -1,10 +1,10 @@
-"""A study's estimate of its own cost against what it then takes.
+"""Compare the estimated cost of a study with its real cost.
 
     python benchmarks/study.py --model embedded --limit 6 --samples 2
 
-Both are given in processor seconds, so that other work on the machine does not matter, and in wall-clock seconds. The
-estimate is made by `causal_tracer.study.cost`, which `causal-tracer study --dry-run` prints; what it takes is the time
-from the first fact to the last of `run_study` on the same facts, without loading the model.
+Both are given in CPU seconds, which depend less on other load of the machine, and in wall-clock seconds. The estimate
+is that of `causal_tracer.study.cost`, which `causal-tracer study --dry-run` prints. The real cost is the time of
+`run_study` on the same facts, without loading the model.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ def main() -> None:
     wanted = alternating_relations(facts)[: arguments.limit]
     begun = time.perf_counter(), time.process_time()
     estimate = estimate_cost(context, settings, facts, wanted, tries=arguments.tries, clock=time.process_time)
-    looked = time.perf_counter() - begun[0], time.process_time() - begun[1]
-    # The clock that the rate was measured with also tells how much of the processor was to be had.
-    share = looked[1] / looked[0]
+    estimating = time.perf_counter() - begun[0], time.process_time() - begun[1]
+    # CPU seconds per wall-clock second turn the estimate, which is in CPU seconds, into wall-clock seconds.
+    share = estimating[1] / estimating[0]
     with tempfile.TemporaryDirectory() as folder:
         begun = time.perf_counter(), time.process_time()
         outcome = run_study(Path(folder) / "study", settings, facts, lambda: context, limit=arguments.limit)
         took = time.perf_counter() - begun[0], time.process_time() - begun[1]
     print(estimate.text())
-    print(f"estimating took {looked[0]:.0f} s, {looked[1]:.0f} of them of the processor")
+    print(f"estimating took {estimating[0]:.0f} s, and {estimating[1]:.0f} CPU seconds")
     print(f"audit: largest difference {max((found.largest for found in outcome.audit), default=0.0):.1e}")
-    print("| model | facts | samples | processor: estimate / real | off by | wall clock: estimate / real |")
+    print("| model | facts | samples | CPU: estimate / real | off by | wall clock: estimate / real |")
     print("|---|---|---|---|---|---|")
     processor, traced = estimate.hours * 3600, outcome.counts.get("traced", 0)
     print(

@@ -1,9 +1,9 @@
-"""Tiny, sensitive random models of every text decoder that transformers knows.
+"""Tiny random models of every text decoder in transformers, with weights that make them sensitive to noise.
 
-A config starts from its class's defaults. Sizes that most families name alike are set small (`SIZES`); what is named or
-bound differently stands in `OVERRIDES`. Sliding windows and chunks are shorter than the texts traced, more experts are
-there than are chosen, and heads are untied. `build` then gives the model weights with which noise on the subject moves
-the answer: a freshly initialised model answers the same whatever is done to it.
+A config starts from its class's defaults. `SIZES` sets the sizes that have the same name in most families to small
+values, and `OVERRIDES` has the other settings of single types. Sliding windows and chunks are shorter than the traced
+prompts, there are more experts than each token uses, and output heads are untied. `build` then gives the model weights
+with which noise on the subject changes the answer's probability. With its usual initialisation it would not change.
 """
 
 from __future__ import annotations
@@ -361,14 +361,14 @@ EXCLUDED: dict[str, str] = {
     "trocr": "the decoder of an encoder-decoder",
     "xlnet": "predicts in permuted orders",
 }
-"""Types of the causal-LM mapping that no rule of `decoder_types` takes out, and that are no text decoders."""
+"""Types of the causal-LM mapping that are not text decoders, but that no rule of `decoder_types` excludes."""
 
 WRAPPERS: tuple[str, ...] = tuple(
     "aria aya_vision cohere2_vision deepseek_vl emu3 fuyu gemma3 gemma4 got_ocr2 idefics2 idefics3 internvl lfm2_vl "
     "llama4 llava llava_next llava_onevision mistral3 mllama paligemma qwen2_5_vl qwen3_5 qwen3_5_moe qwen3_vl "
     "qwen3_vl_moe smolvlm video_llava vipllava".split()
 )
-"""Multimodal types whose text side is traced from token ids alone."""
+"""Multimodal types whose text model is traced from token ids alone."""
 
 AROUND_THE_STREAM: dict[str, str] = {
     "gemma3n_text": "per-layer inputs made from the embeddings, keys and values of earlier blocks",
@@ -380,7 +380,8 @@ AROUND_THE_STREAM: dict[str, str] = {
     "zaya": "the router's states",
     "gemma4": "per-layer inputs made from the embeddings, keys and values of earlier blocks",
 }
-"""Where more than the blocks' outputs goes from block to block: hidden states alone do not restore the clean run."""
+"""The state that these types pass between blocks besides the residual stream. Restored hidden states alone do not give
+the clean run."""
 
 _HYBRID_MAMBA = {"linear_attention": "mamba", "full_attention": "self_attn", "hybrid": "mamba_decoder.mamba"}
 _HYBRID_LINEAR = {
@@ -449,17 +450,18 @@ SITES: dict[str, tuple[str | dict[str, str], str | dict[str, str]]] = {
     "zamba": (_HYBRID_MAMBA, ""),
     "zamba2": (_HYBRID_MAMBA, ""),
 }
-"""Attention and MLP inside a block, as the models' source code calls them.
+"""The names of attention and MLP inside a block in the models' source code.
 
-A dictionary goes by the layer's type, "" means that the block has none. All others: ("self_attn", "mlp").
+A dictionary has the name for each layer type. "" means that the block has none. Types that are not here have
+("self_attn", "mlp").
 """
 
 
 def decoder_types() -> list[str]:
-    """The text decoders in transformers' causal-LM mapping.
+    """Return the text decoders in transformers' causal-LM mapping.
 
-    Left out are encoder-decoders (in a sequence-to-sequence mapping), encoders (in the masked-LM mapping; Reformer is
-    there too and is a decoder), multimodal types (their config has one for text, images or sound), and `EXCLUDED`.
+    Left out are encoder-decoders (in a sequence-to-sequence mapping), encoders (in the masked-LM mapping, except
+    Reformer, which is a decoder), multimodal types (with sub-configs for text, images or sound), and `EXCLUDED`.
     """
     encoder_decoders = {*MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES, *MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES}
     encoders = {*MODEL_FOR_MASKED_LM_MAPPING_NAMES} - {"reformer"}
@@ -475,12 +477,12 @@ def _is_multimodal(model_type: str) -> bool:
 
 
 def expected_sites(model_type: str, config: Any) -> tuple[list[str], list[str]]:
-    """The names of attention and MLP inside each block, as the source code has them."""
+    """Return the names of attention and MLP inside each block, as in the source code."""
     text = config.get_text_config()
     kinds = getattr(text, "layer_types", None) or getattr(text, "layers_block_type", None) or []
     count = len(kinds) or text.num_hidden_layers
     if model_type == "longcat_flash":
-        count //= 2  # it counts attentions
+        count //= 2  # its config counts attentions, two in each block
 
     def names(spec: str | dict[str, str]) -> list[str]:
         return [spec] * count if isinstance(spec, str) else [spec[kind] for kind in kinds]
@@ -490,9 +492,9 @@ def expected_sites(model_type: str, config: Any) -> tuple[list[str], list[str]]:
 
 
 def config_of(model_type: str) -> Any:
-    """The tiny config of a type."""
+    """Return the tiny config of a type."""
     config_class = CONFIG_MAPPING[model_type]
-    # What the class itself declares; a deprecated or mapped name would reach the same field twice.
+    # Only declared names: a deprecated or mapped name would set the same field twice.
     declared = {name for base in config_class.__mro__ for name in getattr(base, "__annotations__", {})}
     settings = {name: value for name, value in SIZES.items() if name in declared}
     settings.update(OVERRIDES.get(model_type, {}))
@@ -500,14 +502,14 @@ def config_of(model_type: str) -> Any:
 
 
 HEADS: dict[str, float] = {"cohere": 6.0, "cohere2": 6.0, "cohere2_moe": 6.0, "inkling_text": 4.0}
-"""Standard deviation of the head's weights, where the logits are scaled down after it."""
+"""The standard deviation of the output head's weights, for types that scale the logits down after it."""
 
 READS_EARLIER_BLOCKS = frozenset({"inkling2_text"})
-"""Where what comes after the blocks takes more than the last one's output."""
+"""Types whose final norm and head read outputs of earlier blocks, too, not only of the last one."""
 
 
 def make_sensitive(model: Any, seed: int, *, head: float = 0.4, embedding_sd: float = 0.5) -> Any:
-    """Give a model weights with which noise on the subject moves the answer; in place, in evaluation mode."""
+    """Set a model's weights in place so that noise on the subject changes the answer, and return it in eval mode."""
     generator = torch.Generator().manual_seed(seed)
     inner, outer = model.get_input_embeddings(), model.get_output_embeddings()
     parameters = sorted(model.named_parameters(), key=lambda item: item[0])
@@ -528,7 +530,7 @@ def make_sensitive(model: Any, seed: int, *, head: float = 0.4, embedding_sd: fl
 
 
 def build(model_type: str, seed: int = 0) -> Any:
-    """A tiny sensitive model of a type; the same seed gives the same weights."""
+    """Build a tiny sensitive model of a type. The same seed gives the same weights."""
     config = wrapper_config(model_type) if model_type in WRAPPERS else config_of(model_type)
     wrapper_class = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING.get(type(config), None)
     torch.manual_seed(seed)
@@ -539,7 +541,7 @@ def build(model_type: str, seed: int = 0) -> Any:
 
 
 def wrapper_config(model_type: str) -> Any:
-    """The tiny config of a multimodal type: its text side as in `config_of`, all else as small as it goes."""
+    """Return the tiny config of a multimodal type: its text part as in `config_of`, the other parts small, too."""
     config_class = CONFIG_MAPPING[model_type]
     default = config_class()
     text = default.get_text_config()
@@ -549,7 +551,7 @@ def wrapper_config(model_type: str) -> Any:
         if part is None:
             continue
         if part.model_type == text.model_type and text.model_type in CONFIG_MAPPING:
-            # A token of the vocabulary stands in for images.
+            # Some types replace image tokens by the pad token, which must be in the tiny vocabulary.
             parts[name] = {**config_of(text.model_type).to_dict(), "pad_token_id": 0}
             continue
         sizes = SIZES if part.model_type == text.model_type else _TOWER

@@ -1,11 +1,11 @@
-"""Maps between two prompts and ablations: the resumed sweep against the full one, and against nnsight where it is.
+"""Compare the resumed sweep with the full sweep, and with nnsight, on maps between two prompts and on ablations.
 
     python benchmarks/two_prompts.py                  # Gemma 3 270M, three rounds
     python benchmarks/two_prompts.py --nnsight        # also the same map by nnsight (pip install nnsight)
 
-All run in one process, one after the other in each round; given are medians. The first map, with the first-use check,
-is left out. nnsight's sweep is written as its users write it well: many cells as batch rows of one trace, the logits of
-one row each.
+All sweeps run in one process and take turns in each round; the table has medians. The first map, which includes the
+first-use check, is not counted. The nnsight sweep is written for speed: many cells as batch rows of one trace, and only
+the logits of the last token.
 """
 
 from __future__ import annotations

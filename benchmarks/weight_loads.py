@@ -1,4 +1,4 @@
-"""Counting how often offloaded weights are loaded: a model whose weights stand in a mapping that counts."""
+"""Offloading of a model whose weights are in a mapping that counts how often each weight is loaded."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch import Tensor
 
 
 class CountedWeights(Mapping[str, Tensor]):
-    """Weights by name.
+    """A mapping from names to weights that counts its look-ups.
 
     Attributes:
-        loads: How often each weight was asked for.
+        loads: The number of look-ups of each weight.
     """
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
@@ -34,16 +34,16 @@ class CountedWeights(Mapping[str, Tensor]):
 
     @property
     def loaded_bytes(self) -> int:
-        """Size of all that was loaded."""
+        """The size of all loads in bytes."""
         return sum(count * self._weights[name].nbytes for name, count in self.loads.items())
 
     def of_modules(self, modules: Sequence[str]) -> list[int]:
-        """For each module, the loads of that one of its weights which was loaded most often."""
+        """Return, for each module, the number of loads of its most often loaded weight."""
         return [max(self.loads[name] for name in self._weights if name.startswith(f"{module}.")) for module in modules]
 
 
 def offload_counted(model: Any) -> CountedWeights:
-    """Offload all weights of a model to the CPU, in place, and hand back the mapping that they are loaded from."""
+    """Offload all weights of a model to the CPU, in place, and return the mapping that they are loaded from."""
     counted = CountedWeights({name: weight.detach().clone() for name, weight in model.state_dict().items()})
     accelerate.cpu_offload(model, execution_device=torch.device("cpu"), state_dict=counted)  # type: ignore[arg-type]
     counted.loads.clear()

@@ -1,6 +1,6 @@
-"""Traces on request, with whichever `causal_tracer` its environment has: this project or causal-tracer 1.1.0.
+"""A worker process of `speed.py`, which traces with the `causal_tracer` of its environment: this project or 1.1.0.
 
-Reads one JSON request a line from stdin and answers with one JSON line on stdout; `speed.py` drives it.
+It reads one JSON request from each line of stdin, and answers with one JSON line on stdout.
 """
 
 import inspect
@@ -19,7 +19,7 @@ PEER = causal_tracer.__version__.startswith("1.")
 
 
 def peak_mib(reset: bool = False) -> float:
-    """Peak resident memory in MiB since the last reset (Linux)."""
+    """Return the peak resident memory in MiB since the last reset (Linux only)."""
     if reset:
         with open("/proc/self/clear_refs", "w") as file:
             file.write("5")
@@ -28,7 +28,7 @@ def peak_mib(reset: bool = False) -> float:
 
 
 def matrix_rate() -> float:
-    """Best rate of a 2048-cubed float32 matrix product, in GFLOP/s."""
+    """Return the best rate of a 2048 x 2048 float32 matrix product, in GFLOP/s."""
     a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
     best = 0.0
     for _ in range(6):
@@ -39,7 +39,7 @@ def matrix_rate() -> float:
 
 
 def trace(tracer: CausalTracer, request: dict) -> dict:
-    """One trace, timed: a kind, or all of them."""
+    """Trace one prompt, for one or several kinds, and return scores, time and peak memory."""
     prompt, subject, samples = request["prompt"], request["subject"], request["samples"]
     windows = request["windows"]
     before = peak_mib(reset=True)
@@ -64,7 +64,7 @@ def trace(tracer: CausalTracer, request: dict) -> dict:
 
 
 def floor(tracer: CausalTracer, request: dict) -> float:
-    """Operations that any exact sweep has to do: see `speed.py`."""
+    """Return the floating-point operations that every exact sweep needs: see `speed.py`."""
     from causal_tracer.experiment.set_up import prompt_for
     from causal_tracer.sweep.plan import map_plan, reach
 

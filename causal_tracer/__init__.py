@@ -1,4 +1,7 @@
-"""Causal tracing for decoder-only Hugging Face language models: where does a model keep this fact?"""
+"""Causal tracing for decoder-only Hugging Face language models: find where a model stores a fact.
+
+Start with `CausalTracer`. Public names are imported on first use.
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -27,8 +30,8 @@ if TYPE_CHECKING:
     from causal_tracer.tracer import CausalTracer
     from causal_tracer.tracing.loop import MapsUpdate
 
-# Imported when first asked for: a saved result opens without the engine, and tracing needs no Plotly.
-_HOMES = {
+# Imported on first use: opening a saved result does not import the engine, and tracing does not import Plotly.
+_MODULES = {
     "loading.models": ("LoadedModel", "load_model"),
     "model.layer_config": ("GPT2_LAYER_CONFIG", "LLAMA_LAYER_CONFIG", "LayerConfig", "LayerMatcher"),
     "plots.heatmap": ("plot_hidden_flow_heatmap", "save_figure"),
@@ -42,7 +45,7 @@ _HOMES = {
     "tracer": ("CausalTracer",),
     "tracing.loop": ("MapsUpdate",),
 }
-_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "GPT2_LAYER_CONFIG",
@@ -74,12 +77,12 @@ __all__ = [
 
 
 def __dir__() -> list[str]:
-    """List the public names only."""
+    """Return the public names only."""
     return sorted(__all__)
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name's module when the name is first asked for."""
-    if name not in _HOME_OF:
+    """Import a public name on first use."""
+    if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"causal_tracer.{_HOME_OF[name]}"), name)
+    return getattr(import_module(f"causal_tracer.{_MODULE_OF[name]}"), name)

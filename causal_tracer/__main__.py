@@ -1,4 +1,4 @@
-"""`python -m causal_tracer` is the command `causal-tracer`."""
+"""Run the command `causal-tracer` as `python -m causal_tracer`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Checks of what callers give: each returns the value in its own type, or raises an error that names the argument."""
+"""Checks of arguments: each returns the value in the expected type, or raises an error that names the argument."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ _repr.maxstring = _repr.maxother = 160
 
 
 def shown(value: Any) -> str:
-    """Return a value as messages quote it: its repr, cut to a readable length."""
+    """Return the repr of a value for a message, cut to a readable length."""
     try:
         text = _repr.repr(value)
     except ValueError:
-        # Python writes no number of more than some thousand digits.
+        # Python does not convert integers of more than 4300 digits to text.
         return f"<{type(value).__name__} too long to write>"
     return text if len(text) <= _LONGEST_QUOTE else f"{text[:_LONGEST_QUOTE]}…"
 
 
 def whole_number(name: str, value: Any, least: int | None = None, most: int | None = None) -> int:
-    """The value as an int.
+    """Return the value as an int from `least` to `most`.
 
     Raises:
-        SettingsError: It is not an integer, or is out of range.
+        SettingsError: The value is not an integer, or is out of range.
     """
     try:
         number = operator.index(value)
@@ -51,10 +51,10 @@ def whole_number(name: str, value: Any, least: int | None = None, most: int | No
 
 
 def real_number(name: str, value: Any) -> float:
-    """The value as a finite float.
+    """Return the value as a finite float.
 
     Raises:
-        SettingsError: It is not a number, or is NaN or infinite.
+        SettingsError: The value is not a number, or is NaN or infinite.
     """
     try:
         number = math.nan if isinstance(value, str | bytes | bytearray) else float(value)
@@ -66,10 +66,10 @@ def real_number(name: str, value: Any) -> float:
 
 
 def flag(name: str, value: Any) -> bool:
-    """The value as a bool.
+    """Return the value as a bool.
 
     Raises:
-        SettingsError: It is not True or False.
+        SettingsError: The value is not True or False.
     """
     if isinstance(value, bool) or type(value).__name__ in ("bool", "bool_"):
         return bool(value)
@@ -77,10 +77,10 @@ def flag(name: str, value: Any) -> bool:
 
 
 def text(name: str, value: Any) -> str:
-    """The value, which must be a string.
+    """Return the value if it is a string.
 
     Raises:
-        SettingsError: It is not one.
+        SettingsError: The value is not a string.
     """
     if not isinstance(value, str):
         raise SettingsError(f"{name} must be a text (given: {shown(value)}).")
@@ -88,10 +88,10 @@ def text(name: str, value: Any) -> str:
 
 
 def choice(name: str, value: Any, allowed: Iterable[str]) -> str:
-    """The value, which must be one of the allowed strings.
+    """Return the value if it is one of the allowed strings.
 
     Raises:
-        SettingsError: It is not.
+        SettingsError: The value is not one of them.
     """
     allowed = list(allowed)
     if not isinstance(value, str) or value not in allowed:
@@ -100,10 +100,10 @@ def choice(name: str, value: Any, allowed: Iterable[str]) -> str:
 
 
 def function(name: str, value: T) -> T:
-    """The value, which must be callable.
+    """Return the value if it is callable.
 
     Raises:
-        SettingsError: It is not.
+        SettingsError: The value is not callable.
     """
     if not callable(value):
         raise SettingsError(f"{name} must be a function (given: {shown(value)}).")
@@ -111,10 +111,10 @@ def function(name: str, value: T) -> T:
 
 
 def instance(name: str, value: Any, kinds: type[T]) -> T:
-    """The value, which must be an instance of a class.
+    """Return the value if it is an instance of a class.
 
     Raises:
-        SettingsError: It is not.
+        SettingsError: The value is not an instance of the class.
     """
     if not isinstance(value, kinds):
         raise SettingsError(f"{name} must be a {kinds.__name__} (given: {shown(value)}).")
@@ -122,10 +122,10 @@ def instance(name: str, value: Any, kinds: type[T]) -> T:
 
 
 def several(name: str, value: Any) -> Sequence[Any]:
-    """The items of a value that holds several, which a text does not.
+    """Return the items of an iterable as a list. Strings and bytes are rejected.
 
     Raises:
-        SettingsError: It holds none.
+        SettingsError: The value is a string, is bytes, or is not iterable.
     """
     if isinstance(value, str | bytes | bytearray):
         raise SettingsError(f"{name} must be a list (given: {shown(value)}).")
@@ -136,19 +136,19 @@ def several(name: str, value: Any) -> Sequence[Any]:
 
 
 def file_path(value: Any) -> Path:
-    """The value as a path.
+    """Return the value as a path.
 
     Raises:
-        SettingsError: It is not one.
+        SettingsError: The value is not a path.
     """
     try:
         return Path(value)
     except TypeError as error:
-        raise SettingsError(f"path must be the name of a file (given: {shown(value)}).") from error
+        raise SettingsError(f"path must be a file path (given: {shown(value)}).") from error
 
 
 def optional(check: Callable[[str, Any], T]) -> Callable[[str, Any], T | None]:
-    """A check that lets None pass."""
+    """Return a check that also accepts None."""
     return partial(_unless_none, check)
 
 

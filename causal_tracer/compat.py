@@ -1,4 +1,4 @@
-"""The calls of causal-tracer 1.1.0: the same names, arguments, orders and numbers."""
+"""The methods of causal-tracer 1.1.0: the same names, arguments, argument order and numbers."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from causal_tracer.request.sites import LayerKind
 from causal_tracer.results.flow import HiddenFlow
 
 Progress = Callable[[int, int], None]
-"""Called with (restored runs done, restored runs in all)."""
+"""Called with (restored runs done, total restored runs)."""
 
 Cancelled = Callable[[], bool]
-"""Asked as a trace goes; True stops it."""
+"""Called between batches; returning True stops the trace."""
 
 
 class VersionOneCalls(ABC):
-    """What a tracer of causal-tracer 1.1.0 is called with."""
+    """The methods of a causal-tracer 1.1.0 tracer, on top of `trace_many`."""
 
     @abstractmethod
     def trace_many(
@@ -51,30 +51,31 @@ class VersionOneCalls(ABC):
         cancelled: Cancelled | None = None,
         **settings: Any,
     ) -> HiddenFlow:
-        """Trace one prompt, with the arguments of causal-tracer 1.1.0; `CausalTracer.trace` has the paper's windows.
+        """Trace one prompt with the arguments of causal-tracer 1.1.0; `CausalTracer.trace` has the paper's windows.
 
         Args:
-            prompt: The text that the model goes on from.
-            subject: The part of it to corrupt; None has it guessed, and the result says so.
+            prompt: The text that the model continues.
+            subject: The part of the prompt to corrupt. None guesses it; the result then has `subject_guessed`.
             kind: Restore "hidden" states (a block's output), "mlp" or "attention" outputs.
-            answer_id_override: The token whose probability is read; None takes the model's own answer.
-            samples: Noise samples; all cells see the same draws.
+            answer_id_override: The token id to measure. None takes the most probable next token of the clean run.
+            samples: Number of noise samples. All cells use the same noise.
             window: Number of consecutive layers restored together, centred on the cell's layer.
             patch_seed: Seed of the noise.
-            batch_size: Rows that go through the model together; None takes what the model, the prompt's length
-                and the machine's total memory allow.
+            batch_size: Largest number of rows in a batch. None chooses it for the model, the prompt's length and the
+                machine's total memory.
             start_layer: First layer to compute.
             end_layer: One past the last layer to compute; None computes up to the last block.
             patch_subject_tokens_only: Restore at the subject's tokens only.
-            progress: Called with (runs done, runs in all) as it goes.
-            cancelled: Asked between batches; True stops the trace.
-            settings: More fields of `TraceRequest`, `MapSpec` and `RunOptions`.
+            progress: Called with (restored runs done, total restored runs).
+            cancelled: Called between batches; returning True stops the trace.
+            settings: Further fields of `TraceRequest`, `MapSpec` and `RunOptions`.
 
         Returns:
             The map. Cells that were not computed are NaN.
 
         Raises:
-            SettingsError, PromptError, SubjectError, TokenizerError: The arguments do not fit together or the model.
+            SettingsError, PromptError, SubjectError, TokenizerError: The arguments contradict each other or do not fit
+                the model.
             NumericsError: A run gave NaN or infinite logits.
             TraceCancelled: `cancelled` returned True.
         """
@@ -109,9 +110,9 @@ class VersionOneCalls(ABC):
         cancelled: Cancelled | None = None,
         **settings: Any,
     ) -> list[HiddenFlow]:
-        """Trace several prompts, of any lengths; each result equals that of the prompt alone.
+        """Trace several prompts of any lengths. Each result equals that of tracing its prompt alone.
 
-        The arguments are those of `calculate_hidden_flow`, in the order that causal-tracer 1.1.0 has here.
+        The arguments are those of `calculate_hidden_flow`, in the order of this method in causal-tracer 1.1.0.
         """
         named: dict[str, Any] = {
             "kind": kind,
@@ -138,10 +139,10 @@ class VersionOneCalls(ABC):
 
 
 def as_queries(name: str, given: Sequence[str | HiddenFlowQuery]) -> list[HiddenFlowQuery]:
-    """Return prompts as queries, those of plain text too.
+    """Return the prompts as `HiddenFlowQuery` records; a string becomes a query for that text.
 
     Raises:
-        SettingsError: One is neither.
+        SettingsError: An item is neither a string nor a `HiddenFlowQuery`.
     """
     return [
         HiddenFlowQuery(item) if isinstance(item, str) else instance(f"Each of {name}", item, HiddenFlowQuery)

@@ -1,4 +1,4 @@
-"""The exceptions this package raises on purpose.
+"""The exceptions of this package.
 
     CausalTracerError
     ├── SettingsError          an argument is of another type, out of range, or contradicts another
@@ -14,18 +14,18 @@
     ├── PicklingError          a tracer holds something that cannot be pickled
     ├── StudyError             a study's folder is damaged, in use, or was made with other settings
     │   └── FactsError         facts could not be read, or are not facts
-    ├── BusyError              the app has no room for a request now, or the request took more than its share
-    ├── ResultLostError        an open page shows a result that the app no longer has
+    ├── BusyError              the app has no capacity for a request now, or the request exceeded its limits
+    ├── ResultLostError        the app no longer has the result that an open page shows
     └── TraceCancelled         the caller asked the sweep to stop
 
-Every message says what was given, what was found, and what to do about it. torch's OutOfMemoryError, and what a
-caller's own `progress` and `cancelled` functions raise, pass through as they are. Errors about arguments are also
-`ValueError`s, so that code written for causal-tracer 1.1.0 keeps catching them.
+Every message says what is wrong, what was given, and what to do. torch's OutOfMemoryError, and exceptions raised by a
+caller's own `progress` and `cancelled` functions, are not caught or wrapped. Errors about arguments are also
+`ValueError`s, so that code written for causal-tracer 1.1.0 still catches them.
 """
 
 
 class CausalTracerError(Exception):
-    """Base of all errors raised on purpose by this package."""
+    """Base class of the exceptions of this package."""
 
 
 class SettingsError(CausalTracerError, ValueError):
@@ -57,7 +57,7 @@ class ModelStructureError(CausalTracerError):
 
 
 class NumericsError(CausalTracerError):
-    """A run gave NaN or infinite logits, or a metric or corruption NaN or infinite values."""
+    """A run gave NaN or infinite logits, or a metric or corruption gave NaN or infinite values."""
 
 
 class ResultFormatError(CausalTracerError, ValueError):
@@ -81,12 +81,12 @@ class FactsError(StudyError, ValueError):
 
 
 class ResultLostError(CausalTracerError):
-    """An open page shows a result that the app no longer has."""
+    """The app no longer has the result that an open page shows."""
 
 
 class BusyError(CausalTracerError):
-    """The app has no room for a request now, or the request took more than its share."""
+    """The app has no capacity for a request now, or the request exceeded its limits."""
 
 
 class TraceCancelled(CausalTracerError):
-    """The caller asked the sweep to stop before it was done."""
+    """The caller asked the sweep to stop before it was complete."""

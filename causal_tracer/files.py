@@ -1,4 +1,4 @@
-"""Where this package keeps files on this machine, and how it writes a file: whole or not at all."""
+"""The cache folder of this package, and atomic writes of files."""
 
 from __future__ import annotations
 
@@ -14,34 +14,35 @@ CACHE_VARIABLE = "CAUSAL_TRACER_CACHE"
 """The environment variable that names the cache folder."""
 
 PART_SUFFIX = ".part"
-"""The ending of a file that is being written; a killed process leaves one behind."""
+"""The suffix of a file that is being written. A killed process may leave such a file behind."""
 
 
 def cache_root(cache_dir: str | os.PathLike[str] | None = None, environ: Mapping[str, str] = os.environ) -> Path:
-    """Return the folder of converted models, finished results and engine checks.
+    """Return the cache folder, which holds converted models, finished results and engine checks.
 
     Args:
-        cache_dir: The folder; None takes the one that `CAUSAL_TRACER_CACHE` names, else the user's cache folder.
+        cache_dir: The folder. None takes the environment variable `CAUSAL_TRACER_CACHE`, or else the user's cache
+            folder.
         environ: The environment variables.
     """
     return Path(cache_dir or environ.get(CACHE_VARIABLE) or user_cache_path("causal-tracer")).expanduser()
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
-    """Write a file in one step: a reader, a full disk or a crash leaves the old file or the new one, never a part.
+    """Write a file atomically: after an error or a crash the path has its old content or the new one, never a part.
 
-    The folder is made if needed. A text is written as UTF-8. A pipe or a device is written to and stays what it is.
+    Missing folders are created. A string is encoded as UTF-8. A pipe or a device is written to directly.
 
     Raises:
-        OSError: The file cannot be written; what was there before is untouched.
-        UnicodeEncodeError: The text has lone surrogates.
+        OSError: The file cannot be written. Its old content is unchanged.
+        UnicodeEncodeError: The string has lone surrogates.
     """
     data = content.encode() if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and not path.is_file():
         path.write_bytes(data)
         return
-    # Resolved, so that a link stays a link.
+    # Resolved, so that a symbolic link stays a link.
     target = path.resolve()
     part = target.with_name(f".{secrets.token_hex(8)}{PART_SUFFIX}")
     try:
@@ -57,9 +58,9 @@ def write_atomically(path: Path, content: bytes | str) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the name of a new or replaced file durable.
+    """Sync a folder to disk, so that the name of a new or replaced file in it is durable.
 
-    Some file systems refuse to sync a folder; the file is in place all the same, so that is no error.
+    Errors are ignored: some file systems cannot sync a folder, and the file itself is already in place.
     """
     if os.name != "posix":
         return

@@ -1,4 +1,4 @@
-"""What a tracer reads off single runs: the logit lens, and patched runs."""
+"""The methods of `CausalTracer` that read a single run instead of a sweep: the logit lens and patched runs."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from causal_tracer.tracing.patched import Pair, patched_run
 
 
 class SingleRunCalls(ABC):
-    """The calls of a tracer that read a single run, without a sweep."""
+    """The methods `lens` and `patch` of a tracer."""
 
     @property
     @abstractmethod
     def context(self) -> TracingContext:
-        """Model, tokenizer and noise, as the functions of the engine take them."""
+        """The model, tokenizer and noise level, as the engine's functions take them."""
 
     def lens(
         self,
@@ -38,24 +38,25 @@ class SingleRunCalls(ABC):
         options: RunOptions | None = None,
         **settings: Any,
     ) -> LogitLens:
-        """Read the residual stream after each block through the model's own final norm and head.
+        """Return the logit lens of one run: the residual stream after each block, read by the final norm and head.
 
-        By default of the clean run, which needs no subject. Runs with noise are averaged: each cell shows the mean of
-        the probabilities over samples, with the entropy and the answer's rank of that mean.
+        The default is the clean run, which needs no subject. Runs with noise are averaged: each cell has the mean
+        distribution over samples, its entropy, and the answer's rank in it.
 
         Args:
-            prompt: The text that the model goes on from, a conversation, or a whole request.
-            answer: The answer whose probability and rank are read, as a text or a token id; of several tokens, its
-                first one. None takes that of the request, or the clean run's most probable token.
-            top: How many of the most probable tokens are kept.
-            corrupted: Read the corrupted run instead.
-            restored: Read the run of this cell instead: (row, layer) of the map that `spec` describes.
-            spec: The map that the cell is of, where it is not given by `settings`; by default hidden states.
-            options: How the runs are computed, where that is not given by `settings`.
+            prompt: The text that the model continues, a conversation, or a whole request.
+            answer: The answer whose probability and rank are read, as text or as a token id. Of several tokens, only
+                the first is read. None takes the request's answer, or the clean run's most probable token.
+            top: Number of most probable tokens to keep for each cell.
+            corrupted: Read the corrupted run instead of the clean one.
+            restored: Read the run with this cell restored instead: (row, layer) of the map that `spec` describes.
+            spec: The map that the cell belongs to. None makes it from `settings`; the default is hidden states.
+            options: How the runs are computed. None makes them from `settings`.
             settings: Any field of `TraceRequest`, `MapSpec` and `RunOptions`, such as subject="Paris" or samples=20.
 
         Raises:
-            SettingsError, PromptError, SubjectError, TokenizerError: The arguments do not fit together or the model.
+            SettingsError, PromptError, SubjectError, TokenizerError: The arguments contradict each other or do not fit
+                the model.
             ModelStructureError: The model has no final norm, or its logits depend on more than the last block's output.
             NumericsError: A run gave NaN or infinite logits.
         """
@@ -78,22 +79,23 @@ class SingleRunCalls(ABC):
         answers: Sequence[str | int] | None = None,
         top: int = 5,
     ) -> PatchedRun:
-        """Run a prompt with activations of another prompt's clean run in it: any cell into any cell.
+        """Run the base prompt with activations patched in from the source prompt's clean run, any cell into any cell.
 
-        All pairs are put into one run. A value is put in where its module returns it, so that all later layers see it.
+        All pairs are patched in one run. Each activation is replaced where its module computes it, so that all later
+        layers see it.
 
         Args:
-            source: The prompt whose activations are taken: a text or a conversation.
-            base: The prompt that is run with them.
-            pairs: ((source token, source layer), (base token, base layer)), one or more. Negative tokens count from the
-                end. With site="head" both ends have an attention head as well: (token, layer, head).
+            source: The prompt that activations are taken from: a text or a conversation.
+            base: The prompt that they are patched into.
+            pairs: One or more pairs ((source token, source layer), (base token, base layer)). Negative tokens count
+                from the end. With site="head" both cells also name an attention head: (token, layer, head).
             site: Which activations: "hidden" (a block's output), "mlp", "attention" or "head".
-            answers: Texts or token ids whose probabilities are read after the last token; of several tokens, the first
-                one. None takes the most probable token of the source's run and of the base's.
-            top: How many of the most probable tokens the patched run's lens keeps.
+            answers: Texts or token ids whose probabilities are read after the last token. Of several tokens, only the
+                first is read. None takes the most probable tokens of the source's and the base's clean runs.
+            top: Number of most probable tokens to keep for each cell of the patched run's lens.
 
         Raises:
-            SettingsError: A pair is out of range, or two have the same base cell.
+            SettingsError: A pair is out of range, or two pairs have the same base cell.
             PromptError, TokenizerError: A prompt or an answer does not fit the model.
             ModelStructureError: The site was not found, or the model has no logit lens (see `lens`).
             NumericsError: A run gave NaN or infinite logits.

@@ -1,4 +1,4 @@
-"""CausalTracer: the face of the package."""
+"""`CausalTracer`: the entry point of the package."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from causal_tracer.tracing.loop import MapsUpdate, trace_maps
 
 
 class CausalTracer(VersionOneCalls, SingleRunCalls):
-    """Traces where a decoder-only causal LM keeps a fact (Meng et al. 2022, arXiv 2202.05262, section 2).
+    """Locates facts in a decoder-only causal LM by causal tracing (Meng et al. 2022, arXiv 2202.05262, section 2).
 
     Attributes:
-        model: The causal LM that is traced. It is left as it was: weights, training mode, hooks.
-        tokenizer: Its tokenizer, left as it was.
-        layer_config: The names of the modules traced.
-        noise: Standard deviation of the noise that corrupts the subject.
-        device: Where token ids are put.
+        model: The causal LM that is traced. Its weights, training mode and hooks stay unchanged.
+        tokenizer: The model's tokenizer. It stays unchanged.
+        layer_config: The names of the modules that are traced.
+        noise: Standard deviation of the noise on the subject's embeddings.
+        device: The device that token ids are moved to.
     """
 
     def __init__(
@@ -53,19 +53,21 @@ class CausalTracer(VersionOneCalls, SingleRunCalls):
         """Find the model's parts, check them with a short run, and measure the noise level if none is given.
 
         Args:
-            model: A decoder-only causal LM, on one device or dispatched by accelerate; or a base model whose config
-                ties the head to the embedding.
-            tokenizer: The tokenizer that belongs to it.
-            layer_config: The names of its modules; None finds them by structure.
-            noise: Standard deviation of the noise, in units of the embedding's output; 0 means none. "2 sigma" is a
-                multiple of the standard deviation of the embedding module's output over the vocabulary, None is three
-                of them, and `SubjectsNoise` takes the deviation of given subjects' embeddings.
-            device: Where the model is. Only checked: a model is never moved. None takes it from the model.
-            model_id: The model's name in results; None takes it from its config.
-            revision: Its revision in results; None takes the commit that its config knows.
+            model: A decoder-only causal LM, on one device or dispatched by accelerate. A base model without a head
+                works too if its config ties the head to the embedding.
+            tokenizer: The model's tokenizer.
+            layer_config: The names of the modules to trace. None finds them from the model's structure.
+            noise: Noise level. A number is a standard deviation in units of the embedding's output; 0 means no noise.
+                "2 sigma" is a multiple of the standard deviation of the embedding's output over the vocabulary.
+                `SubjectsNoise` is a multiple of the standard deviation of given subjects' embeddings. None is
+                "3 sigma", the paper's level.
+            device: The type of device that the model must be on, such as "cuda". The model is never moved. None
+                accepts any device.
+            model_id: The model's name in results. None takes it from the model's config.
+            revision: The model's revision in results. None takes the commit hash from the model's config.
 
         Raises:
-            ModelStructureError: The model is no decoder-only causal LM, or its parts were not found.
+            ModelStructureError: The model is not a decoder-only causal LM, or its parts were not found.
             SettingsError: The noise is not a non-negative number or a rule, or the model is not on `device`.
         """
         model_id, revision = optional(text)("model_id", model_id), optional(text)("revision", revision)
@@ -80,7 +82,7 @@ class CausalTracer(VersionOneCalls, SingleRunCalls):
             raise SettingsError(f"device={shown(device)} is not a torch device. Give 'cpu' or 'cuda:0'.") from error
         if asked.type != self.device.type:
             raise SettingsError(
-                f"device={str(device)!r} was asked for, and the model is on {str(self.device)!r}. Move it first: "
+                f"The model is on {str(self.device)!r}, not on device={str(device)!r}. Move it first: "
                 f"model.to({str(device)!r})"
             )
         self.noise, rule = noise_level(self._traced, tokenizer, noise)
@@ -97,12 +99,12 @@ class CausalTracer(VersionOneCalls, SingleRunCalls):
 
     @classmethod
     def from_pretrained(cls, name: str, *, noise: NoiseRule = None, **kwargs: Any) -> CausalTracer:
-        """Load a model with `load_model(name, **kwargs)` and make a tracer of it."""
+        """Load a model with `load_model(name, **kwargs)` and return a tracer for it."""
         loaded = load_model(name, **kwargs)
         return cls(loaded.model, loaded.tokenizer, noise=noise, model_id=loaded.public_name, revision=loaded.revision)
 
     def __repr__(self) -> str:
-        """Name the model, its layers, the noise and the device."""
+        """Return the model's name and class, with its number of layers, dtype, noise and device."""
         context = self._context
         revision = "" if context.revision is None else f", revision {context.revision}"
         return (
@@ -111,17 +113,17 @@ class CausalTracer(VersionOneCalls, SingleRunCalls):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        """All parts.
+        """Return the tracer's state for pickling.
 
         Raises:
-            PicklingError: A part cannot be pickled, such as a function that was written inside another.
+            PicklingError: A part cannot be pickled, such as a function defined inside another function.
         """
         state = dict(self.__dict__)
         require_picklable(state, "CausalTracer")
         return state
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CausalTracer:
-        """A tracer of a copy of the model. Functions are shared, so that what cannot be pickled can be copied."""
+        """Return a tracer for a copy of the model. Functions are shared, as some of them cannot be copied."""
         copied = type(self).__new__(type(self))
         memo[id(self)] = copied
         copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
@@ -129,15 +131,15 @@ class CausalTracer(VersionOneCalls, SingleRunCalls):
 
     @property
     def context(self) -> TracingContext:
-        """Model, tokenizer and noise, as the functions of the engine take them."""
+        """The model, tokenizer and noise level, as the engine's functions take them."""
         return self._context
 
     def count_layers(self) -> int:
-        """Number of blocks."""
+        """Return the number of blocks."""
         return self._traced.n_layers
 
     def get_layer_names_of_kind(self, layer_kind: LayerKind) -> list[str]:
-        """The module names of one kind, layer by layer."""
+        """Return the module names of one kind of activation, in the order of the layers."""
         return self._traced.activation_names(require_kind(layer_kind))
 
     def trace(
@@ -154,19 +156,20 @@ class CausalTracer(VersionOneCalls, SingleRunCalls):
         """Trace one map of one prompt.
 
         Args:
-            prompt: The text that the model goes on from, a conversation, or a whole request.
-            subject: The part of it to corrupt; None has it guessed, and the result says so.
-            spec: The map, where it is not given by `settings`.
-            options: How it is computed, where that is not given by `settings`.
-            progress: Called with (restored runs done, restored runs in all) as it goes.
-            cancelled: Asked between batches; True stops the trace.
+            prompt: The text that the model continues, a conversation, or a whole request.
+            subject: The part of the prompt to corrupt. None guesses it; the result then has `subject_guessed`.
+            spec: The map to compute. None makes it from `settings`.
+            options: How the map is computed. None makes them from `settings`.
+            progress: Called with (restored runs done, total restored runs).
+            cancelled: Called between batches; returning True stops the trace.
             settings: Any field of `TraceRequest`, `MapSpec` and `RunOptions`, such as kind="mlp" or samples=20.
 
         Returns:
             The map. Cells that were not computed are NaN.
 
         Raises:
-            SettingsError, PromptError, SubjectError, TokenizerError: The arguments do not fit together or the model.
+            SettingsError, PromptError, SubjectError, TokenizerError: The arguments contradict each other or do not fit
+                the model.
             NumericsError: A run gave NaN or infinite logits.
             TraceCancelled: `cancelled` returned True.
         """
@@ -206,20 +209,20 @@ class CausalTracer(VersionOneCalls, SingleRunCalls):
         progress: Progress | None = None,
         cancelled: Cancelled | None = None,
     ) -> dict[str, HiddenFlow] | list[dict[str, HiddenFlow]]:
-        """Trace several maps of one prompt in one sweep: kinds and windows, single heads, severed ones, placebos.
+        """Trace several maps of one prompt in one sweep. The maps may differ in any field of `MapSpec`.
 
-        Several prompts, of any lengths, are traced one after the other; on GPUs, those of equal length share passes.
+        Several prompts are traced one after the other. On a GPU, prompts of equal length share forward passes.
 
         Args:
-            requests: A prompt and what its maps share, or several of them.
-            specs: The maps, by names of your choice.
-            options: How they are computed; None takes the defaults.
-            progress: As in `trace`, like `cancelled`.
-            cancelled: True stops the trace.
+            requests: One request, or several. A request is a prompt with the settings that its maps share.
+            specs: The maps to compute, by names of your choice.
+            options: How the maps are computed. None takes the defaults.
+            progress: See `trace`.
+            cancelled: See `trace`.
 
         Returns:
-            A map for each name, of several prompts a list of them. All maps of a prompt see the same noise, so that
-            their cells can be paired sample by sample; each equals that of the prompt alone.
+            The maps by name; for several requests, a list of such dicts. All maps of a prompt use the same noise, so
+            that their cells can be paired sample by sample. Each map equals the one traced alone.
         """
         flows: dict[int, dict[str, HiddenFlow]] = {}
         for update in self.stream(requests, specs, options, cancelled=cancelled, progress=progress):
@@ -237,7 +240,7 @@ class CausalTracer(VersionOneCalls, SingleRunCalls):
     ) -> Iterator[MapsUpdate]:
         """Yield partial maps as cells are computed, the subject's last token first; see `trace_maps`.
 
-        Leaving the iteration early stops the work; nothing is left behind on the model.
+        Leaving the iteration early stops the computation. No hooks stay on the model.
         """
         _check_callbacks(progress, cancelled)
         return _reported(trace_maps(self._context, requests, specs, options, cancelled or (lambda: False)), progress)
@@ -251,7 +254,7 @@ class CausalTracer(VersionOneCalls, SingleRunCalls):
         progress: Progress | None = None,
         cancelled: Cancelled | None = None,
     ) -> list[HiddenFlow]:
-        """Trace one map of several prompts, by default of hidden states; see `trace_maps`."""
+        """Trace the same map of several prompts, by default of hidden states; see `trace_maps`."""
         specs = {"map": MapSpec() if spec is None else instance("spec", spec, MapSpec)}
         many = several("requests", requests)
         return [flows["map"] for flows in self.trace_maps(many, specs, options, progress=progress, cancelled=cancelled)]
@@ -265,17 +268,17 @@ class CausalTracer(VersionOneCalls, SingleRunCalls):
         *,
         progress: Progress | None = None,
     ) -> NoiseCalibration:
-        """How far noise of several strengths takes the answer's probability down, and the level to use.
+        """Measure how much each noise level lowers the answer's probability, and recommend a level.
 
         Args:
-            facts: Prompts that the model completes; a few dozen give a steady mean.
+            facts: Prompts that the model completes correctly. A few dozen give a stable mean.
             multipliers: Noise levels to try, in standard deviations of the embedding's output.
-            samples: Noise samples of each fact and level.
+            samples: Number of noise samples for each fact and level.
             seed: Seed of the noise.
-            progress: Called with (facts done, facts in all).
+            progress: Called with (facts done, total facts).
 
         Raises:
-            SettingsError: No facts, or multipliers that are not positive.
+            SettingsError: There are no facts, or a multiplier is not positive.
         """
         _check_callbacks(progress)
         asked = as_queries("facts", facts)

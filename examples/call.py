@@ -1,4 +1,4 @@
-r"""Ask a running app from Python with gradio_client: one endpoint, one JSON object; prints the result as JSON.
+r"""Call an endpoint of a running app with gradio_client: send one JSON object, and print the result as JSON.
 
     python app.py                                                       # in one terminal
     python examples/call.py http://127.0.0.1:7860 trace '{"request": {"prompt": "The Space Needle is in the city of"}}'
@@ -6,7 +6,8 @@ r"""Ask a running app from Python with gradio_client: one endpoint, one JSON obj
     python examples/call.py http://127.0.0.1:7860 patch \
         '{"source": "Paris is the capital of", "base": "Rome is the capital of", "pairs": [[[1, 3], [1, 3]]]}'
 
-`HiddenFlow.from_dict`, `LogitLens.from_dict` and `PatchedRun.from_dict` read the results; `trace_client.py` shows more.
+`HiddenFlow.from_dict`, `LogitLens.from_dict` and `PatchedRun.from_dict` read the results. `trace_client.py` is a longer
+example.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from gradio_client.exceptions import AppError
 
 
 def main() -> int:
-    """Call the endpoint and print what it answers."""
+    """Call the endpoint and print its result."""
     address, endpoint, task = sys.argv[1:]
     try:
         print(json.dumps(Client(address, verbose=False).predict(json.loads(task), api_name=f"/{endpoint}")))

@@ -1,12 +1,12 @@
-"""Makes the facts that come with the package: those of `fact_candidates.json` that a model knows.
+"""Select the facts of the package: those of `fact_candidates.json` that a model knows.
 
     python examples/find_known_facts.py [--model embedded] [--write]
 
-Each candidate (relation, subject, attribute) stands in several templates. It is known where the most probable next
-token is the attribute's first one, with a probability of 0.1 or more, and greedy decoding spells the attribute out.
-Kept are at most twelve facts a relation, those that the model is surest of, from each attribute in turn. A subject is
-kept once in a relation, and never where it gives the attribute away. With --write, a
-new `causal_tracer/facts/known_facts.json` is written; without, the one there is checked.
+Each candidate (relation, subject, attribute) is put into several templates. The model knows it if the attribute's first
+token is the most probable next token, with a probability of 0.1 or more, and if greedy decoding gives the whole
+attribute. At most twelve facts of a relation are kept: the most probable ones, one of each attribute in turn. A subject
+is kept once in a relation. Subjects that contain the attribute are left out. With --write the script writes
+`causal_tracer/facts/known_facts.json`; without it, the script checks the existing file.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import torch
 from causal_tracer import CausalTracer
 from causal_tracer.experiment.set_up import prompt_for
 from causal_tracer.prompts.decoding import decode_together
-from causal_tracer.study.facts import Fact, Recall, facts_from_records, load_facts, recall
+from causal_tracer.study.facts import Fact, FactPrediction, facts_from_records, load_facts, predict_facts
 
 ROOT = Path(__file__).resolve().parent.parent
 CANDIDATES = ROOT / "examples" / "fact_candidates.json"
@@ -34,7 +34,7 @@ LEAST_PROBABILITY = 0.1
 
 
 def candidates() -> tuple[Fact, ...]:
-    """Every candidate in every template; the subject opens a sentence with a capital."""
+    """Return every candidate in every template. A subject at the start of a prompt gets a capital letter."""
     records = []
     for relation, group in json.loads(CANDIDATES.read_text(encoding="utf-8")).items():
         for attribute, subjects in group["pairs"].items():
@@ -55,8 +55,8 @@ def candidates() -> tuple[Fact, ...]:
 
 
 @torch.no_grad()
-def spelled_out(tracer: CausalTracer, found: Recall) -> bool:
-    """Whether greedy decoding goes on with the whole attribute."""
+def spelled_out(tracer: CausalTracer, found: FactPrediction) -> bool:
+    """Return whether greedy decoding continues the prompt with the whole attribute."""
     model: Any = tracer.model
     prompt = prompt_for(tracer.context, found.fact.prompt, found.fact.subject)
     ids = torch.tensor([prompt.input_ids])
@@ -67,11 +67,11 @@ def spelled_out(tracer: CausalTracer, found: Recall) -> bool:
 
 
 def best_known(tracer: CausalTracer, asked: Sequence[Fact]) -> list[Fact]:
-    """At most twelve known facts a relation, of as many attributes as there are, the surest first."""
-    answers, refused = recall(tracer.context, asked)
+    """Return at most twelve known facts of each relation, one of each attribute in turn, the most probable first."""
+    answers, refused = predict_facts(tracer.context, asked)
     for reason in refused.values():
         print(f"left out: {reason}", file=sys.stderr)
-    waiting: dict[str, dict[str, list[Recall]]] = {}
+    waiting: dict[str, dict[str, list[FactPrediction]]] = {}
     for answer in sorted(answers, key=lambda found: -found.probability):
         if answer.known and answer.probability >= LEAST_PROBABILITY:
             fact = answer.fact
@@ -89,8 +89,8 @@ def best_known(tracer: CausalTracer, asked: Sequence[Fact]) -> list[Fact]:
     return sorted(kept, key=lambda fact: (fact.relation, fact.attribute, fact.subject))
 
 
-def next_fact(tracer: CausalTracer, queue: list[Recall], taken: set[str]) -> Fact | None:
-    """The surest fact left of an attribute whose subject is not taken and whose answer is spelled out."""
+def next_fact(tracer: CausalTracer, queue: list[FactPrediction], taken: set[str]) -> Fact | None:
+    """Take facts off an attribute's queue, and return the first one with a new subject that the model spells out."""
     while queue:
         found = queue.pop(0)
         if found.fact.subject.lower() not in taken and spelled_out(tracer, found):
@@ -99,7 +99,7 @@ def next_fact(tracer: CausalTracer, queue: list[Recall], taken: set[str]) -> Fac
 
 
 def tally(tracer: CausalTracer, facts: list[Fact]) -> str:
-    """What the set is made of."""
+    """Return a summary of the facts: numbers of relations, long subjects, openings and subjects."""
     lengths = [len(tracer.tokenizer(f" {fact.subject}", add_special_tokens=False)["input_ids"]) for fact in facts]
     relations = Counter(fact.relation for fact in facts)
     opening = sum(fact.prompt.startswith(fact.subject) for fact in facts)
@@ -111,7 +111,7 @@ def tally(tracer: CausalTracer, facts: list[Fact]) -> str:
 
 
 def main() -> int:
-    """Write the known facts, or check the ones that are there."""
+    """Write the known facts, or check the existing file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--write", action="store_true")
@@ -125,7 +125,7 @@ def main() -> int:
         lines = ",\n".join(json.dumps(record, ensure_ascii=False) for record in records)
         SHIPPED_FILE.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
     facts = list(load_facts())
-    answers, refused = recall(tracer.context, facts)
+    answers, refused = predict_facts(tracer.context, facts)
     unknown = [found.fact for found in answers if not (found.known and spelled_out(tracer, found))]
     print(tally(tracer, facts))
     for fact in unknown:

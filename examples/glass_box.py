@@ -1,11 +1,11 @@
-"""A transformer built by hand, so that it is known where its facts are: what a right map of it has to show.
+"""A transformer built by hand, so that it is known where it computes its answer and what a correct map must show.
 
-It is a GPT-2 of six blocks with weights set one by one. It knows in which city six buildings stand, and does this:
+It is a GPT-2 with six blocks whose weights are set one by one. It knows the cities of six buildings:
 
-    block 0  attention, head 1   the last token of the subject looks up which building the first token names
-    block 2  MLP                 turns the building into its city, at the last token of the subject
-    block 3  attention, head 2   the last token of the subject looks at itself and makes the city ready to be moved
-    block 4  attention, head 0   the last token of the prompt fetches the city from the last token of the subject
+    block 0  attention, head 1   the subject's last token reads the building's name from the subject's first token
+    block 2  MLP                 at the subject's last token, looks up the building's city
+    block 3  attention, head 2   the subject's last token attends to itself and copies the city to another subspace
+    block 4  attention, head 0   the prompt's last token reads the city from the subject's last token
 
 All other weights are zero. `python examples/glass_box.py` traces it and prints the maps.
 """
@@ -34,16 +34,16 @@ FIRST_SUBJECT, LAST_SUBJECT, LAST = 4, 5, 10
 
 N_LAYERS = 6
 GATHERING, LOOKUP, READYING, MOVING = (0, 1), 2, (3, 2), (4, 0)
-"""Block, and head, of each step."""
+"""The block of each step, and its head if it is attention."""
 
 NOISE = 2.0
-"""Standard deviation of noise that hides which building it is, and leaves which token is which."""
+"""Standard deviation of the noise. It hides the building, but not the marks of the tokens."""
 
 _N = len(FACTS)
 _N_HEADS, _HEAD = 4, 12
 _WIDTH = _N_HEADS * _HEAD
-# Directions of the residual stream. The first two are large and opposite in every token, so that the normalisation
-# before each step divides by the same number everywhere, and the weights of that undo it.
+# Dimensions of the residual stream. The first two are large and opposite at every token, so that each layer norm
+# divides by the same number at all tokens; the norms' weights undo that division.
 _LARGE, _BOS, _FIRST, _LAST_OF_SUBJECT, _END = slice(0, 2), 2, 3, 4, 5
 _NAMED, _GATHERED, _CITY, _READY, _SAID = (torch.arange(6 + _N * i, 6 + _N * (i + 1)) for i in range(5))
 _BALANCE = 47
@@ -52,7 +52,7 @@ _MARK = 600.0
 
 
 def glass_box_tokenizer() -> PreTrainedTokenizerFast:
-    """Its tokenizer: one token a word, and a <bos> before the first."""
+    """Return the tokenizer: one token for each word, and <bos> at the start."""
     words = "<bos> Look , the stands in city of".split()
     words += [word for subject in FACTS for word in subject.split()] + list(FACTS.values())
     inner = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<bos>"))
@@ -62,7 +62,7 @@ def glass_box_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def glass_box_model() -> GPT2LMHeadModel:
-    """The model, in evaluation mode."""
+    """Return the model, in evaluation mode."""
     vocab = glass_box_tokenizer().get_vocab()
     config = GPT2Config(
         vocab_size=len(vocab),
@@ -90,14 +90,14 @@ def glass_box_model() -> GPT2LMHeadModel:
 
 
 def glass_box_tracer() -> CausalTracer:
-    """A tracer of it. Its blocks are named, since parts that do nothing cannot be found by what they do."""
+    """Return a tracer of the model. It names the modules, since probing cannot find modules whose weights are zero."""
     return CausalTracer(
         glass_box_model(), glass_box_tokenizer(), GPT2_LAYER_CONFIG, noise=NOISE, model_id="a glass box"
     )
 
 
 def _embed(weight: Tensor, vocab: dict[str, int]) -> None:
-    """Every token is large in two directions; some are marked; the first word of a building says which one it is."""
+    """Set the embeddings: two large dimensions for all tokens, marks, and the building at the subject's first token."""
     weight[:, _LARGE] = torch.tensor([_SIZE, -_SIZE])
     weight[vocab["<bos>"], _BOS] = _MARK
     weight[vocab["of"], _END] = _MARK
@@ -106,14 +106,17 @@ def _embed(weight: Tensor, vocab: dict[str, int]) -> None:
         weight[vocab[first], _FIRST] = _MARK
         weight[vocab[first], _NAMED[number]] = 1.0
         weight[vocab[last], _LAST_OF_SUBJECT] = _MARK
-    # The normalisation takes the mean away too: let there be none.
+    # Layer norm also subtracts the mean, so the mean is made zero.
     weight[:, _BALANCE] = -weight.sum(dim=1)
 
 
 def _attend(
     model: GPT2LMHeadModel, where: tuple[int, int], asking: int, asked: int, read: Tensor, write: Tensor, gain: float
 ) -> None:
-    """Set one head: tokens marked `asking` look at those marked `asked`, others at <bos>; `read` goes to `write`."""
+    """Set one head, which copies the dimensions `read` to `write`.
+
+    Tokens with the mark `asking` attend to those with the mark `asked`. All other tokens attend to <bos>.
+    """
     layer, head = where
     attention = model.transformer.h[layer].attn
     query = head * _HEAD
@@ -129,7 +132,7 @@ def _attend(
 
 
 def _look_up(model: GPT2LMHeadModel) -> None:
-    """Set the MLP: a neuron for each building, which writes its city if enough of it was gathered."""
+    """Set the MLP: one neuron for each building, which writes the city if the building's activation is large enough."""
     mlp = model.transformer.h[LOOKUP].mlp
     for number in range(_N):
         mlp.c_fc.weight[_GATHERED[number], number] = 1.0

@@ -1,10 +1,10 @@
-"""Take pictures of the web page: the story and the workbench for the docs, light and dark, and each tab to look at.
+"""Take screenshots of the web page: the story and the workbench for the docs, or each tab for review.
 
-    python examples/make_screenshots.py [folder]            the pictures of the docs
+    python examples/make_screenshots.py [folder]            the screenshots of the docs, light and dark
     python examples/make_screenshots.py --tabs folder       each tab: desktop and phone, light and dark
 
-The pictures of the docs show stored results and need no model. Those of the tabs load the embedded model, since lenses
-are computed. Both need the app's packages, playwright and a Chromium.
+The screenshots of the docs show stored results and need no model. Those of the tabs load the embedded model, because
+lenses are computed. Both need the app's packages, playwright and Chromium.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from causal_tracer.web.serving import build_demo, page_options
 
 LAST_STEP = 4
 DESKTOP, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
-# What is there once a tab is complete; a tab of maps has its map.
+# The element that shows that a tab is complete. Other tabs are complete when their map is there.
 COMPLETE = {
     "lens": "#ct-lens-grid table",
     "patch": "#ct-patch-lenses table",
@@ -37,7 +37,7 @@ STILL = "!document.getAnimations().some(its => its.playState === 'running' && it
 
 
 def main(folder: Path, *, tabs: bool) -> None:
-    """Write the pictures."""
+    """Write the screenshots."""
     folder.mkdir(parents=True, exist_ok=True)
     service = TraceService()
     demo = build_demo(service)
@@ -55,7 +55,7 @@ def main(folder: Path, *, tabs: bool) -> None:
 
 
 def opened(browser: Any, url: str, theme: str, size: Any) -> Any:
-    """Return a page that shows the stored map."""
+    """Open the app's page, and return it when it shows the stored map."""
     page = browser.new_page(viewport=size, color_scheme=theme, reduced_motion="reduce")
     page.set_default_timeout(120_000)
     page.goto(f"{url}?__theme={theme}")
@@ -64,7 +64,7 @@ def opened(browser: Any, url: str, theme: str, size: Any) -> Any:
 
 
 def take_docs(browser: Any, url: str, theme: str, folder: Path) -> None:
-    """Take the last step of the story, and the workbench."""
+    """Take screenshots of the story's last step and of the workbench."""
     page = opened(browser, url, theme, DESKTOP)
     for _ in range(LAST_STEP):
         page.keyboard.press("ArrowRight")
@@ -74,7 +74,7 @@ def take_docs(browser: Any, url: str, theme: str, folder: Path) -> None:
 
 
 def take_tabs(browser: Any, url: str, theme: str, folder: Path) -> None:
-    """Take each tab on a desktop and on a phone."""
+    """Take a screenshot of each tab on a desktop and on a phone."""
     for device, size in (("desktop", DESKTOP), ("phone", PHONE)):
         page = opened(browser, url, theme, size)
         _visit_again(page)
@@ -90,7 +90,7 @@ def take_tabs(browser: Any, url: str, theme: str, folder: Path) -> None:
 
 
 def _visit_again(page: Any) -> None:
-    """Open the page as on a second visit: without the story."""
+    """Reload the page, as on a second visit, on which it opens without the story."""
     page.reload()
     page.wait_for_selector("#ct-map-hidden .heatmaplayer image")
 
@@ -98,7 +98,7 @@ def _visit_again(page: Any) -> None:
 def _open_tab(page: Any, title: str) -> None:
     tab = page.get_by_role("tab", name=title, exact=True)
     if not tab.is_visible():
-        # A phone has most tabs in a menu.
+        # On a phone most tabs are in a menu.
         page.get_by_role("button", name="More tabs").click()
         tab = page.get_by_role("button", name=title, exact=True)
     tab.click()
@@ -107,6 +107,6 @@ def _open_tab(page: Any, title: str) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).resolve().parent.parent / "docs")
-    parser.add_argument("--tabs", action="store_true", help="each tab, not the pictures of the docs")
+    parser.add_argument("--tabs", action="store_true", help="take each tab instead of the screenshots of the docs")
     given = parser.parse_args()
     main(given.folder, tabs=given.tabs)

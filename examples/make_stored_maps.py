@@ -1,10 +1,10 @@
-"""Compute the results that come with the web app, and write them where it finds them.
+"""Compute the results stored in the web app, and write them to the app's folder `stored`.
 
     python examples/make_stored_maps.py [name ...]
 
-They are the maps that the page opens with, by kind, and the entries of the gallery, by name; without a name, all are
-made. Each takes a minute or two on two cores. A test recomputes some of the cells and compares; another one holds the
-sentences of the gallery to the numbers.
+A name is a kind (for the map that the page opens with) or an entry of the gallery. Without names, all results are
+computed. Each takes one or two minutes on two cores. One test recomputes some of the cells; another one checks the
+gallery's sentences against the numbers.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FOLDER = Path(stored.__file__).parents[1] / "stored"
 
 
 def main(names: list[str]) -> None:
-    """Trace the example for each kind, and what the gallery asks for."""
+    """Trace the page's first example for each kind, and the entries of the gallery."""
     for kind in SITES:
         if not names or kind in names:
             make_map(kind)
@@ -44,14 +44,14 @@ def make_map(kind: SiteName) -> None:
 
 
 def make_entry(entry: gallery.GalleryEntry) -> None:
-    """Trace what an entry of the gallery asks for, as the app would, and draw its small picture."""
+    """Trace an entry of the gallery, as the app does, and compute its thumbnail."""
     checked = check_fields(entry.fields, ServiceSettings())
     tracer = tracer_of(checked.model)
     flows = tracer.trace_maps(checked.request, checked.specs, checked.options, progress=partial(_report, entry.name))
     folder = FOLDER / "gallery"
     folder.mkdir(exist_ok=True)
     data = json.dumps([flow.to_dict() for flow in flows.values()], ensure_ascii=False, allow_nan=False)
-    # Without a time, so that the same numbers make the same file.
+    # mtime=0: the same numbers give the same file.
     (folder / gallery.file_name(entry)).write_bytes(gzip.compress(data.encode(), mtime=0))
     pictures = folder / gallery.PICTURES
     known = json.loads(pictures.read_text(encoding="utf-8")) if pictures.exists() else {}

@@ -1,4 +1,4 @@
-"""Draw the README's picture of a stored study: averaged maps by token role, and what severing a path costs.
+"""Draw the docs' picture of a stored study: averaged maps by token role, and effects with severed paths.
 
 python examples/make_study_picture.py   # needs pyarrow, kaleido and a Chrome or Chromium
 """

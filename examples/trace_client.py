@@ -1,9 +1,9 @@
-"""Ask a running app for a map, from another process or machine.
+"""Request a map from a running app, from another process or machine.
 
     python app.py                                                       # in one terminal
     python examples/trace_client.py http://127.0.0.1:7860 "The Space Needle is located in the city of"
 
-Prints how far the run is, then the numbers and the peaks; --save keeps the result for `HiddenFlow.load`. Needs
+Prints the progress, then the numbers and the peaks. --save writes the result to a file for `HiddenFlow.load`. Needs
 gradio_client, and causal_tracer to read the result (`pip install -e .` in a clone).
 """
 
@@ -20,24 +20,24 @@ from causal_tracer import HiddenFlow
 
 
 def main() -> int:
-    """Look at the prompt, trace it, and print what was found."""
+    """Inspect the prompt, trace it, and print the result."""
     parser = argparse.ArgumentParser(description="Trace a prompt on a running app.")
     parser.add_argument("address", help="the app's address, or a Space's name such as owner/space")
     parser.add_argument("prompt")
     parser.add_argument("--subject", default="", help="a part of the prompt (default: guessed)")
     parser.add_argument("--kind", default="hidden", choices=["hidden", "mlp", "attention", "head"])
-    parser.add_argument("--answer", default="", help="the answer to trace (default: the model's own)")
+    parser.add_argument("--answer", default="", help="the answer to trace (default: the model's most probable token)")
     parser.add_argument("--samples", type=int, default=10)
     parser.add_argument("--save", type=Path, help="write the result to this JSON file")
     options = parser.parse_args()
 
     client = Client(options.address, verbose=False)
-    look = client.predict(options.prompt, options.subject, answer=options.answer, api_name="/inspect_prompt")
-    for problem in look["problems"]:
+    inspection = client.predict(options.prompt, options.subject, answer=options.answer, api_name="/inspect_prompt")
+    for problem in inspection["problems"]:
         print(f"{problem['field']}: {problem['words']}", file=sys.stderr)
-    for words in look["warnings"]:
+    for words in inspection["warnings"]:
         print(f"warning: {words}", file=sys.stderr)
-    if look["problems"]:
+    if inspection["problems"]:
         return 1
 
     request = {

@@ -1,7 +1,7 @@
-"""Put the app on the Hugging Face hub as a Space: `python spaces/deploy.py USER/NAME --flavor cpu`.
+"""Deploy the app to the Hugging Face hub as a Space: `python spaces/deploy.py USER/NAME --flavor cpu`.
 
-The token is the one of `hf auth login`, or `HF_TOKEN`; it is neither an argument nor ever printed or uploaded.
-`--dry-run` prints every file and every operation, and touches nothing, neither here nor there.
+The token is that of `hf auth login` or `HF_TOKEN`. It is not an argument, and is never printed or uploaded.
+`--dry-run` prints every file and every operation, and changes nothing here or on the hub.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 from staging import FLAVORS, Flavor, StagedFile, StagingError, read_flavor, stage, write
 
-# Where the hub does not say which commit runs: so long it may go on showing the old one.
+# If the hub does not report which commit runs, it may show the old one for this long.
 _SETTLE_SECONDS = 30.0
 _FAILED = ("BUILD_ERROR", "RUNTIME_ERROR", "CONFIG_ERROR", "NO_APP_FILE", "DELETING")
 _IDLE = ("STOPPED", "PAUSED")
@@ -34,29 +34,29 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Patience:
-    """How long to wait for the Space, and how often to look, in seconds."""
+class WaitTimes:
+    """The longest wait for the Space, and the time between two looks at its state, in seconds."""
 
     seconds: float
     poll: float
 
 
 class DeployError(Exception):
-    """The Space could not be deployed; the message says why and what to do."""
+    """The Space could not be deployed; the message has the reason and what to do."""
 
 
 @dataclass(frozen=True)
 class Deployment:
-    """What is asked for.
+    """One deployment.
 
     Attributes:
-        space: USER/NAME.
+        space: The Space's id, USER/NAME.
         flavor: How the app runs there.
-        files: What is uploaded.
-        variables: Environment variables, which everybody can read; the flavour's own among them.
+        files: The files to upload.
+        variables: Environment variables, including the flavour's own; everybody can read them.
         secrets: Secrets, which nobody can read again.
-        hardware: What to request; None leaves the Space's own.
-        public: Whether a Space that is created is public.
+        hardware: The hardware to request; None keeps the Space's own.
+        public: Whether a newly created Space is public.
     """
 
     space: str
@@ -69,11 +69,11 @@ class Deployment:
 
 
 def main(argv: Sequence[str] | None = None, say: Say = print) -> int:
-    """Deploy; the exit status is 0, or 1 where it failed."""
+    """Deploy as the command line says; return the exit status, 1 if it failed."""
     options = _parser().parse_args(argv)
     hidden: list[str] = []
 
-    def said(line: str) -> None:
+    def report(line: str) -> None:
         for text in hidden:
             line = line.replace(text, "***")
         say(line)
@@ -83,54 +83,58 @@ def main(argv: Sequence[str] | None = None, say: Say = print) -> int:
         hidden.extend(sorted((value for value in plan.secrets.values() if value), key=len, reverse=True))
         if options.stage:
             write(plan.files, Path(options.stage))
-            said(f"{len(plan.files)} files are in {options.stage}. Nothing was uploaded.")
+            report(f"{len(plan.files)} files are in {options.stage}. Nothing was uploaded.")
         elif options.dry_run:
-            _describe(plan, said, wait=not options.no_wait)
+            _describe(plan, report, wait=not options.no_wait)
         else:
             token = get_token()
             if not token:
                 raise DeployError("There is no token. Run `hf auth login`, or set HF_TOKEN, then try again.")
             hidden.append(token)
-            _deploy(plan, token, said, None if options.no_wait else Patience(options.timeout, options.poll))
+            _deploy(plan, token, report, None if options.no_wait else WaitTimes(options.timeout, options.poll))
     except (StagingError, DeployError) as error:
-        said(f"Error: {error}")
+        report(f"Error: {error}")
         return 1
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description="Put the app on the Hugging Face hub as a Space, or update it there.",
-        epilog="The token is the one of `hf auth login`, or of the environment variable HF_TOKEN.",
+        description="Deploy the app to the Hugging Face hub as a Space, or update it there.",
+        epilog="The token is that of `hf auth login`, or the environment variable HF_TOKEN.",
     )
     parser.add_argument("space", metavar="USER/NAME", help="the Space: a user or an organisation, and a name")
     parser.add_argument("--flavor", choices=FLAVORS, default="cpu", help="how the app runs there (default: cpu)")
-    parser.add_argument("--dry-run", action="store_true", help="print every file and operation, and touch nothing")
+    parser.add_argument("--dry-run", action="store_true", help="print every file and operation, and change nothing")
     parser.add_argument("--stage", metavar="FOLDER", help="only write the files into a new folder")
-    parser.add_argument("--public", action="store_true", help="create it public; one that exists stays as it is")
-    parser.add_argument("--hardware", help="hardware to request, such as cpu-basic, zero-a10g or l4x1; it may cost")
+    parser.add_argument("--public", action="store_true", help="create a public Space; an existing one is not changed")
+    parser.add_argument("--hardware", help="hardware to request, such as cpu-basic, zero-a10g or l4x1; may cost money")
     parser.add_argument(
-        "--variable", action="append", default=[], metavar="NAME=VALUE", help="an environment variable, for all to see"
+        "--variable", action="append", default=[], metavar="NAME=VALUE", help="an environment variable, public to all"
     )
     parser.add_argument(
-        "--secret", action="append", default=[], metavar="NAME[=VALUE]", help="a secret; without =, from this shell"
+        "--secret",
+        action="append",
+        default=[],
+        metavar="NAME[=VALUE]",
+        help="a secret; without a value, that of this shell's variable",
     )
-    parser.add_argument("--no-wait", action="store_true", help="do not wait until it runs")
-    parser.add_argument("--poll", type=float, default=3, help="seconds between two looks at it (default: 3)")
-    parser.add_argument("--timeout", type=float, default=1800, help="seconds to wait for it to run (default: 1800)")
+    parser.add_argument("--no-wait", action="store_true", help="do not wait until the Space runs")
+    parser.add_argument("--poll", type=float, default=3, help="seconds between two queries of its state (default: 3)")
+    parser.add_argument("--timeout", type=float, default=1800, help="seconds to wait until it runs (default: 1800)")
     return parser
 
 
 def _deployment(options: argparse.Namespace) -> Deployment:
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", options.space, re.ASCII):
-        raise DeployError(f"{options.space!r} is no Space. Give USER/NAME, for instance ada/causal-tracer.")
+        raise DeployError(f"{options.space!r} is not a Space's id. Give USER/NAME, for example ada/causal-tracer.")
     flavor = read_flavor(options.flavor)
     variables = {**flavor.variables, **dict(_pair(text, "--variable") for text in options.variable)}
     secrets = dict(_pair(text, "--secret", os.environ) for text in options.secret)
     if both := sorted(variables.keys() & secrets.keys()):
         raise DeployError(f"{', '.join(both)} is given as a variable and as a secret. Choose one.")
     files = stage(options.space, flavor)
-    # A name that this huggingface_hub does not know yet is the hub's to judge.
+    # Not checked here: the hub may have hardware that this huggingface_hub does not know yet.
     hardware = cast(SpaceHardware | None, options.hardware)
     return Deployment(options.space, flavor, files, variables, secrets, hardware, options.public)
 
@@ -139,7 +143,7 @@ def _pair(text: str, option: str, environment: Mapping[str, str] | None = None) 
     name, equals, value = text.partition("=")
     if not _VARIABLE.fullmatch(name):
         # The text itself may be a secret.
-        raise DeployError(f"{option} takes NAME=VALUE, and NAME has letters, digits and underscores only.")
+        raise DeployError(f"{option} takes NAME=VALUE, and NAME may have letters, digits and underscores only.")
     if equals:
         return name, value
     if environment is None:
@@ -150,15 +154,15 @@ def _pair(text: str, option: str, environment: Mapping[str, str] | None = None) 
 
 
 def _describe(plan: Deployment, say: Say, *, wait: bool) -> None:
-    """Every file and operation, as they would be."""
-    say(f"Dry run of {plan.space}, flavor {plan.flavor.name}: nothing is touched.")
+    """Print every file and operation of a deployment."""
+    say(f"Dry run of {plan.space}, flavor {plan.flavor.name}: nothing is changed.")
     say(f"{len(plan.files)} files, {sum(len(file.content) for file in plan.files) / 1e3:.0f} kB:")
     for file in plan.files:
         origin = "" if file.source == file.path else f"  from {file.source}"
         say(f"  {file.path}  {len(file.content)} bytes{origin}{'' if file.committed else '  (not committed)'}")
     say("Operations:")
     visibility = "public" if plan.public else "private"
-    say(f"  create {plan.space} as a Gradio Space, {visibility}, unless it exists; then its visibility stays")
+    say(f"  create {plan.space} as a Gradio Space, {visibility}; an existing Space keeps its visibility")
     for name, value in plan.variables.items():
         say(f"  set variable {name}={value}")
     for name in plan.secrets:
@@ -176,29 +180,29 @@ def _hardware_words(plan: Deployment) -> str:
     return f"request no hardware; this flavor is meant for {meant}: --hardware {meant} requests it"
 
 
-def _deploy(plan: Deployment, token: str, say: Say, patience: Patience | None) -> None:
+def _deploy(plan: Deployment, token: str, say: Say, wait_times: WaitTimes | None) -> None:
     disable_progress_bars()
     api = HfApi(token=token)
     link = f"{api.endpoint}/spaces/{plan.space}"
     commit = _asking(lambda: _upload(api, plan, say))
-    if patience is None:
+    if wait_times is None:
         say(f"Uploaded; not waiting until it runs. {link}")
         return
-    _asking(lambda: _wait(api, plan.space, commit, say, patience, link))
+    _asking(lambda: _wait(api, plan.space, commit, say, wait_times, link))
     say(f"It runs: {link}")
 
 
 def _asking(work: Callable[[], T]) -> T:
     try:
         return work()
-    # A failed upload of a large file is a bare RuntimeError, its cause behind it.
+    # A failed upload of a large file raises a bare RuntimeError with the cause attached.
     except (HfHubHTTPError, httpx.HTTPError, OSError, RuntimeError) as error:
         cause = f" ({error.__cause__})" if error.__cause__ else ""
-        raise DeployError(f"The hub did not do it: {error}{cause}") from error
+        raise DeployError(f"The hub could not do this: {error}{cause}") from error
 
 
 def _upload(api: HfApi, plan: Deployment, say: Say) -> str:
-    """Create or update; the commit that the Space will run."""
+    """Create or update the Space; return the commit that it will run."""
     if api.repo_exists(plan.space, repo_type="space"):
         say(f"{plan.space} exists and is updated.")
         for name, value in plan.variables.items():
@@ -234,8 +238,8 @@ def _upload(api: HfApi, plan: Deployment, say: Say) -> str:
     return str(uploaded.oid)
 
 
-def _wait(api: HfApi, space: str, commit: str, say: Say, patience: Patience, link: str) -> None:
-    """Ask until the Space runs this very commit."""
+def _wait(api: HfApi, space: str, commit: str, say: Say, wait_times: WaitTimes, link: str) -> None:
+    """Wait until the Space runs this commit."""
     waited, shown, built = 0.0, "", False
     while True:
         runtime = api.get_space_runtime(space)
@@ -253,10 +257,10 @@ def _wait(api: HfApi, space: str, commit: str, say: Say, patience: Patience, lin
         if stage_name in _FAILED and ours:
             reason = runtime.raw.get("errorMessage") or "no reason given"
             raise DeployError(f"The Space does not run ({stage_name}: {reason}). Its logs: {link}?logs=build")
-        if waited >= patience.seconds:
+        if waited >= wait_times.seconds:
             raise DeployError(f"The Space is still {stage_name} after {waited:.0f} s. See {link}?logs=build")
-        time.sleep(patience.poll)
-        waited += patience.poll
+        time.sleep(wait_times.poll)
+        waited += wait_times.poll
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""What goes into a Space: which files, from where, and what is refused.
+"""The files of a Space: which files, from where, and which are refused.
 
-Nothing is read but files that git knows or would add, so that what git ignores cannot slip in; and each of them is
-looked at once more, by name and by content, since somebody may have added a secret or weights by force.
+Only files that git has or would add are read, so that ignored files are left out. Each file's name and content is
+checked as well, since somebody may have added a secret or weights by force.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _SECRET_TEXTS = re.compile(
 
 
 class StagingError(Exception):
-    """Something may not go into a Space, or cannot be found; the message names the file and the reason."""
+    """A file may not go into a Space, or cannot be found; the message names the file and the reason."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,10 @@ class StagedFile:
     """One file of a Space.
 
     Attributes:
-        path: Where it lies in the Space.
+        path: Its path in the Space.
         content: Its bytes.
-        source: Where it comes from, relative to the repository.
-        committed: Whether git has it as it is here; False for files changed or new since the last commit.
+        source: Its path in the repository.
+        committed: Whether it is unchanged since the last commit; False for changed and new files.
     """
 
     path: str
@@ -62,9 +62,9 @@ class Flavor:
 
     Attributes:
         name: The folder's name.
-        hardware: What it is meant for, as the hub calls it.
+        hardware: The hardware that it is meant for, as the hub names it.
         variables: The environment variables that the app needs there.
-        files: Where files of the Space come from, beyond those that every flavour has.
+        files: The sources of further files of the Space, by their path in it; every flavour has the others.
     """
 
     name: str
@@ -74,7 +74,7 @@ class Flavor:
 
 
 def read_flavor(name: str, root: Path = ROOT) -> Flavor:
-    """A flavour's settings, from its `space.toml`.
+    """Return a flavour's settings, from its `space.toml`.
 
     Raises:
         StagingError: There is no such flavour.
@@ -86,10 +86,10 @@ def read_flavor(name: str, root: Path = ROOT) -> Flavor:
 
 
 def stage(space: str, flavor: Flavor, root: Path = ROOT) -> tuple[StagedFile, ...]:
-    """The files of a Space, by path: card, requirements, app, package, licence and thumbnail.
+    """Return the files of a Space in the order of their paths: card, requirements, app, package, licence, thumbnail.
 
     Args:
-        space: The Space's id, which goes into the card.
+        space: The Space's id, which is written into the card.
         flavor: How the app runs there.
         root: The repository.
 
@@ -117,10 +117,10 @@ def write(files: tuple[StagedFile, ...], folder: Path) -> None:
     """Write staged files into an empty folder.
 
     Raises:
-        StagingError: The folder holds something already.
+        StagingError: The folder is not empty.
     """
     if folder.exists() and any(folder.iterdir()):
-        raise StagingError(f"{folder} is not empty. Name a new folder, so that nothing else gets into the Space.")
+        raise StagingError(f"{folder} is not empty. Name a new folder, so that no other files get into the Space.")
     for file in files:
         target = folder / file.path
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -130,7 +130,7 @@ def write(files: tuple[StagedFile, ...], folder: Path) -> None:
 def _read(root: Path, source: str) -> bytes:
     path = root / source
     if path.is_symlink() or not path.is_file():
-        raise StagingError(f"{source} is missing, or is a link. Restore it from git.")
+        raise StagingError(f"{source} is missing or is a symbolic link. Restore it from git.")
     content = path.read_bytes()
     if reason := refusal(source, content):
         raise StagingError(f"{source} is not staged: {reason}. Remove it from the repository, or from the package.")
@@ -138,30 +138,30 @@ def _read(root: Path, source: str) -> bytes:
 
 
 def refusal(source: str, content: bytes) -> str | None:
-    """Why a file may not go into a Space, or None."""
+    """Return the reason why a file may not go into a Space; None if it may."""
     path = PurePosixPath(source)
     if set(path.parts) & set(_CACHES) or path.suffix in (".pyc", ".pyo"):
         return "it belongs to a cache"
     if path.suffix.lower() in _WEIGHTS:
         return "it looks like weights"
     if _SECRET_NAMES.search(source):
-        return "its name is one that secrets have"
+        return "its name looks like that of a secret"
     if _SECRET_TEXTS.search(content):
         return "it holds something that looks like a token or a private key"
     if len(content) > _LARGEST:
-        return f"it has {len(content) / 1e6:.1f} MB, and nothing of the app is larger than {_LARGEST / 1e6:.0f}"
+        return f"it has {len(content) / 1e6:.1f} MB, and files of the app have at most {_LARGEST / 1e6:.0f}"
     return None
 
 
 def _known_to_git(root: Path, folder: str) -> Iterator[str]:
-    """The files of a folder that git has, or would add, less those that are deleted here."""
+    """Yield the files of a folder that git has or would add, except those that are deleted here."""
     for path in _git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", folder):
         if (root / path).exists():
             yield path
 
 
 def _refuse_ignored(root: Path, sources: list[str]) -> None:
-    # --no-index: a file that was added by force is ignored all the same.
+    # --no-index: a file added by force counts as ignored too.
     ignored = _git(root, "check-ignore", "-z", "--no-index", "--stdin", given="\0".join(sources))
     if ignored:
         raise StagingError(f"{', '.join(ignored)} is not staged: git ignores it. See .gitignore.")
@@ -173,8 +173,8 @@ def _git(root: Path, *arguments: str, given: str = "") -> list[str]:
             ["git", *arguments], cwd=root, input=given.encode(), capture_output=True, check=False, timeout=60
         )
     except OSError as error:
-        raise StagingError(f"git is needed to know what belongs to the repository ({error}). Install it.") from error
-    # check-ignore answers 1 where nothing is ignored.
+        raise StagingError(f"git is needed to list the repository's files ({error}). Install it.") from error
+    # check-ignore exits with 1 if nothing is ignored.
     if done.returncode not in (0, 1) or (done.returncode == 1 and arguments[0] != "check-ignore"):
         words = done.stderr.decode(errors="replace").strip()
         raise StagingError(f"git could not list the files of {root} ({words}). Deploy from a git checkout.")

@@ -1,4 +1,4 @@
-"""What all tests share: no network, and few threads, since two cores are enough for tiny models."""
+"""Fixtures of all tests: no network, and one thread, since tiny models gain nothing from more."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+from causal_tracer.sweep import check_files
 from tests.support.tiny_models import tiny_tokenizer
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost", "0.0.0.0")
@@ -25,7 +26,7 @@ _FIXTURES_OF_MODELS = {"gemma", "smollm", "real"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes minutes, or a browser, is slow too; fixtures of real models need their weights."""
+    """Mark nightly and browser tests as slow, and tests with fixtures of real models as `model`."""
     for item in items:
         if _FIXTURES_OF_MODELS & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.model)
@@ -63,6 +64,15 @@ def one_thread_for_tiny_products() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_checks_on_disk() -> Iterator[None]:
+    """Each process checks its models itself: tests replace parts of the sweep, and leave no files."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(check_files, "stored_check", lambda *_: None)
+        patch.setattr(check_files, "store_check", lambda *_: None)
+        yield
 
 
 @pytest.fixture

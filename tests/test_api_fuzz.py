@@ -252,7 +252,7 @@ def examples(number: int) -> Any:
 
 
 def outcome(call: Callable[[], Any]) -> Any:
-    """What a call gives, or None where it raised one of the package's errors, with a message."""
+    """Return a call's result, or None if it raised one of the package's errors with a message."""
     try:
         return call()
     except CausalTracerError as error:

@@ -37,7 +37,7 @@ PAGES = {
 }
 EXTENDING = "docs/guides/extending.md"
 # Tests of their own run these, and read what they print.
-OWN_TESTS = {EXTENDING, "docs/explanation/glass-box.md"}
+OWN_TESTS = {EXTENDING, "docs/guides/changing-the-package.md", "docs/explanation/glass-box.md"}
 # Pages that name layers of the embedded model, or that need a chat template.
 LAYERS = {"docs/terms/logit-lens.md": 18, "docs/terms/patching.md": 18, "docs/guides/conversations.md": 3}
 
@@ -49,8 +49,6 @@ def blocks(text: str, language: str) -> list[str]:
 
 
 PYTHON = {name: code for name, text in PAGES.items() if (code := blocks(text, "python"))}
-# The rest of that page changes the package: test_extending.py applies it to a copy.
-PYTHON[EXTENDING] = PYTHON[EXTENDING][:4]
 
 
 class TinyClient:

@@ -1,4 +1,4 @@
-"""The guides for parts of the package: their patches apply, and their code runs on the result."""
+"""The guide to changing the package: its patches apply, and its code runs on the result."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ import pytest
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parent.parent
-GUIDES = dict(
-    re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", (ROOT / "docs/guides/extending.md").read_text(), re.S | re.M)
-)
+PAGE = (ROOT / "docs/guides/changing-the-package.md").read_text()
+GUIDES = dict(re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", PAGE, re.DOTALL | re.MULTILINE))
 START = """
 from tests.support.tiny_models import PROMPT as prompt, SUBJECT as subject, tiny_tracer
 tracer = tiny_tracer("llama")
@@ -25,7 +24,7 @@ tracer = tiny_tracer("llama")
 
 @pytest.mark.parametrize(("guide", "most_files"), [("A setting of a request", 2), ("A figure", 1), ("A site", 3)])
 def test_a_guide_s_patch_gives_what_its_code_says(guide: str, most_files: int, tmp_path: Path) -> None:
-    """A test comes with each; `most_files` leaves it out."""
+    """The patch changes at most `most_files` files, not counting the test that comes with the change."""
     (patch,) = re.findall(r"```diff\n(.*?)```", GUIDES[guide], re.DOTALL)
     assert len(re.findall(r"^\+\+\+ ", patch, re.MULTILINE)) <= most_files
     shutil.copytree(ROOT / "causal_tracer", tmp_path / "causal_tracer", ignore=shutil.ignore_patterns("__pycache__"))

@@ -1,4 +1,4 @@
-"""The cache folder, and files that are written whole or not at all."""
+"""The cache folder, and atomic writes of files."""
 
 from __future__ import annotations
 
@@ -32,13 +32,10 @@ class TestCacheRoot:
         assert cache_root("~/here") == Path.home() / "here"
 
     def test_all_that_is_kept_is_kept_below_it(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        from causal_tracer.web.service.engine_check_files import store_engine_checks
         from causal_tracer.web.service.settings import ServiceSettings
 
         monkeypatch.setenv(files.CACHE_VARIABLE, str(tmp_path))
         assert ServiceSettings.from_environment().results_folder == str(tmp_path / "results")
-        store_engine_checks("a/model", "abc", {"key": {"portable": True}})
-        assert [path.name for path in (tmp_path / "engine_checks").iterdir()] == ["a-model-abc.json"]
 
 
 def full_disk(_descriptor: int) -> None:

@@ -1,4 +1,4 @@
-"""What `import causal_tracer` brings, and what it leaves to be imported when it is needed."""
+"""`import causal_tracer` is light: heavy packages are imported at first use."""
 
 from __future__ import annotations
 

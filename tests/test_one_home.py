@@ -1,4 +1,4 @@
-"""Each of these rules has one home in the package, and no second copy of it."""
+"""Some rules are implemented in one module of the package only."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HOMES = {
     "atomic writes": (r"os\.replace|os\.rename|mkstemp|NamedTemporaryFile|\.replace\([^,()=]*\)", {"files.py"}),
     # A journal is appended to, line by line.
     "fsync": (r"os\.fsync", {"files.py", "study/journal.py"}),
-    # A converted model is written into a folder of its own, which is moved into place when it is whole.
+    # A converted model is written into a temporary folder, which is moved into place when it is complete.
     "writing files": (
         r"\.write_(text|bytes)\(|\bopen\((?!os\.devnull)[^)]*[\"'][wxa]b?\+?[\"']",
         {

@@ -1,4 +1,4 @@
-"""What the README says is true: its example runs, its lists of packages agree, 1.1.0's ways of use still work."""
+"""The README is true: its example runs, its lists of packages agree, and code for 1.1.0 still works."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The code keeps to its limits: short modules and functions, and tests that do not lean on each other."""
+"""Limits of the code: short modules and functions, and test modules that do not import each other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CausalTracer: its signatures, defaults, refusals, and what its results hold."""
+"""CausalTracer: its signatures, defaults and errors, and the content of its results."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_the_rule_of_the_noise_is_in_the_result() -> None:
 
 @pytest.mark.parametrize("name", EVERY_ARCHITECTURE)
 def test_the_tracer_end_to_end_equals_hooks_by_hand(name: str) -> None:
-    """Whatever engine it chooses: text in, numbers out."""
+    """The tracer's numbers equal those by hand, with the engine that it chooses."""
     tracer = tiny_tracer(name)
     for kind, window in (("hidden", 1), ("mlp", 3), ("attention", 2)):
         flow = tracer.calculate_hidden_flow(PROMPT, SUBJECT, kind, samples=2, window=window)  # type: ignore[arg-type]
@@ -449,7 +449,7 @@ def test_arguments_out_of_range_are_refused_by_value(change: dict[str, Any], wor
     with pytest.raises(SettingsError) as caught:
         tracer.calculate_hidden_flow(PROMPT, SUBJECT, **change)
     name, _, value = words.partition("=")
-    # Values of another type have a message of their own.
+    # Values of another type have a different message.
     assert words in str(caught.value) or f"{name} must be an integer (given: {value})" in str(caught.value)
     assert isinstance(caught.value, CausalTracerError)
     assert isinstance(caught.value, ValueError)
@@ -614,7 +614,7 @@ def test_an_error_in_the_callers_progress_leaves_the_model_as_it_was() -> None:
 
 
 def test_weights_changed_between_two_traces_are_seen() -> None:
-    """Editing a fact and tracing it again is what this package is for: no stale clean run may be used."""
+    """After a fact was edited in the model, tracing it again must not use the old clean run."""
     model = build_tiny_model("gpt2")
     tracer = CausalTracer(model, tiny_tokenizer(), noise=1.0)
     before = tracer.calculate_hidden_flow(PROMPT, SUBJECT, samples=1, answer_id_override=7)
@@ -629,7 +629,7 @@ def test_weights_changed_between_two_traces_are_seen() -> None:
 
 
 def test_a_model_made_in_inference_mode_is_traced() -> None:
-    """Its tensors do not count their changes, which the cache of clean runs looks at."""
+    """The cache of clean runs uses the tensors' version counters, which these tensors do not have."""
     with torch.inference_mode():
         model = build_tiny_model("gpt2")
     flow = CausalTracer(model, tiny_tokenizer()).calculate_hidden_flow(PROMPT, SUBJECT, samples=2)

@@ -1,6 +1,6 @@
-"""Maps by nnsight: many runs as batch rows of one trace, the logits of the last token only.
+"""Maps by nnsight: many runs as batch rows of one trace, and only the logits of the last token.
 
-`by_nnsight_skipping.py` also skips the blocks below the first that a trace restores: they are as in the corrupted run.
+`by_nnsight_skipping.py` also skips the blocks below the first restored one, whose outputs equal the corrupted run's.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ OUTPUTS = {"hidden": lambda block: block, "mlp": lambda block: block.mlp, "atten
 
 
 class Tracer:
-    """A model wrapped once, that traces maps.
+    """A tracer of one model by nnsight.
 
     Args:
-        folder: The model's files.
-        skips: Whether blocks are skipped that are as in the corrupted run.
+        folder: The folder of the model.
+        skips: Whether to skip blocks whose outputs equal the corrupted run's.
     """
 
     def __init__(self, folder: str, *, skips: bool = False) -> None:

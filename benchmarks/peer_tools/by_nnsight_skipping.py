@@ -1,4 +1,4 @@
-"""Maps by nnsight as in `by_nnsight.py`, without the blocks that are as in the corrupted run."""
+"""Maps by nnsight as in `by_nnsight.py`, skipping blocks whose outputs equal the corrupted run's."""
 
 from functools import partial
 

@@ -15,11 +15,11 @@ COMPONENTS = {"hidden": "block_output", "mlp": "mlp_output", "attention": "atten
 
 
 class Tracer:
-    """A model that pyvene knows, and that maps are traced on."""
+    """A tracer of one model by pyvene."""
 
     def __init__(self, folder: str) -> None:
         self._model: Any = load_model(folder)
-        # Gemma 3 is not among pyvene's types. Its modules have the names of Gemma 2's.
+        # pyvene does not know Gemma 3, whose modules have the same names as Gemma 2's.
         for mapping in (type_to_module_mapping, type_to_dimension_mapping):
             mapping.setdefault(type(self._model), mapping[Gemma2ForCausalLM])
 
@@ -66,7 +66,7 @@ class Tracer:
 
     def _intervenable(self, representations: list[dict[str, Any]]) -> Any:
         made = pyvene.IntervenableModel(representations, self._model)
-        # It freezes the weights, and torch multiplies strided rows by frozen weights several times more slowly.
+        # pyvene freezes the weights, and torch is several times slower at multiplying strided rows by frozen weights.
         self._model.requires_grad_(True)
         return made
 

@@ -1,4 +1,4 @@
-"""Maps by this project, as its README has them."""
+"""Maps by this project, as in its README."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from causal_tracer import CausalTracer
 
 
 class Tracer:
-    """A tracer, made once."""
+    """A tracer of one model by this project."""
 
     def __init__(self, folder: str) -> None:
         self._tracer = CausalTracer.from_pretrained(folder, dtype="float32")

@@ -1,4 +1,4 @@
-"""Maps by TransformerLens 4: hooks of its bridge that patch each batch row, the logits of the last token only."""
+"""Maps by TransformerLens 4: hooks of its bridge patch each batch row; only the last token's logits are computed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HOOKS = {"hidden": "blocks.{}.hook_resid_post", "mlp": "blocks.{}.hook_mlp_out",
 
 
 class Tracer:
-    """A bridge, made once, that traces maps."""
+    """A tracer of one model by TransformerLens."""
 
     def __init__(self, folder: str) -> None:
         parts: dict[str, Any] = {"hf_model": load_model(folder), "tokenizer": load_tokenizer(folder)}

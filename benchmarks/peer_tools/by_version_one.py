@@ -1,4 +1,4 @@
-"""Maps by causal-tracer 1.1.0, with its own noise: the same draws from the same seed."""
+"""Maps by causal-tracer 1.1.0. It draws the noise itself, and the same seed gives the same noise."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from causal_tracer import LLAMA_LAYER_CONFIG, CausalTracer
 
 
 class Tracer:
-    """A tracer of 1.1.0, made once."""
+    """A tracer of one model by causal-tracer 1.1.0."""
 
     def __init__(self, folder: str) -> None:
-        # Its class takes the noise level when it is made; both models of the benchmark have Llama's module names.
+        # Both models of the benchmark have Llama's module names. Each task sets the noise level.
         self._tracer = CausalTracer(load_model(folder), load_tokenizer(folder), layer_config=LLAMA_LAYER_CONFIG)
 
     def __call__(self, task: Task) -> Map:

@@ -1,6 +1,6 @@
-"""What the tools of `peers.py` share: the task, its runs as batch rows, and the loop that answers requests.
+"""The code that the tools of `peers.py` share: the task, its runs as batch rows, and the loop that answers requests.
 
-It is imported in each tool's own environment, so it needs nothing but PyTorch, NumPy and the standard library.
+Each tool imports it in its own environment, so it needs only PyTorch, NumPy, transformers and the standard library.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """One map, as `peers.py` asks for it.
+    """One map to compute, as `peers.py` requests it.
 
     Attributes:
         prompt: The prompt's text.
         subject: The subject's text.
         ids: The prompt's token ids.
-        subject_range: First token of the subject, and one past its last.
-        answer_id: The token whose probability is read.
+        subject_range: The first token of the subject, and one past its last token.
+        answer_id: The token whose probability is the score.
         noise_file: A NumPy file with the noise [samples, subject tokens, d_model], float32.
-        noise: Its standard deviation, for tools that draw the same noise themselves.
-        seed: Its seed, for the same tools.
+        noise: The noise's standard deviation, for tools that draw the same noise themselves.
+        seed: The noise's seed, for the same tools.
         site: "hidden", "mlp" or "attention".
-        window: How many layers are restored together.
-        layers: First layer of the map, and one past its last.
+        window: Number of layers restored together.
+        layers: The first layer of the map, and one past its last layer.
         n_layers: Number of blocks of the model.
         batch_rows: Batch rows of a forward pass.
     """
@@ -58,23 +58,23 @@ class Task:
 
     @property
     def samples(self) -> int:
-        """How many samples of noise there are."""
+        """The number of noise samples."""
         return len(np.load(self.noise_file, mmap_mode="r"))
 
     def restored(self, layer: int) -> range:
-        """Return the layers that a cell restores, as ROME's code has it."""
+        """Return the layers that a cell restores, as in ROME's code."""
         return range(max(0, layer - self.window // 2), min(self.n_layers, layer - (-self.window // 2)))
 
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Runs that go through the model together. A corrupted run restores no layer.
+    """The runs of one forward pass, one for each batch row. A corrupted run restores no layers.
 
     Attributes:
-        starts: The first layer that each restores [rows].
-        ends: One past the last layer that each restores [rows].
-        tokens: The token at which each restores [rows].
-        samples: The noise sample of each [rows].
+        starts: The first layer that each run restores [rows].
+        ends: One past the last layer that each run restores [rows].
+        tokens: The token at which each run restores [rows].
+        samples: The noise sample of each run [rows].
     """
 
     starts: Tensor
@@ -93,12 +93,12 @@ class Rows:
 
 @dataclass(frozen=True)
 class Map:
-    """One map: probabilities of the answer, means over samples.
+    """One map: the answer's probabilities, as means over samples.
 
     Attributes:
-        scores: With a restored cell [tokens, layers].
-        low: In the corrupted run.
-        high: In the clean run.
+        scores: The probability in each cell's restored run [tokens, layers].
+        low: The probability in the corrupted run.
+        high: The probability in the clean run.
     """
 
     scores: list[list[float]]
@@ -109,12 +109,12 @@ class Map:
 def map_in_rows(task: Task, high: float, forward: Callable[[Rows], Tensor]) -> Map:
     """Compute a map with one batch row for each cell and sample.
 
-    Runs are in order of the first layer that they restore, so that neighbours have much in common.
+    Runs are ordered by the first layer that they restore, so that the rows of a batch have similar windows.
 
     Args:
         task: The map.
         high: The answer's probability in the clean run.
-        forward: Gives the answer's probability in each run [rows].
+        forward: Returns the answer's probability in each run [rows].
     """
     layers, tokens = range(*task.layers), range(len(task.ids))
     windows = [task.restored(layer) for layer in layers]
@@ -132,21 +132,21 @@ def probabilities(logits: Tensor, answer: int) -> Tensor:
 
 
 def load_model(folder: str) -> Any:
-    """Return the model of a folder, float32, in evaluation mode."""
+    """Load a folder's model in float32 and evaluation mode."""
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 def load_tokenizer(folder: str) -> Any:
-    """Return the tokenizer of a folder."""
+    """Load a folder's tokenizer."""
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(folder)
 
 
 def memory_mib(name: str) -> float:
-    """Return a figure of this process's resident memory in MiB (Linux): VmRSS now, VmHWM at its peak."""
+    """Return this process's resident memory in MiB (Linux only): "VmRSS" for now, "VmHWM" for the peak."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
 
@@ -154,7 +154,7 @@ def memory_mib(name: str) -> float:
 def _answer(trace: Callable[[Task], Map], request: dict[str, Any]) -> dict[str, Any]:
     """Return one map with its time and memory."""
     task = Task(**{name: tuple(value) if isinstance(value, list) else value for name, value in request.items()})
-    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak is counted from here
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # resets the peak
     begun = time.perf_counter()
     found = trace(task)
     seconds = time.perf_counter() - begun
@@ -162,9 +162,9 @@ def _answer(trace: Callable[[Task], Map], request: dict[str, Any]) -> dict[str, 
 
 
 def serve(load: Callable[[str], Callable[[Task], Map]]) -> None:
-    """Load a tool, and answer each task on standard input, a line of JSON, with a line that begins with "map: ".
+    """Load a tool, and answer each task on standard input with a line that begins with "map: ".
 
-    The command line gives the model's folder and the number of threads.
+    A task is one line of JSON. The command line has the model's folder and the number of threads.
 
     Args:
         load: Takes the folder and returns the function that computes a map.

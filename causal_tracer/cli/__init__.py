@@ -1,1 +1,1 @@
-"""The command line."""
+"""The command line `causal-tracer`: `main` and a module for each command."""

@@ -1,4 +1,4 @@
-"""The prompt and the model of a command: their options, and what these make."""
+"""Options for the prompt and the model that several commands share, and functions that build both from the options."""
 
 from __future__ import annotations
 
@@ -15,32 +15,33 @@ from causal_tracer.tracer import CausalTracer
 
 _CHAT = "Conversation"
 
-Prompt = Annotated[str, typer.Argument(help="The text that the model goes on from.", show_default=False)]
-DeviceMap = Annotated[
-    str | None, typer.Option(help='"auto" spreads the model over all devices.', rich_help_panel=MODEL)
-]
+Prompt = Annotated[str, typer.Argument(help="The text that the model continues.", show_default=False)]
+DeviceMap = Annotated[str | None, typer.Option(help='"auto" splits the model over all devices.', rich_help_panel=MODEL)]
 Chat = Annotated[
-    bool, typer.Option("--chat", help="The prompt is a user's message to a chat model.", rich_help_panel=_CHAT)
+    bool, typer.Option("--chat", help="Send the prompt to a chat model as a user message.", rich_help_panel=_CHAT)
 ]
-System = Annotated[str | None, typer.Option(help="A system message before it.", rich_help_panel=_CHAT)]
-Thinking = Annotated[bool | None, typer.Option(help="Where the chat template can switch it.", rich_help_panel=_CHAT)]
+System = Annotated[str | None, typer.Option(help="The system message, before the user's.", rich_help_panel=_CHAT)]
+Thinking = Annotated[
+    bool | None,
+    typer.Option(help="Switch thinking on or off, if the chat template has a switch for it.", rich_help_panel=_CHAT),
+]
 AssistantPrefix = Annotated[
-    str, typer.Option(help="How the assistant begins; the answer comes next.", rich_help_panel=_CHAT)
+    str, typer.Option(help="The start of the assistant's reply. The answer comes next.", rich_help_panel=_CHAT)
 ]
 
 
 def prompt_text(
     prompt: str, chat: bool, system: str | None, thinking: bool | None, assistant_prefix: str
 ) -> str | ChatText:
-    """Return the prompt: the text, or with `chat` the conversation that begins with it.
+    """Return the prompt: the text itself, or with `chat` a conversation in which it is the user's message.
 
     Raises:
-        SettingsError: Options of a conversation are given without `chat`.
+        SettingsError: `system`, `thinking` or `assistant_prefix` is given without `chat`.
     """
     if chat:
         return ChatText.from_user(prompt, system=system, thinking=thinking, assistant_prefix=assistant_prefix)
     if system is not None or thinking is not None or assistant_prefix:
-        raise SettingsError("--system, --thinking and --assistant-prefix belong to conversations: add --chat.")
+        raise SettingsError("--system, --thinking and --assistant-prefix are for conversations only. Add --chat.")
     return prompt
 
 
@@ -54,7 +55,7 @@ def load_tracer(
     quiet: bool,
     noise: NoiseRule = None,
 ) -> CausalTracer:
-    """Return a tracer of the model that the options name; a download shows its progress on a terminal."""
+    """Load the model that the options name and return its tracer. On a terminal, downloads show a progress bar."""
     from transformers.utils import logging as transformers_logging
 
     shown = not quiet and sys.stderr.isatty()

@@ -1,4 +1,4 @@
-"""The `lens` command: what a model would say after each layer."""
+"""The `lens` command: the logit lens of one prompt."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from causal_tracer.cli.options import Device, Dtype, Model, Revision
 from causal_tracer.cli.output import Csv, Html, Image, Json, Outputs, Quiet
 
 Answer = Annotated[
-    str | None, typer.Option(help="The answer whose probability and rank are read; the model's own if not given.")
+    str | None,
+    typer.Option(help="The answer whose probability and rank are read. By default the model's most probable token."),
 ]
 Top = Annotated[int, typer.Option(min=1, help="Keep this many most probable tokens of each layer.")]
 
@@ -44,7 +45,7 @@ def lens(
     image_to: Image = None,
     quiet: Quiet = False,
 ) -> None:
-    """Read each layer with the model's own final norm and head: what would it say there?
+    """Show the logit lens: the next tokens that each layer predicts, through the model's final norm and head.
 
     Example: causal-tracer lens "The Space Needle is located in the city of" --html lens.html
     """

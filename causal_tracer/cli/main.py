@@ -1,6 +1,6 @@
-"""The command `causal-tracer`: trace a prompt, read its logit lens, patch it, open the app, run a study, reproduce.
+"""The command `causal-tracer` with its subcommands: trace, lens, patch, app, study, reproduce.
 
-Exit status: 0 done · 2 a wrong option, setting or prompt · 1 any other known error · 130 interrupted. Results go to
+Exit status: 0 success · 2 a wrong option, setting or prompt · 1 any other known error · 130 interrupted. Results go to
 standard output, everything else to standard error.
 """
 
@@ -32,7 +32,7 @@ def _print_version(wanted: bool) -> None:
 
 
 def with_exit_status(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a command: an error is printed as one line, and its exit status is set."""
+    """Wrap a command so that an error is printed as one line and sets the exit status."""
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -53,11 +53,11 @@ def causal_tracer(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Causal tracing: where does a language model keep a fact?"""
+    """Find where a language model stores a fact, by causal tracing."""
 
 
 def open_app(context: typer.Context) -> None:
-    """Open the web app; "causal-tracer app --help" lists its options."""
+    """Start the web app. "causal-tracer app --help" lists its options."""
     from importlib.util import find_spec
 
     if find_spec("gradio") is None:
@@ -79,11 +79,13 @@ app.command("lens")(with_exit_status(lens))
 app.command("patch")(with_exit_status(patch))
 app.command(
     "app",
-    # The app reads all options itself, --help included.
+    # The app parses all options itself, also --help.
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
 )(with_exit_status(open_app))
 app.command("study")(with_exit_status(study))
-reproductions = typer.Typer(no_args_is_help=True, help="Run a paper's experiment and compare its numbers.")
+reproductions = typer.Typer(
+    no_args_is_help=True, help="Run a paper's experiment and compare the results with the published numbers."
+)
 for name, reproduction in REPRODUCTIONS.items():
     reproductions.command(name)(with_exit_status(reproduction))
 app.add_typer(reproductions, name="reproduce")
@@ -93,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line.
 
     Args:
-        argv: Its words after the program's name; None takes the process's.
+        argv: The arguments after the program's name; None takes those of the process.
 
     Returns:
         The exit status.

@@ -1,4 +1,4 @@
-"""Options of the command line that are fields of records, with their types, bounds, defaults and help."""
+"""Command-line options made from the fields of request records, with their types, bounds, defaults and help."""
 
 from __future__ import annotations
 
@@ -17,13 +17,19 @@ MODEL, EXPERIMENT = "Model", "Experiment"
 
 Model = Annotated[
     str,
-    typer.Option("--model", "-m", help="An embedded name, a folder, a .gguf file, or a hub id.", rich_help_panel=MODEL),
+    typer.Option(
+        "--model", "-m", help="An embedded model's name, a folder, a .gguf file, or a hub id.", rich_help_panel=MODEL
+    ),
 ]
-Revision = Annotated[str | None, typer.Option(help="A hub model's branch, tag or commit.", rich_help_panel=MODEL)]
-Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or auto.", rich_help_panel=MODEL)]
+Revision = Annotated[str | None, typer.Option(help="The branch, tag or commit of a hub model.", rich_help_panel=MODEL)]
+Dtype = Annotated[
+    str | None, typer.Option(help="Dtype of the weights: float32, bfloat16, float16 or auto.", rich_help_panel=MODEL)
+]
 Device = Annotated[
     str | None,
-    typer.Option(help="Such as cpu or cuda:0; by default a GPU, if there is one.", rich_help_panel=MODEL),
+    typer.Option(
+        help="A torch device, such as cpu or cuda:0. By default a GPU if there is one.", rich_help_panel=MODEL
+    ),
 ]
 
 _SHORT = {"subject": ("-s",)}
@@ -38,17 +44,17 @@ _TYPES = {
 
 
 def with_fields(records: Mapping[type[Any], str | None], without: Collection[str] = ()) -> Callable[[Command], Command]:
-    """Return a decorator that gives a command an option for each field of some records.
+    """Return a decorator that adds an option for each field of some records to a command.
 
-    Fields that are parameters of the command stay as they are there; the command gets all others by `**`.
+    A parameter that the command already has keeps its own definition. The command receives all other options by `**`.
 
     Args:
-        records: The records, each with the panel of the help that its options are in.
-        without: Fields without an option.
+        records: The record classes, each with the help panel of its options.
+        without: Names of fields that get no option.
     """
 
     def decorate(command: Command) -> Command:
-        # Typer takes options from the signature.
+        # Typer reads the options from the signature.
         parameters = inspect.signature(command, eval_str=True).parameters
         own = {name: each for name, each in parameters.items() if each.kind is not each.VAR_KEYWORD}
         added = [
@@ -66,7 +72,7 @@ def with_fields(records: Mapping[type[Any], str | None], without: Collection[str
 
 
 def given_options(context: typer.Context, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options that stand on the command line. Defaults of fields may depend on these."""
+    """Return the options that the user gave, without defaults: the default of a field can depend on other fields."""
     sources = {name: context.get_parameter_source(name) for name in settings}
     return {name: settings[name] for name, source in sources.items() if source is not None and source.name != "DEFAULT"}
 

@@ -1,4 +1,4 @@
-"""The output of the commands `trace`, `lens` and `patch`: its options, files and printed text."""
+"""The output of the commands `trace`, `lens` and `patch`: options, files and printed text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import typer
 from causal_tracer.errors import ExportError, SettingsError
 from causal_tracer.files import write_atomically
 from causal_tracer.request.sites import SITES
-from causal_tracer.results.analysis import COLUMNS, acts, effects, rows, share
+from causal_tracer.results.analysis import COLUMNS, effects, has_expected_sign, rows, share
 from causal_tracer.results.flow import HiddenFlow
 from causal_tracer.results.lens import COLUMNS as LENS_COLUMNS
 from causal_tracer.results.lens import LogitLens
@@ -25,7 +25,7 @@ from causal_tracer.results.words import (
     axis_labels,
     display_token,
     effect_label,
-    low_run,
+    low_run_name,
     metric_label,
     metric_of,
     named_title,
@@ -45,33 +45,42 @@ _OUTPUT = "Output"
 Json = Annotated[
     str | None,
     typer.Option(
-        "--json", metavar="FILE|-", help='Write all numbers, a line for each map; "-" prints.', rich_help_panel=_OUTPUT
+        "--json",
+        metavar="FILE|-",
+        help='Write all numbers as JSON, one line for each map. "-" prints them.',
+        rich_help_panel=_OUTPUT,
     ),
 ]
 Csv = Annotated[
     str | None,
-    typer.Option("--csv", metavar="FILE|-", help='Write a row for each cell; "-" prints.', rich_help_panel=_OUTPUT),
+    typer.Option(
+        "--csv",
+        metavar="FILE|-",
+        help='Write a table with a row for each cell. "-" prints it.',
+        rich_help_panel=_OUTPUT,
+    ),
 ]
 Html = Annotated[
     Path | None,
-    typer.Option("--html", metavar="FILE", help="Write a page that needs no network.", rich_help_panel=_OUTPUT),
+    typer.Option("--html", metavar="FILE", help="Write a page that opens offline.", rich_help_panel=_OUTPUT),
 ]
 Image = Annotated[
-    Path | None, typer.Option("--image", metavar="FILE", help="Write a .png, .svg or .pdf.", rich_help_panel=_OUTPUT)
+    Path | None,
+    typer.Option("--image", metavar="FILE", help="Write the figure as .png, .svg or .pdf.", rich_help_panel=_OUTPUT),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress and no map.", rich_help_panel=_OUTPUT)]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress and no map.", rich_help_panel=_OUTPUT)]
 
 
 @dataclass(frozen=True)
 class _Contents:
-    """What a command gives out.
+    """The results of a command in each form that can be written.
 
     Attributes:
         data: Each result as JSON types.
-        header: The columns of its table.
-        rows: The table's rows.
-        figures: Makes its figures, by name.
-        text: Makes what is printed.
+        header: The columns of the table.
+        rows: The rows of the table.
+        figures: Draws the figures, by name.
+        text: Makes the printed text.
     """
 
     data: Iterable[dict[str, Any]]
@@ -83,14 +92,15 @@ class _Contents:
 
 @dataclass(frozen=True)
 class Outputs:
-    """Where maps, or a lens, go.
+    """The outputs that a command writes its results to.
 
     Attributes:
         json: A file, or "-" for standard output: one line for each map, as `HiddenFlow.save` writes it.
-        csv: A file, or "-": one row for each cell of each map.
+        csv: A file, or "-" for standard output: one row for each cell of each map.
         html: A file: all maps on one page.
-        image: A file that ends in .png, .svg or .pdf; of several maps each gets its name before the ending.
-        quiet: Print only what was asked for.
+        image: A file that ends in .png, .svg or .pdf. If there are several maps, each gets a file of its own with the
+            map's name before the ending.
+        quiet: Print nothing but the outputs that are "-".
     """
 
     json: str | None = None
@@ -101,18 +111,20 @@ class Outputs:
 
     def __post_init__(self) -> None:
         if self.json == self.csv == _PRINT:
-            raise SettingsError("--json and --csv would both be printed. Give one of them a file.")
+            raise SettingsError("--json and --csv cannot both be printed. Give one of them a file.")
         if self.html is not None and self.html.suffix.lower() not in (".html", ".htm"):
-            raise SettingsError(f"--html {self.html} does not end in .html. Pictures are written with --image.")
+            raise SettingsError(f"--html must end in .html (given: {self.html}). To write an image, use --image.")
         if self.image is not None and self.image.suffix.lower() not in _IMAGES:
-            raise SettingsError(f"--image {self.image} ends in none of {', '.join(_IMAGES)}.")
-        # Checked before the trace, not after it.
+            raise SettingsError(
+                f"--image must end in {', '.join(_IMAGES[:-1])} or {_IMAGES[-1]} (given: {self.image})."
+            )
+        # Checked here because a trace can take long, and its result would be lost.
         for path in (self.json, self.csv, self.html, self.image):
             if path is not None and path != _PRINT and Path(path).is_dir():
-                raise SettingsError(f"{path} is a folder. Give the name of a file.")
+                raise SettingsError(f"{path} is a folder, and results are written to files. Give a file name.")
 
     def write(self, flows: Mapping[str, HiddenFlow]) -> None:
-        """Write maps, by name, to all outputs; without a "-", print what they show.
+        """Write maps, by name, to all outputs. If no output is "-", also print a description of each map.
 
         Raises:
             ExportError: A file could not be written.
@@ -134,7 +146,7 @@ class Outputs:
         self._write(_Contents(data, ("map", *COLUMNS), cells, figures, text))
 
     def write_lens(self, lens: LogitLens) -> None:
-        """Write a lens to all outputs; without a "-", print the last token's part of it.
+        """Write a lens to all outputs. If no output is "-", also print its rows at the last token.
 
         Raises:
             ExportError: A file could not be written.
@@ -142,7 +154,7 @@ class Outputs:
         self._write_lens(lens, lens.to_dict(), ())
 
     def write_patched(self, run: PatchedRun) -> None:
-        """Write a patched run to all outputs, with its lens as table and figure.
+        """Write a patched run to all outputs. Its table and figure are those of its lens.
 
         Raises:
             ExportError: A file could not be written.
@@ -175,7 +187,7 @@ class Outputs:
             if self.image is not None:
                 self._write_images(self.image, contents.figures())
         except OSError as error:
-            raise ExportError(f"A result could not be written: {error}.") from error
+            raise ExportError(f"The results could not be written: {error}.") from error
         if not self.quiet and _PRINT not in (self.json, self.csv):
             typer.echo(contents.text())
 
@@ -195,11 +207,13 @@ def _put(place: str, text: str) -> None:
 
 
 def describe(name: str, flow: HiddenFlow) -> Iterable[str]:
-    """Yield lines that describe a map: title, clean and corrupted score, the map in shades, its peaks."""
+    """Yield the lines that describe a map: title, clean and corrupted score, the map in shades, its peaks."""
     settings, metric = flow.settings, metric_of(flow)
     yield f"{named_title(name, flow)}: {metric_label(flow)}, {settings.model}"
     together = f"{_counted(settings.window, 'layer')} {patched_word(flow)} together"
-    how = () if low_run(settings) is None else (settings.corruption, _counted(len(flow.low_sample_scores), "sample"))
+    how = (
+        () if low_run_name(settings) is None else (settings.corruption, _counted(len(flow.low_sample_scores), "sample"))
+    )
     runs = runs_line(flow, lambda score: metric.written(score, fixed=False))
     yield f"  {runs} ({', '.join((*how, together))})"
     if flow.subject_guessed:
@@ -217,7 +231,7 @@ def describe(name: str, flow: HiddenFlow) -> Iterable[str]:
 
 
 def describe_lens(lens: LogitLens) -> Iterable[str]:
-    """Yield lines that describe a lens: what was read, and the top token of each layer at the last token."""
+    """Yield the lines that describe a lens: the run and model, and each layer's top token at the last token."""
     yield f"Logit lens of the {lens.run}: {lens.model}"
     yield from (f"  {note}" for note in lens.notes)
     yield f"  after {display_token(lens.input_tokens[-1])!r}; entropy in nats"
@@ -239,10 +253,10 @@ def _counted(number: int, word: str) -> str:
 
 
 def _shaded(flow: HiddenFlow) -> Iterable[str]:
-    """Yield the map, row by layer: the darker, the larger the effect's share of the total effect."""
+    """Yield the map as lines of shades, rows by layers. A darker shade is a larger share of the total effect."""
     labels, found = axis_labels(flow), effects(flow)
     width = min(24, max(len(label) for label in labels))
-    strongest = flow.peaks(1)[0].effect if low_run(flow.settings) is None and flow.peaks(1) else 0.0
+    strongest = flow.peaks(1)[0].effect if low_run_name(flow.settings) is None and flow.peaks(1) else 0.0
     for label, changes in zip(labels, found.tolist(), strict=True):
         yield f"  {label[:width]:>{width}} {''.join(_shade(flow, effect, strongest) for effect in changes)}"
     layers = flow.scores.shape[1]
@@ -253,9 +267,9 @@ def _shaded(flow: HiddenFlow) -> Iterable[str]:
 def _shade(flow: HiddenFlow, effect: float, strongest: float) -> str:
     if math.isnan(effect):
         return " "
-    # Without a corrupted run there is no total effect: the strongest cell takes its place.
-    part = effect / strongest if acts(flow, strongest) else share(flow, effect)
+    # A map without a corrupted run has no total effect, so its strongest cell is the darkest shade.
+    part = effect / strongest if has_expected_sign(flow, strongest) else share(flow, effect)
     if math.isnan(part):
         # The total effect is zero, of the wrong sign, or infinite.
-        return _SHADES[-1 if math.isinf(effect) and acts(flow, effect) else 0]
+        return _SHADES[-1 if math.isinf(effect) and has_expected_sign(flow, effect) else 0]
     return _SHADES[min(len(_SHADES) - 1, max(0, int(part * len(_SHADES))))]

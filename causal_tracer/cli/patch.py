@@ -1,4 +1,4 @@
-"""The `patch` command: activations of one prompt's run put into another prompt's."""
+"""The `patch` command: a run of one prompt with activations of another prompt's run."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from causal_tracer.errors import SettingsError
 from causal_tracer.request.sites import SITES, require_site
 from causal_tracer.tracing.patched import Pair
 
-Source = Annotated[str, typer.Argument(help="The prompt that activations come from.", show_default=False)]
-Base = Annotated[str, typer.Argument(help="The prompt that is run with them.", show_default=False)]
+Source = Annotated[str, typer.Argument(help="The prompt whose activations are copied.", show_default=False)]
+Base = Annotated[str, typer.Argument(help="The prompt that is run with these activations.", show_default=False)]
 Pairs = Annotated[
     list[str],
     typer.Option(
         "--pair",
         metavar="TOKEN,LAYER:TOKEN,LAYER",
-        help="A cell of the source, and the cell of the base that takes its value; may be given again. Heads: "
-        "TOKEN,LAYER,HEAD.",
+        help="A cell of the source, and the cell of the base that gets its value. A cell of a head is "
+        "TOKEN,LAYER,HEAD. Can be repeated.",
     ),
 ]
 Kind = Annotated[
@@ -30,13 +30,15 @@ Kind = Annotated[
         "--kind",
         "-k",
         metavar="|".join(name for name, site in SITES.items() if not site.blocks),
-        help="Which activations.",
+        help="The kind of activations to copy.",
     ),
 ]
 Answers = Annotated[
     list[str] | None,
     typer.Option(
-        "--answer", help="An answer whose probability is read; may be given again. The models' own if not given."
+        "--answer",
+        help="An answer whose probability is read. Can be repeated. By default the most probable token of each "
+        "prompt's clean run.",
     ),
 ]
 Top = Annotated[int, typer.Option(min=1, help="Keep this many most probable tokens of each layer.")]
@@ -60,7 +62,7 @@ def patch(
     image_to: Image = None,
     quiet: Quiet = False,
 ) -> None:
-    """Run a prompt with activations of another prompt in it: any cell into any cell.
+    """Run the base prompt with activations copied from the source prompt, from any cell into any cell.
 
     Example: causal-tracer patch "Paris is the capital of" "Rome is the capital of" --pair 1,3:1,3
     """
@@ -75,6 +77,7 @@ def _cells(text: str) -> Pair:
         source, base = (tuple(int(number) for number in end.split(",")) for end in text.split(":"))
     except ValueError as error:
         raise SettingsError(
-            f"--pair {text!r} must be a cell of the source and one of the base, such as 3,5:-1,5 (TOKEN,LAYER each)."
+            f"--pair must be a cell of the source and a cell of the base (given: {text!r}). "
+            "Give TOKEN,LAYER:TOKEN,LAYER with integers, such as 3,5:-1,5."
         ) from error
     return source, base

@@ -1,4 +1,4 @@
-"""The progress of a long command on standard error: a bar on a terminal, log lines anywhere else."""
+"""The progress of a long command on standard error: a progress bar on a terminal, log lines elsewhere."""
 
 from __future__ import annotations
 
@@ -14,7 +14,12 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 @contextmanager
 def progress_reporter(title: str, *, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
-    """Yield a function to call with (done, total) as often as needed; with `quiet`, nothing is shown."""
+    """Yield a function that shows progress when it is called with (done, total). With `quiet` it shows nothing.
+
+    Args:
+        title: The unit that is counted, such as "facts".
+        quiet: Show nothing.
+    """
     if quiet:
         yield lambda _done, _total: None
     elif sys.stderr.isatty():
@@ -42,14 +47,14 @@ def _bar(title: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def _log_lines(title: str) -> Callable[[int, int], None]:
-    """Return a function that logs at the start, at the end, and every ten seconds in between."""
-    said_at = -_SECONDS_BETWEEN_LINES
+    """Return a function that logs its first call, its last call, and one call every ten seconds in between."""
+    logged_at = -_SECONDS_BETWEEN_LINES
 
     def report(done: int, total: int) -> None:
-        nonlocal said_at
+        nonlocal logged_at
         now = time.monotonic()
-        if done == total or now - said_at >= _SECONDS_BETWEEN_LINES:
-            said_at = now
+        if done == total or now - logged_at >= _SECONDS_BETWEEN_LINES:
+            logged_at = now
             _logger.info("%d of %d %s are done.", done, total, title)
 
     return report

@@ -1,4 +1,4 @@
-"""The `reproduce` commands: a paper's experiment as it was run, compared with the numbers that the paper gives.
+"""The `reproduce` commands: run a paper's experiment and compare the results with the published numbers.
 
 Exit status: 0 the numbers agree, or there is no verdict · 1 a number does not agree.
 """
@@ -36,19 +36,24 @@ if TYPE_CHECKING:
 FAILED = 1
 _SHORT_NAME = "gpt2-xl"
 
-Out = Annotated[Path | None, typer.Option(metavar="FOLDER", help="Write figure, maps and verdict into this folder.")]
+Out = Annotated[
+    Path | None, typer.Option(metavar="FOLDER", help="Write the figure, the maps and the verdict into this folder.")
+]
 StudyOut = Annotated[
     Path,
     typer.Option(
-        metavar="FOLDER", help="The study's folder, with figure and verdict. The same command continues what is there."
+        metavar="FOLDER",
+        help="The folder for the study, the figure and the verdict. The same command continues a study that is in it.",
     ),
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="State what would be computed; load and write nothing.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be computed. Load and write nothing.")]
 Noise = Annotated[
     float,
-    typer.Option(min=0, help="Noise level, for models with other embeddings than GPT-2's.", rich_help_panel=EXPERIMENT),
+    typer.Option(
+        min=0, help="Noise level. Change it for models whose embeddings have another scale.", rich_help_panel=EXPERIMENT
+    ),
 ]
-Samples = Annotated[int, typer.Option(min=1, help="Noise samples of each fact.", rich_help_panel=EXPERIMENT)]
+Samples = Annotated[int, typer.Option(min=1, help="Number of noise samples for each fact.", rich_help_panel=EXPERIMENT)]
 
 
 def rome_figure_1(
@@ -61,9 +66,9 @@ def rome_figure_1(
     dry_run: DryRun = False,
     quiet: Quiet = False,
 ) -> None:
-    """Draw Figure 1 e-g of Meng et al. 2022 (ROME): three maps of the Space Needle, compared with the published ones.
+    """Draw Figure 1 e-g of Meng et al. 2022 (ROME), three maps of one prompt, and compare them with the published ones.
 
-    Only GPT-2 XL in float32 with the figure's noise has a verdict; any other model draws the same figure.
+    There is a verdict only for GPT-2 XL in float32 with the figure's noise. Other models give the figure alone.
     """
     name = _model_id(model)
     if dry_run:
@@ -85,7 +90,7 @@ def rome_figure_1(
         figures = {map_title(flow): plot_hidden_flow_heatmap(flow, show=False, title="") for flow in flows.values()}
         made = {kind: asdict(flow.settings) for kind, flow in flows.items()}
         write_verdict(out, f"Figure 1 e-g of Meng et al. 2022: {name}", verdict, figures, made)
-    _leave(verdict, out)
+    _print_verdict(verdict, out)
 
 
 def rome_averages(
@@ -100,12 +105,12 @@ def rome_averages(
     dry_run: DryRun = False,
     quiet: Quiet = False,
 ) -> None:
-    """Average maps over facts as Meng et al. 2022 (ROME) do, and compare effects and probabilities with theirs.
+    """Average maps over facts as in Meng et al. 2022 (ROME), and compare effects and probabilities with the paper's.
 
-    Only GPT-2 XL in float32 on all of the paper's facts (--facts known_1000.json) has a verdict.
+    There is a verdict only for GPT-2 XL in float32 on all of the paper's facts (--facts known_1000.json).
     """
     loaded = load_facts(facts)
-    settings = averages_settings(samples, **_own(model, facts, loaded, revision, dtype))
+    settings = averages_settings(samples, **_model_and_facts(model, facts, loaded, revision, dtype))
     if dry_run:
         typer.echo(_study_plan(settings, loaded[:limit], len(published.AVERAGES)))
         return
@@ -115,7 +120,7 @@ def rome_averages(
     _write_study(
         study, verdict, "Averages over facts (Meng et al. 2022)", ("map", "lines"), means, dict.fromkeys(means, ROLES)
     )
-    _leave(verdict, out)
+    _print_verdict(verdict, out)
 
 
 def dissecting_recall(
@@ -129,19 +134,19 @@ def dissecting_recall(
     dry_run: DryRun = False,
     quiet: Quiet = False,
 ) -> None:
-    """Draw the three attention-knockout curves of Geva et al. 2023, and compare them with what the paper says.
+    """Draw the three attention-knockout curves of Geva et al. 2023, and compare their order with the paper's.
 
-    Only GPT-2 XL in float32 on all of the paper's facts (--facts known_1000.json) has a verdict.
+    There is a verdict only for GPT-2 XL in float32 on all of the paper's facts (--facts known_1000.json).
     """
     loaded = load_facts(facts)
-    settings = recall_settings(**_own(model, facts, loaded, revision, dtype))
+    settings = recall_settings(**_model_and_facts(model, facts, loaded, revision, dtype))
     if dry_run:
         typer.echo(_study_plan(settings, loaded[:limit], len(published.RECALL)))
         return
     study = _study(settings, loaded, out, limit, device, quiet)
     verdict, curves = recall_verdict(study), recall_curves(study.effects)
     _write_study(study, verdict, "Attention knockout (Geva et al. 2023)", ("spans",), curves, dict.fromkeys(curves, ()))
-    _leave(verdict, out)
+    _print_verdict(verdict, out)
 
 
 COMMANDS: Mapping[str, Callable[..., None]] = {
@@ -149,15 +154,15 @@ COMMANDS: Mapping[str, Callable[..., None]] = {
     "rome-averages": rome_averages,
     "dissecting-recall": dissecting_recall,
 }
-"""The commands by name."""
+"""The subcommands of `reproduce` by name."""
 
 
 def _model_id(model: str) -> str:
-    """Return the hub id of the papers' model for its short name, unless a folder has that name."""
+    """Return the hub id for the short name of the papers' model, unless a local folder has that name."""
     return published.PAPER_MODEL if model == _SHORT_NAME and not Path(model).exists() else model
 
 
-def _own(
+def _model_and_facts(
     model: str, facts: str, loaded: Sequence[Fact], revision: str | None, dtype: str | None
 ) -> dict[str, str | None]:
     return {
@@ -191,11 +196,11 @@ def _write_study(
     rows: Mapping[str, tuple[str, ...]],
 ) -> None:
     from causal_tracer.reproduce.files import write_means, write_verdict
-    from causal_tracer.study.figures import figure_words, study_figures
+    from causal_tracer.study.figures import study_figures, title_and_caption
 
     direction = study.settings.request.direction
     drawn: dict[str, go.Figure] = {
-        figure_words(name, direction)[1]: figure
+        title_and_caption(name, direction)[1]: figure
         for name, figure in study_figures(study.effects).items()
         if name.startswith(figures)
     }
@@ -210,7 +215,8 @@ def _write_study(
     write_means(study.folder / "means.json", rows, means)
 
 
-def _leave(verdict: Verdict, out: Path | None) -> None:
+def _print_verdict(verdict: Verdict, out: Path | None) -> None:
+    """Print where files were written and the verdict. Exit with status 1 if the verdict is FAIL."""
     if out is not None:
         typer.echo(f"written to {out}\n")
     typer.echo(verdict.text())

@@ -1,4 +1,4 @@
-"""The `study` command."""
+"""The `study` command: maps of many facts, averaged by token role."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from causal_tracer.cli.progress import progress_reporter
 from causal_tracer.corruption import NoiseRule, SubjectsNoise
 from causal_tracer.experiment.set_up import TracingContext
 from causal_tracer.request.record import record_fields
-from causal_tracer.request.records import MapSpec, RunOptions, TraceRequest, in_the_clean_run, trace_records
+from causal_tracer.request.records import MapSpec, RunOptions, TraceRequest, trace_records, with_clean_run_defaults
 from causal_tracer.request.sites import KINDS, SITES, require_site
 from causal_tracer.study.cost import estimate_cost
 from causal_tracer.study.facts import Fact, alternating_relations, facts_digest, load_facts
@@ -29,51 +29,67 @@ PARTIAL, FAILED = 3, 1
 _REPORT = "Report"
 
 Facts = Annotated[
-    str, typer.Option(help='A file (.json, .jsonl, .csv, .parquet), a data set ("id:split"), or "shipped".')
+    str,
+    typer.Option(
+        help='The facts: a file (.json, .jsonl, .csv, .parquet), a data set of the hub ("id:split"), or "shipped".'
+    ),
 ]
-Out = Annotated[Path, typer.Option(help="The study's folder. The same command continues what is there.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="Trace this many facts, of each relation in turn.")]
-RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Try facts again that failed before.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Estimate the cost; write nothing.")]
-Processes = Annotated[int, typer.Option(min=1, help="With --dry-run: processes that will share the work.")]
+Out = Annotated[Path, typer.Option(help="The study's folder. The same command continues a study that is in it.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Trace this many facts, one of each relation in turn.")]
+RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Trace facts again that failed before.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Estimate the cost. Write nothing.")]
+Processes = Annotated[
+    int, typer.Option(min=1, help="With --dry-run: the number of processes that will share the work.")
+]
 GpusPerReplica = Annotated[
     int,
-    typer.Option(min=1, help="Spread each process's model over this many GPUs of its own.", rich_help_panel=MODEL),
+    typer.Option(min=1, help="Split each process's model over this many GPUs.", rich_help_panel=MODEL),
 ]
 OneSeed = Annotated[
     bool,
-    typer.Option("--one-seed", help="Give all facts the same noise, as ROME does.", rich_help_panel=EXPERIMENT),
+    typer.Option("--one-seed", help="Use the same noise for all facts, as ROME does.", rich_help_panel=EXPERIMENT),
 ]
 Noise = Annotated[
     str | None,
     typer.Option(
-        help='A level, "2 sigma", or "subjects": 3 sd of the subjects\' embeddings, as in ROME.',
+        help='The noise level: a number, a multiple such as "2 sigma", or "subjects" for three standard deviations '
+        "of the subjects' embeddings, as in ROME.",
         rich_help_panel=EXPERIMENT,
     ),
 ]
 Kinds = Annotated[
     list[str] | None,
     typer.Option(
-        help="A kind to trace; may be given again. By default hidden, mlp and attention.",
+        help="A kind of map to make. Can be repeated. By default hidden, mlp and attention.",
         rich_help_panel=EXPERIMENT,
     ),
 ]
 Window = Annotated[
     int | None,
-    typer.Option(min=1, help="Layers patched together, of all kinds but hidden.", rich_help_panel=EXPERIMENT),
+    typer.Option(
+        min=1, help="Number of layers patched together, for all kinds except hidden.", rich_help_panel=EXPERIMENT
+    ),
 ]
-Severed = Annotated[bool, typer.Option(help="Make severed maps (ROME, Figure 3).", rich_help_panel=EXPERIMENT)]
-Placebo = Annotated[bool, typer.Option(help="Make placebo maps.", rich_help_panel=EXPERIMENT)]
+Severed = Annotated[bool, typer.Option(help="Also make severed maps (ROME, Figure 3).", rich_help_panel=EXPERIMENT)]
+Placebo = Annotated[bool, typer.Option(help="Also make placebo maps.", rich_help_panel=EXPERIMENT)]
 CompareWith = Annotated[
-    list[Path] | None, typer.Option(help="Another study's folder, for the report.", rich_help_panel=_REPORT)
+    list[Path] | None,
+    typer.Option(
+        help="The folder of another study to compare with in the report. Can be repeated.", rich_help_panel=_REPORT
+    ),
 ]
 Report = Annotated[bool, typer.Option(help="Write report.html into the folder.", rich_help_panel=_REPORT)]
 ReportOnly = Annotated[
     bool,
-    typer.Option("--report-only", help="Write the report of the facts done; trace nothing.", rich_help_panel=_REPORT),
+    typer.Option(
+        "--report-only", help="Write the report of the facts traced so far. Trace nothing.", rich_help_panel=_REPORT
+    ),
 ]
 PushToHub = Annotated[
-    str | None, typer.Option(help="Upload it as this data set, private if it is new.", rich_help_panel=_REPORT)
+    str | None,
+    typer.Option(
+        help="Upload the study to this data set of the hub. A new data set is private.", rich_help_panel=_REPORT
+    ),
 ]
 
 
@@ -108,10 +124,11 @@ def study(
 ) -> None:
     """Trace many facts and average them by token role.
 
-    The folder gets Parquet files, a manifest and a report. The same command continues a study that was stopped. Several
-    processes share a study: accelerate launch -m causal_tracer study ... The seed also draws placebos and audits.
+    Writes Parquet files, a manifest and a report into the folder. The same command continues a study that was stopped.
+    To share a study between processes: accelerate launch -m causal_tracer study ... The seed also draws placebos and
+    audited cells.
 
-    Exit status: 0 complete, 3 partial (facts failed and were set aside), 1 failed.
+    Exit status: 0 complete, 3 partial (some facts failed), 1 failed.
     """
     if report_only:
         _write_report(out, compare_with or [])
@@ -120,7 +137,9 @@ def study(
     loaded = load_facts(facts)
     options = given_options(context, given) | ({} if noise is None else {"noise": _number_or_text(noise)})
     settings = _settings(
-        in_the_clean_run(options) if kind and all(SITES[require_site(each)].blocks for each in kind) else options,
+        with_clean_run_defaults(options)
+        if kind and all(SITES[require_site(each)].blocks for each in kind)
+        else options,
         partial(study_maps, kinds=kind or KINDS, window=window, severed=severed, placebo=placebo),
         model=model,
         revision=revision,
@@ -139,13 +158,20 @@ def study(
 
 
 def _show_own_devices(gpus_per_replica: int) -> None:
-    """Leave this process of a team its own GPUs. To be called before CUDA is first used."""
+    """Hide all GPUs from this process except its own. Must be called before CUDA is first used."""
     if gpus_per_replica > 1 or "LOCAL_RANK" in os.environ:
         os.environ["CUDA_VISIBLE_DEVICES"] = own_devices(os.environ, gpus_per_replica)
 
 
 def _settings(given: dict[str, Any], maps: Callable[[MapSpec], dict[str, MapSpec]], **own: Any) -> StudySettings:
-    """Return the study's settings, from options that are fields of the records in it."""
+    """Return the study's settings.
+
+    Args:
+        given: Options that are fields of `StudySettings` or of the records in it. Fields of `StudySettings` are
+            removed from it.
+        maps: Returns the study's maps, from the map that they all share settings with.
+        own: Other fields of `StudySettings`.
+    """
     own |= {name: given.pop(name) for name in record_fields(StudySettings) if name in given}
     if own.get("pairs") and "metric" not in given:
         given["metric"] = "logit difference"
@@ -161,7 +187,7 @@ def _number_or_text(noise: str) -> float | str:
 
 
 def noise_rule(settings: StudySettings, facts: Sequence[Fact]) -> NoiseRule:
-    """Return the noise rule for a tracer: the study's, with its facts' subjects for "subjects"."""
+    """Return the noise rule for the tracer: the study's noise, or for "subjects" a rule with the facts' subjects."""
     noise = settings.request.noise
     return SubjectsNoise(tuple(fact.subject for fact in facts)) if noise == "subjects" else noise
 
@@ -180,21 +206,21 @@ def _context(settings: StudySettings, noise: NoiseRule, device: str | None, gpus
 
 
 def _run(run: Callable[..., StudyOutcome], compare_with: list[Path] | None, push_to_hub: str | None) -> None:
-    """Run a study, alone or as one of a team, of which one process prints and publishes; leave with its status."""
+    """Run a study in this process or team of processes, and exit with its status. Only rank 0 prints and uploads."""
     team = join_team()
     try:
         with progress_reporter("facts" if team.size == 1 else f"facts of process {team.rank}") as report:
             outcome = run(team=team, progress=report)
         if team.rank == 0:
-            _tell(outcome, compare_with, push_to_hub)
+            _print_outcome(outcome, compare_with, push_to_hub)
     finally:
         leave_team(team)
     if outcome.state != "complete":
         raise typer.Exit(PARTIAL if outcome.state == "partial" else FAILED)
 
 
-def _tell(outcome: StudyOutcome, compare_with: list[Path] | None, push_to_hub: str | None) -> None:
-    """Print the outcome; write the report, unless `compare_with` is None; upload the study where that is asked for."""
+def _print_outcome(outcome: StudyOutcome, compare_with: list[Path] | None, push_to_hub: str | None) -> None:
+    """Print the outcome. Write the report unless `compare_with` is None. Upload the study if `push_to_hub` is given."""
     counts = ", ".join(f"{number} {status}" for status, number in outcome.counts.items())
     typer.echo(f"{outcome.folder}: {outcome.state} ({counts})")
     for found in outcome.audit:

@@ -1,4 +1,4 @@
-"""The `trace` command: one prompt, one or several maps of it."""
+"""The `trace` command: one or several maps of one prompt."""
 
 from __future__ import annotations
 
@@ -32,49 +32,63 @@ Kinds = Annotated[
         "--kind",
         "-k",
         metavar="|".join(SITES),
-        help="What to restore, or knockouts of attention; may be given again.",
+        help="The activations to restore, or the attention to block. Can be repeated.",
         show_default="hidden",
     ),
 ]
 Counterfactual = Annotated[
     list[str] | None,
     typer.Option(
-        help="Put this subject of as many tokens in its place, instead of noise; may be given again.",
+        help="Corrupt by this subject in the subject's place, instead of noise. It must have as many tokens. "
+        "Can be repeated.",
         rich_help_panel=EXPERIMENT,
     ),
 ]
 SecondPrompt = Annotated[
     str | None,
-    typer.Option(help="A second prompt, instead of noise: restore into its run.", rich_help_panel=EXPERIMENT),
+    typer.Option(
+        help="A second prompt, instead of noise. Activations are restored into its run.", rich_help_panel=EXPERIMENT
+    ),
 ]
 SecondSubject = Annotated[
-    str | None, typer.Option(help="The subject of that prompt; guessed if not given.", rich_help_panel=EXPERIMENT)
+    str | None,
+    typer.Option(help="The second prompt's subject. Guessed if not given.", rich_help_panel=EXPERIMENT),
 ]
 Align = Annotated[
     AlignmentRule,
     typer.Option(
-        help='How tokens of both prompts are aligned; "auto" takes "spans" where their numbers differ.',
+        help='How the tokens of both prompts are aligned. "auto" uses "spans" if their numbers of tokens differ.',
         rich_help_panel=EXPERIMENT,
     ),
 ]
 Ablate = Annotated[
     Literal["zero", "mean"] | None,
-    typer.Option(help="In the clean run, set activations to zero or to their mean.", rich_help_panel=EXPERIMENT),
+    typer.Option(help="Set activations of the clean run to zero, or to their mean.", rich_help_panel=EXPERIMENT),
 ]
 MeanOver = Annotated[
     list[str] | None,
-    typer.Option(help="A text of those that the mean is over; may be given again.", rich_help_panel=EXPERIMENT),
+    typer.Option(
+        help="A text for the mean of --ablate mean, which is taken over all these texts. Can be repeated.",
+        rich_help_panel=EXPERIMENT,
+    ),
 ]
 Severed = Annotated[
     Literal["mlp", "attention"] | None,
-    typer.Option(help="Add a map of hidden states with these outputs held.", rich_help_panel=EXPERIMENT),
+    typer.Option(
+        help="Add a map of hidden states in which these outputs are held at their corrupted values.",
+        rich_help_panel=EXPERIMENT,
+    ),
 ]
 Placebo = Annotated[
     str | None,
-    typer.Option(help="Another prompt: add maps that restore to its activations.", rich_help_panel=EXPERIMENT),
+    typer.Option(
+        help="Another prompt. Add control maps that restore its activations instead of the clean ones.",
+        rich_help_panel=EXPERIMENT,
+    ),
 ]
 PlaceboSubject = Annotated[
-    str | None, typer.Option(help="The subject of that prompt; guessed if not given.", rich_help_panel=EXPERIMENT)
+    str | None,
+    typer.Option(help="The placebo prompt's subject. Guessed if not given.", rich_help_panel=EXPERIMENT),
 ]
 
 
@@ -111,7 +125,7 @@ def trace(
     quiet: Quiet = False,
     **settings: Any,
 ) -> None:
-    """Trace one prompt: where does restoring an activation bring the answer back?
+    """Trace one prompt: show where restoring an activation brings the answer back.
 
     Example: causal-tracer trace "The Space Needle is located in the city of" -s "Space Needle" -k mlp --html map.html
     """
@@ -131,7 +145,7 @@ def trace(
     if ablate is not None:
         of_maps["source"] = ablate
     specs = _maps(kinds, of_maps, severed, placebo is not None)
-    # Only where all maps are made in the clean run is nothing corrupted.
+    # Nothing is corrupted only if all maps are made in the clean run.
     first = next((spec for spec in specs.values() if not spec.in_clean_run), next(iter(specs.values())))
     request, _, options = trace_records(text, given, (first,))
     tracer = load_tracer(model, revision, dtype, device, device_map, quiet=quiet)
@@ -143,18 +157,22 @@ def trace(
 def _maps(
     kinds: list[SiteName], given: dict[str, Any], severed: Literal["mlp", "attention"] | None, placebo: bool
 ) -> dict[str, MapSpec]:
-    """Return the maps of these kinds, with the fields of `MapSpec` that are given."""
+    """Return the maps of these kinds, with `given` as fields of each `MapSpec`."""
     token = given.pop("token", None)
     at_a_token = [kind for kind in kinds if SITES[kind].rows != "tokens" or SITES[kind].blocks]
     if token is not None and not at_a_token:
-        raise SettingsError(f"--token {token} is for maps of heads and knockouts. Add --kind head or --kind knockout.")
+        raise SettingsError(
+            f"--token {token} is only for maps of heads and knockouts. Add --kind head or --kind knockout."
+        )
 
     def of(kind: SiteName, **controls: Any) -> MapSpec:
         return MapSpec(kind=kind, token=token if kind in at_a_token else None, **given, **controls)
 
     specs: dict[str, MapSpec] = {kind: of(kind) for kind in kinds}
     if "source" in given and (placebo or severed):
-        raise SettingsError("--ablate takes neither --placebo nor --severed. Leave them out, or trace twice.")
+        raise SettingsError(
+            "--ablate cannot be combined with --placebo or --severed. Leave them out, or run the command twice."
+        )
     if severed is not None:
         specs[f"hidden-severed-{severed}"] = of("hidden", severed=severed)
     if placebo:

@@ -1,6 +1,6 @@
-"""What corrupts the subject: new values for its embeddings."""
+"""Corruptions: functions that return new embeddings for the subject's tokens."""
 
-from causal_tracer.corruption.base import Corruption, SubjectEmbeddings, TokenEmbedding, described
+from causal_tracer.corruption.base import Corruption, SubjectEmbeddings, TokenEmbedding, corruption_label
 from causal_tracer.corruption.counterfactual import CounterfactualSubjects
 from causal_tracer.corruption.named import CORRUPTION_RECORDS, CORRUPTIONS, NamedCorruption, corruption_named
 from causal_tracer.corruption.noise import GaussianNoise, MultivariateNoise, StudentTNoise, UniformNoise
@@ -26,6 +26,6 @@ __all__ = [
     "TokenEmbedding",
     "UniformNoise",
     "ZeroEmbedding",
+    "corruption_label",
     "corruption_named",
-    "described",
 ]

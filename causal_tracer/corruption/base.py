@@ -1,4 +1,4 @@
-"""The form of every corruption."""
+"""The `Corruption` protocol, and the input of a corruption."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from causal_tracer.prompts.prompt import Prompt
 
 
 class TokenEmbedding(Protocol):
-    """A model as corruptions see it: what its embedding gives, and whether that is all it knows of the tokens."""
+    """The token embedding of a model, for corruptions that need more than the subject's own embeddings."""
 
     def embed(self, token_ids: Sequence[int]) -> Tensor:
-        """Return what the embedding module gives for tokens [tokens, width], float32 on the CPU."""
+        """Return the embedding module's output for tokens [tokens, width], float32 on the CPU."""
         ...
 
     def moments(self) -> tuple[Tensor, Tensor]:
@@ -23,23 +23,28 @@ class TokenEmbedding(Protocol):
         ...
 
     def require_same_prediction(self, prompt: Prompt, token_ids: Sequence[int], embeddings: Tensor) -> None:
-        """Check that the prompt with embeddings [1, subject tokens, width] at its subject stands for these tokens.
+        """Check that a run of the prompt with other subject embeddings predicts the same as a run of `token_ids`.
+
+        Args:
+            prompt: The prompt.
+            token_ids: The prompt's token ids with another subject.
+            embeddings: The other subject's embeddings [1, subject tokens, width].
 
         Raises:
-            ModelStructureError: The model feeds token ids to more than its embedding.
+            ModelStructureError: The model uses token ids outside its embedding as well.
         """
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class SubjectEmbeddings:
-    """What a corruption is given.
+    """The input of a corruption.
 
     Attributes:
-        embedded: What the embedding module gives for the subject's tokens [subject tokens, width], float32 on the CPU.
+        embedded: The embedding module's output for the subject's tokens [subject tokens, width], float32 on the CPU.
         prompt: The prompt, with its subject located.
-        model: The model's embedding, for corruptions that need more of it.
-        tokenizer: The model's tokenizer, where the corruption needs one.
+        model: The model's embedding, for corruptions that embed other tokens or use statistics of the vocabulary.
+        tokenizer: The model's tokenizer, for corruptions that need one.
     """
 
     embedded: Tensor
@@ -49,24 +54,24 @@ class SubjectEmbeddings:
 
 
 class Corruption(Protocol):
-    """Gives the subject other embeddings, once for each sample."""
+    """Replaces the subject's embeddings, once for each sample."""
 
     @property
     def description(self) -> str:
-        """What it does, in a few words, as results show it."""
+        """The corruption in a few words, for results."""
         ...
 
     def __call__(self, subject: SubjectEmbeddings, samples: int) -> Tensor:
-        """The corrupted embeddings [samples, subject tokens, width], float32 on the CPU.
+        """Return the corrupted embeddings [samples, subject tokens, width], float32 on the CPU.
 
-        A corruption without chance gives as many samples as it has, whatever was asked for. The first n of many
-        samples are those that a call for n gives.
+        A corruption that is not random has a fixed number of samples and returns all of them, whatever `samples` is.
+        For a random one, the first n of more samples must equal those of a call with samples=n.
         """
         ...
 
 
-def described(corruption: Any) -> str:
-    """What results call a corruption: its description, or else its name."""
+def corruption_label(corruption: Any) -> str:
+    """Return a corruption's name for results: its `description`, or else its function or class name."""
     description = getattr(corruption, "description", None)
     named = description if isinstance(description, str) else getattr(corruption, "__name__", None)
     return named if isinstance(named, str) else type(corruption).__name__

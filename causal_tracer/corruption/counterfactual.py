@@ -1,4 +1,4 @@
-"""Counterfactual prompts: another subject of the same token length in the subject's place."""
+"""Counterfactual prompts: the subject replaced by another one with the same number of tokens."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from causal_tracer.prompts.prompt import Prompt
 
 @dataclass(frozen=True)
 class CounterfactualSubjects:
-    """The subject's tokens replaced by those of other subjects: symmetric token replacement.
+    """Replaces the subject's tokens by those of other subjects (symmetric token replacement).
 
-    Advised over noise by Zhang & Nanda (arXiv 2309.16042): the corrupted prompt is one that the model may meet.
+    Zhang & Nanda (arXiv 2309.16042) recommend it over noise, since the corrupted prompt stays a plausible text.
 
     Attributes:
-        subjects: The other subjects; each is a sample.
+        subjects: The other subjects. Each is one sample.
     """
 
     subjects: tuple[str, ...]
@@ -32,15 +32,15 @@ class CounterfactualSubjects:
 
     @property
     def description(self) -> str:
-        """What results call it."""
+        """The corruption in a few words, for results."""
         return f"other subjects: {', '.join(self.subjects)}"
 
     def __call__(self, subject: SubjectEmbeddings, samples: int) -> Tensor:
-        """See `Corruption`: one sample for each other subject.
+        """See `Corruption`. There is one sample for each other subject.
 
         Raises:
-            SubjectError: Another subject has another number of tokens, or changes tokens outside the subject.
-            ModelStructureError: The model feeds token ids to more than its embedding.
+            SubjectError: Another subject has a different number of tokens, or changes tokens outside the subject.
+            ModelStructureError: The model uses token ids outside its embedding as well.
         """
         start, end = subject.prompt.subject_range
         found = [counterfactual_ids(subject.tokenizer, subject.prompt, other) for other in self.subjects]
@@ -50,10 +50,10 @@ class CounterfactualSubjects:
 
 
 def counterfactual_ids(tokenizer: Any, prompt: Prompt, other: str) -> tuple[int, ...]:
-    """The token ids of the prompt with another subject in the subject's place.
+    """Return the token ids of the prompt with another subject.
 
     Raises:
-        SubjectError: They are not the prompt's ids outside the subject, or are of another number.
+        SubjectError: The number of ids differs from the prompt's, or an id outside the subject differs.
     """
     check_text("counterfactual subject", other, SubjectError)
     start, end = prompt.subject_range
@@ -62,11 +62,9 @@ def counterfactual_ids(tokenizer: Any, prompt: Prompt, other: str) -> tuple[int,
     ids = encode(tokenizer, text, prompt.special_tokens).ids
     if len(ids) != len(prompt.input_ids):
         raise SubjectError(
-            f"The subject {other!r} makes a prompt of {len(ids)} tokens, and {prompt.subject!r} one of "
-            f"{len(prompt.input_ids)}. Give a subject of {end - start} tokens."
+            f"The prompt has {len(ids)} tokens with the subject {other!r}, and {len(prompt.input_ids)} with "
+            f"{prompt.subject!r}. Give a subject of {end - start} tokens."
         )
     if ids[:start] != prompt.input_ids[:start] or ids[end:] != prompt.input_ids[end:]:
-        raise SubjectError(
-            f"With the subject {other!r} the tokenizer cuts the rest of the prompt differently. Give another subject."
-        )
+        raise SubjectError(f"The subject {other!r} changes the tokens of the rest of the prompt. Give another subject.")
     return ids

@@ -1,4 +1,4 @@
-"""Corruptions by name."""
+"""The built-in corruptions by name."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from causal_tracer.errors import SettingsError
 
 @dataclass(frozen=True)
 class NamedCorruption:
-    """A corruption that can be asked for by name.
+    """A built-in corruption.
 
     Attributes:
-        label: What lists call it.
-        make: Makes it for a noise level and a seed.
+        label: Its name in lists.
+        make: Returns the corruption for a noise level and a seed.
         takes_level: Whether it depends on the noise level.
-        is_random: Whether it depends on the seed, and so can have any number of samples.
-        corrupts: Whether it changes anything.
+        is_random: Whether it depends on the seed. Only random corruptions can have any number of samples.
+        corrupts: Whether it changes the embeddings at all.
     """
 
     label: str
@@ -50,20 +50,20 @@ CORRUPTIONS: Mapping[str, NamedCorruption] = {
     "mean": NamedCorruption("Mean embedding", lambda *_: MeanEmbedding(), takes_level=False, is_random=False),
     "none": NamedCorruption("Nothing", lambda *_: NoCorruption(), takes_level=False, is_random=False, corrupts=False),
 }
-"""By name, in the order of lists."""
+"""The built-in corruptions by name, in the order of lists."""
 
 CORRUPTION_RECORDS: tuple[type, ...] = (
     *{type(named.make(1.0, 0)): None for named in CORRUPTIONS.values()},
     CounterfactualSubjects,
 )
-"""The classes of corruptions that a stored request can hold."""
+"""The classes of the corruptions that a stored request can hold."""
 
 
 def corruption_named(name: str, level: float, seed: int) -> Corruption:
-    """Return the corruption of this name.
+    """Return a built-in corruption.
 
     Raises:
-        SettingsError: There is none, or the level or seed is out of range.
+        SettingsError: The name is not known, or the level or seed is out of range.
     """
     if name not in CORRUPTIONS:
         raise SettingsError(

@@ -22,7 +22,7 @@ def _check_level(level: float) -> None:
 
 def _check_seed(seed: int) -> None:
     if not 0 <= seed < _HIGHEST_SEED:
-        raise SettingsError(f"seed={seed} is not a seed. Give a whole number from 0 to 2**32 - 1.")
+        raise SettingsError(f"seed={seed} is out of range. Give an integer from 0 to {_HIGHEST_SEED - 1}.")
 
 
 def _on(subject: SubjectEmbeddings, noise: Tensor, *, replace: bool) -> Tensor:
@@ -31,12 +31,12 @@ def _on(subject: SubjectEmbeddings, noise: Tensor, *, replace: bool) -> Tensor:
 
 @dataclass(frozen=True)
 class GaussianNoise:
-    """Gaussian noise on the embedding's output at the subject's tokens; the same draws for every cell.
+    """Gaussian noise on the embedding's output at the subject's tokens. Every cell gets the same noise.
 
     Attributes:
         level: Standard deviation of the noise, in units of the embedding's output. 0 adds nothing.
-        seed: Seed of numpy's Mersenne Twister, so that draws equal those of ROME's code and causal-tracer 1.1.0.
-        replace: Put the noise in the embeddings' place instead of adding it.
+        seed: Seed of numpy's Mersenne Twister, as in ROME's code and causal-tracer 1.1.0, so that the noise is equal.
+        replace: Replace the embeddings by the noise instead of adding it.
     """
 
     level: float
@@ -49,11 +49,11 @@ class GaussianNoise:
 
     @property
     def description(self) -> str:
-        """What results call it."""
+        """The corruption in a few words, for results."""
         return "Gaussian noise in place of the embeddings" if self.replace else "Gaussian noise"
 
     def draw(self, samples: int, tokens: int, d_model: int) -> Tensor:
-        """The noise [samples, tokens, d_model], float32 on the CPU."""
+        """Return the noise [samples, tokens, d_model], float32 on the CPU."""
         noise = np.random.RandomState(self.seed).randn(samples, tokens, d_model) * self.level
         return torch.from_numpy(noise.astype(np.float32))
 
@@ -64,12 +64,12 @@ class GaussianNoise:
 
 @dataclass(frozen=True)
 class UniformNoise:
-    """Noise drawn evenly from -level to level (ROME, appendix B.4).
+    """Noise drawn uniformly from -level to level (ROME, appendix B.4).
 
     Attributes:
-        level: Half of the range, in units of the embedding's output.
+        level: Half of the width of the range, in units of the embedding's output.
         seed: Seed of numpy's Mersenne Twister.
-        replace: Put the noise in the embeddings' place instead of adding it.
+        replace: Replace the embeddings by the noise instead of adding it.
     """
 
     level: float
@@ -82,7 +82,7 @@ class UniformNoise:
 
     @property
     def description(self) -> str:
-        """What results call it."""
+        """The corruption in a few words, for results."""
         return "uniform noise in place of the embeddings" if self.replace else "uniform noise"
 
     def __call__(self, subject: SubjectEmbeddings, samples: int) -> Tensor:
@@ -96,12 +96,12 @@ class UniformNoise:
 class MultivariateNoise:
     """Gaussian noise with the covariance of the embedding's output over the vocabulary (ROME's "m").
 
-    ROME takes the covariance over running text; here it is that over the vocabulary, which needs no data.
+    ROME computes the covariance over running text. Here it is computed over the vocabulary, which needs no data.
 
     Attributes:
         seed: Seed of numpy's Mersenne Twister.
-        multiplier: Times the standard deviation of the embeddings; ROME takes 1.
-        replace: Put the noise in the embeddings' place instead of adding it.
+        multiplier: Noise level in standard deviations of the embeddings; 1 in ROME.
+        replace: Replace the embeddings by the noise instead of adding it.
     """
 
     seed: int
@@ -114,7 +114,7 @@ class MultivariateNoise:
 
     @property
     def description(self) -> str:
-        """What results call it."""
+        """The corruption in a few words, for results."""
         return f"Gaussian noise with {self.multiplier:g} x the embedding's covariance"
 
     def __call__(self, subject: SubjectEmbeddings, samples: int) -> Tensor:
@@ -129,9 +129,9 @@ class StudentTNoise:
 
     Attributes:
         seed: Seed of numpy's Mersenne Twister.
-        degrees: Degrees of freedom, above 2, so that there is a covariance to match; ROME takes 3.
-        multiplier: Times the standard deviation of the embeddings.
-        replace: Put the noise in the embeddings' place instead of adding it.
+        degrees: Degrees of freedom; 3 in ROME. Must be above 2, since the covariance is infinite otherwise.
+        multiplier: Noise level in standard deviations of the embeddings.
+        replace: Replace the embeddings by the noise instead of adding it.
     """
 
     seed: int
@@ -143,25 +143,25 @@ class StudentTNoise:
         _check_level(self.multiplier)
         _check_seed(self.seed)
         if not self.degrees > 2:
-            raise SettingsError(f"degrees={self.degrees} leaves the noise no covariance. Give more than 2.")
+            raise SettingsError(f"degrees={self.degrees} is too small: the covariance is infinite. Give more than 2.")
 
     @property
     def description(self) -> str:
-        """What results call it."""
+        """The corruption in a few words, for results."""
         return f"Student-t noise ({self.degrees:g} degrees) with {self.multiplier:g} x the embedding's covariance"
 
     def __call__(self, subject: SubjectEmbeddings, samples: int) -> Tensor:
         """See `Corruption`."""
         random, (tokens, width) = np.random.RandomState(self.seed), subject.embedded.shape
         drawn = []
-        for _ in range(samples):  # one by one, so that the first samples of many are those of few
+        for _ in range(samples):  # one by one, so that the first n samples do not depend on how many follow
             normal = random.randn(tokens, width)
             drawn.append(normal * np.sqrt((self.degrees - 2) / random.chisquare(self.degrees, (tokens, 1))))
         return _on(subject, _with_covariance(subject, np.stack(drawn) * self.multiplier), replace=self.replace)
 
 
 def _with_covariance(subject: SubjectEmbeddings, noise: np.ndarray) -> Tensor:
-    """Standard noise [samples, tokens, width] with the covariance of the embedding's output."""
+    """Return noise [samples, tokens, width], given with unit covariance, with the embedding output's covariance."""
     values, vectors = torch.linalg.eigh(subject.model.moments()[1])
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T
     drawn: Tensor = torch.from_numpy(noise) @ root

@@ -1,23 +1,23 @@
-"""How strong noise may be asked to be."""
+"""Rules for the noise level: a number, a multiple of a standard deviation, or the automatic level."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 NOISE_MULTIPLIER = 3.0
-"""Automatic noise in standard deviations of the embedding's output, as in ROME (arXiv 2202.05262, section 2.1)."""
+"""The automatic noise level, in standard deviations of the embedding's output (ROME, arXiv 2202.05262, section 2.1)."""
 
 AUTOMATIC_NOISE_RULE = f"{NOISE_MULTIPLIER:g} sd of the embedding output"
-"""How results name the rule of automatic noise."""
+"""The description of the automatic noise level in results."""
 
 
 @dataclass(frozen=True)
 class SubjectsNoise:
-    """Noise as a multiple of the standard deviation of given subjects' embeddings: ROME's "s3" rule.
+    """A noise level that is a multiple of the standard deviation of given subjects' embeddings: ROME's "s3" rule.
 
     Attributes:
         subjects: The subjects of some facts.
-        multiplier: Times their standard deviation.
+        multiplier: Noise level in standard deviations of the subjects' embeddings.
     """
 
     subjects: tuple[str, ...]
@@ -25,4 +25,5 @@ class SubjectsNoise:
 
 
 NoiseRule = float | str | SubjectsNoise | None
-"""A level; "2 sigma" or the like, of the embedding's output over the vocabulary; of subjects; None is 3 sigma."""
+"""A noise level. A number is the level itself. A text such as "2 sigma" is a multiple of the standard deviation of the
+embedding's output over the vocabulary. None is "3 sigma"."""

@@ -1,4 +1,4 @@
-"""Corruptions without chance: the subject's embeddings set to one value, or left as they are."""
+"""Corruptions that are not random: the subject's embeddings set to a constant, or left unchanged."""
 
 from __future__ import annotations
 
@@ -12,42 +12,42 @@ from causal_tracer.corruption.base import SubjectEmbeddings
 
 @dataclass(frozen=True)
 class NoCorruption:
-    """The subject's embeddings left as they are, for what is done in the clean run."""
+    """Leaves the subject's embeddings unchanged, for interventions in the clean run."""
 
     @property
     def description(self) -> str:
-        """What results call it."""
+        """The corruption in a few words, for results."""
         return "nothing"
 
     def __call__(self, subject: SubjectEmbeddings, samples: int) -> Tensor:
-        """See `Corruption`: one sample."""
+        """See `Corruption`. There is one sample."""
         return subject.embedded[None].clone()
 
 
 @dataclass(frozen=True)
 class ZeroEmbedding:
-    """The subject's embeddings set to zero (zero ablation)."""
+    """Sets the subject's embeddings to zero (zero ablation)."""
 
     @property
     def description(self) -> str:
-        """What results call it."""
+        """The corruption in a few words, for results."""
         return "embeddings set to zero"
 
     def __call__(self, subject: SubjectEmbeddings, samples: int) -> Tensor:
-        """See `Corruption`: one sample."""
+        """See `Corruption`. There is one sample."""
         return torch.zeros_like(subject.embedded)[None]
 
 
 @dataclass(frozen=True)
 class MeanEmbedding:
-    """The subject's embeddings set to the mean of the embedding's output over the vocabulary (mean ablation)."""
+    """Sets the subject's embeddings to the mean of the embedding's output over the vocabulary (mean ablation)."""
 
     @property
     def description(self) -> str:
-        """What results call it."""
+        """The corruption in a few words, for results."""
         return "embeddings set to their mean over the vocabulary"
 
     def __call__(self, subject: SubjectEmbeddings, samples: int) -> Tensor:
-        """See `Corruption`: one sample."""
+        """See `Corruption`. There is one sample."""
         mean = subject.model.moments()[0].float()
         return mean.expand_as(subject.embedded)[None].clone()

@@ -1,1 +1,1 @@
-"""From a request to what a sweep needs: answer, clean run, base run."""
+"""From a request to the inputs of a sweep: prompts, answer, clean run, corruption and base run."""

@@ -1,4 +1,4 @@
-"""The answer of a request: its tokens, and the clean run that it is read in."""
+"""The answer of a request: its tokens, and the clean run in which it is read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from causal_tracer.errors import PromptError, SettingsError
 from causal_tracer.model.runs import CleanRun, clean_run
-from causal_tracer.prompts.answer_forms import choose, choose_like, continuations, log_probability
+from causal_tracer.prompts.answer_forms import choose_form, choose_matching_form, continuations, log_probability
 from causal_tracer.prompts.prompt import Prompt
 from causal_tracer.request.sites import KINDS, SiteName
 
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class AskedAnswer:
-    """The answer of a request.
+class ResolvedAnswer:
+    """The answer of a request as tokens, with its clean run.
 
     Attributes:
-        ids: Its tokens.
-        sequence: The prompt, followed by all of the answer's tokens but the last.
+        ids: The answer's token ids.
+        sequence: The prompt, followed by all tokens of the answer except the last.
         clean: The clean run of the sequence.
         reads: The positions whose next tokens are read.
-        foil_id: The first token of the request's foil, if it has one.
+        foil_id: The first token id of the request's foil, if it has one.
         notes: Notes on the answer for the result.
     """
 
@@ -43,17 +43,23 @@ class AskedAnswer:
 
     @property
     def probability(self) -> float:
-        """The probability of all the answer's tokens in the clean run."""
+        """The probability of the answer (all of its tokens) in the clean run."""
         return math.exp(log_probability(self.clean.logits, self.ids))
 
 
-def asked_answer(
+def resolve_answer(
     context: TracingContext, request: TraceRequest, prompt: Prompt, sites: Iterable[SiteName] = KINDS
-) -> AskedAnswer:
-    """Return the answer of a request: the one given by id or as text, or the model's own.
+) -> ResolvedAnswer:
+    """Return the answer of a request: the one given as id or text, or the clean run's most probable token.
 
-    A foil is read in the answer's form, with or without a space before it. If the answer is not given as text, the
-    more probable form of the foil is read. The clean run keeps the activations of `sites`.
+    A foil is read in the same form as the answer, with or without a space before it. If the answer is not given as
+    text, the more probable form of the foil is read.
+
+    Args:
+        context: The model.
+        request: The request.
+        prompt: The request's prompt.
+        sites: The sites whose activations the clean run records.
 
     Raises:
         SettingsError: The answer or the position to read does not fit the prompt or the model.
@@ -72,24 +78,24 @@ def asked_answer(
     ids: tuple[int, ...] = ()
     if request.answer is not None:
         forms = continuations(context.tokenizer, prompt, request.answer, request.answer_form, read=read)
-        form = choose(forms, logits_after)
+        form = choose_form(forms, logits_after)
         ids = form.ids
     elif request.answer_id is not None:
         size = context.traced.vocab_size
         if not 0 <= request.answer_id < size:
-            raise SettingsError(f"Answer id {request.answer_id} is not in the vocabulary. Its ids are 0 to {size - 1}.")
+            raise SettingsError(f"answer_id={request.answer_id} is out of range. The model's ids are 0 to {size - 1}.")
         ids = (request.answer_id,)
     if len(ids) > 1 and read != last:
         raise SettingsError(
-            f"The answer {request.answer!r} has {len(ids)} tokens, which are read after the whole prompt. Leave "
-            "out `read`, or give a single token as answer_id."
+            f"The answer {request.answer!r} has {len(ids)} tokens, and several tokens can be read after the whole "
+            "prompt only. Leave out `read`, or give a single token as answer_id."
         )
     sequence, clean = run_after(ids[:-1])
     foil_id = None
     if request.foil is not None:
         forms = continuations(context.tokenizer, prompt, request.foil, request.answer_form, read=read, name="foil")
-        foil_id = (choose(forms, logits_after) if form is None else choose_like(forms, form)).ids[0]
-    return AskedAnswer(
+        foil_id = (choose_form(forms, logits_after) if form is None else choose_matching_form(forms, form)).ids[0]
+    return ResolvedAnswer(
         ids=ids or (clean.top_id,),
         sequence=sequence,
         clean=clean,
@@ -102,12 +108,12 @@ def asked_answer(
 def _runs(
     context: TracingContext, prompt: Prompt, read: int, sites: tuple[SiteName, ...]
 ) -> Callable[[tuple[int, ...]], tuple[Prompt, CleanRun]]:
-    """Return a function from tokens of an answer to the prompt with them after the position read, and its clean run."""
+    """Return a function that inserts answer tokens after the position read, and returns the prompt and clean run."""
 
     @cache
     def after(forced: tuple[int, ...]) -> tuple[Prompt, CleanRun]:
         limit = context.traced.context_length
-        # Without tokens, the whole prompt is run: its clean run is needed anyway.
+        # Without answer tokens the whole prompt is run, since its clean run is needed anyway.
         end = read + 1 if forced else len(prompt)
         sequence = replace(
             prompt,
@@ -115,7 +121,10 @@ def _runs(
             tokens=prompt.tokens[:end] + ("",) * len(forced),
         )
         if limit is not None and len(sequence) > limit:
-            raise PromptError(f"Prompt and answer have {len(sequence)} tokens, and the model takes at most {limit}.")
+            raise PromptError(
+                f"Prompt and answer have {len(sequence)} tokens, and the model takes at most {limit}. "
+                "Shorten the prompt."
+            )
         reads = tuple(range(read, read + len(forced) + 1))
         return sequence, clean_run(context.traced, sequence.input_ids, reads, sites)
 

@@ -1,4 +1,4 @@
-"""The base run of a sweep, once for each sample: the corrupted run, or the clean one."""
+"""The base run of a sweep, in which the interventions are made: the corrupted run or the clean run of each sample."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ import torch
 from torch import Tensor
 
 from causal_tracer.corruption import Corruption
-from causal_tracer.experiment.embeddings import corrupted_embeddings, corrupting, subject_embeddings
+from causal_tracer.experiment.embeddings import corrupted_embeddings, corruption_edit, subject_embeddings
 from causal_tracer.metrics.metric import Metric
 from causal_tracer.metrics.values import metric_values
 from causal_tracer.model.layers import TracedModel
-from causal_tracer.model.runs import Activations, Recorder, read_logits
+from causal_tracer.model.runs import ActivationRecorder, Activations, read_logits
 from causal_tracer.prompts.prompt import Prompt
 
 
 @dataclass(frozen=True, eq=False)
 class BaseRun:
-    """The run that all cells intervene in, once per sample: the corrupted run, or the clean one.
+    """The run in which all cells' interventions are made, once per sample: the corrupted run or the clean run.
 
     Attributes:
         prompt: The prompt, with the corrupted tokens as its subject.
         embeddings: The subject's embeddings in each sample [samples, subject tokens, width], float32 on the CPU.
         scores: The metric in each sample [samples], float32 on the CPU.
-        sources: Runs that interventions can take values from beside the clean one, by name.
+        sources: Activations of further runs that interventions can take values from, by the run's name. The clean run
+            is not among them.
     """
 
     prompt: Prompt
@@ -40,12 +41,12 @@ class BaseRun:
 
 
 @dataclass(frozen=True, eq=False)
-class Watched:
-    """The logits of some rows, for a caller that needs more than the metric.
+class RowLogits:
+    """The logits of some batch rows, for callers that need more than the metric.
 
     Attributes:
-        cells: For each row, its cell's number in the plan; -1 in the base run.
-        samples: For each row, its sample.
+        cells: The number of each row's cell in the plan [rows]; -1 in the base run.
+        samples: The sample of each row [rows].
         logits: [rows, reads, vocabulary], float32, on the model's device.
     """
 
@@ -54,14 +55,15 @@ class Watched:
     logits: Tensor
 
 
-Watch = Callable[[Watched], None]
+LogitsCallback = Callable[[RowLogits], None]
+"""Called with the logits of rows as they are computed."""
 
 
-def renumbered(watch: Watch | None, numbers: Tensor) -> Watch | None:
-    """Return a watch for the sweep of a part of a plan, which passes on the cells' `numbers` in the whole plan."""
-    if watch is None:
+def renumbered(on_logits: LogitsCallback | None, numbers: Tensor) -> LogitsCallback | None:
+    """Return a callback for a sweep of part of a plan: `on_logits`, called with cell `numbers` of the whole plan."""
+    if on_logits is None:
         return None
-    return lambda watched: watch(replace(watched, cells=numbers[watched.cells]))
+    return lambda computed: on_logits(replace(computed, cells=numbers[computed.cells]))
 
 
 def base_run(
@@ -73,24 +75,34 @@ def base_run(
     *,
     reads: Sequence[int] | None = None,
     record: Iterable[str] = (),
-    watch: Watch | None = None,
+    on_logits: LogitsCallback | None = None,
 ) -> tuple[BaseRun, Activations]:
-    """Run the prompt once for each sample's embeddings of the subject, at most `batch_size` rows at a time.
+    """Run the prompt once per sample, with that sample's subject embeddings.
+
+    Args:
+        traced: The model.
+        prompt: The prompt, with the corrupted tokens as its subject.
+        embeddings: The subject's embeddings in each sample [samples, subject tokens, width].
+        metric: The metric to compute.
+        batch_size: Largest number of rows in a batch.
+        reads: The positions whose logits the metric reads; None means the last token.
+        record: The names of the activations to record.
+        on_logits: Called with the logits of every row.
 
     Returns:
-        The run, and its activations named in `record`.
+        The base run, and the recorded activations.
     """
     ids = torch.tensor(prompt.input_ids)
-    recorder = Recorder(record)
+    recorder = ActivationRecorder(record)
     scores = []
     for batch in torch.split(torch.arange(len(embeddings)), batch_size):
         outputs, inputs = recorder.edits(traced)
-        # The corruption is the embedding's edit, so the embedding is never recorded.
-        outputs[traced.embedding] = corrupting(embeddings, prompt, batch)
+        # This replaces a recorder's edit of the embedding: the embedding itself is never recorded.
+        outputs[traced.embedding] = corruption_edit(embeddings, prompt, batch)
         logits = read_logits(traced, ids.expand(len(batch), -1), outputs, "corrupted", reads, inputs)
         scores.append(metric_values(metric, logits))
-        if watch is not None:
-            watch(Watched(torch.full_like(batch, -1), batch, logits))
+        if on_logits is not None:
+            on_logits(RowLogits(torch.full_like(batch, -1), batch, logits))
     return BaseRun(prompt=prompt, embeddings=embeddings, scores=torch.cat(scores)), recorder.values()
 
 

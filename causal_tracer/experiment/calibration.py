@@ -1,4 +1,4 @@
-"""Noise calibration: P* of the answer at several noise levels, over some facts."""
+"""Noise calibration: the answer's corrupted probability P* at several noise levels, over some facts."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from causal_tracer.request.records import HiddenFlowQuery, TraceRequest
 from causal_tracer.results.noise_calibration import NoiseCalibration
 
 MULTIPLIERS = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0, 10.0)
+"""The default noise levels, in standard deviations of the embedding's output."""
 
 
 @in_standard_torch_state
@@ -30,11 +31,13 @@ def calibrate_noise(
     seed: int = 1,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> NoiseCalibration:
-    """Measure P* of the answer over facts and noise levels; no restoration is computed.
+    """Measure the answer's probability in clean and corrupted runs of each fact at each noise level.
+
+    Nothing is restored. For the arguments see `CausalTracer.calibrate_noise`.
 
     Raises:
         SettingsError: There are no facts, or a multiplier is not positive.
-        PromptError, TokenizerError, NumericsError: As in a trace of one of the facts.
+        PromptError, TokenizerError, NumericsError: A fact cannot be traced.
     """
     levels = sorted({real_number("multipliers", multiplier) for multiplier in several("multipliers", multipliers)})
     samples = whole_number("samples", samples, 1, MOST_SAMPLES)

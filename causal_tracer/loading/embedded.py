@@ -1,7 +1,7 @@
-"""The models that pip installs, so that everything runs without a model hub.
+"""Embedded models: small models that pip installs, so that everything runs without a model hub.
 
-Packages on PyPI contain small language models as GGUF files. The first use of one converts it into a folder that
-transformers loads, and caches the folder (`causal_tracer.loading.converted`).
+Packages on PyPI contain them as GGUF files. At first use a file is converted to a folder that transformers loads, and
+the folder is cached (`causal_tracer.loading.converted`).
 """
 
 import importlib.util
@@ -19,22 +19,22 @@ from causal_tracer.loading.gguf_conversion import Progress
 
 @dataclass(frozen=True)
 class EmbeddedModel:
-    """A model that a package on PyPI contains as a GGUF file, whole or in parts."""
+    """A model that packages on PyPI contain as a GGUF file, in one or several parts."""
 
     name: str
     aliases: tuple[str, ...]
-    title: str  # with its quantisation, since that changes the numbers: show it everywhere
+    title: str  # with its quantisation, which changes the numbers; show it wherever the model is named
     pip_command: str
     parts: tuple[tuple[str, str], ...]  # (import package, path inside it) of each part of the file, in order
     sha256: str  # of the assembled file
     license: str
     license_url: str
     notice: str  # text of a file stored with the weights
-    space_needed: int  # bytes of disk that the conversion takes at its peak
+    space_needed: int  # disk space in bytes that the conversion needs at its peak
 
     @property
     def slug(self) -> str:
-        """The name without its prefix, used for folders."""
+        """The name without "embedded:", used for folders."""
         return self.name.removeprefix("embedded:")
 
 
@@ -71,15 +71,15 @@ EMBEDDED_MODELS: tuple[EmbeddedModel, ...] = (
 
 
 def is_embedded_name(name: str) -> bool:
-    """Check whether `name` is that of an embedded model, known or not."""
+    """Check whether `name` has the form of an embedded model's name, even if there is no such model."""
     return name == "embedded" or name.startswith("embedded:")
 
 
 def find_embedded_model(name: str) -> EmbeddedModel:
-    """Return the embedded model of this name or alias.
+    """Return the embedded model with this name or alias.
 
     Raises:
-        EmbeddedModelError: There is none; the message lists those that exist.
+        EmbeddedModelError: There is no such model; the message lists the known names.
     """
     for model in EMBEDDED_MODELS:
         if name == model.name or name in model.aliases:
@@ -91,19 +91,19 @@ def find_embedded_model(name: str) -> EmbeddedModel:
 def embedded_model_folder(
     name: str, *, cache_dir: str | os.PathLike[str] | None = None, progress: Progress | None = None
 ) -> Path:
-    """Return the folder with an embedded model's config, fp32 weights and tokenizer, converted first if need be.
+    """Return the folder with an embedded model's config, fp32 weights and tokenizer; convert the model if needed.
 
     Args:
         name: A name or alias of `EMBEDDED_MODELS`.
         cache_dir: Where converted models are cached; by default `CAUSAL_TRACER_CACHE`, else the user's cache.
-        progress: Called with the stage and a fraction from 0 to 1, only while there is something to wait for.
+        progress: Called with the stage and a fraction from 0 to 1. Not called if the model is converted already.
 
     Returns:
-        The folder, every file of which has just been checked against the manifest.
+        The folder. All its files have been checked against the manifest.
 
     Raises:
-        EmbeddedModelError: The model is unknown, its package is missing or damaged, or the folder cannot be
-            written or is on a full disk.
+        EmbeddedModelError: The model is unknown, its package is missing or damaged, the folder cannot be written, or
+            the disk is full.
     """
     model = find_embedded_model(name)
 
@@ -128,12 +128,14 @@ def embedded_model_folder(
 
 
 def _source_files(model: EmbeddedModel) -> list[Path]:
-    """Return the GGUF file's parts, found without importing the packages."""
+    """Return the paths of the GGUF file's parts, without importing the packages."""
     paths = []
     for package, part in model.parts:
         spec = importlib.util.find_spec(package)
         if spec is None or not spec.submodule_search_locations:
-            raise EmbeddedModelError(f"{model.title} is not installed: no package {package}. Run: {model.pip_command}")
+            raise EmbeddedModelError(
+                f"{model.title} is not installed: there is no package {package}. Run: {model.pip_command}"
+            )
         path = Path(spec.submodule_search_locations[0], part)
         if not path.is_file():
             raise _damaged(model, f"{path} is missing")
@@ -142,7 +144,7 @@ def _source_files(model: EmbeddedModel) -> list[Path]:
 
 
 def _assemble(sources: list[Path], target: Path, model: EmbeddedModel, report: Progress) -> None:
-    """Join the parts into `target` and check the whole against the known SHA-256."""
+    """Join the parts into the file `target` and check its SHA-256."""
     with target.open("wb") as file:
         for number, source in enumerate(sources):
             report("checking the packaged model", number / len(sources))

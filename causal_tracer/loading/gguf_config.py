@@ -1,7 +1,8 @@
-"""The transformers config of a GGUF file.
+"""Building the transformers config of a GGUF file.
 
-The most common architectures are read here, in an instant. All others take transformers' reader, which walks the whole
-vocabulary. Values that either leaves at a class's default although the file states them are amended.
+The config of the most common architectures is read here, in milliseconds. Others are read by transformers, which parses
+the whole vocabulary. Both leave some values at the config class's default although the file states them; these are
+corrected afterwards.
 """
 
 from __future__ import annotations
@@ -18,16 +19,16 @@ from causal_tracer.errors import ModelLoadError
 from causal_tracer.loading.gguf_header import GgufHeader
 
 ROPE_FACTORS = "rope_freqs.weight"
-"""A tensor of constants that llama.cpp divides the rotary frequencies of Llama 3.1 and later by."""
+"""The tensor of constants by which llama.cpp divides the rotary frequencies of Llama 3.1 and later."""
 
 
 class Family(NamedTuple):
-    """An architecture whose config is read here, and whose weights are converted in pieces.
+    """An architecture whose config is read here and whose weights are converted piece by piece.
 
     Attributes:
-        config_class: Its config in transformers.
-        tokenizer_class: Its tokenizer in transformers.
-        head_dim: Whether the config states the width of a head.
+        config_class: The name of its config class in transformers.
+        tokenizer_class: The name of its tokenizer class in transformers.
+        head_dim: Whether its config has the field `head_dim`.
     """
 
     config_class: str
@@ -50,7 +51,7 @@ _CONFIG_KEYS = {
     "max_position_embeddings": "context_length",
     "rms_norm_eps": "attention.layer_norm_rms_epsilon",
 }
-# Keys that transformers' reader does not read, with the attributes that a config may have for each.
+# GGUF keys that transformers does not read, with the names of the config attributes that may hold their values.
 _AMENDED = {
     "attention.key_length": ("head_dim",),
     "attention.layer_norm_epsilon": ("layer_norm_epsilon", "layer_norm_eps", "norm_epsilon", "norm_eps"),
@@ -61,19 +62,19 @@ _AMENDED = {
     "expert_shared_feed_forward_length": ("shared_expert_intermediate_size",),
     "final_logit_softcapping": ("final_logit_softcapping",),
 }
-# Checked against the original models; others are left to transformers.
+# The architectures whose corrected configs were checked against the original models.
 _AMENDABLE = (
     *FAMILIES,
     *("falcon", "gemma2", "gpt2", "nemotron", "phi3", "qwen2moe", "qwen3moe", "stablelm", "starcoder2"),
 )
-# Models that llama.cpp, too, recognises by their number of layers: attention scales by hidden size per head.
+# Numbers of layers by which llama.cpp, too, recognises models whose attention scales by hidden size per head.
 _SCALED_BY_HEADS = {"gemma2": 46, "gemma3": 62}
 _OLD_NAMES = {"qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe", "gpt_oss": "gpt-oss", "minimax_m2": "minimax-m2"}
 _NO_DECODERS = ("general", "tokenizer", "t5", "umt5")
 
 
 def supported_architectures() -> tuple[str, ...]:
-    """Return the architectures that this version of transformers reads from GGUF files, as those name them."""
+    """Return the architectures that this version of transformers reads from GGUF files, by their names in GGUF."""
     from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
 
     names = {_OLD_NAMES.get(name, name) for name in GGUF_SUPPORTED_ARCHITECTURES if name not in _NO_DECODERS}
@@ -84,12 +85,12 @@ def supported_architectures() -> tuple[str, ...]:
     return tuple(sorted(names | FAMILIES.keys() | set(GGUF_CONFIG_ARCHS)))
 
 
-def gguf_config(header: GgufHeader, alone: Path) -> Any:
+def gguf_config(header: GgufHeader, link: Path) -> Any:
     """Return the transformers config of a GGUF file.
 
     Args:
         header: The file's header.
-        alone: The file, in a folder that holds nothing else.
+        link: A link to the file (or a copy), in a folder without other files.
 
     Raises:
         ModelLoadError: The architecture or the rotary scaling is unknown, or a metadata key is missing.
@@ -99,13 +100,13 @@ def gguf_config(header: GgufHeader, alone: Path) -> Any:
     name = header.architecture
     if name not in (known := supported_architectures()):
         raise ModelLoadError(
-            f"{header.path} holds architecture {name!r}, which this version of transformers does not read from GGUF "
+            f"{header.path} has architecture {name!r}, which this version of transformers does not read from GGUF "
             f"files. It reads {', '.join(known)}. Give the model's original checkpoint."
         )
     if name in FAMILIES:
         config = _family_config(header, FAMILIES[name])
     else:
-        config = AutoConfig.from_pretrained(alone.parent, gguf_file=alone.name, local_files_only=True)
+        config = AutoConfig.from_pretrained(link.parent, gguf_file=link.name, local_files_only=True)
     if name in _AMENDABLE:
         _amend(config, header)
     return config
@@ -124,7 +125,7 @@ def _family_config(header: GgufHeader, family: Family) -> Any:
         own["head_dim"] = header.of_architecture("attention.key_length", width)
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": header.of_architecture("rope.freq_base", 10000.0)}
     if name == "gemma3":
-        # The format has no key for the base of sliding layers: all Gemma 3 models use this one.
+        # GGUF has no key for the rotary base of sliding-window layers. All Gemma 3 models use 10000.
         own["rope_parameters"] = {"full_attention": rope, "sliding_attention": rope | {"rope_theta": 10000.0}}
     else:
         own["rope_parameters"] = rope
@@ -139,7 +140,7 @@ def _family_config(header: GgufHeader, family: Family) -> Any:
 
 
 def _amend(config: Any, header: GgufHeader) -> None:
-    """Set values that the file states and the config has at its class's default."""
+    """Correct the values of a config that the file states and the reader left at the config class's default."""
     name = header.architecture
     for key, attributes in _AMENDED.items():
         value = header.of_architecture(key)
@@ -162,7 +163,7 @@ def _amend(config: Any, header: GgufHeader) -> None:
 
 
 def _scaling(header: GgufHeader, config: Any, theta: float) -> dict[str, Any]:
-    """Return the scaling of rotary frequencies for longer contexts, in transformers' terms."""
+    """Return the scaling of rotary frequencies for longer contexts, as transformers' `rope_parameters`."""
     kind = header.of_architecture("rope.scaling.type", "none")
     factor = header.of_architecture("rope.scaling.factor", 1.0)
     names = {tensor.name for tensor in header.tensors}
@@ -175,13 +176,13 @@ def _scaling(header: GgufHeader, config: Any, theta: float) -> dict[str, Any]:
     if kind == "yarn" and (original := header.of_architecture("rope.scaling.original_context_length")) is not None:
         return {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original}
     raise ModelLoadError(
-        f"{header.path} scales its rotary frequencies in a way that cannot be read from GGUF files ({kind!r}), and "
-        "without it all its numbers would be wrong. Give the model's original checkpoint."
+        f"{header.path} scales its rotary frequencies by a method ({kind!r}) that cannot be read from GGUF files. "
+        "Without the scaling the model's outputs would be wrong. Give the model's original checkpoint."
     )
 
 
 def _llama3_scaling(header: GgufHeader, head_dim: int, theta: float) -> dict[str, Any]:
-    """Return the scaling of Llama 3.1 and later, checked against the file's factors."""
+    """Return the rotary scaling of Llama 3.1 and later, checked against the factors in the file."""
     low, high, original = 1.0, 4.0, 8192
     tensor = next(tensor for tensor in header.tensors if tensor.name == ROPE_FACTORS)
     stated: npt.NDArray[np.float32] = np.memmap(header.path, "<f4", "r", offset=tensor.offset, shape=tensor.shape)
@@ -191,7 +192,7 @@ def _llama3_scaling(header: GgufHeader, head_dim: int, theta: float) -> dict[str
     expected = 1 / ((1 - smooth) / factor + smooth)
     if tensor.ggml_type != 0 or stated.shape != expected.shape or not np.allclose(stated, expected, rtol=1e-3):
         raise ModelLoadError(
-            f"{header.path} has rotary factors ({ROPE_FACTORS}) that are not those of Llama 3. Give the model's "
+            f"{header.path} has rotary factors ({ROPE_FACTORS}) that differ from those of Llama 3. Give the model's "
             "original checkpoint."
         )
     return {

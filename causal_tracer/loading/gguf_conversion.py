@@ -1,10 +1,10 @@
-"""Turning a GGUF file into a folder that transformers loads: config, fp32 safetensors and tokenizer files.
+"""Converting a GGUF file to a folder that transformers loads: config, fp32 safetensors and tokenizer files.
 
-transformers reads GGUF files itself, but walks the whole vocabulary in Python for config, tokenizer and weights each:
-40 s and more for Gemma's 262,144 tokens. The weights of the most common architectures (`gguf_config.FAMILIES`) are
-converted in pieces, so that memory stays far below the model's size; transformers gives only their names and order.
-Models of other architectures are loaded by transformers once, whole, and a file is refused if the model does not take
-all its weights.
+transformers reads GGUF files itself, but parses the whole vocabulary in Python three times (config, tokenizer,
+weights): 40 s and more for Gemma's 262,144 tokens. Here the weights of the most common architectures
+(`gguf_config.FAMILIES`) are converted piece by piece, so that memory stays far below the model's size; transformers
+gives only their names and order. Models of other architectures are loaded by transformers once, as a whole. A file is
+refused if the model does not use all its weights.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from causal_tracer.errors import ModelLoadError
 from causal_tracer.loading.gguf_config import FAMILIES, ROPE_FACTORS, gguf_config
 from causal_tracer.loading.gguf_header import GgufHeader, GgufTensor, read_gguf_header, require_whole_model
 
-# Raised whenever the files written change, so that copies of older versions are rebuilt.
+# Increase it whenever the written files change, so that older cached copies are converted again.
 CONVERTER_VERSION = 1
 
 # Called with the name of the current stage and the fraction done, from 0 to 1.
@@ -46,43 +46,43 @@ _TOKENIZER_FLAGS = ("tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_eos_toke
 def convert_gguf(path: Path, folder: Path, progress: Progress) -> GgufHeader:
     """Write `config.json`, `model.safetensors` (fp32) and tokenizer files for a GGUF file into `folder`.
 
-    The tokenizer is the one that transformers reads from the file, chat template included. A model without an output
-    matrix of its own ties it to the embedding. For architectures in `FAMILIES`, peak memory is a few pieces and the
-    tokenizer; for others, one and a half times the model in fp32.
+    The tokenizer is the one that transformers reads from the file, chat template included. If the file has no output
+    matrix, the model's head is tied to the embedding. Peak memory is a few pieces and the tokenizer for architectures
+    in `FAMILIES`, and one and a half times the model in fp32 for others.
 
     Returns:
         The file's header.
 
     Raises:
-        ModelLoadError: The file is broken, or holds an architecture or a tensor that is not known here.
+        ModelLoadError: The file is damaged, or has an unknown architecture or tensor.
         OSError: The files could not be written, for instance because the disk is full.
     """
     header = read_gguf_header(path)
     require_whole_model(header)
-    with _alone(path, folder) as alone:
+    with _isolated_link(path, folder) as link:
         family = FAMILIES.get(header.architecture)
         with _reading(header, "settings"):
-            config = gguf_config(header, alone)
+            config = gguf_config(header, link)
         with _reading(header, "weights"):
             if family is None:
                 progress("reading the weights", 0.0)
-            weights = _loaded_weights(header, config, alone) if family is None else _named_weights(header, config)
+            weights = _loaded_weights(header, config, link) if family is None else _named_weights(header, config)
         config.save_pretrained(folder)
         try:
             _write_weights(weights, folder / "model.safetensors", progress)
         except (ValueError, NotImplementedError) as error:
-            raise ModelLoadError(f"{path} holds weights that cannot be read: {error}") from error
+            raise ModelLoadError(f"{path} has weights that cannot be read: {error}") from error
         del weights
         progress("building the tokenizer", _WEIGHTS_SHARE)
         with _reading(header, "tokenizer"):
-            tokenizer = _tokenizer(header, alone, None if family is None else family.tokenizer_class)
+            tokenizer = _tokenizer(header, link, None if family is None else family.tokenizer_class)
     _write_tokenizer(tokenizer, folder)
     return header
 
 
 @contextmanager
 def _reading(header: GgufHeader, part: str) -> Iterator[None]:
-    """Turn an error while transformers reads a part of the file into a `ModelLoadError`."""
+    """Raise a `ModelLoadError` for any error while a part of the file is read."""
     try:
         yield
     except (ModelLoadError, MemoryError):
@@ -94,22 +94,26 @@ def _reading(header: GgufHeader, part: str) -> Iterator[None]:
 
 
 @contextmanager
-def _alone(path: Path, folder: Path) -> Iterator[Path]:
-    """Put the file in a folder of its own: transformers would also read config and tokenizer files beside it."""
+def _isolated_link(path: Path, folder: Path) -> Iterator[Path]:
+    """Link the file into an otherwise empty folder: transformers would also read config and tokenizer files beside it.
+
+    Yields:
+        The path of the link (or copy) in that folder, which is removed afterwards.
+    """
     with tempfile.TemporaryDirectory(prefix=f"{folder.name}.source-", dir=folder.parent) as temporary:
-        alone = Path(temporary, "model.gguf")
+        link = Path(temporary, "model.gguf")
         try:
-            alone.symlink_to(path.resolve())
+            link.symlink_to(path.resolve())
         except OSError:
             try:
-                os.link(path, alone)
+                os.link(path, link)
             except OSError:
-                shutil.copyfile(path, alone)
-        yield alone
+                shutil.copyfile(path, link)
+        yield link
 
 
 def _named_weights(header: GgufHeader, config: Any) -> list[_Weight]:
-    """Return the weights under the names that transformers gives them, none of them read yet."""
+    """Return the weights with their names in transformers. Their values are read later, piece by piece."""
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
@@ -131,19 +135,19 @@ def _named_weights(header: GgufHeader, config: Any) -> list[_Weight]:
     return [(names[tensor.name], tensor.shape, pieces(tensor)) for tensor in tensors]
 
 
-def _loaded_weights(header: GgufHeader, config: Any, alone: Path) -> list[_Weight]:
-    """Return the weights of the model that transformers loads from the file."""
+def _loaded_weights(header: GgufHeader, config: Any, link: Path) -> list[_Weight]:
+    """Load the whole model with transformers and return its weights."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    options: dict[str, Any] = {"gguf_file": alone.name, "config": config, "dtype": torch.float32}
+    options: dict[str, Any] = {"gguf_file": link.name, "config": config, "dtype": torch.float32}
     model, info = AutoModelForCausalLM.from_pretrained(
-        alone.parent, local_files_only=True, output_loading_info=True, **options
+        link.parent, local_files_only=True, output_loading_info=True, **options
     )
     if missing := sorted(info["missing_keys"]):
         raise ModelLoadError(
             f"{header.path} lacks {len(missing)} weights of {type(model).__name__} ({', '.join(missing[:4])}, …), or "
-            "transformers does not find them. Give the model's original checkpoint."
+            "transformers cannot find them. Give the model's original checkpoint."
         )
     # Tied weights are written once.
     state = {id(value): (name, value) for name, value in reversed(model.state_dict(keep_vars=True).items())}
@@ -157,7 +161,7 @@ def _loaded_weights(header: GgufHeader, config: Any, alone: Path) -> list[_Weigh
 
 
 def _require_all_taken(header: GgufHeader, config: Any, taken: int) -> None:
-    """Check that the model takes all weights of the file: its numbers would be wrong."""
+    """Check that the model uses all weights of the file, since its outputs would be wrong otherwise."""
     ignored = {ROPE_FACTORS}
     if config.tie_word_embeddings:
         ignored.add("output.weight")  # llama.cpp writes it for some tied models too
@@ -167,13 +171,13 @@ def _require_all_taken(header: GgufHeader, config: Any, taken: int) -> None:
     held = sum(tensor.elements for tensor in tensors if not tensor.name.startswith(beyond or ("\0",)))
     if held != taken:
         raise ModelLoadError(
-            f"{header.path} holds {held} weights, and the {header.architecture} model that transformers loads from it "
-            f"takes {taken}, so its numbers would be wrong. Give the model's original checkpoint."
+            f"{header.path} has {held} weights, and the {header.architecture} model that transformers loads from it "
+            f"uses {taken}, so its outputs would be wrong. Give the model's original checkpoint."
         )
 
 
 def _write_weights(weights: Sequence[_Weight], path: Path, progress: Progress) -> None:
-    """Write the safetensors file piece by piece: the library's own writer takes all weights at once."""
+    """Write the safetensors file piece by piece: the safetensors library needs all weights in memory at once."""
     table: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, shape, _ in weights:
@@ -192,7 +196,7 @@ def _write_weights(weights: Sequence[_Weight], path: Path, progress: Progress) -
 
 
 def _pieces(path: Path, tensor: GgufTensor, processor: Any) -> Iterator[_Floats]:
-    """Yield the tensor's values in fp32, as transformers orders and scales them, a few rows at a time."""
+    """Yield a tensor's values in fp32, ordered and scaled as in transformers, a few rows at a time."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
     from gguf.quants import dequantize
 
@@ -201,33 +205,33 @@ def _pieces(path: Path, tensor: GgufTensor, processor: Any) -> Iterator[_Floats]
     columns = tensor.shape[-1]
     rows, row_bytes = math.prod(tensor.shape[:-1]), columns // block * block_bytes
     data = np.memmap(path, np.uint8, "r", offset=tensor.offset, shape=(rows, row_bytes))
-    # llama.cpp reorders the rows of attention matrices, so those are converted whole.
+    # llama.cpp reorders the rows of attention matrices, so each of these is converted as a whole.
     step = rows if ".attn_" in tensor.name else max(1, _PIECE // columns)
     for first in range(0, rows, step):
         yield processor.process(dequantize(np.asarray(data[first : first + step]), kind), tensor.name).weights
 
 
-def _tokenizer(header: GgufHeader, alone: Path, class_name: str | None) -> Any:
+def _tokenizer(header: GgufHeader, link: Path, class_name: str | None) -> Any:
     import transformers
 
-    # transformers 5.20 does not read these flags, and Gemma recalls nothing without a BOS.
+    # transformers 5.20 does not read these flags, and Gemma does not work without a BOS.
     flags = {
         key.removeprefix("tokenizer.ggml."): header.values[key] for key in _TOKENIZER_FLAGS if key in header.values
     }
-    options = {"gguf_file": alone.name, "local_files_only": True, **flags}
-    # AutoTokenizer would read the whole file once more to find the class.
+    options = {"gguf_file": link.name, "local_files_only": True, **flags}
+    # A known class is used directly: AutoTokenizer would read the whole file once more to find it.
     reader = transformers.AutoTokenizer if class_name is None else getattr(transformers, class_name)
-    return reader.from_pretrained(alone.parent, **options)
+    return reader.from_pretrained(link.parent, **options)
 
 
 def _write_tokenizer(tokenizer: Any, folder: Path) -> None:
     try:
         tokenizer.save_pretrained(folder)
     except Exception as error:
-        # The tokenizers library reports a failed write as a bare Exception with the system's message.
+        # The tokenizers library raises a plain Exception with the system's message if a write fails.
         full = getattr(error, "errno", None) == errno.ENOSPC or f"(os error {errno.ENOSPC})" in str(error)
         raise OSError(errno.ENOSPC if full else errno.EIO, str(error)) from error
-    # Without indentation, and with the added tokens where they are looked for first, it loads twice as fast.
+    # The tokenizer loads twice as fast without indentation and with the added tokens in tokenizer_config.json.
     backend = tokenizer.backend_tokenizer.to_str(pretty=False)
     (folder / "tokenizer.json").write_bytes(backend.encode())
     settings = json.loads((folder / "tokenizer_config.json").read_bytes())

@@ -1,7 +1,7 @@
 """Reading the header of a GGUF file: its metadata and tensor table, without weights and vocabulary strings.
 
-transformers and the gguf package parse the whole vocabulary in Python, 20 s for Gemma's 262,144 tokens. Here its
-strings are skipped.
+transformers and the gguf package parse the whole vocabulary in Python, which takes 20 s for Gemma's 262,144 tokens.
+Here the vocabulary's strings are skipped.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _PART_NAME = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """The place of one tensor in the file, and its type."""
+    """The name, shape, type and position of one tensor in a GGUF file."""
 
     name: str
     shape: tuple[int, ...]  # in torch's order: rows first
@@ -39,30 +39,37 @@ class GgufTensor:
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """Everything in a GGUF file that is not weights."""
+    """The metadata and tensor table of a GGUF file."""
 
     path: Path
-    values: dict[str, Any]  # scalars and strings as they are, arrays as their length
+    values: dict[str, Any]  # metadata by key; an array is replaced by its length
     tensors: tuple[GgufTensor, ...]
 
     def __getitem__(self, key: str) -> Any:
-        """Return the metadata value, or raise a `ModelLoadError` that names the missing key."""
+        """Return the metadata value of a key.
+
+        Raises:
+            ModelLoadError: The file has no such key.
+        """
         if key not in self.values:
-            raise ModelLoadError(f"{self.path} lacks the metadata key {key!r}, which its conversion needs.")
+            raise ModelLoadError(
+                f"{self.path} has no metadata key {key!r}, so it cannot be converted. Give another GGUF file, or the "
+                "model's original checkpoint."
+            )
         return self.values[key]
 
     @property
     def architecture(self) -> str:
-        """The model's architecture, as GGUF files name it."""
+        """The name of the model's architecture in GGUF."""
         return str(self["general.architecture"])
 
     def of_architecture(self, key: str, default: Any = None) -> Any:
-        """Return the metadata value of a key that begins with the architecture's name."""
+        """Return the metadata value of the key "<architecture>.<key>", or `default` if there is none."""
         return self.values.get(f"{self.architecture}.{key}", default)
 
     @property
     def quantisation(self) -> str:
-        """The file's quantisation as people write it, such as "Q4_K_M": the stated one, else that of most weights."""
+        """The file's quantisation, such as "Q4_K_M": the one in its metadata, else that of most weights."""
         from gguf import GGMLQuantizationType, LlamaFileType
 
         stated = self.values.get("general.file_type")
@@ -86,17 +93,20 @@ def read_gguf_header(path: Path) -> GgufHeader:
             return _walk_header(path, view)
     except struct.error as error:
         raise ModelLoadError(
-            f"{path} is not a whole GGUF file: it ends within its header. Download it again."
+            f"{path} is not a complete GGUF file: it ends within its header. Download it again."
         ) from error
     except (ValueError, KeyError) as error:
-        raise ModelLoadError(f"{path} is not a whole GGUF file of version 2 or 3: {error!r}") from error
+        raise ModelLoadError(
+            f"{path} is not a complete GGUF file of version 2 or 3 ({error!r}). Download it again."
+        ) from error
 
 
 def require_whole_model(header: GgufHeader) -> None:
-    """Check that a file holds one whole model with its tokenizer.
+    """Check that a file contains one complete model with its tokenizer.
 
     Raises:
-        ModelLoadError: The file is one part of several, ends before its last tensor, or has no tokenizer.
+        ModelLoadError: The file is one part of several, has no weights, has weights of an unknown type, ends before its
+            last tensor, or has no tokenizer.
     """
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
@@ -109,14 +119,14 @@ def require_whole_model(header: GgufHeader) -> None:
             "first, with llama.cpp's tool: llama-gguf-split --merge FIRST_PART.gguf WHOLE.gguf"
         )
     if not header.tensors:
-        raise ModelLoadError(f"{path} holds no weights, so it is not a model. Give the file that has them.")
+        raise ModelLoadError(f"{path} has no weights, so it is not a model. Give the GGUF file with the weights.")
     size = path.stat().st_size
     for tensor in header.tensors:
         try:
             block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(tensor.ggml_type)]
         except (ValueError, KeyError) as error:
             raise ModelLoadError(
-                f"{path} holds weights that cannot be read: {tensor.name} is of type {tensor.ggml_type}, which this "
+                f"{path} has weights that cannot be read: {tensor.name} is of type {tensor.ggml_type}, which this "
                 "version of the gguf package does not know. Run: pip install --upgrade gguf"
             ) from error
         if (end := tensor.offset + tensor.elements // block * block_bytes) > size:
@@ -124,7 +134,7 @@ def require_whole_model(header: GgufHeader) -> None:
                 f"{path} ends early: it has {size} bytes, and {tensor.name} ends at byte {end}. Download it again."
             )
     if not header.values.get("tokenizer.ggml.tokens") or header.values.get("tokenizer.ggml.model", "none") == "none":
-        raise ModelLoadError(f"{path} has no tokenizer. Give a GGUF file that was written with its vocabulary.")
+        raise ModelLoadError(f"{path} has no tokenizer. Give a GGUF file that includes the vocabulary.")
 
 
 def _walk_header(path: Path, view: mmap.mmap) -> GgufHeader:
@@ -157,7 +167,7 @@ def _walk_header(path: Path, view: mmap.mmap) -> GgufHeader:
     if magic != b"GGUF" or version not in (2, 3):
         raise ValueError(f"it starts with {magic!r} and version {version}")
     values = {text(): value(take("I")[0]) for _ in range(value_count)}
-    # ggml writes the dimension that moves fastest first, torch last.
+    # ggml writes the dimension that varies fastest first, torch writes it last.
     entries = [(text(), take(f"{take('I')[0]}Q")[::-1], *take("IQ")) for _ in range(tensor_count)]
     alignment = values.get("general.alignment", 32)
     start = position + -position % alignment

@@ -1,1 +1,1 @@
-"""What is read off the logits."""
+"""Metrics: numbers computed from a run's logits, and their descriptions."""

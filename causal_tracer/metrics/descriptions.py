@@ -1,7 +1,7 @@
-"""What each metric is called, which of its values are better, and how they are written.
+"""Descriptions of the metrics: label, bounds, which values are better, and how values are formatted.
 
-Figures, tables, summaries and reports read these records. They need neither torch nor a model, so that a saved result
-opens anywhere with its labels.
+Figures, tables, summaries and reports use these records. They need neither torch nor a model, so a saved result opens
+anywhere with its labels.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ _MOST_DECIMALS = 10
 
 @dataclass(frozen=True)
 class MetricDescription:
-    """One metric as figures and reports present it.
+    """The name, label and number format of a metric in figures and reports.
 
     Attributes:
-        name: The name that `settings.metric` holds.
-        label: What its value is; "{answer}" and "{foil}" stand for the texts of those tokens.
-        higher_is_better: Whether a larger value is better; None takes it from the clean and the corrupted run.
-        lowest: The smallest possible value; None where there is none.
-        highest: The largest possible value; None where there is none.
-        decimals: Decimals that are written; None writes four significant digits.
-        logarithmic: Draw the value's logarithm: for positive values over several orders of magnitude.
-        restored: What a restored run regains, in sentences: "the answer".
-        doubtful_beyond: A clean run that is worse than this does not give the answer; None sets no limit.
-        readable_effect: A total effect below this is too small to read a map from.
+        name: The metric's name in `settings.metric`.
+        label: The label of its values, where "{answer}" and "{foil}" stand for the texts of those tokens.
+        higher_is_better: Whether a larger value is better. None decides by the clean and the corrupted run.
+        lowest: The smallest possible value; None if there is none.
+        highest: The largest possible value; None if there is none.
+        decimals: Number of decimals in texts; None writes four significant digits.
+        logarithmic: Whether to draw the logarithm, for positive values over several orders of magnitude.
+        restored: What a restored run recovers, as part of a sentence: "the answer".
+        doubtful_beyond: If the clean run is worse than this, the model does not give the answer. None sets no limit.
+        readable_effect: A map whose total effect is smaller than this cannot be interpreted.
     """
 
     name: str
@@ -55,23 +55,24 @@ class MetricDescription:
         )
         if not fits:
             raise SettingsError(
-                f"This does not describe a metric: {self}. Give texts, numbers, and 0 to {_MOST_DECIMALS} decimals."
+                f"{self} is not valid. Name, label and restored must be texts, bounds must be numbers, and decimals "
+                f"must be an integer from 0 to {_MOST_DECIMALS}."
             )
 
     def labelled(self, answer: str, foil: str | None = None) -> str:
         """Return the label with the answer's and the foil's texts filled in."""
         parts = self.label.split("{answer}")
-        # Answer and foil are texts of tokens: what is put in is not searched again.
+        # The inserted texts may themselves hold "{foil}" or "{answer}", so they are not searched again.
         return answer.join(part.replace("{foil}", foil if foil is not None else "foil") for part in parts)
 
     def written(self, value: float, *, sign: bool = False, more: int = 0, fixed: bool = True) -> str:
         """Return a value as text.
 
         Args:
-            value: The value, or a difference of values.
-            sign: Write the sign of positive values too, as differences have it.
-            more: Decimals, or significant digits, beyond the usual ones.
-            fixed: Write the metric's decimals, as columns of a table have it; else four significant digits.
+            value: A value, or a difference of values.
+            sign: Whether positive values get a plus sign, as for differences.
+            more: Number of additional decimals or significant digits.
+            fixed: Whether to write the metric's number of decimals, as in a table; else four significant digits.
         """
         if math.isnan(value):
             return "–"
@@ -81,17 +82,17 @@ class MetricDescription:
         if self.decimals is None or not fixed:
             return f"{value:{plus}.0f}" if 1e4 <= abs(value) < 1e7 else f"{value:{plus}.{4 + more}g}"
         text = f"{value:{plus}.{self.decimals + more}f}"
-        # No sign where what is left of the value is nothing.
+        # A value that rounds to zero has no sign.
         return text.lstrip("+-") if not text.strip("+-0.") else text
 
     def place(self, value: float) -> float:
-        """Return where a value lies on an axis or a colour scale: itself, or its logarithm to base 10."""
+        """Return the position of a value on an axis or a colour scale: the value, or its logarithm to base 10."""
         if not self.logarithmic or math.isnan(value) or value == math.inf:
             return value
         return math.log10(value) if value > 0 else -math.inf
 
     def value_at(self, place: float) -> float:
-        """Return the value at a place."""
+        """Return the value at a position; the inverse of `place`."""
         return float(10.0**place) if self.logarithmic else place
 
     def to_dict(self) -> dict[str, Any]:
@@ -100,10 +101,10 @@ class MetricDescription:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> MetricDescription:
-        """Return the record that `to_dict` described.
+        """Return the record that `to_dict` wrote.
 
         Raises:
-            TypeError, SettingsError: The data describe no metric.
+            TypeError, SettingsError: The data is not a metric's description.
         """
         return cls(**data)
 
@@ -162,4 +163,4 @@ METRIC_DESCRIPTIONS: Mapping[str, MetricDescription] = {
         ),
     )
 }
-"""The built-in metrics by name."""
+"""The descriptions of the built-in metrics, by name."""

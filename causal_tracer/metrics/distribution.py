@@ -1,4 +1,4 @@
-"""What a lens reads off logits: the most probable tokens, the entropy, and the answer's probability and rank."""
+"""Next-token distributions for the logit lens: most probable tokens, entropy, and the answer's probability and rank."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from torch import Tensor
 
 from causal_tracer.metrics.metric import LOGITS_IN_CACHE
 
-# Tokens whose largest logit is taken together in the search for the best ones.
+# Number of tokens in a group; `best_tokens` compares the groups' largest logits first.
 _GROUP = 512
 
 
 class Distributions(NamedTuple):
-    """What some next-token distributions say.
+    """Statistics of next-token distributions, one distribution per row.
 
     Attributes:
-        top_ids: The most probable tokens, best first; of equal ones, the smallest id first [rows, top].
-        top_probabilities: Their probabilities [rows, top].
-        entropies: In nats [rows].
-        answer_probabilities: The answer's probability [rows].
-        answer_ranks: How many tokens are more probable than the answer, plus one [rows].
+        top_ids: The most probable tokens [rows, top], best first; among equals, the smallest id first.
+        top_probabilities: The probabilities of `top_ids` [rows, top].
+        entropies: The entropies in nats [rows].
+        answer_probabilities: The answer's probabilities [rows].
+        answer_ranks: The answer's ranks [rows]: the number of more probable tokens, plus one.
     """
 
     top_ids: Tensor
@@ -32,7 +32,7 @@ class Distributions(NamedTuple):
 
 
 def distributions_of(logits: Tensor, answer_id: int, top: int) -> Distributions:
-    """Return what the next-token distributions of float32 logits [rows, vocabulary] say."""
+    """Return the statistics of the next-token distributions that float32 logits [rows, vocabulary] give."""
     top_ids, best = best_tokens(logits, top)
     largest, answer = best[:, 0], logits[:, answer_id].clone()
     total, weighted, above = torch.zeros_like(largest), torch.zeros_like(largest), torch.zeros_like(answer).long()
@@ -54,9 +54,9 @@ def distributions_of(logits: Tensor, answer_id: int, top: int) -> Distributions:
 
 
 def best_tokens(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return the ids and the logits of the largest logits, each [rows, count], the largest first.
+    """Return the ids and values of the largest logits, each [rows, count], the largest first.
 
-    The best tokens lie in the groups with the largest maxima, which is faster than sorting the vocabulary.
+    Only the groups with the largest maxima are sorted, which is faster than sorting the vocabulary.
     """
     size = logits.shape[-1]
     whole = size - size % _GROUP
@@ -73,7 +73,7 @@ def best_tokens(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def _group_maxima(logits: Tensor) -> Tensor:
-    """Return the largest logit of each group [rows, groups]: by halves, several times as fast as torch's `amax`."""
+    """Return the largest logit of each group [rows, groups]. Halving is several times as fast as torch's `amax`."""
     groups = logits.reshape(len(logits), -1, _GROUP)
     while groups.shape[-1] > 1:
         groups = torch.maximum(*groups.chunk(2, dim=-1))

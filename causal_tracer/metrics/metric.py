@@ -1,4 +1,4 @@
-"""What is read off the logits at the read positions."""
+"""Metrics: functions from the logits at the positions read to one number per row."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from causal_tracer.errors import SettingsError
 from causal_tracer.metrics.descriptions import MetricDescription
 
 LOGITS_IN_CACHE = 4096
-"""Logits of a row that are reduced together: more would leave the processor's cache."""
+"""Number of logits of a row that are reduced at a time, so that they stay in the processor's cache."""
 
 
 class Metric(Protocol):
-    """Turns logits into one number a row.
+    """Computes one number per row from logits.
 
-    A metric may have an attribute `description`, a `MetricDescription`, which figures and reports then read.
+    A metric may have an attribute `description`, a `MetricDescription`, which figures and reports then use.
     """
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """From float32 logits [rows, reads, vocabulary] to values [rows]."""
+        """Return values [rows] for float32 logits [rows, reads, vocabulary]."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """What a metric may look at.
+    """The values a metric is made from: answer, foil, and the clean run's logits.
 
     Attributes:
-        answer_ids: The answer's tokens: the i-th is read at the i-th position.
+        answer_ids: The answer's token ids. The i-th token is read at the i-th position.
         clean_logits: The clean run's logits [reads, vocabulary], float32.
-        foil_id: The token that the answer is set against, where there is one.
+        foil_id: The token id that the answer is compared with, if there is one.
     """
 
     answer_ids: tuple[int, ...]
@@ -43,10 +43,10 @@ class Target:
 
 
 def largest_and_log_total(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest of logits [..., vocabulary], and the log of the sum of exp of all less the largest.
+    """Return the maximum m of logits [..., vocabulary], and log sum exp(logits - m), each [...].
 
-    A log-probability is a logit less both, in this order: subtracting their sum would lose two digits. In parts, which
-    is twice as fast as at once and makes no copy of the logits.
+    A log-probability is a logit minus both, one after the other: subtracting their sum would lose two digits. The sum
+    is computed in parts, which is twice as fast as at once and does not copy the logits.
     """
     largest = logits.amax(dim=-1)
     parts = [(part - largest[..., None]).exp_().sum(dim=-1) for part in torch.split(logits, LOGITS_IN_CACHE, dim=-1)]
@@ -54,7 +54,12 @@ def largest_and_log_total(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def log_probabilities(logits: Tensor, token_ids: tuple[int, ...]) -> Tensor:
-    """The log of a token's probability at each position read, from logits [rows, reads, vocabulary]: [rows, reads]."""
+    """Return the i-th token's log-probability at the i-th position read [rows, reads].
+
+    Args:
+        logits: Logits [rows, reads, vocabulary].
+        token_ids: One token id for each position read.
+    """
     reads = torch.arange(len(token_ids), device=logits.device)
     largest, log_total = largest_and_log_total(logits)
     return logits[:, reads, torch.tensor(token_ids, device=logits.device)] - largest - log_total
@@ -64,24 +69,24 @@ def log_probabilities(logits: Tensor, token_ids: tuple[int, ...]) -> Tensor:
 class AnswerProbability:
     """The probability of the answer, as in ROME (arXiv 2202.05262, section 2.1).
 
-    Of several tokens it is the product of each one's probability after those before it.
+    For several tokens it is the product of their probabilities, each given the tokens before it.
     """
 
     answer_ids: tuple[int, ...]
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """From float32 logits [rows, reads, vocabulary] to probabilities [rows]."""
+        """Return probabilities [rows] for float32 logits [rows, reads, vocabulary]."""
         return log_probabilities(logits, self.answer_ids).sum(dim=-1).exp()
 
 
 @dataclass(frozen=True)
 class LogProbability:
-    """The natural logarithm of the answer's probability; of several tokens, of all of them."""
+    """The natural logarithm of the answer's probability (all of its tokens)."""
 
     answer_ids: tuple[int, ...]
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """From float32 logits [rows, reads, vocabulary] to log-probabilities [rows]."""
+        """Return log-probabilities [rows] for float32 logits [rows, reads, vocabulary]."""
         return log_probabilities(logits, self.answer_ids).sum(dim=-1)
 
 
@@ -92,58 +97,58 @@ class AnswerLogit:
     answer_id: int
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """From float32 logits [rows, reads, vocabulary] to logits [rows]."""
+        """Return the answer's logits [rows] for float32 logits [rows, reads, vocabulary]."""
         return logits[:, 0, self.answer_id]
 
 
 @dataclass(frozen=True)
 class LogitDifference:
-    """The answer's logit less the foil's, at the first position (Zhang & Nanda, arXiv 2309.16042)."""
+    """The answer's logit minus the foil's, at the first position read (Zhang & Nanda, arXiv 2309.16042)."""
 
     answer_id: int
     foil_id: int
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """From float32 logits [rows, reads, vocabulary] to differences [rows]."""
+        """Return differences [rows] for float32 logits [rows, reads, vocabulary]."""
         return logits[:, 0, self.answer_id] - logits[:, 0, self.foil_id]
 
 
 @dataclass(frozen=True)
 class AnswerRank:
-    """How many tokens are more probable than the answer's first token, plus one: 1 is the top."""
+    """The rank of the answer's first token: the number of more probable tokens, plus one."""
 
     answer_id: int
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """From float32 logits [rows, reads, vocabulary] to ranks [rows]."""
+        """Return ranks [rows] for float32 logits [rows, reads, vocabulary]."""
         first = logits[:, 0]
         return (first > first[:, self.answer_id, None]).sum(dim=-1).float() + 1
 
 
 @dataclass(frozen=True, eq=False)
 class DivergenceFromClean:
-    """KL(clean || run) of the next token at the first position, in nats: 0 where the run says what the clean one does.
+    """KL(clean || run) of the next token at the first position read, in nats. 0 where both runs predict the same.
 
     Attributes:
-        clean_logits: The clean run's logits there [vocabulary].
+        clean_logits: The clean run's logits at that position [vocabulary].
     """
 
     clean_logits: Tensor
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """From float32 logits [rows, reads, vocabulary] to divergences [rows]."""
+        """Return divergences [rows] for float32 logits [rows, reads, vocabulary]."""
         clean, first = self.clean_logits.to(logits.device), logits[:, 0]
         weights = clean.softmax(dim=-1)
         clean_largest, clean_total = largest_and_log_total(clean)
         largest, log_total = largest_and_log_total(first)
-        # Entropies cancel to rounding where both runs say the same.
+        # Both terms are computed alike, so that they cancel where the runs predict the same.
         entropy = weights @ (clean - clean_largest) - clean_total
         return (entropy - (first @ weights - largest - log_total)).clamp(min=0)
 
 
 def _difference(target: Target) -> Metric:
     if target.foil_id is None:
-        raise SettingsError("The metric 'logit difference' sets the answer against a foil, and none is given.")
+        raise SettingsError("The metric 'logit difference' needs a foil, and none is given. Give one.")
     if target.foil_id == target.answer_ids[0]:
         raise SettingsError(
             f"The answer and the foil begin with the same token ({target.foil_id}), so their logits do not differ. "
@@ -160,22 +165,22 @@ METRICS: Mapping[str, Callable[[Target], Metric]] = {
     "rank": lambda target: AnswerRank(target.answer_ids[0]),
     "KL from clean": lambda target: DivergenceFromClean(target.clean_logits[0]),
 }
-"""From a `Target` to each metric, by its name."""
+"""Functions that return a metric for a `Target`, by the metric's name."""
 
 
 def metric_named(name: str, target: Target) -> Metric:
-    """The metric of this name.
+    """Return a built-in metric.
 
     Raises:
-        SettingsError: There is none, or it lacks the foil that it needs.
+        SettingsError: The name is not known, or the metric needs a foil and the target has none that differs.
     """
     if name not in METRICS:
         raise SettingsError(f"metric={name!r} is not known. The metrics are {', '.join(map(repr, METRICS))}.")
     return METRICS[name](target)
 
 
-def own_description(metric: Metric) -> MetricDescription:
-    """Return how results present a metric of the user's: its `description`, else its class's name as the label."""
+def user_metric_description(metric: Metric) -> MetricDescription:
+    """Return the description of a user-defined metric: its `description`, else one with its name as the label."""
     described = getattr(metric, "description", None)
     if isinstance(described, MetricDescription):
         return described

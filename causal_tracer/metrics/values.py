@@ -1,4 +1,4 @@
-"""A metric's values, checked before they reach a map."""
+"""A metric's values, checked before they are stored in a map."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from causal_tracer.metrics.metric import Metric
 
 
 @dataclass(frozen=True)
-class MetricOfGroups:
-    """A metric for each of several groups of samples, one after the other.
+class GroupedMetric:
+    """One metric for each of several consecutive groups of samples, for prompts that share passes.
 
     Attributes:
-        metrics: The metrics.
-        samples: Samples of each group.
+        metrics: The metrics of the groups.
+        samples: Number of samples in each group.
     """
 
     metrics: tuple[Metric, ...]
     samples: int
 
     def values(self, logits: Tensor, samples: Tensor) -> Tensor:
-        """Return the values for rows of these samples; see `metric_values`."""
+        """Return the values of rows, given the sample of each row; see `metric_values`."""
         found = torch.empty(len(logits), dtype=torch.float32)
         groups = samples // self.samples
         for number in sorted(set(groups.tolist())):
@@ -34,9 +34,9 @@ class MetricOfGroups:
         return found
 
 
-def sample_values(metric: Metric | MetricOfGroups, logits: Tensor, samples: Tensor) -> Tensor:
-    """Return the values of a metric that may differ between samples; see `metric_values`."""
-    return metric.values(logits, samples) if isinstance(metric, MetricOfGroups) else metric_values(metric, logits)
+def sample_values(metric: Metric | GroupedMetric, logits: Tensor, samples: Tensor) -> Tensor:
+    """Return the values of rows, given the sample of each row; see `metric_values`."""
+    return metric.values(logits, samples) if isinstance(metric, GroupedMetric) else metric_values(metric, logits)
 
 
 def metric_values(metric: Metric, logits: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ def metric_values(metric: Metric, logits: Tensor) -> Tensor:
 
     Raises:
         SettingsError: The metric failed, or did not return one number for each row.
-        NumericsError: A value is NaN or infinite, which no mean over samples and no file can hold.
+        NumericsError: A value is NaN or infinite: neither means over samples nor files allow it.
     """
     name = getattr(metric, "__name__", type(metric).__name__)
     try:
@@ -56,12 +56,14 @@ def metric_values(metric: Metric, logits: Tensor) -> Tensor:
     rows = len(logits)
     if not isinstance(values, Tensor) or values.shape != (rows,) or values.is_complex():
         given = f"shape {list(values.shape)}, {values.dtype}" if isinstance(values, Tensor) else shown(values)
-        raise SettingsError(f"The metric {name} must return a tensor with one number for each row, [{rows}] ({given}).")
+        raise SettingsError(
+            f"The metric {name} must return a tensor with one number for each row, [{rows}] (given: {given})."
+        )
     values = values.detach().to("cpu", torch.float32)
     if not bool(values.isfinite().all()):
         wrong = values[~values.isfinite()][0]
         raise NumericsError(
-            f"The metric {name} gave {float(wrong)} for logits that are finite. Make it finite: the log of a "
-            "probability that rounds to 0, for instance, is finite when it is taken with log_softmax."
+            f"The metric {name} gave {float(wrong)} for finite logits. It must be finite. For a log-probability, "
+            "use log_softmax instead of the log of a probability, which may be 0."
         )
     return values

@@ -1,1 +1,1 @@
-"""A model's parts, found and checked, and running it."""
+"""Finding the parts of a model (blocks, attention, MLP, heads), checking them, and running the model with edits."""

@@ -1,7 +1,7 @@
-"""Attention masks: which modules take one, and the edges that are blocked in it.
+"""Attention masks: finding the modules that take one, and blocking attention edges in it.
 
-An attention edge leads from a query, the token that attends, to a key, the token that it attends to. Blocking it gives
-it no weight in any head; the softmax shares the weight out to the query's other keys.
+An attention edge leads from a query, the token that attends, to a key, the token attended to. A blocked edge has the
+attention weight 0 in all heads. The softmax distributes its weight over the query's other keys.
 """
 
 from __future__ import annotations
@@ -40,23 +40,23 @@ class MaskedModule:
     """A module that takes an attention mask.
 
     Attributes:
-        name: Its name.
-        hidden: The value of a boolean mask where a query must not attend.
+        name: The module's full name.
+        blocked_value: The value in a boolean mask that means "must not attend".
     """
 
     name: str
-    hidden: bool = False
+    blocked_value: bool = False
 
 
-def blocking(edges: BlockedEdges, tokens: range, module: MaskedModule) -> MaskEdit:
-    """Return the edit of a module's mask that takes edges out of it, in all heads.
+def blocking_edit(edges: BlockedEdges, tokens: range, module: MaskedModule) -> MaskEdit:
+    """Return the edit of a module's attention mask that blocks edges in all heads.
 
-    The keys of a mask end with the last token; a cache of a sliding window holds the last ones only. A module that is
-    given no mask is causal over all tokens, and the edit returns such a mask.
+    The last key of a mask is the last token; a sliding-window cache holds only the last keys. If the module is called
+    without a mask, its attention is causal over all tokens, and the edit starts from a causal mask.
 
     Args:
-        edges: What is blocked. Rows that are not in the module's batch yet are left out.
-        tokens: The positions that are run; those before them are in a cache.
+        edges: The edges to block. Rows that are not in the module's batch yet are ignored.
+        tokens: The positions that are run. Earlier positions are in a key/value cache.
         module: The module.
     """
 
@@ -69,13 +69,13 @@ def blocking(edges: BlockedEdges, tokens: range, module: MaskedModule) -> MaskEd
         row, query, key = edges.rows[here], edges.queries[here] - tokens.start, edges.keys[here] - first_key
         blocked = torch.zeros(rows, 1, len(tokens), mask.shape[-1], dtype=torch.bool, device=mask.device)
         blocked[row, 0, query, key] = True
-        hidden = module.hidden if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
-        changed = mask.masked_fill(blocked, hidden)
-        seen = changed != hidden if mask.dtype == torch.bool else changed > hidden / 2
+        blocked_value = module.blocked_value if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+        changed = mask.masked_fill(blocked, blocked_value)
+        seen = changed != blocked_value if mask.dtype == torch.bool else changed > blocked_value / 2
         if bool((blocked.any(dim=-1) & ~seen.any(dim=-1)).any()):
             raise SettingsError(
-                f"In {module.name!r} a token attends to no token but those that are to be blocked. Block fewer tokens, "
-                "or choose another token that may not attend."
+                f"In {module.name!r} every token that a query may attend to would be blocked. Leave at least one key "
+                "unblocked for each query: block fewer keys, or choose another query."
             )
         return changed
 
@@ -83,7 +83,7 @@ def blocking(edges: BlockedEdges, tokens: range, module: MaskedModule) -> MaskEd
 
 
 def _causal_mask(tokens: range, like: Tensor) -> Tensor:
-    """Return an additive mask [1, 1, tokens, keys] by which each token attends to itself and all before it."""
+    """Return an additive causal mask [1, 1, tokens, keys]: each token attends to itself and all earlier tokens."""
     keys = torch.arange(tokens.stop, device=like.device)
     later = keys > keys[tokens.start :, None]
     mask = torch.zeros(later.shape, dtype=like.dtype, device=like.device)
@@ -91,23 +91,24 @@ def _causal_mask(tokens: range, like: Tensor) -> Tensor:
 
 
 def masked_modules(model: nn.Module, blocks: Sequence[str]) -> dict[str, dict[int, list[MaskedModule]]]:
-    """Return the modules in the blocks that take a mask [rows, heads, queries, keys] or none, by class and block.
+    """Return the modules in the blocks that take a mask [rows, heads, queries, keys] or None, by class and layer.
 
-    Of modules inside each other, which hand the mask on, it is the innermost. Not all of them need use their mask.
+    If a module passes the mask to a module inside it, only the innermost is returned. A module that takes a mask may
+    still ignore it.
     """
     inside = {
         name: layer for layer, block in enumerate(blocks) for name, _ in model.named_modules() if _within(name, block)
     }
-    hidden: dict[str, bool] = {}
+    blocked_values: dict[str, bool] = {}
 
     def note(name: str) -> Callable[..., None]:
         def before(_module: nn.Module, _args: Any, kwargs: Any) -> None:
             mask = kwargs.get(MASK, False)
             if mask is None:
-                hidden.setdefault(name, False)
+                blocked_values.setdefault(name, False)
             elif isinstance(mask, Tensor) and mask.dim() == 4:
                 # The first token must not attend to the last one.
-                hidden[name] = mask.dtype == torch.bool and bool(mask[0, 0, 0, -1])
+                blocked_values[name] = mask.dtype == torch.bool and bool(mask[0, 0, 0, -1])
 
         return before
 
@@ -116,8 +117,8 @@ def masked_modules(model: nn.Module, blocks: Sequence[str]) -> dict[str, dict[in
             hooks.enter_context(add_input_hook(model.get_submodule(name), note(name)))
         run_to_head(model, probe_ids(model))
     found: dict[str, dict[int, list[MaskedModule]]] = defaultdict(lambda: defaultdict(list))
-    for name, value in hidden.items():
-        if not any(_within(other, name) and other != name for other in hidden):
+    for name, value in blocked_values.items():
+        if not any(_within(other, name) and other != name for other in blocked_values):
             kind = type(model.get_submodule(name)).__qualname__
             found[kind][inside[name]].append(MaskedModule(name, value))
     return {kind: dict(layers) for kind, layers in found.items()}

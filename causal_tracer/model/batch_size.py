@@ -1,4 +1,4 @@
-"""The number of rows that go through the model together."""
+"""The default batch size: how many rows one forward pass of a sweep has."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ _ROWS_MEMORY = 384 * 2**20
 
 
 def default_batch_size(traced: TracedModel, n_tokens: int) -> int:
-    """Return how many rows' activations fit in 384 MiB, in 1/32 of a smaller machine's memory, or in 1/16 of a GPU's.
+    """Return the number of rows whose activations fit in the memory for one batch.
 
-    It depends only on the model, the prompt's length and the total memory, so it is the same every time.
+    That memory is 1/16 of a GPU's, and else 384 MiB or 1/32 of the machine's, whichever is less. The result depends
+    only on the model, the prompt's length and the total memory, so it is the same in every run.
     """
     config: Any = traced.model.config
     text = config.get_text_config()

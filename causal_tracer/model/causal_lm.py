@@ -1,4 +1,4 @@
-"""Turning a user's model into a causal LM: wrappers come off, base models get their head, others are refused."""
+"""Getting a causal LM from a user's model: wrappers are removed, and a base model gets its tied head."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from torch import nn
 
 from causal_tracer.errors import ModelStructureError
 from causal_tracer.model.engine_mode import loading_hooks
-from causal_tracer.model.quantization import require_separate_tokens
+from causal_tracer.model.quantization import refuse_dynamic_quantization
 from causal_tracer.model.wrappers import unwrapped
 
 
 def as_causal_lm(model: Any) -> Any:
-    """Return the model itself if it has a language-model head; else the causal LM around the given base model.
+    """Return the model itself if it has a language-model head, else a causal LM around the given base model.
 
-    Wrappers of torch.compile, PEFT and nnsight come off first. A base model (from `AutoModel`) has no head, but where
-    the config ties the head to the embedding no weights are missing: the returned causal LM shares the given ones.
+    Wrappers of torch.compile, PEFT and nnsight are removed first. A base model (from `AutoModel`) has no head. If its
+    config ties the head to the embedding, no weights are missing: the returned causal LM shares the given weights.
 
     Raises:
         ModelStructureError: The model is not a transformers model, or is an encoder-decoder; its head is missing and
-            not tied to its embedding; its wrapper does more than the model inside; its weights are not loaded, or
-            are quantized in a way that ties tokens together.
+            not tied to its embedding; its wrapper changes what it computes; its weights are not loaded, or are
+            dynamically quantized, so that tokens affect each other's rounding.
     """
     model = unwrapped(model)
     given = type(model).__name__
-    advice = "Give a decoder-only causal LM such as AutoModelForCausalLM.from_pretrained(...) returns."
+    advice = "Give a decoder-only causal LM, as AutoModelForCausalLM.from_pretrained(...) returns."
     if not isinstance(model, nn.Module):
         raise ModelStructureError(f"The model must be a torch module (given: {given}). {advice}")
-    require_separate_tokens(model)
+    refuse_dynamic_quantization(model)
     require_weights(model)
     config: Any = getattr(model, "config", None)
     if not hasattr(config, "get_text_config"):
@@ -42,12 +42,12 @@ def as_causal_lm(model: Any) -> Any:
 
 
 def require_weights(model: nn.Module) -> None:
-    """Check that every parameter and buffer has values, or gets them from accelerate at each call.
+    """Check that every parameter and buffer has values, or is loaded by accelerate at each call.
 
     Raises:
-        ModelStructureError: Some are placeholders on the `meta` device that nothing loads.
+        ModelStructureError: Some are on the `meta` device, and no hook of accelerate loads them.
     """
-    missing = list(_never_loaded(model))
+    missing = list(_unloaded_tensors(model))
     if missing:
         named = ", ".join(missing[:4]) + (", …" if len(missing) > 4 else "")
         raise ModelStructureError(
@@ -57,14 +57,14 @@ def require_weights(model: nn.Module) -> None:
         )
 
 
-def _never_loaded(module: nn.Module, prefix: str = "", loaded_above: bool = False) -> Iterator[str]:
+def _unloaded_tensors(module: nn.Module, prefix: str = "", loaded_above: bool = False) -> Iterator[str]:
     hooks = [hook for hook in loading_hooks(module) if hook.offload]
     if not (loaded_above or hooks):
         tensors = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
         yield from (prefix + name for name, tensor in tensors if tensor.device.type == "meta")
     loaded_below = loaded_above or any(hook.place_submodules for hook in hooks)
     for name, child in module.named_children():
-        yield from _never_loaded(child, f"{prefix}{name}.", loaded_below)
+        yield from _unloaded_tensors(child, f"{prefix}{name}.", loaded_below)
 
 
 def _with_tied_head(model: nn.Module, config: Any) -> nn.Module:
@@ -75,14 +75,14 @@ def _with_tied_head(model: nn.Module, config: Any) -> nn.Module:
     def refused(reason: str) -> ModelStructureError:
         source = getattr(config, "_name_or_path", "") or "..."
         return ModelStructureError(
-            f"{given} has no language-model head, and {reason}. Load it with its head instead: "
+            f"{given} has no language-model head, and {reason}. Load the model with its head: "
             f"model = AutoModelForCausalLM.from_pretrained({source!r})"
         )
 
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise refused(f"transformers has no causal LM for {config.model_type!r}")
     if not getattr(config.get_text_config(), "tie_word_embeddings", False):
-        raise refused("its config does not tie one to the embedding, so the head's weights are missing")
+        raise refused("its config does not tie the head to the embedding, so the head's weights are missing")
     with torch.device("meta"):
         causal_lm: nn.Module = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
     prefix: str = causal_lm.base_model_prefix  # type: ignore[assignment]

@@ -1,9 +1,9 @@
-"""The state in which the engine runs a model that others may use too: locked, in evaluation mode, uncompiled.
+"""The state in which the engine runs a model: locked, in evaluation mode, without gradients, uncompiled.
 
 The engine's hooks and replaced forwards act in its own thread only (`model/hooks.py`), so other threads can call the
-model at the same time. Two things are shared by all threads: the modules' training mode, and weights that accelerate
-loads for each call. Where a model has either, calls from other threads wait until the engine's run is over, and a run
-waits for such calls.
+model at the same time. There are two exceptions, because all threads share them: modules in training mode, and weights
+that accelerate loads for each call. If a model has either, calls from other threads wait until the engine's run is
+over, and a run first waits for the calls in progress.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from causal_tracer.model.fork_safety import usable_in_forks
+from causal_tracer.model.fork_safety import fork_safe
 from causal_tracer.model.hooks import setting_forward
 
 _POLL_SECONDS = 0.002
 
 _locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
-_locks_guard = usable_in_forks(threading.Lock())
+_locks_guard = fork_safe(threading.Lock())
 
 
 def model_lock(model: nn.Module) -> threading.RLock:
-    """Return the one lock of a model and of all that share its base model."""
+    """Return the lock of a model. Models that share a base model share the lock."""
     with _locks_guard:
         return _locks.setdefault(getattr(model, "base_model", model), threading.RLock())
 
 
 @contextmanager
 def engine_mode(model: nn.Module) -> Iterator[None]:
-    """Hold a model for one run: its lock, no gradients, dropout and the like off, nothing in it compiled.
+    """Lock a model for one run, in evaluation mode, without gradients and without compiled modules.
 
-    Every module's mode is restored at the end, after errors too.
+    The training mode of each module is restored at the end, also after an error.
     """
     training: list[nn.Module] = []
     compiled = offloaded = False
@@ -69,7 +69,7 @@ def engine_mode(model: nn.Module) -> Iterator[None]:
 
 
 def loading_hooks(module: nn.Module) -> list[Any]:
-    """Return accelerate's hooks on a module that place its tensors."""
+    """Return accelerate's hooks on a module that load or move its tensors."""
     hook = vars(module).get("_hf_hook")
     hooks = getattr(hook, "hooks", (hook,))
     return [part for part in hooks if hasattr(part, "offload")]
@@ -91,10 +91,10 @@ def _is_compiled(module: nn.Module) -> bool:
 
 
 class _EagerRuns:
-    """Counts the runs in progress that forbid compilation: torch has one stance for all threads."""
+    """Forbids compilation while any run is in progress, counting the runs: torch has one stance for all threads."""
 
     def __init__(self) -> None:
-        self._guard = usable_in_forks(threading.Lock())
+        self._guard = fork_safe(threading.Lock())
         self._runs = 0
         self._stance: Any = None
 
@@ -121,31 +121,31 @@ _everything_eager = _EagerRuns()
 
 @contextmanager
 def _without_other_threads(model: nn.Module, lock: threading.RLock) -> Iterator[None]:
-    """Let calls from other threads wait for the lock, and first wait for those that are in progress."""
+    """Make calls of the model from other threads wait until the `with` block ends, after the calls in progress end."""
     engine = threading.get_ident()
     guarded = list({id(module): module for module in (model, getattr(model, "base_model", model))}.values())
 
-    def stand_in(_number: int, own: Callable[..., Any]) -> Callable[..., Any]:
+    def make_forward(_number: int, original: Callable[..., Any]) -> Callable[..., Any]:
         def waiting_for_engine(*args: Any, **kwargs: Any) -> Any:
-            # A call inside a call that is in progress must not wait for a run that waits for that one.
-            if threading.get_ident() == engine or _calls(sys._getframe(), guarded) > 1:
-                return own(*args, **kwargs)
+            # A nested call must not wait: the engine's run waits for the outer call, so both would wait forever.
+            if threading.get_ident() == engine or _count_calls(sys._getframe(), guarded) > 1:
+                return original(*args, **kwargs)
             with lock:
-                return own(*args, **kwargs)
+                return original(*args, **kwargs)
 
         return waiting_for_engine
 
-    with setting_forward(guarded, stand_in):
+    with setting_forward(guarded, make_forward):
         while any(
-            thread != engine and _calls(frame, guarded) and frame.f_code.co_name != "waiting_for_engine"
+            thread != engine and _count_calls(frame, guarded) and frame.f_code.co_name != "waiting_for_engine"
             for thread, frame in sys._current_frames().items()
         ):
             time.sleep(_POLL_SECONDS)
         yield
 
 
-def _calls(innermost: FrameType, modules: Sequence[nn.Module]) -> int:
-    """Count the calls of these modules that a thread is in."""
+def _count_calls(innermost: FrameType, modules: Sequence[nn.Module]) -> int:
+    """Return how many calls of these modules are on a thread's stack."""
     calls = 0
     frame: FrameType | None = innermost
     while frame is not None:

@@ -1,6 +1,6 @@
-"""A fingerprint of how a model computes: its modules, hooks, forwards, dtypes and implementations.
+"""A fingerprint of what a model computes: its modules, hooks, forwards, dtypes, configs and implementations.
 
-The values of weights and buffers are not part of it: reading them would take as long as a forward pass.
+It does not include the values of weights and buffers: reading them would take as long as a forward pass.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from causal_tracer.model.wrappers import adapter_state
 
-# Code that a version number stands for. Functions from elsewhere are known by identity only.
+# The code of these libraries is identified by their versions. Other functions are identified by the object only.
 _LIBRARIES = frozenset({"accelerate", "bitsandbytes", "causal_tracer", "kernels", "peft", "torch", "transformers"})
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs")
-# Attributes that do not affect the computation, or are covered separately.
-_PASSED_OVER = frozenset({"training", "_parameters", "_buffers", "_modules", "_is_hf_initialized", *_HOOKS})
+# Attributes that do not affect the computation, or are added to the digest separately.
+_IGNORED_ATTRIBUTES = frozenset({"training", "_parameters", "_buffers", "_modules", "_is_hf_initialized", *_HOOKS})
 _PLAIN = (bool, int, float, str, torch.dtype, torch.Size, type(None))
 
 _serials: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
@@ -31,12 +31,12 @@ _next_serial = itertools.count()
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """How a model computes.
+    """The fingerprint of a model.
 
     Attributes:
-        digest: Differs where something differs that can change what the model computes.
-        portable: Whether another process gives an equal model the same digest. False where functions take part that
-            do not come from a library with a version, such as a user's hooks.
+        digest: A SHA-256 that changes with everything that can change the model's computation, except weight values.
+        portable: Whether an equal model has the same digest in another process. False if the model uses functions
+            that are not part of a versioned library, such as a user's hooks.
     """
 
     digest: str
@@ -44,7 +44,7 @@ class Fingerprint:
 
 
 def fingerprint(model: nn.Module) -> Fingerprint:
-    """Return the fingerprint of a model; the caller holds `TracedModel.lock`, so that nothing edits the model."""
+    """Return the fingerprint of a model. The caller must hold `TracedModel.lock`, so that no run edits the model."""
     functions = _Functions()
     digest = hashlib.sha256()
     configs: dict[int, Any] = {}
@@ -60,7 +60,7 @@ def fingerprint(model: nn.Module) -> Fingerprint:
 
 
 class _Functions:
-    """Names functions and classes, and notes whether all of them come from libraries."""
+    """Identifies functions and classes, and records whether all of them come from versioned libraries."""
 
     def __init__(self) -> None:
         self.portable = True
@@ -77,7 +77,7 @@ class _Functions:
             module = named.__module__
             known: tuple[Any, ...] = (module, named.__qualname__)
         else:
-            # Not `__module__`, which decorators copy from what they wrap.
+            # Not `__module__`: decorators copy it from the wrapped function.
             module = function.__globals__.get("__name__")
             wrapped = getattr(function, "__wrapped__", None)
             known = (module, code.co_qualname, None if wrapped is None else self.name(wrapped))
@@ -95,14 +95,14 @@ class _Functions:
 def _module(module: nn.Module, functions: _Functions) -> Iterator[Any]:
     kind = type(module)
     yield functions.name(kind)
-    # A replaced forward does not show in the name of the class.
+    # A replaced forward does not change the name of the class.
     yield functions.name(kind.forward)
     for hooks in _HOOKS:
         found = getattr(module, hooks)
         if found:
             yield [functions.name(hook) if callable(hook) else hook for hook in found.values()]
     for name, value in vars(module).items():
-        if name in _PASSED_OVER:
+        if name in _IGNORED_ATTRIBUTES:
             continue
         items = value if isinstance(value, (tuple, list)) else (value,)
         if all(isinstance(item, _PLAIN) for item in items):
@@ -123,7 +123,7 @@ def _config(config: Any) -> Any:
 
 
 def _implementations(configs: Iterable[Any], functions: _Functions) -> Iterator[Any]:
-    """Yield the functions registered under the configs' implementation names: a user may register others."""
+    """Yield the functions registered under the configs' implementation names, since a user may register others."""
     from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS

@@ -1,4 +1,4 @@
-"""Locks that are free in a forked process: the thread that holds a copied lock does not exist there."""
+"""Locks that stay usable after a fork: a copied lock would stay locked, since its thread does not exist there."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import os
 import threading
 
 
-def usable_in_forks(lock: threading.Lock) -> threading.Lock:
-    """Return the lock, registered so that a fork waits until it is free; for locks that are held briefly."""
+def fork_safe(lock: threading.Lock) -> threading.Lock:
+    """Make forks wait until a lock is free, and return the lock. Use it for locks that are held briefly."""
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)
     return lock

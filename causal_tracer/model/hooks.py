@@ -1,9 +1,9 @@
-"""Reading and editing what modules take and return, for the length of a `with` block.
+"""Reading and editing the inputs and outputs of modules until a `with` block ends.
 
-Modules return a tensor, a tuple, a list or a dict-like output; the activation is the first tensor in it.
+Modules return a tensor, a tuple, a list or a dict-like output. The activation is the first tensor in the output.
 
-Hooks and replaced forwards are global to a model. All of the engine's are placed here and act only in the thread that
-placed them: a call of the same model from another thread computes what it would without them.
+Hooks and replaced forwards belong to a model, not to a thread. The engine adds all of its own here, and each acts only
+in the thread that added it: calls of the same model from other threads are not affected.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 Edit = Callable[[Tensor], Tensor | None]
-"""Takes an activation [rows, tokens, d_model]; returns its replacement, or None to leave it as it is."""
+"""A function from an activation [rows, tokens, d_model] to its replacement, or to None to keep the activation."""
 
 MASK = "attention_mask"
-"""The argument by which modules take an attention mask."""
+"""The name of the argument with a module's attention mask."""
 
 MaskEdit = Callable[[Tensor | None, Tensor], Tensor]
-"""Takes the mask that a module is given [rows or 1, heads or 1, queries, keys], or None for a causal one, and the
-module's stream; returns the mask's replacement."""
+"""A function from a module's attention mask [rows or 1, heads or 1, queries, keys] (None for a causal mask) and its
+input stream to the mask's replacement."""
 
 
 def first_tensor(output: Any) -> Tensor | None:
-    """Return the activation in a module's output: the output itself, or the first tensor it holds."""
+    """Return the activation in a module's output: the output itself if it is a tensor, else the first tensor in it."""
     if isinstance(output, Tensor):
         return output
     if isinstance(output, Mapping):
@@ -39,7 +39,7 @@ def first_tensor(output: Any) -> Tensor | None:
 
 
 def all_tensors(value: Any) -> list[Tensor]:
-    """Return every tensor in a module's output or arguments, in order, in containers at any depth."""
+    """Return all tensors in a module's output or arguments, in order, including those in nested containers."""
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, Mapping):
@@ -50,7 +50,7 @@ def all_tensors(value: Any) -> list[Tensor]:
 
 
 def replace_first_tensor(output: Any, activation: Tensor) -> Any:
-    """Return the output with its first tensor replaced; the given output is not changed."""
+    """Return a copy of a module's output with its first tensor replaced."""
     if isinstance(output, Tensor):
         return activation
     items = list(output.values() if isinstance(output, Mapping) else output)
@@ -59,7 +59,7 @@ def replace_first_tensor(output: Any, activation: Tensor) -> Any:
 
 
 def with_items(container: Any, items: Sequence[Any]) -> Any:
-    """Return a mapping, named tuple, tuple or list of the container's type with these items in place of its own."""
+    """Return a container of the same type (mapping, named tuple, tuple or list) with other items."""
     rebuild: Callable[..., Any] = type(container)
     if isinstance(container, Mapping):
         return rebuild(dict(zip(container, items, strict=True)))
@@ -67,12 +67,12 @@ def with_items(container: Any, items: Sequence[Any]) -> Any:
 
 
 def rows_first(stream: Tensor, stacked: bool) -> Tensor:
-    """Return a residual stream as [rows, tokens, ...]; several stacked streams are [n, rows, tokens, ...] before."""
+    """Return a residual stream with rows first: [n, rows, tokens, ...] becomes [rows, tokens, n, ...]."""
     return stream.movedim(0, 2) if stacked and stream.dim() == 4 else stream
 
 
-def rows_second(stream: Tensor, stacked: bool) -> Tensor:
-    """Undo `rows_first`."""
+def streams_first(stream: Tensor, stacked: bool) -> Tensor:
+    """Return a stream in the model's layout again, with stacked streams first; the inverse of `rows_first`."""
     return stream.movedim(2, 0) if stacked and stream.dim() == 4 else stream
 
 
@@ -87,9 +87,9 @@ def add_input_hook(module: nn.Module, hook: Callable[..., Any]) -> RemovableHand
 
 
 def add_stream_hook(module: nn.Module, edit: Edit, tokens: int | None = None) -> RemovableHandle:
-    """Apply `edit` to the residual stream that the module takes before each of its forwards in this thread.
+    """Apply `edit` to the residual stream that a module takes, before each forward of the module in this thread.
 
-    With `tokens`, a stream with rows and tokens in one dimension is unfolded for the edit.
+    If `tokens` is given, a stream [rows * tokens, d_model] is passed to the edit as [rows, tokens, d_model].
     """
 
     def hook(_module: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -118,9 +118,9 @@ def editing_outputs(edits: Mapping[nn.Module, Edit], tokens: int, stacked: bool 
     """Apply `edits` to the outputs of their modules until the `with` block ends.
 
     Args:
-        edits: What to do with each module's activation. An edit must not write into the tensor it is given.
-        tokens: Tokens per row. Modules that flatten rows and tokens into one dimension are unfolded for the edit.
-        stacked: Whether activations of four dimensions are [n, rows, tokens, d_model]; edits see the rows first.
+        edits: The edit of each module's activation. An edit must not write into the tensor it is given.
+        tokens: Tokens per row. An output [rows * tokens, d_model] is passed to the edit as [rows, tokens, d_model].
+        stacked: Whether activations of four dimensions are [n, rows, tokens, d_model]. Edits get them with rows first.
     """
 
     def hook_for(edit: Edit) -> Callable[[nn.Module, Any, Any], Any]:
@@ -131,7 +131,7 @@ def editing_outputs(edits: Mapping[nn.Module, Edit], tokens: int, stacked: bool 
             edited = edit(rows_first(_unfolded(activation, tokens), stacked))
             if edited is None:
                 return None
-            return replace_first_tensor(output, rows_second(edited, stacked).reshape(activation.shape))
+            return replace_first_tensor(output, streams_first(edited, stacked).reshape(activation.shape))
 
         return hook
 
@@ -142,10 +142,10 @@ def editing_outputs(edits: Mapping[nn.Module, Edit], tokens: int, stacked: bool 
 
 
 @contextmanager
-def editing_arguments(edits: Mapping[nn.Module, Edit], tokens: int) -> Iterator[None]:
-    """Apply `edits` to the first tensors that their modules take until the `with` block ends.
+def editing_inputs(edits: Mapping[nn.Module, Edit], tokens: int) -> Iterator[None]:
+    """Apply `edits` to the input streams of their modules until the `with` block ends.
 
-    Modules that take rows and tokens in one dimension have them unfolded for the edit.
+    An input [rows * tokens, d_model] is passed to the edit as [rows, tokens, d_model].
     """
     with ExitStack() as hooks:
         for module, edit in edits.items():
@@ -155,7 +155,7 @@ def editing_arguments(edits: Mapping[nn.Module, Edit], tokens: int) -> Iterator[
 
 @contextmanager
 def editing_masks(edits: Mapping[nn.Module, MaskEdit]) -> Iterator[None]:
-    """Apply `edits` to the attention masks that their modules take until the `with` block ends."""
+    """Apply `edits` to the attention masks of their modules until the `with` block ends."""
 
     def hook_for(edit: MaskEdit) -> Callable[[nn.Module, Any, Any], Any]:
         def hook(_module: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -183,7 +183,7 @@ def stream_argument(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | 
 def replace_stream_argument(
     args: Sequence[Any], kwargs: Mapping[str, Any], stream: Tensor
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the arguments with another residual stream; the given ones are not changed."""
+    """Return a copy of a module's arguments with the residual stream replaced."""
     old = stream_argument(args, kwargs)
     return (
         tuple(stream if item is old else item for item in args),
@@ -192,46 +192,50 @@ def replace_stream_argument(
 
 
 Forward = Callable[[int, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
-"""Takes a module's number in the list, its own forward, and the arguments; returns the module's output."""
+"""A function from a module's number in the list, its original forward, and the arguments to the module's output."""
 
 
 @contextmanager
 def replacing_forward(modules: Sequence[nn.Module], forward: Forward) -> Iterator[None]:
-    """Replace the forward of each module by `forward`, in this thread, until the `with` block ends."""
+    """Replace the forward of each module by `forward`, in this thread only, until the `with` block ends."""
     thread = get_ident()
 
-    def stand_in(number: int, own: Callable[..., Any]) -> Callable[..., Any]:
+    def make_forward(number: int, original: Callable[..., Any]) -> Callable[..., Any]:
         def in_one_thread(*args: Any, **kwargs: Any) -> Any:
-            return forward(number, own, args, kwargs) if get_ident() == thread else own(*args, **kwargs)
+            return forward(number, original, args, kwargs) if get_ident() == thread else original(*args, **kwargs)
 
         return in_one_thread
 
-    with setting_forward(modules, stand_in):
+    with setting_forward(modules, make_forward):
         yield
 
 
 @contextmanager
 def setting_forward(
-    modules: Sequence[nn.Module], stand_in: Callable[[int, Callable[..., Any]], Callable[..., Any]]
+    modules: Sequence[nn.Module], make_forward: Callable[[int, Callable[..., Any]], Callable[..., Any]]
 ) -> Iterator[None]:
-    """Replace each module's forward by what `stand_in` makes of its number and forward, until the `with` block ends.
+    """Replace each module's forward, in all threads, until the `with` block ends.
 
-    It is set on the instance, over what accelerate may have set there, so that a module whose own forward is not
-    called loads no offloaded weights.
+    The new forward is set on the instance, over the one that accelerate may have set there. So a module whose original
+    forward is not called loads no offloaded weights.
+
+    Args:
+        modules: The modules.
+        make_forward: Returns the new forward, from a module's number in the list and its original forward.
     """
     replaced: list[tuple[nn.Module, Any]] = []
     try:
         for number, module in enumerate(modules):
             replaced.append((module, module.__dict__.get("forward")))
-            own = module.forward
-            made: Any = stand_in(number, own)
-            made.__wrapped__ = own
-            module.forward = made
+            original = module.forward
+            new: Any = make_forward(number, original)
+            new.__wrapped__ = original
+            module.forward = new
         yield
     finally:
         for module, instance_forward in reversed(replaced):
             if instance_forward is None:
-                # An interrupt may have come before it was set.
+                # An interrupt may have come before the new forward was set.
                 module.__dict__.pop("forward", None)
             else:
                 module.forward = instance_forward

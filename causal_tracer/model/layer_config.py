@@ -1,4 +1,4 @@
-"""The modules to trace, as a user names them in a `LayerConfig`, and where a model has them."""
+"""`LayerConfig`: the user's names for the modules to trace, and how they are resolved in a model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from causal_tracer.errors import ModelStructureError
 from causal_tracer.request.sites import LayerKind
 
 SiteNames = Mapping[LayerKind, tuple[tuple[str, ...], ...]]
-"""For each kind and layer, the modules restored together: usually one; none where a layer lacks the kind."""
+"""For each kind and layer, the names of the modules restored together: usually one, none if the layer has no such
+module."""
 
 LayerMatcher = str | Callable[[nn.Module, int], str]
 """A template such as "transformer.h.{num}.mlp", or a function from (model, layer number) to a module's name."""
@@ -49,11 +50,11 @@ LLAMA_LAYER_CONFIG = LayerConfig(
 
 
 def named_sites(model: nn.Module, layer_config: LayerConfig) -> tuple[str, SiteNames]:
-    """Return the full names of the embedding and of each kind's modules that a `LayerConfig` names.
+    """Resolve a `LayerConfig` to the full names of the embedding and of each kind's modules.
 
     Raises:
-        ModelStructureError: The model has no such embedding, block 0, or module of a kind in any layer; or a matcher
-            is invalid.
+        ModelStructureError: The model has no such embedding, no such block 0, or no module of a kind in any layer; or
+            a matcher is invalid.
     """
     instance("layer_config", layer_config, LayerConfig)
     text("embedding_layer of a LayerConfig", layer_config.embedding_layer)
@@ -61,14 +62,14 @@ def named_sites(model: nn.Module, layer_config: LayerConfig) -> tuple[str, SiteN
     prefix = getattr(model, "base_model_prefix", "")
 
     def full_name(name: str) -> str | None:
-        # "base_model.model." stands before every name in a model that PEFT has wrapped.
+        # PEFT's wrapper puts "base_model.model." before every name.
         own = str(name).removeprefix("base_model.model.")
         return next((n for n in (name, f"{prefix}.{name}", own) if n in names), None)
 
     def missing(what: str, name: str, where: str = "") -> ModelStructureError:
         return ModelStructureError(
-            f"LayerConfig names the {what} {name!r}, and {type(model).__name__} has no module of that name{where}. "
-            "model.named_modules() lists the names there are."
+            f"LayerConfig names the {what} {name!r}, but {type(model).__name__} has no module of that name{where}. "
+            "Use a name that model.named_modules() lists."
         )
 
     embedding_name = full_name(layer_config.embedding_layer)
@@ -89,13 +90,13 @@ def named_sites(model: nn.Module, layer_config: LayerConfig) -> tuple[str, SiteN
 
 
 def _name(layer_config: LayerConfig, model: nn.Module, kind: LayerKind, layer: int) -> str:
-    """Return what a matcher calls the module of a layer; "" where it knows no such layer."""
+    """Return a matcher's name for the module of a layer, or "" if it has none."""
     matcher: LayerMatcher = getattr(layer_config, f"{kind}_layers_matcher")
     if isinstance(matcher, str):
         if "{num}" not in matcher:
             raise ModelStructureError(
-                f"The {kind} matcher {matcher!r} has no '{{num}}' in it. Write the layer number's place as "
-                "'{num}', as in 'transformer.h.{num}.mlp', or give a function (model, number) -> name."
+                f"The {kind} matcher {matcher!r} does not contain '{{num}}'. Write '{{num}}' in place of the layer "
+                "number, as in 'transformer.h.{num}.mlp', or give a function (model, number) -> name."
             )
         return matcher.replace("{num}", str(layer))
     function(f"The {kind} matcher of a LayerConfig", matcher)
@@ -111,7 +112,7 @@ def _name(layer_config: LayerConfig, model: nn.Module, kind: LayerKind, layer: i
 
 
 def as_matcher(names: tuple[tuple[str, ...], ...]) -> LayerMatcher:
-    """Return a matcher that gives the first of each layer's names: a template where one fits."""
+    """Return a matcher for the first name of each layer: a template if one fits all layers, else a function."""
     template = next((layer[0] for layer in names if layer), "").split(".")
     first = next((number for number, layer in enumerate(names) if layer), 0)
     for place, part in enumerate(template):
@@ -124,7 +125,7 @@ def as_matcher(names: tuple[tuple[str, ...], ...]) -> LayerMatcher:
 
 @dataclass(frozen=True)
 class _ListedNames:
-    """A matcher that looks up a layer's name; unlike a lambda it pickles."""
+    """A matcher that looks up a layer's name. Unlike a lambda, it can be pickled."""
 
     names: tuple[tuple[str, ...], ...]
 

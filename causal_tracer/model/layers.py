@@ -1,4 +1,4 @@
-"""The parts of a causal LM that the engine works on, named by the user or found by structure."""
+"""`TracedModel`: a causal LM whose embedding, blocks, attention and MLP are known, named by the user or found."""
 
 from __future__ import annotations
 
@@ -18,31 +18,33 @@ from causal_tracer.model.final_norm import find_final_norm
 from causal_tracer.model.heads import find_head_sites
 from causal_tracer.model.knockout import find_knockout_sites
 from causal_tracer.model.layer_config import LayerConfig, SiteNames, as_matcher, named_sites
-from causal_tracer.model.probing import device_of, logits_to_keep_trims, tokens_meet_again
+from causal_tracer.model.probing import device_of, logits_to_keep_drops_tokens, outputs_reach_later_tokens
 from causal_tracer.model.quantization import weight_bits
 from causal_tracer.model.torch_state import in_standard_torch_state
 from causal_tracer.model.verification import verify_sites
 from causal_tracer.request.sites import SITES, SiteName, require_kind
 
 INPUT = " input"
-"""Stands after a module's name where a run records the module's input, not its output."""
+"""Suffix of a module's name in recorded activations: the module's input was recorded, not its output."""
 
 
 @dataclass(frozen=True, eq=False)
 class TracedModel:
-    """A causal language model with its parts, as every run of the engine takes it.
+    """A causal language model and the names of its parts.
 
     Attributes:
-        model: The causal LM. It is never changed: hooks are placed for each run and removed after it.
+        model: The causal LM. It is never changed: hooks are added for each run and removed after it.
         embedding_name: The module whose output [rows, tokens, d_model] is corrupted.
         site_names: The modules of each kind and layer.
         d_model: Width of the residual stream.
-        embedding_width: Width of the embedding's output; narrower than the stream where a model projects it.
+        embedding_width: Width of the embedding's output. Some models project a narrower embedding to the stream.
         vocab_size: Number of logits.
-        context_length: Length of the longest prompt that the model takes, or None where it has no limit.
+        context_length: The longest prompt that the model takes, in tokens, or None for no limit.
         stacked_streams: Whether blocks take and return several streams, [n, rows, tokens, d_model].
-        tokens_meet_again: Whether attention's or the MLP's output at a token affects later tokens in the last block.
-        logits_to_keep_trims: Whether the model's `logits_to_keep` also drops tokens from its later blocks (Gemma 4).
+        outputs_reach_later_tokens: Whether attention's or the MLP's output at a token affects later tokens within the
+            last block.
+        logits_to_keep_drops_tokens: Whether the model's `logits_to_keep` also drops tokens from its later blocks
+            (Gemma 4).
     """
 
     model: nn.Module
@@ -53,8 +55,8 @@ class TracedModel:
     vocab_size: int
     context_length: int | None
     stacked_streams: bool = False
-    tokens_meet_again: bool = True
-    logits_to_keep_trims: bool = False
+    outputs_reach_later_tokens: bool = True
+    logits_to_keep_drops_tokens: bool = False
 
     @property
     def n_layers(self) -> int:
@@ -84,13 +86,13 @@ class TracedModel:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the model's parameters, apart from weights of few bits."""
+        """The dtype of the model's parameters, ignoring quantized weights."""
         dtypes = (parameter.dtype for parameter in self.model.parameters() if parameter.is_floating_point())
         return next((dtype for dtype in dtypes if dtype.itemsize > 1), torch.float32)
 
     @property
     def dtype_name(self) -> str:
-        """The dtype as results name it, with the bits of the weights where those are fewer."""
+        """The dtype as written in results, with the bits of quantized weights."""
         name = str(self.dtype).removeprefix("torch.")
         if quantisation := getattr(self.model.config, "gguf_quantisation", None):
             name += f" from GGUF {quantisation}"
@@ -99,45 +101,48 @@ class TracedModel:
 
     @property
     def input_device(self) -> torch.device:
-        """Where token ids go."""
+        """The device that token ids must be on."""
         return device_of(self.embedding)
 
     @cached_property
     def head_sites(self) -> dict[int, tuple[str, int]]:
-        """For each layer whose attention has heads: its output projection, and the number of heads in what that takes.
+        """For each layer whose attention has heads: the name of its output projection, and the number of heads.
 
-        Found by a short run at first use.
+        The projection's input holds the heads side by side. Found by a short run at first use.
         """
         return find_head_sites(self.model, self.site_names, self.d_model)
 
     @cached_property
     def knockout_sites(self) -> dict[int, tuple[MaskedModule, ...]]:
-        """For each layer whose attention can be blocked: the modules that take its mask. Found at first use."""
+        """For each layer whose attention can be blocked: the modules that take the attention mask.
+
+        Found by short runs at first use.
+        """
         return find_knockout_sites(self.model, self.site_names)
 
     @cached_property
     def final_norm(self) -> str:
-        """The module that normalises the stream between the last block and the head; found by a short run at first use.
+        """The name of the norm between the last block and the head. Found by a short run at first use.
 
         Raises:
-            ModelStructureError: No such module runs there.
+            ModelStructureError: The model has no final norm.
         """
         return find_final_norm(self.model, self.site_names)
 
     @property
     def offloaded(self) -> bool:
-        """Whether accelerate offloads weights, so that each pass loads them again."""
+        """Whether accelerate offloads weights and loads them again in each forward pass."""
         return any(parameter.device.type == "meta" for parameter in self.model.parameters())
 
     @property
     def lock(self) -> threading.RLock:
-        """The one lock of this model, shared by all its tracers."""
+        """The lock of this model, shared by all its tracers."""
         return model_lock(self.model)
 
     def activation_names(self, site: SiteName) -> list[str]:
-        """Return the names of a site's activations in runs, layer by layer: the module's, for an input with `INPUT`.
+        """Return the names under which runs record a site's activations, layer by layer.
 
-        Knockouts block attention and take no activations.
+        A name is the module's, followed by `INPUT` where its input is recorded. Attention knockout records none.
         """
         if SITES[site].blocks:
             return []
@@ -158,7 +163,7 @@ class TracedModel:
 
     @property
     def layer_config(self) -> LayerConfig:
-        """The same names, as a user would write them."""
+        """A `LayerConfig` that names the same modules."""
         return LayerConfig(
             hidden_layers_matcher=as_matcher(self.site_names["hidden"]),
             attention_layers_matcher=as_matcher(self.site_names["attention"]),
@@ -169,7 +174,7 @@ class TracedModel:
 
 @in_standard_torch_state
 def trace_model(model: nn.Module, layer_config: LayerConfig | None = None) -> TracedModel:
-    """Find the parts of a causal LM, or take them from `layer_config`, and check them by a short run.
+    """Find the parts of a causal LM, or take them from `layer_config`, and check them in a short run.
 
     Raises:
         ModelStructureError: The model is an encoder-decoder or has no LM head; its parts cannot be found; or the
@@ -185,8 +190,8 @@ def trace_model(model: nn.Module, layer_config: LayerConfig | None = None) -> Tr
         d_model, embedding_width, stacked = verify_sites(model, embedding_name, site_names)
         last_block = site_names["hidden"][-1][0]
         inside = [name for kind in ("attention", "mlp") for name in site_names[kind][-1]]
-        meet_again = tokens_meet_again(model, last_block, inside)
-        trims = logits_to_keep_trims(model, last_block)
+        reach_later = outputs_reach_later_tokens(model, last_block, inside)
+        drops_tokens = logits_to_keep_drops_tokens(model, last_block)
     context = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
     return TracedModel(
         model=model,
@@ -197,6 +202,6 @@ def trace_model(model: nn.Module, layer_config: LayerConfig | None = None) -> Tr
         vocab_size=int(config.vocab_size),
         context_length=int(context) if context and context > 0 else None,
         stacked_streams=stacked,
-        tokens_meet_again=meet_again,
-        logits_to_keep_trims=trims,
+        outputs_reach_later_tokens=reach_later,
+        logits_to_keep_drops_tokens=drops_tokens,
     )

@@ -12,18 +12,22 @@ from causal_tracer.errors import PicklingError
 
 
 class _Structure(pickle.Pickler):
-    """Pickles everything but tensors, which can always be pickled."""
+    """Pickles everything except tensors, which can always be pickled."""
 
     def persistent_id(self, obj: Any) -> str | None:
-        """Name a tensor instead of writing its values."""
+        """Return a placeholder for a tensor, so that its values are not written."""
         return "tensor" if isinstance(obj, Tensor) else None
 
 
 def require_picklable(state: dict[str, Any], name: str) -> None:
-    """Check that the parts of an object can be pickled, apart from tensors.
+    """Check that the attributes of an object can be pickled, apart from tensors.
+
+    Args:
+        state: The attributes, by name.
+        name: The object's name in the error message.
 
     Raises:
-        PicklingError: A part cannot; the message names it and the cause.
+        PicklingError: An attribute cannot be pickled; the message names it and the cause.
     """
     with open(os.devnull, "wb") as nowhere:
         for part, value in state.items():
@@ -31,7 +35,7 @@ def require_picklable(state: dict[str, Any], name: str) -> None:
                 _Structure(nowhere).dump(value)
             except Exception as error:
                 raise PicklingError(
-                    f"This {name} cannot be pickled: its {part.lstrip('_')} holds something that cannot be "
-                    f"({type(error).__name__}: {error}). Pickle what it was made of, or write functions at the top "
-                    "of a module."
+                    f"This {name} cannot be pickled, because its {part.lstrip('_')} cannot be pickled "
+                    f"({type(error).__name__}: {error}). Pickle the arguments that it was created from, or define "
+                    "functions at the top level of a module."
                 ) from error

@@ -1,4 +1,4 @@
-"""Short runs of a model that examine its structure: what modules take and return, and what reaches what."""
+"""Short probe runs that examine a model's structure: the modules' inputs and outputs, and which depends on which."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from causal_tracer.model.hooks import add_input_hook, add_output_hook, editing_o
 
 
 def probe_ids(model: nn.Module, n_tokens: int = 6) -> Tensor:
-    """Return different token ids [1, tokens] for short runs that examine structure, not language."""
+    """Return distinct token ids [1, tokens] for a probe run. The tokens have no meaning together."""
     config: Any = model.config
     vocab_size = int(config.get_text_config().vocab_size)
     # Spread over the vocabulary, away from its start, where special tokens usually are.
@@ -26,34 +26,34 @@ def probe_ids(model: nn.Module, n_tokens: int = 6) -> Tensor:
 
 
 def run_probe(model: nn.Module, ids: Tensor, **kwargs: Any) -> None:
-    """Run one short forward pass, for the hooks that are in place."""
+    """Run one short forward pass, so that the hooks of the caller are called."""
     with engine_mode(model):
         model(ids.to(device_of(model.get_input_embeddings())), use_cache=False, **kwargs)  # type: ignore[operator]
 
 
 def device_of(embedding: nn.Module) -> torch.device:
-    """Return where an embedding takes token ids: the CPU for offloaded ones, whose inputs accelerate moves."""
+    """Return the device of an embedding's token ids: the CPU for an offloaded one, whose inputs accelerate moves."""
     tensor = next(itertools.chain(embedding.parameters(), embedding.buffers()), None)
     return torch.device("cpu") if tensor is None or tensor.device.type == "meta" else tensor.device
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a module in the probe run.
+    """One call of a module in a probe run.
 
     Attributes:
         name: The module's full name.
-        source: The stream that it took [tokens, width], if it took one.
-        output: Its output [tokens, width].
+        input: The module's input stream [tokens, width]; None if it took no floating-point tensor.
+        output: The module's output [tokens, width].
     """
 
     name: str
-    source: Tensor | None
+    input: Tensor | None
     output: Tensor
 
 
 class _HeadReached(Exception):
-    """Ends a probe where the model is about to compute logits, which may cost more than all before them."""
+    """Ends a probe run before the model computes logits, which may cost more than all blocks."""
 
 
 def _end(_module: nn.Module, _args: Any, _kwargs: Any) -> None:
@@ -61,7 +61,7 @@ def _end(_module: nn.Module, _args: Any, _kwargs: Any) -> None:
 
 
 def record_calls(model: nn.Module, names: Sequence[str], ids: Tensor) -> list[Call]:
-    """Run the probe and record what the named modules took and returned, in the order in which they finished.
+    """Run the probe and return the calls of the named modules, in the order in which the calls ended.
 
     The run ends at the model's head, so modules inside the head are not recorded.
     """
@@ -75,18 +75,18 @@ def record_calls(model: nn.Module, names: Sequence[str], ids: Tensor) -> list[Ca
         return (tensor.movedim(2, 0) if token_dim(tensor, tokens) == 2 else tensor).reshape(tokens, -1).clone()
 
     def hooks_of(name: str) -> tuple[Callable[..., None], Callable[..., None]]:
-        # The input is recorded before the module runs: some modules write into it.
-        sources: list[Tensor | None] = []
+        # The input is recorded before the module runs, because some modules write into it.
+        inputs: list[Tensor | None] = []
 
         def before(_module: nn.Module, args: Any, kwargs: Any) -> None:
             stream = stream_argument(args, kwargs)
-            sources.append(None if stream is None else snapshot(stream))
+            inputs.append(None if stream is None else snapshot(stream))
 
         def after(_module: nn.Module, _args: Any, output: Any) -> None:
             activation = first_tensor(output)
-            source = sources.pop()
+            stream = inputs.pop()
             if activation is not None and activation.is_floating_point():
-                calls.append(Call(name, source, snapshot(activation)))
+                calls.append(Call(name, stream, snapshot(activation)))
 
         return before, after
 
@@ -100,7 +100,7 @@ def record_calls(model: nn.Module, names: Sequence[str], ids: Tensor) -> list[Ca
 
 
 def run_to_head(model: nn.Module, ids: Tensor) -> None:
-    """Run a forward pass for the hooks that are in place, up to the model's head."""
+    """Run a forward pass up to the model's head, so that the hooks of the caller are called."""
     head = getattr(model, "get_output_embeddings", lambda: None)()
     with ExitStack() as hooks:
         if isinstance(head, nn.Module):
@@ -109,18 +109,22 @@ def run_to_head(model: nn.Module, ids: Tensor) -> None:
             run_probe(model, ids)
 
 
-def tokens_meet_again(model: nn.Module, block: str, inside: Sequence[str]) -> bool:
-    """Check whether a module's output at earlier tokens changes its block's output at the last token.
+def outputs_reach_later_tokens(model: nn.Module, block: str, inside: Sequence[str]) -> bool:
+    """Check whether outputs of modules at earlier tokens affect their block's output at the last token.
 
-    It does where a block has two attentions or a convolution after its MLP. Each module in `inside` is checked by
-    itself.
+    They do in a block with two attentions, or with a convolution after its MLP.
+
+    Args:
+        model: The model.
+        block: The block's name.
+        inside: The names of modules inside the block. Each is checked separately.
     """
     ids = probe_ids(model)
     earlier = range(ids.shape[1] - 1)
     clean = record_calls(model, [block], ids)[-1].output[-1].double()
     for name in inside:
         with editing_outputs(
-            {model.get_submodule(name): lambda activation: shifted(activation, earlier)}, ids.shape[1]
+            {model.get_submodule(name): lambda activation: perturbed(activation, earlier)}, ids.shape[1]
         ):
             moved = record_calls(model, [block], ids)[-1].output[-1].double()
         if float((moved - clean).norm()) > 1e-6 * float(clean.norm()):
@@ -128,8 +132,11 @@ def tokens_meet_again(model: nn.Module, block: str, inside: Sequence[str]) -> bo
     return False
 
 
-def shifted(stream: Tensor, tokens: range, dim: int = 1) -> Tensor:
-    """Return a stream of one row with noise of two standard deviations added at some tokens, the same in every call."""
+def perturbed(stream: Tensor, tokens: range, dim: int = 1) -> Tensor:
+    """Return a stream of one row with noise of two standard deviations added at some tokens.
+
+    The noise is the same in every call. `dim` is the dimension that holds the tokens.
+    """
     changed = stream.clone()
     at_tokens = changed.movedim(dim, 0)[tokens.start : tokens.stop]
     noise = torch.randn(at_tokens.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
@@ -137,8 +144,8 @@ def shifted(stream: Tensor, tokens: range, dim: int = 1) -> Tensor:
     return changed
 
 
-def logits_to_keep_trims(model: nn.Module, block: str) -> bool:
-    """Check whether a block gets fewer tokens when logits are asked for after the last token only."""
+def logits_to_keep_drops_tokens(model: nn.Module, block: str) -> bool:
+    """Check whether a block processes fewer tokens when the model is called with `logits_to_keep=1`."""
     if not takes_argument(type(model).forward, "logits_to_keep"):
         return False
     sizes: dict[int, list[int]] = {0: [], 1: []}
@@ -160,6 +167,6 @@ def takes_argument(forward: Callable[..., Any], name: str) -> bool:
 
 
 def token_dim(stream: Tensor, n_tokens: int) -> int:
-    """Return the dimension of a one-row stream that holds the tokens: 1, or 2 where several streams stand first."""
+    """Return the dimension that holds the tokens in a one-row stream: 1, or 2 for stacked streams."""
     stacked = stream.dim() == 4 and stream.shape[1] == 1 and stream.shape[2] == n_tokens
     return 2 if stacked else 1

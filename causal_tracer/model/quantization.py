@@ -1,4 +1,4 @@
-"""Detecting quantized weights of any library: their bits, and whether activations are rounded as well."""
+"""Detecting quantized weights of any library: their bits, and whether activations are quantized as well."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _METHOD_BITS = {"eetq": 8, "bitnet": 2}
 
 
 def weight_bits(model: nn.Module) -> tuple[int, ...]:
-    """Return the sizes in bits of the weights that a model stores in 8 bits or fewer, ascending; empty for none.
+    """Return the bit widths (8 or fewer) of a model's quantized weights, ascending; empty if there are none.
 
-    The modules and their tensors state them. Where those of a library's own classes do not, the model's
-    `quantization_config` does.
+    They are read from the modules and their tensors. If these do not state them, they are read from the model's
+    `quantization_config`.
     """
     found = {_bits_of_module(module) for module in model.modules()} - {None}
     if not found and any(_is_foreign_linear(module) for module in model.modules()):
@@ -32,7 +32,7 @@ def weight_bits(model: nn.Module) -> tuple[int, ...]:
 
 
 def quantizes_activations(model: nn.Module) -> bool:
-    """Check whether layers round their inputs to few bits, so that a row's scores depend slightly on its batch."""
+    """Check whether layers quantize their inputs, so that a row's scores depend slightly on the rows in its batch."""
     return any(
         type(module).__name__ == "Linear8bitLt"
         or getattr(module, "activation_qtype", None) is not None  # quanto
@@ -41,8 +41,8 @@ def quantizes_activations(model: nn.Module) -> bool:
     )
 
 
-def require_separate_tokens(model: nn.Module) -> None:
-    """Check that a token's activations do not depend on other rows, as they do in torch's dynamic quantization.
+def refuse_dynamic_quantization(model: nn.Module) -> None:
+    """Refuse a model with torch's dynamic quantization, where a token's activations depend on the whole batch.
 
     Raises:
         ModelStructureError: The model was created by `torch.ao.quantization.quantize_dynamic`.
@@ -68,13 +68,13 @@ def _bits_of_module(module: nn.Module) -> int | None:
         return named[0]
     kept = [getattr(module, name, None) for name in _PACKED]
     tensors = [tensor for tensor in kept if isinstance(tensor, Tensor) and tensor.dim() > 1]
-    bits = _few(*map(_bits_of_tensor, tensors))
+    bits = _first_bits(*map(_bits_of_tensor, tensors))
     if bits is None and all(tensor.is_floating_point() for tensor in tensors):
         return None
-    # Several small numbers may share a byte or a word: the module states how many.
+    # Several small numbers may be packed into one byte or word. Then the module states their bits.
     meta = getattr(module, "meta", None)
     scheme = getattr(getattr(module, "quantization_scheme", None), "weights", None)
-    return _few(
+    return _first_bits(
         *(getattr(module, name, None) for name in _MODULE_BITS),
         meta.get("nbits") if isinstance(meta, dict) else None,
         getattr(scheme, "num_bits", None),
@@ -87,16 +87,16 @@ def _bits_of_tensor(tensor: Tensor) -> int | None:
     target = getattr(tensor, "target_dtype", None)  # torchao
     lowest, highest = getattr(tensor, "quant_min", None), getattr(tensor, "quant_max", None)
     if isinstance(target, torch.dtype):
-        return _few(quanto, _digits(target))
+        return _first_bits(quanto, _bits_in_name(target))
     if isinstance(lowest, int) and isinstance(highest, int):
-        return _few(quanto, math.ceil(math.log2(highest - lowest + 1)))
-    # A subclass has it in its name (Int4Tensor, Float8Tensor), a plain tensor in its dtype.
+        return _first_bits(quanto, math.ceil(math.log2(highest - lowest + 1)))
+    # A subclass has the bits in its name (Int4Tensor, Float8Tensor), a plain tensor in its dtype.
     plain = type(tensor) in (Tensor, nn.Parameter)
-    return _few(quanto, _digits(tensor.dtype if plain else type(tensor).__name__))
+    return _first_bits(quanto, _bits_in_name(tensor.dtype if plain else type(tensor).__name__))
 
 
 def _is_foreign_linear(module: nn.Module) -> bool:
-    """Check whether a module is a linear layer of a library's own class, without plain floating-point weights."""
+    """Check whether a module is a linear layer of a quantization library, without plain floating-point weights."""
     if isinstance(module, nn.Linear) or "linear" not in type(module).__name__.lower():
         return False
     weight = getattr(module, "weight", None)
@@ -110,19 +110,19 @@ def _bits_of_config(config: Any) -> int | None:
         value = values.get(name)
         value = getattr(value, "value", value)
         if isinstance(value, str):
-            return _METHOD_BITS.get(value.lower(), _digits(value))
-        return value if value is None or isinstance(value, int) else _digits(type(value).__name__)
+            return _METHOD_BITS.get(value.lower(), _bits_in_name(value))
+        return value if value is None or isinstance(value, int) else _bits_in_name(type(value).__name__)
 
     loaded = (bits for bits in (4, 8) if values.get(f"load_in_{bits}bit") or values.get(f"_load_in_{bits}bit"))
-    return _few(*loaded, *map(stated, _CONFIG_BITS))
+    return _first_bits(*loaded, *map(stated, _CONFIG_BITS))
 
 
-def _digits(named: torch.dtype | str) -> int | None:
+def _bits_in_name(named: torch.dtype | str) -> int | None:
     found = _DIGITS.search(str(named))
     return int(found[1]) if found else None
 
 
-def _few(*stated: Any) -> int | None:
-    """Return the first number of 8 bits or fewer."""
+def _first_bits(*stated: Any) -> int | None:
+    """Return the first value that is an integer from 1 to 8."""
     numbers = (bits for bits in stated if isinstance(bits, int) and not isinstance(bits, bool))
     return next((bits for bits in numbers if 1 <= bits <= 8), None)

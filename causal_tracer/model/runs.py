@@ -1,7 +1,6 @@
-"""Running the model with edits in place, and the clean run.
+"""Running the model with edits of its activations, and the clean run.
 
-Clean runs are not kept between traces: to know that a kept one still holds would take running the prompt again, which
-is what a new one costs.
+Clean runs are not cached between traces: the only check that a cached run is still valid is to run the prompt again.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from causal_tracer.model.hooks import (
     Edit,
     MaskEdit,
     add_stream_hook,
-    editing_arguments,
+    editing_inputs,
     editing_masks,
     editing_outputs,
 )
@@ -30,17 +29,18 @@ from causal_tracer.model.probing import takes_argument
 from causal_tracer.request.sites import KINDS, SiteName
 
 Activations = Mapping[str, Tensor]
-"""Activations recorded in a run, [1 or samples, tokens, ...], by `TracedModel.activation_names`."""
+"""Recorded activations [1 or samples, tokens, ...], with the names of `TracedModel.activation_names` as keys."""
 
 
 @dataclass(frozen=True, eq=False)
 class CleanRun:
-    """The run of the prompt as it is, whose activations are restored.
+    """The model's run of the unchanged prompt. Its activations are the ones restored.
 
     Attributes:
         input_ids: The token ids [tokens], on the CPU.
-        logits: After each position read [reads, vocabulary], float32 on the CPU.
-        activations: Those of the sites, by `TracedModel.activation_names`: [tokens, width], where the model left them.
+        logits: The logits after each position read [reads, vocabulary], float32 on the CPU.
+        activations: The recorded activations [tokens, width], with the names of `TracedModel.activation_names` as
+            keys, on the devices of their modules.
     """
 
     input_ids: Tensor
@@ -49,12 +49,12 @@ class CleanRun:
 
     @cached_property
     def probabilities(self) -> Tensor:
-        """Probability of each token after the first position read [vocabulary]."""
+        """Probability of each token [vocabulary] after the first position read."""
         return self.logits[0].softmax(dim=-1)
 
     @property
     def top_id(self) -> int:
-        """The most probable token after the first position read."""
+        """Id of the most probable token after the first position read."""
         return int(self.logits[0].argmax())
 
 
@@ -65,47 +65,56 @@ def run_model(
     *,
     input_edits: Mapping[nn.Module, Edit] | None = None,
     mask_edits: Mapping[nn.Module, MaskEdit] | None = None,
-    keep: int = 1,
+    logits_to_keep: int = 1,
     use_cache: bool = False,
     **kwargs: Any,
 ) -> Any:
-    """Run the model with edits in place, holding its lock, and return its output.
+    """Run the model with edits, holding its lock, and return its output.
 
     Args:
         traced: The model.
-        input_ids: Token ids [rows, tokens], of equal length: nothing is padded.
-        edits: What to do with the outputs of modules.
-        input_edits: What to do with the streams that modules take.
-        mask_edits: What to do with the attention masks that modules take.
-        keep: For how many last tokens logits are computed, where the model can leave out the others.
-        use_cache: Whether the model returns a cache.
+        input_ids: Token ids [rows, tokens], without padding.
+        edits: Edits of the modules' outputs.
+        input_edits: Edits of the modules' input streams.
+        mask_edits: Edits of the modules' attention masks.
+        logits_to_keep: For how many last tokens logits are needed. Models that support it do not compute the others.
+        use_cache: Whether the model returns a key/value cache.
         kwargs: More arguments for the model.
     """
     tokens = input_ids.shape[1]
     with engine_mode(traced.model), ExitStack() as hooks:
         hooks.enter_context(editing_outputs(edits, tokens, traced.stacked_streams))
-        hooks.enter_context(editing_arguments(input_edits or {}, tokens))
+        hooks.enter_context(editing_inputs(input_edits or {}, tokens))
         hooks.enter_context(editing_masks(mask_edits or {}))
-        if traced.logits_to_keep_trims:
-            hooks.enter_context(add_stream_hook(traced.head, lambda hidden: hidden[:, -keep:]))
+        if traced.logits_to_keep_drops_tokens:
+            hooks.enter_context(add_stream_hook(traced.head, lambda hidden: hidden[:, -logits_to_keep:]))
         elif takes_argument(type(traced.model).forward, "logits_to_keep"):
-            kwargs["logits_to_keep"] = keep
+            kwargs["logits_to_keep"] = logits_to_keep
         return traced.model(input_ids.to(traced.input_device), use_cache=use_cache, **kwargs)
 
 
-def finite_logits(traced: TracedModel, output: Any, what: str, reads: Sequence[int] = (-1,)) -> Tensor:
-    """Return logits at positions counted from the end [rows, reads, vocabulary], float32, on the model's output device.
+def finite_logits(traced: TracedModel, output: Any, run_name: str, reads: Sequence[int] = (-1,)) -> Tensor:
+    """Return the logits of a run at some positions, checked to be finite.
+
+    Args:
+        traced: The model.
+        output: The model's output.
+        run_name: The run's name in the error message, such as "clean".
+        reads: The positions, counted from the end (-1 is the last token).
+
+    Returns:
+        Logits [rows, reads, vocabulary], float32, on the device of the model's output.
 
     Raises:
-        NumericsError: A logit of the run called `what` is NaN or infinite.
+        NumericsError: A logit is NaN or infinite.
     """
     logits: Tensor = output.logits
-    # Most runs read the last token alone: a slice spares a copy as large as the logits.
+    # Most runs read only the last token. A slice avoids a copy as large as the logits.
     logits = (logits[:, -1:] if tuple(reads) == (-1,) else logits[:, list(reads)]).float()
-    # A sum is finite only if all are, and needs no mask or copy as large as the logits.
+    # The sum is finite only if all logits are, and needs no mask or copy as large as the logits.
     if not bool(logits.sum(dim=-1).isfinite().all()):
         raise NumericsError(
-            f"The {what} run gave logits that are NaN or infinite ({traced.dtype}). Load the model in float32 or "
+            f"The {run_name} run gave logits that are NaN or infinite ({traced.dtype}). Load the model in float32 or "
             "bfloat16, or check its weights."
         )
     return logits
@@ -115,24 +124,26 @@ def read_logits(
     traced: TracedModel,
     input_ids: Tensor,
     edits: Mapping[nn.Module, Edit],
-    what: str,
+    run_name: str,
     reads: Sequence[int] | None = None,
     input_edits: Mapping[nn.Module, Edit] | None = None,
     mask_edits: Mapping[nn.Module, MaskEdit] | None = None,
 ) -> Tensor:
-    """Run the model and read the logits after some positions, or after the last token.
+    """Run the model with edits and return the logits after some positions, by default after the last token.
 
     Returns:
         Logits [rows, reads, vocabulary], float32.
 
     Raises:
-        NumericsError: One of them is NaN or infinite.
+        NumericsError: A logit is NaN or infinite.
     """
     tokens = input_ids.shape[1]
     from_end = [read - tokens for read in ((tokens - 1,) if reads is None else reads)]
-    keep = -min(from_end)
-    output = run_model(traced, input_ids, edits, input_edits=input_edits, mask_edits=mask_edits, keep=keep)
-    return finite_logits(traced, output, what, from_end)
+    logits_to_keep = -min(from_end)
+    output = run_model(
+        traced, input_ids, edits, input_edits=input_edits, mask_edits=mask_edits, logits_to_keep=logits_to_keep
+    )
+    return finite_logits(traced, output, run_name, from_end)
 
 
 def clean_run(
@@ -141,48 +152,48 @@ def clean_run(
     reads: Sequence[int] | None = None,
     sites: Iterable[SiteName] = KINDS,
 ) -> CleanRun:
-    """Run the model on a prompt and keep the activations of the sites, and the logits after the positions read."""
+    """Run the model on a prompt; record the activations of the sites, and the logits after the positions `reads`."""
     ids = torch.tensor(input_ids)
-    kept = Recorder(name for site in sites for name in traced.activation_names(site))
+    kept = ActivationRecorder(name for site in sites for name in traced.activation_names(site))
     outputs, inputs = kept.edits(traced)
     logits = read_logits(traced, ids[None], outputs, "clean", reads, inputs)
     return CleanRun(input_ids=ids, logits=logits[0].cpu(), activations={n: v[0] for n, v in kept.values().items()})
 
 
-class Recorder:
-    """Records activations (`TracedModel.activation_names`) of one run or of several batches of rows."""
+class ActivationRecorder:
+    """Records the activations of one run, or of several batches of rows, by `TracedModel.activation_names`."""
 
     def __init__(self, names: Iterable[str]):
         self._parts: dict[str, list[Tensor]] = {name: [] for name in sorted(names)}
 
     def edits(self, traced: TracedModel) -> tuple[dict[nn.Module, Edit], dict[nn.Module, Edit]]:
-        """Return edits of outputs and of inputs for the next batch, which record activations and change nothing."""
+        """Return edits of outputs and of inputs that record the next batch's activations and change nothing."""
 
-        def keep(parts: list[Tensor]) -> Edit:
-            # A copy, since some models add the residual into a module's output in place.
+        def record(parts: list[Tensor]) -> Edit:
+            # A copy is needed: some models add the residual to a module's output in place.
             return lambda activation: parts.append(activation.detach().clone())
 
         outputs: dict[nn.Module, Edit] = {}
         inputs: dict[nn.Module, Edit] = {}
         for name, parts in self._parts.items():
             edits = inputs if name.endswith(INPUT) else outputs
-            edits[traced.modules[name.removesuffix(INPUT)]] = keep(parts)
+            edits[traced.modules[name.removesuffix(INPUT)]] = record(parts)
         return outputs, inputs
 
-    def after(
+    def edits_after(
         self, traced: TracedModel, outputs: Mapping[nn.Module, Edit], inputs: Mapping[nn.Module, Edit]
     ) -> tuple[dict[nn.Module, Edit], dict[nn.Module, Edit]]:
-        """Return edits of outputs and inputs for the next batch: these ones, and recording what they leave."""
+        """Return edits of outputs and inputs that apply the given ones and then record the edited activations."""
         recording, recording_inputs = self.edits(traced)
         return _one_after_other(outputs, recording), _one_after_other(inputs, recording_inputs)
 
     def values(self) -> dict[str, Tensor]:
-        """Return what was recorded, by name: [rows, tokens, ...]."""
+        """Return the recorded activations [rows, tokens, ...], by name, with the rows of all batches."""
         return {name: torch.cat(parts) for name, parts in self._parts.items() if parts}
 
 
 def _one_after_other(edits: Mapping[nn.Module, Edit], later: Mapping[nn.Module, Edit]) -> dict[nn.Module, Edit]:
-    """Return edits that make `edits` first, and then `later` ones, which change nothing."""
+    """Return edits that apply `edits` first and then `later`, which change nothing."""
 
     def both(first: Edit, second: Edit) -> Edit:
         def edit(activation: Tensor) -> Tensor | None:

@@ -1,9 +1,9 @@
-"""Keeping torch's settings of the calling thread at their defaults while the engine works.
+"""Setting the calling thread's torch settings to their defaults while the engine works.
 
-A caller may have chosen autocast, inference mode or another default device. The engine's numbers do not depend on
-them: every public entry runs in `standard_torch_state`. These settings belong to the calling thread, so other threads
-keep theirs. The default dtype belongs to the whole process and is not changed: the engine names the dtype of every
-tensor that it creates.
+A caller may have turned on autocast or inference mode, or set another default device. The engine's numbers must not
+depend on these settings, so every public function runs in `standard_torch_state`. The settings belong to the calling
+thread; other threads keep theirs. The default dtype belongs to the whole process and is not changed: the engine gives
+a dtype for every tensor that it creates.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _AUTOCAST_DEVICES = ("cpu", "cuda", "mps", "xpu")
 def standard_torch_state() -> Iterator[None]:
     """Run the `with` block without gradients, autocast and inference mode, and create tensors on the CPU by default."""
     with ExitStack() as stack:
-        # Inference mode off switches gradients on, so it comes first.
+        # Leaving inference mode turns gradients on, so this comes first.
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
         for device in _AUTOCAST_DEVICES:
@@ -40,15 +40,15 @@ def _makes_tensors_on_cpu() -> bool:
     try:
         return torch.get_default_device().type == "cpu"
     except (AssertionError, RuntimeError):
-        return False  # a kind of device that this machine does not have
+        return False  # a type of device that this machine does not have
 
 
 in_standard_torch_state = standard_torch_state()
-"""Decorate a function to run in `standard_torch_state`."""
+"""Decorator: run a function in `standard_torch_state`."""
 
 
 def stepping_in_standard_torch_state(function: Callable[P, Iterator[T]]) -> Callable[P, Iterator[T]]:
-    """Decorate a generator function to run each step in `standard_torch_state`; its caller keeps its own state."""
+    """Decorate a generator function to run each step in `standard_torch_state`, and the caller in its own state."""
 
     @wraps(function)
     def inside(*args: P.args, **kwargs: P.kwargs) -> Iterator[T]:

@@ -1,4 +1,4 @@
-"""One short run of a model that checks the outputs of its named modules."""
+"""Checking the outputs of a model's named modules in one short run."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def verify_sites(model: nn.Module, embedding_name: str, site_names: SiteNames) -
     """Run the model once and check the output of each module.
 
     Returns:
-        The width of the residual stream, that of the embedding's output, and whether streams are stacked, as
-        [n, rows, tokens, d_model].
+        The width of the residual stream, the width of the embedding's output, and whether blocks return stacked
+        streams [n, rows, tokens, d_model].
 
     Raises:
         ModelStructureError: A module was not called, or its output does not have the shape of its kind.
@@ -39,22 +39,22 @@ def verify_sites(model: nn.Module, embedding_name: str, site_names: SiteNames) -
     ):
         run_probe(model, ids)
     expected = shapes.get(first_block, ())
-    # Some models keep several streams, [rows, tokens, n, d_model] or [n, rows, tokens, d_model]: one site, all of them.
+    # Some models have several streams, [rows, tokens, n, d_model] or [n, rows, tokens, d_model]. They form one site.
     stacked = len(expected) == 4 and expected[1:3] == tuple(ids.shape)
     if len(expected) not in (3, 4) or not (stacked or expected[:2] == tuple(ids.shape)):
         raise ModelStructureError(
             f"Block {first_block!r} of {type(model).__name__} returned the shape {list(expected)} for "
-            f"{ids.shape[1]} tokens; a residual stream [rows, tokens, d_model] is needed. A model whose blocks work on "
-            "patches of bytes, or on more vectors than tokens, has no map of token by layer. If these are not the "
-            "model's blocks, name them with a LayerConfig."
+            f"{ids.shape[1]} tokens, and must return a residual stream [rows, tokens, d_model]. Models whose blocks "
+            "work on patches of bytes, or on more vectors than tokens, cannot be traced. If these are not the model's "
+            "blocks, name them with a LayerConfig."
         )
-    # Where blocks take and give several streams side by side, modules inside are narrower: as wide as the embedding.
+    # If blocks take and return several streams side by side, modules inside are only as wide as the embedding.
     widths = {expected[-1], *(shapes.get(embedding_name, expected)[-1:] if taken == [expected] else ())}
     for name in names:
         if name not in shapes:
             raise ModelStructureError(
                 f"Module {name!r} of {type(model).__name__} was not called in a forward pass, so restoring its output "
-                "would do nothing. Name the module that is called in a LayerConfig."
+                "would have no effect. Name a module that is called with a LayerConfig."
             )
         is_block = any(name in layer for layer in site_names["hidden"])
         fits = shapes[name] == expected or (
@@ -63,12 +63,13 @@ def verify_sites(model: nn.Module, embedding_name: str, site_names: SiteNames) -
         if not fits and name != embedding_name:
             raise ModelStructureError(
                 f"Module {name!r} of {type(model).__name__} returned the shape {list(shapes[name])}, and the residual "
-                f"stream has {list(expected)}. Name the module whose output is added to it in a LayerConfig."
+                f"stream has the shape {list(expected)}. Name the module whose output is added to the stream with a "
+                "LayerConfig."
             )
     order = list(shapes)
     if len(shapes[embedding_name]) != 3 or order.index(embedding_name) > order.index(first_block):
         raise ModelStructureError(
             f"Module {embedding_name!r} of {type(model).__name__} returned the shape {list(shapes[embedding_name])} "
-            "and is not the token embedding that feeds the blocks. Name that one in a LayerConfig."
+            "and is not the token embedding whose output the blocks take. Name that embedding with a LayerConfig."
         )
     return expected[-1], shapes[embedding_name][-1], stacked

@@ -1,1 +1,1 @@
-"""Figures. They know no model."""
+"""Plotly figures of results. They use only the results, never a model."""

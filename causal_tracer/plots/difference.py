@@ -1,4 +1,4 @@
-"""The figure of what differs between two results."""
+"""The Plotly heatmap of the difference of two maps (`FlowDifference`)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from causal_tracer.results.analysis import higher_is_stronger
 from causal_tracer.results.comparison import FlowDifference
 from causal_tracer.results.words import display_token, effect_label, map_title, metric_of
 
-# Orange and blue differ to every kind of colour vision; both arms have equal steps in OKLab, as the scales of `plots`.
+# All kinds of colour vision tell orange from blue. Both arms have equal steps in OKLab, as the scales of maps have.
 DIFFERENCE_SCALE: tuple[str, ...] = (
     *("#6e2f00", "#914100", "#b35715", "#c6774a", "#d59876", "#e2b9a2", "#efd9cd", "#fafafa"),
     *("#d3dfef", "#adc5e3", "#88aad6", "#6390c9", "#4076b9", "#2d5c96", "#1f4472"),
@@ -23,16 +23,16 @@ DIFFERENCE_SCALE: tuple[str, ...] = (
 def plot_difference_heatmap(
     difference: FlowDifference, title: str | None = None, show: bool = True, *, height: int | None = None
 ) -> go.Figure:
-    """Draw a difference of two maps: blue where the patch does more in the second, orange where it does in the first.
+    """Draw the difference of two maps: blue where the effect is stronger in the second map, orange in the first.
 
     Args:
-        difference: What to draw; the scale is symmetric about 0, and logarithmic where the metric's is.
-        title: None takes one that says what is subtracted; "" leaves it out.
+        difference: The difference. Its colour scale is symmetric about 0, and logarithmic if the metric's is.
+        title: The title; None takes one that names both maps, "" leaves it out.
         show: Open the figure.
         height: Height in pixels; None follows the number of rows.
 
     Returns:
-        The figure. Cells that either result lacks are gaps.
+        The figure. Cells that were not computed in both maps are gaps.
     """
     metric = metric_of(difference.first)
     values = difference.values.tolist()
@@ -53,7 +53,7 @@ def plot_difference_heatmap(
             hovertemplate="<b>%{customdata[0]}</b>, %{customdata[1]}<br>difference %{customdata[2]}<extra></extra>",
             hoverongaps=False,
             colorscale=list(DIFFERENCE_SCALE),
-            # Blue is where the second map is stronger, whichever values of the metric are.
+            # Blue means a stronger second map, whether high or low values of the metric are the strong ones.
             reversescale=not higher_is_stronger(difference.first),
             zmin=-limit,
             zmax=limit,
@@ -80,14 +80,14 @@ def plot_difference_heatmap(
 
 
 def difference_title(difference: FlowDifference) -> str:
-    """Return what a difference is of: what is subtracted, and which maps are A and B."""
+    """Return the title of a difference, which names the effects and the maps A and B."""
     first, second = map_title(difference.first), map_title(difference.second)
     maps = first if first == second else f"A: {first}. B: {second}"
     return f"Difference of the {effect_label(difference.first)}s, B − A. {maps}"
 
 
 def row_labels(difference: FlowDifference) -> list[str]:
-    """What each row is: a token role, a head, or a token with the subject's marked; both tokens where they differ."""
+    """Return the row labels: token roles, heads, spans, or tokens ("a | b" if they differ). The subject has a star."""
     subject = range(*difference.first.subject_range) if difference.aligned_by == "tokens" else ()
     return [
         (display_token(a) if a == b else f"{display_token(a)} | {display_token(b)}") + ("*" if row in subject else "")
@@ -96,7 +96,7 @@ def row_labels(difference: FlowDifference) -> list[str]:
 
 
 def _place(metric: MetricDescription, value: float) -> float:
-    """Return where a difference lies on the axis of colours: itself, or its size's logarithm with its sign."""
+    """Return a difference's position on the colour axis: the value, or for a logarithmic metric ±log10(1 + |value|)."""
     if not metric.logarithmic or not math.isfinite(value):
         return value
     return math.copysign(math.log10(1 + abs(value)), value)

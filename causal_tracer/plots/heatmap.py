@@ -1,4 +1,4 @@
-"""Plotly figures of a HiddenFlow, and files made of them. Knows no model and no torch module."""
+"""The Plotly heatmap of a `HiddenFlow`, and writing figures to files. Uses only the result, never a model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from causal_tracer.errors import ExportError
 from causal_tracer.files import write_atomically
 from causal_tracer.plots.options import check_plot_options
 from causal_tracer.plots.pages import figure_html, standalone_page
-from causal_tracer.plots.scale import ColorLimits, color_limits, colored
+from causal_tracer.plots.scale import ColorLimits, color_limits, heatmap_colors
 from causal_tracer.request.sites import SITES
 from causal_tracer.results.analysis import effects
 from causal_tracer.results.flow import HiddenFlow
@@ -36,7 +36,7 @@ from causal_tracer.results.words import (
 from causal_tracer.results.words import display_token as display_token
 
 _CELL_CHARACTERS = 8
-# Characters that fit beside each other in a title, and above a colour bar without taking the map's room.
+# Characters that fit in a line of a title, and in one above a colour bar without narrowing the map.
 _TITLE_CHARACTERS, _BAR_CHARACTERS = 72, 20
 _GAP_COLOR = "rgba(128,128,128,0.18)"
 
@@ -56,24 +56,24 @@ def plot_hidden_flow_heatmap(
     limits: ColorLimits | tuple[float, float] | None = None,
     write_top_tokens: bool = False,
 ) -> go.Figure:
-    """Draw a map: tokens or heads down, layers across, the metric as colour. The subject's tokens are marked.
+    """Draw a map as a heatmap: tokens or heads as rows, layers as columns, the metric as colour.
 
-    The strongest colour is the metric's best value, or in direction "corrupt" its worst. White is the run that was
-    patched; sand-coloured cells change the metric the wrong way; cells that were not computed are gaps.
+    The subject's tokens have a star. The strongest colour is the metric's best value, or in direction "corrupt" its
+    worst. White is the patched run's value. Sand-coloured cells change it the wrong way. Cells not computed are gaps.
 
     Args:
         result: The map.
-        savepdf: Also write it to this PDF file.
-        title: None takes one that says what was patched, with windows and controls; "" leaves it out.
-        xlabel: Label of the layer axis; None takes one that says what a column is.
+        savepdf: Also write the figure to this PDF file.
+        title: The title; None takes one that describes the map, "" leaves it out.
+        xlabel: Title of the layer axis; None takes one that describes a column.
         show: Open the figure.
-        font_family: Font; "" takes Plotly's.
-        color: A Plotly colour scale, by name or as a list of colours; None takes the site's.
-        tick_interval: Every how many layers one is numbered.
-        skip_final_labels_portion: Share of the layers at the end that are left without numbers.
+        font_family: Font; "" takes Plotly's default.
+        color: A Plotly colour scale, by name or as a list of colours; None takes the one of the map's kind.
+        tick_interval: Number every n-th layer.
+        skip_final_labels_portion: The share of the layers, at the end, that get no number.
         height: Height in pixels; None follows the number of rows.
-        limits: Both ends of the colour scale, as values of the metric; None reaches over all of this map's values.
-        write_top_tokens: Write into each cell the most probable token of the restored run, where the result has it.
+        limits: The ends of the colour scale, as values of the metric; None covers all values of this map.
+        write_top_tokens: Write each cell's most probable token into the cell, if the result has `top_tokens`.
 
     Raises:
         SettingsError, ExportError: An argument is out of range, or `savepdf` could not be written.
@@ -100,11 +100,11 @@ def plot_hidden_flow_heatmap(
         height=height,
     )
     figure.update_layout(font_family=font_family or None)
-    return given_out(figure, savepdf, show)
+    return save_and_show(figure, savepdf, show)
 
 
-def given_out(figure: go.Figure, savepdf: str | PathLike[str] | None, show: bool) -> go.Figure:
-    """Save a figure as PDF and show it, where that is asked for, and return it."""
+def save_and_show(figure: go.Figure, savepdf: str | PathLike[str] | None, show: bool) -> go.Figure:
+    """Save a figure as PDF if `savepdf` is given, open it if `show` is true, and return it."""
     if savepdf is not None:
         save_figure(figure, savepdf)
     if show:
@@ -113,7 +113,7 @@ def given_out(figure: go.Figure, savepdf: str | PathLike[str] | None, show: bool
 
 
 def numbered_layers(layers: int, unlabelled_share: float, tick_interval: int) -> dict[int, str]:
-    """Return the numbers of every so many layers, without those of the last share of them."""
+    """Return the label of every n-th layer (n = `tick_interval`), without a share of the layers at the end."""
     labelled = range(0, max(1, layers - math.ceil(layers * unlabelled_share)), max(1, tick_interval))
     return {layer: str(layer) for layer in labelled}
 
@@ -121,7 +121,16 @@ def numbered_layers(layers: int, unlabelled_share: float, tick_interval: int) ->
 def lay_out_map(
     figure: go.Figure, *, title: str, xlabel: str, columns: Mapping[int, str], rows: Sequence[str], height: int | None
 ) -> None:
-    """Give a heatmap of a map its axes and room: rows down, layers across, `columns` the numbered ones."""
+    """Set the title, the axes and the size of a heatmap.
+
+    Args:
+        figure: The figure with the heatmap.
+        title: The title; "" leaves it out.
+        xlabel: Title of the layer axis.
+        columns: The labels of the numbered columns, by column.
+        rows: The labels of all rows.
+        height: Height in pixels; None follows the number of rows.
+    """
     lines = wrapped(title, _TITLE_CHARACTERS)
     above = 40 + 20 * (lines.count("<br>") + 1) if lines else 10
     figure.update_layout(
@@ -131,7 +140,7 @@ def lay_out_map(
         plot_bgcolor=_GAP_COLOR,
         paper_bgcolor="rgba(0,0,0,0)",
     )
-    # Integer axes with tick texts: as categories, repeated tokens would fall together.
+    # Integer axes with tick texts: as categories, repeated tokens would share a row.
     figure.update_xaxes(
         title=escape_markup(xlabel),
         tickvals=list(columns),
@@ -151,26 +160,28 @@ def lay_out_map(
 
 
 def save_figure(figure: go.Figure, path: str | PathLike[str], *, scale: float = 2.0) -> Path:
-    """Write a figure as HTML, PNG, SVG or PDF, by the file's ending; missing folders are made.
+    """Write a figure as HTML, PNG, SVG or PDF, by the file's ending.
 
-    The HTML holds all it needs and opens from disk with no network. The images are drawn by Kaleido, which needs a
-    Chrome or Chromium on the machine.
+    The HTML is self-contained and opens offline. Kaleido draws the images and needs Chrome or Chromium.
 
     Args:
         figure: The figure.
-        path: Where to write it.
-        scale: Pixels per unit, for PNG.
+        path: The file. Missing folders are created.
+        scale: Pixels per unit of length, for PNG.
+
+    Returns:
+        The path of the file.
 
     Raises:
-        SettingsError: An argument is of another type.
-        ExportError: The ending is none of these, the file cannot be written, or Kaleido or its Chrome is missing.
+        SettingsError: An argument has the wrong type.
+        ExportError: The ending is not one of these, the file cannot be written, or Kaleido or Chrome is missing.
     """
     path = file_path(path)
     instance("figure", figure, go.Figure)
     scale = real_number("scale", scale)
     ending = path.suffix.lower().removeprefix(".")
     if ending not in ("html", "png", "svg", "pdf"):
-        raise ExportError(f"{path.name!r} ends in {path.suffix!r}. Figures are written as .html, .png, .svg or .pdf.")
+        raise ExportError(f"A figure's file must end in .html, .png, .svg or .pdf (given: {path.name!r}).")
     try:
         if ending == "html":
             write_atomically(path, standalone_page("Causal tracing", figure_html(figure)))
@@ -185,7 +196,7 @@ def _image(figure: go.Figure, name: str, ending: str, scale: float) -> bytes:
     if find_spec("kaleido") is None:
         raise ExportError(
             f"Writing {name!r} needs Kaleido, and it is not installed: pip install kaleido. "
-            "An .html file needs nothing more."
+            "Or write an .html file, which does not need it."
         )
     from choreographer.errors import BrowserFailedError, ChromeNotFoundError
     from kaleido.errors import ChromeNotFoundError as KaleidoChromeNotFoundError
@@ -194,7 +205,7 @@ def _image(figure: go.Figure, name: str, ending: str, scale: float) -> bytes:
         image: bytes = figure.to_image(format=ending, scale=scale)
     except (ChromeNotFoundError, KaleidoChromeNotFoundError, BrowserFailedError, RuntimeError) as error:
         raise ExportError(
-            f"Writing {name!r} needs Chrome or Chromium, and Kaleido could not start one ({error}). Install one, "
+            f"Writing {name!r} needs Chrome or Chromium, and Kaleido could not start it ({error}). Install it, "
             "or run plotly_get_chrome, or write an .html file."
         ) from error
     return image
@@ -222,14 +233,14 @@ def _heatmap(
         hoverongaps=False,
         xgap=1,
         ygap=1,
-        **colored(result, color, limits),
+        **heatmap_colors(result, color, limits),
     )
     heatmap.update(colorbar={"title": color_bar_title(metric_label(result))})
     return heatmap
 
 
 def _top_tokens(result: HiddenFlow) -> list[list[str]]:
-    """For each cell, the most probable token of the restored run, cut to what a cell has room for."""
+    """Return the text of each cell's top token in the restored run, cut to the width of a cell."""
     tops = result.top_tokens
     rows, columns = result.scores.shape
     if tops is None:
@@ -241,13 +252,13 @@ def _top_tokens(result: HiddenFlow) -> list[list[str]]:
 
 
 def cell_text(token: str) -> str:
-    """Return a token's text as a cell of a map shows it, cut to what a cell has room for."""
+    """Return a token's text for a cell of a heatmap, cut to the width of a cell."""
     text = display_token(token)
     return escape_markup(text if len(text) <= _CELL_CHARACTERS else text[: _CELL_CHARACTERS - 1] + "…")
 
 
 def _hover_data(result: HiddenFlow) -> list[list[tuple[str, str, str, str]]]:
-    """For each cell: its row, the layers patched with it, the effect with its standard error, and the score."""
+    """Return the hover texts of each cell: row name, window of layers, effect with its standard error, score."""
     metric, done = metric_of(result), patched_word(result)
     scores, changes, errors = result.scores.tolist(), effects(result).tolist(), result.standard_error.tolist()
     rows = []
@@ -265,20 +276,20 @@ def _hover_data(result: HiddenFlow) -> list[list[tuple[str, str, str, str]]]:
 
 
 def color_bar_title(label: str) -> dict[str, str]:
-    """Return the title of a colour bar, above it and no wider than need be."""
+    """Return the title of a colour bar, placed above it and wrapped to keep it narrow."""
     return {"text": wrapped(label, _BAR_CHARACTERS), "side": "top"}
 
 
 def hover_text(label: str) -> str:
-    """Return a text as a hover template shows it as it is: Plotly would take braces for a place to fill in."""
+    """Escape a text for a hover template, in which Plotly would take braces for a placeholder."""
     return escape_markup(label).replace("{", "&#123;")
 
 
 def wrapped(text: str, width: int) -> str:
-    """Return a text in lines of so many characters, as Plotly shows them."""
+    """Return a text wrapped at `width` characters, escaped, with Plotly's line breaks."""
     return "<br>".join(escape_markup(line) for line in textwrap.wrap(text, width, break_long_words=False))
 
 
 def escape_markup(text: Any) -> str:
-    """Plotly reads a small HTML in labels; tokens such as "<bos>" must stand as they are."""
+    """Escape a text for a Plotly label: Plotly reads simple HTML there, and tokens such as "<bos>" look like it."""
     return html.escape(str(text), quote=False)

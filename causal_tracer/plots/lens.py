@@ -1,4 +1,4 @@
-"""The Plotly figure of a logit lens. Knows no model and no torch module."""
+"""The Plotly heatmap of a logit lens. Uses only the result, never a model."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from causal_tracer.plots.heatmap import (
     cell_text,
     color_bar_title,
     escape_markup,
-    given_out,
     lay_out_map,
     numbered_layers,
+    save_and_show,
 )
 from causal_tracer.plots.pages import LEAST_WIDTH
 from causal_tracer.request.sites import SITES
 from causal_tracer.results.lens import LogitLens
-from causal_tracer.results.words import display_token, isolated, probability_label
+from causal_tracer.results.words import bidi_isolated, display_token, probability_label
 
 Shade = Literal["top", "answer", "entropy"]
-"""What the colour of a lens's cells is: the top token's probability, the answer's, or the entropy."""
+"""The value that colours a lens's cells: the top token's probability, the answer's probability, or the entropy."""
 
 # Pixels: the width of a cell with its text, and the width of labels and colour bar.
 _CELL_WIDTH, _BESIDE = 48, 190
@@ -36,17 +36,18 @@ def plot_lens(
     show: bool = True,
     height: int | None = None,
 ) -> go.Figure:
-    """Draw a logit lens: tokens down, layers across, in each cell the most probable next token.
+    """Draw a logit lens: tokens as rows, layers as columns, and the most probable next token in each cell.
 
     Args:
         lens: The lens.
-        shade: What the colour shows: "top" (the top token's probability), "answer" (the answer's) or "entropy".
-        title: None takes one that names the run; "" leaves it out.
+        shade: The value shown as colour: "top" (the top token's probability), "answer" (the answer's probability) or
+            "entropy".
+        title: The title; None takes one that names the run, "" leaves it out.
         show: Open the figure.
         height: Height in pixels; None follows the number of tokens.
 
     Raises:
-        SettingsError: An argument is of another type or not known.
+        SettingsError: An argument has the wrong type or an unknown value.
     """
     instance("lens", lens, LogitLens)
     optional(text)("title", title)
@@ -68,7 +69,7 @@ def plot_lens(
             colorscale=SITES["hidden"].color_scale,
             colorbar={"title": color_bar_title(label), "thickness": 14},
             text=[[cell_text(cell[0].text) for cell in row] for row in best],
-            # Without a colour of its own, Plotly writes dark on light cells and light on dark ones.
+            # No font colour is set, so that Plotly writes dark on light cells and light on dark ones.
             texttemplate="%{text}",
             textfont={"size": _FONT},
             customdata=_hover_data(lens),
@@ -86,11 +87,11 @@ def plot_lens(
         height=height,
     )
     figure.update_layout(meta={LEAST_WIDTH: _CELL_WIDTH * layers + _BESIDE})
-    return given_out(figure, None, flag("show", show))
+    return save_and_show(figure, None, flag("show", show))
 
 
 def _hover_data(lens: LogitLens) -> list[list[tuple[str, str]]]:
-    """For each cell: its token, and lines with the top tokens, the answer and the entropy."""
+    """Return the hover texts of each cell: its token, and lines with the top tokens, the answer and the entropy."""
     tokens, layers = lens.entropies.shape
     return [
         [
@@ -103,9 +104,12 @@ def _hover_data(lens: LogitLens) -> list[list[tuple[str, str]]]:
 
 def _lines(lens: LogitLens, token: int, layer: int) -> list[str]:
     place = token, layer
-    answer = f"{isolated(display_token(lens.answer))}: {float(lens.answer_probabilities[place]):.4g}"
+    answer = f"{bidi_isolated(display_token(lens.answer))}: {float(lens.answer_probabilities[place]):.4g}"
     return [
-        *(f"{escape_markup(isolated(display_token(best.text)))} {best.probability:.4g}" for best in lens.top(*place)),
+        *(
+            f"{escape_markup(bidi_isolated(display_token(best.text)))} {best.probability:.4g}"
+            for best in lens.top(*place)
+        ),
         f"{escape_markup(answer)}, rank {int(lens.answer_ranks[place])}",
         f"entropy {float(lens.entropies[place]):.3g} nats",
     ]

@@ -1,4 +1,4 @@
-"""Checks of what a map is drawn with."""
+"""Checks of the arguments of `plot_hidden_flow_heatmap`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def check_plot_options(
     """Check the arguments of `plot_hidden_flow_heatmap`.
 
     Raises:
-        SettingsError: One of them is of another type, out of range, or not a colour scale.
+        SettingsError: An argument has the wrong type, is out of range, or is not a colour scale.
     """
     instance("result", result, HiddenFlow)
     for name, value in texts.items():
@@ -33,7 +33,7 @@ def check_plot_options(
     flag("write_top_tokens", write_top_tokens)
     whole_number("tick_interval", tick_interval)
     if not 0 <= real_number("skip_final_labels_portion", unlabelled_share) <= 1:
-        raise SettingsError(f"skip_final_labels_portion={unlabelled_share} must be from 0 to 1.")
+        raise SettingsError(f"skip_final_labels_portion must be from 0 to 1 (given: {unlabelled_share}).")
     if height is not None:
         whole_number("height", height, least=10)
     if limits is not None and not isinstance(limits, ColorLimits):
@@ -51,5 +51,5 @@ def _check_color(color: Any) -> None:
         go.Heatmap(colorscale=color if isinstance(color, str) else list(color))
     except (TypeError, ValueError, RuntimeError) as error:
         raise SettingsError(
-            f"color must be one of Plotly's colour scales, by name or as a list of colours (given: {shown(color)})."
+            f"color must be a Plotly colour scale, by name or as a list of colours (given: {shown(color)})."
         ) from error

@@ -1,4 +1,4 @@
-"""Standalone HTML: pages that hold all they need, Plotly's script too, and open from disk with no network."""
+"""Standalone HTML pages: self-contained, with Plotly's script inside, so that they open offline."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 LEAST_WIDTH = "least_width"
-"""The key in a figure's `layout.meta` of the width in pixels below which its cells' texts would overlap."""
+"""The key in a figure's `layout.meta` for its minimum width in pixels; below it the texts in cells would overlap."""
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color: #1b1b1b; }
@@ -25,27 +25,27 @@ figcaption { color: #555; font-size: .9rem; }
 
 
 def figure_html(figure: go.Figure) -> str:
-    """Return a figure as a part of a `standalone_page`; one that needs a width (`LEAST_WIDTH`) scrolls below it."""
+    """Return a figure as HTML for a `standalone_page`. It scrolls if the page is narrower than its `LEAST_WIDTH`."""
     drawn: str = figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False})
     width = (figure.layout.meta or {}).get(LEAST_WIDTH)
     return drawn if width is None else f'<div class="wide"><div style="min-width:{int(width)}px">{drawn}</div></div>'
 
 
 def table_html(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table of plain texts as a part of a `standalone_page`."""
+    """Return a table of plain texts as HTML for a `standalone_page`."""
     head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
     body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-    # Where it is wider than its place it scrolls, by keyboard too.
+    # A table that is wider than the page scrolls, and tabindex lets the keyboard do it.
     return f'<div class="ct-scroll" tabindex="0" role="region" aria-label="Table">{table}</div>'
 
 
 def standalone_page(title: str, body: str) -> str:
-    """Return a whole page.
+    """Return a complete HTML page.
 
     Args:
         title: The page's title, as plain text.
-        body: HTML with any number of `figure_html` and `table_html`.
+        body: The HTML of the body, which can contain results of `figure_html` and `table_html`.
     """
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'

@@ -1,7 +1,7 @@
-"""The colour scale of a map: which end is strong, where it begins and ends, and how its values are written.
+"""The colour scale of a map: its limits, its colours, and the labels of its colour bar.
 
-The strong end is where the metric is best, and in direction "corrupt" where it is worst. White is the run that was
-patched, so that a cell without colour changes nothing. Cells on the other side of it have a hue of their own.
+The strongest colour is the metric's best value, or in direction "corrupt" its worst. White is the value of the patched
+run, so that a white cell changes nothing. Cells that change the metric in the wrong direction have another hue.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import plotly.graph_objects as go
 from causal_tracer.metrics.descriptions import MetricDescription
 from causal_tracer.results.analysis import base_score, higher_is_stronger
 from causal_tracer.results.flow import HiddenFlow
-from causal_tracer.results.words import metric_of, same_measure
+from causal_tracer.results.words import metric_of, require_same_metric
 
-# Cells worse than the run that was patched. Light throughout: a dark cell is a strong one in print too.
+# The hue of wrong-way cells stays light, so that in black-and-white print, too, a dark cell is a strong one.
 _WEAKER, _NEUTRAL = (211, 189, 124), (250, 250, 250)
-# How long their side of the scale may be, against the other one.
+# The largest ratio of the wrong side's length to the right side's.
 _WEAKER_AT_MOST = 3
-# Differences below it are rounding.
+# Smaller differences are rounding.
 _LEAST = 1e-6
 _TICKS = 5
 
@@ -31,12 +31,12 @@ Stops = list[tuple[float, str]]
 
 @dataclass(frozen=True)
 class ColorLimits:
-    """Where a colour scale begins and ends, as values of the metric.
+    """The limits of a colour scale, as values of the metric.
 
     Attributes:
-        weakest: The value at the end of the cells that change the metric the wrong way.
-        base: The value of the run that was patched, without colour.
-        strongest: The value with the strongest colour.
+        weakest: The end on the side of cells that change the metric in the wrong direction.
+        base: The value of the patched run, which is white.
+        strongest: The end with the strongest colour.
     """
 
     weakest: float
@@ -49,21 +49,21 @@ class ColorLimits:
         return min(self.weakest, self.strongest), max(self.weakest, self.strongest)
 
     def places(self, metric: MetricDescription) -> tuple[float, float, float]:
-        """Where the three lie on the metric's colour scale."""
+        """Return the positions of `weakest`, `base` and `strongest` on the metric's colour axis."""
         return metric.place(self.weakest), metric.place(self.base), metric.place(self.strongest)
 
 
 def color_limits(*flows: HiddenFlow) -> ColorLimits:
-    """Return one colour scale for a map, or for several of one metric and direction.
+    """Return the limits of one colour scale for one or several maps of the same metric and direction.
 
-    The scale reaches over all finite scores, the clean run and the corrupted run. What lies on the wrong side of the
-    run that was patched takes three quarters of it at most, so that an outlier leaves room for the rest; cells beyond
-    have the end's colour, and the label there reports that.
+    The scale covers all finite scores, the clean run and the corrupted run. The side of cells that change the metric in
+    the wrong direction takes at most three quarters of the scale, so that an outlier leaves room for the rest. Cells
+    beyond the end have its colour, and its label starts with ≤ or ≥.
 
     Raises:
         SettingsError: The maps differ in metric or direction.
     """
-    same_measure(*flows)
+    require_same_metric(*flows)
     metric, turn = metric_of(flows[0]), 1 if higher_is_stronger(flows[0]) else -1
 
     def strengths(values: Iterable[float]) -> list[float]:
@@ -78,30 +78,30 @@ def color_limits(*flows: HiddenFlow) -> ColorLimits:
 
 
 def scale_ends(values: Sequence[float], base: float, least: float = 0.0) -> tuple[float, float]:
-    """Return where a scale of values, larger ones stronger, has its weakest colour and its strongest.
+    """Return the weakest and the strongest end of a scale on which larger values are stronger.
 
     Args:
         values: The finite values.
-        base: The value without colour.
-        least: The least length of the strong side for which the weak side is measured.
+        base: The white value.
+        least: A lower bound of the strong side's length, used to limit the weak side.
     """
     lowest, strongest = min([base, *values]), max([base, *values])
     span = max(strongest - base, least)
     weakest = max(lowest, base - _WEAKER_AT_MOST * span) if span > _LEAST else lowest
-    # Where no value is stronger than the base, the base must not have the strongest colour.
+    # If no value is stronger than the base, the base must still not get the strongest colour.
     return weakest, max(strongest, base + (base - weakest) / _WEAKER_AT_MOST, base + _LEAST)
 
 
-def colored(
+def heatmap_colors(
     flow: HiddenFlow, color: str | Sequence[str], limits: ColorLimits | tuple[float, float] | None
 ) -> dict[str, Any]:
-    """Return the properties of a heatmap that draw a map's scores as colours, with the colour bar's labels.
+    """Return the arguments of a Plotly heatmap for a map's scores: values, colour scale, limits and colour bar.
 
     Args:
         flow: The map.
         color: A Plotly colour scale from weak to strong, by name or as a list of colours.
-        limits: Where the scale begins and ends; two values are its ends without a side for wrong changes, and None
-            takes those of the map.
+        limits: The limits of the scale. Two values are its ends, without a side for changes in the wrong direction.
+            None takes the limits of the map.
     """
     metric = metric_of(flow)
     if not isinstance(limits, ColorLimits):
@@ -112,7 +112,7 @@ def colored(
     rounding = 1e-6 * (high - low)
     clipped = min(known, default=low) < low - rounding, max(known, default=high) > high + rounding
     return {
-        # Infinite scores have the colour of the end that they are beyond.
+        # Infinite scores get the colour of the end on their side.
         "z": [[None if math.isnan(value) else _finite(value, low, high) for value in row] for row in places],
         "colorscale": color_stops(color, *limits.places(metric)),
         "zmin": low,
@@ -122,18 +122,18 @@ def colored(
 
 
 def color_stops(color: str | Sequence[str], weakest: float, base: float, strongest: float) -> Stops:
-    """Return the colours of a scale from its smaller end to its larger one, with their places from 0 to 1.
+    """Return a colour scale as stops: positions from 0 (the smaller end) to 1 (the larger end), each with its colour.
 
     Args:
         color: A Plotly colour scale from weak to strong, by name or as a list of colours.
-        weakest, base, strongest: Where the scale has its weakest colour, none, and its strongest (`ColorLimits`).
+        weakest, base, strongest: The limits of the scale, as in `ColorLimits`.
     """
     named = color if isinstance(color, str) else list(color)
     strong: Stops = [(float(at), str(each)) for at, each in go.Heatmap(colorscale=named).colorscale]
     weak_part = abs(base - weakest) / abs(strongest - weakest)
     stops = strong
     if weak_part > 0:
-        # Equal changes are equally far from white on both sides, unless the weak side is the longer one.
+        # On both sides equal changes are equally far from white, unless the weak side is the longer one.
         depth = min(1.0, abs(base - weakest) / abs(strongest - base))
         palest = "#" + "".join(
             f"{round(none + depth * (full - none)):02x}" for none, full in zip(_NEUTRAL, _WEAKER, strict=True)
@@ -152,7 +152,7 @@ def _finite(value: float, low: float, high: float) -> float:
 
 
 def _labels(metric: MetricDescription, limits: ColorLimits, clipped: tuple[bool, bool]) -> dict[str, Any]:
-    """Return the colour bar's labels: Plotly's own for a plain scale, else these."""
+    """Return the labels of the colour bar. Plotly makes them unless the scale is logarithmic or clipped."""
     if not metric.logarithmic and not any(clipped):
         return {"tickformat": ".3~g"}
     low, high = (metric.place(end) for end in limits.ends)
@@ -166,7 +166,7 @@ def _labels(metric: MetricDescription, limits: ColorLimits, clipped: tuple[bool,
 
 
 def _decades(low: float, high: float) -> list[float]:
-    """Return the logarithms of 1, 10, 100 …, and where those are few also of 2, 5, 20 … between two logarithms."""
+    """Return the logarithms of 1, 10, 100 and so on in a range; in a short range also those of 2, 5, 20 and so on."""
     digits = (1, 2, 5) if high - low < 2.5 else (1,)
     exponents = range(math.floor(low), math.ceil(high) + 1)
     return [at for exponent in exponents for digit in digits if low <= (at := exponent + math.log10(digit)) <= high]

@@ -1,4 +1,4 @@
-"""Figures of noise calibrations and of severed paths."""
+"""Plotly figures of noise calibrations and of severed maps."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from causal_tracer.results.words import (
     map_title,
     metric_label,
     patched_word,
-    same_measure,
+    require_same_metric,
 )
 
 
 def plot_noise_calibration(calibration: NoiseCalibration, show: bool = True) -> go.Figure:
-    """P* against the noise in sigmas, with the clean P above and the recommended level marked.
+    """Draw P* over the noise level in sigmas, with the clean run's P and the recommended level as lines.
 
-    Bars are 95 % intervals of the mean over facts.
+    Error bars are 95 % intervals of the mean over facts.
     """
     half = margin(calibration.standard_error, len(calibration.corrupted)).nan_to_num(0.0)
     figure = go.Figure(
@@ -60,25 +60,28 @@ def plot_noise_calibration(calibration: NoiseCalibration, show: bool = True) -> 
 def plot_severed_bars(
     flows: Mapping[str, HiddenFlow], token: int | None = None, title: str | None = None, show: bool = True
 ) -> go.Figure:
-    """Draw three bars a layer: a single state restored, the same with the MLP severed, and with attention severed.
+    """Draw three bars for each layer: a state restored, the same with the MLP severed, and with attention severed.
 
-    ROME's Figure 3, with 95 % intervals over noise samples. Where the first two agree, there is no path from a state to
-    the answer through the MLP of its token.
+    As in ROME's Figure 3 (Meng et al. 2022), with 95 % intervals over noise samples. If the first two bars are equal,
+    no path from the state to the answer goes through the MLPs at its token.
 
     Args:
         flows: Maps of hidden states of one prompt, by any names: one plain, and severed ones (`MapSpec.severed`).
         token: The position to draw; None takes the subject's last token.
-        title: None takes one that names the token.
+        title: The title; None takes one that names the token.
         show: Open the figure.
 
     Raises:
-        SettingsError: No plain map of hidden states is among them, or they differ in prompt, metric or direction.
+        SettingsError: The maps have no plain map of hidden states, or differ in prompt, metric or direction.
     """
     by_severed = {flow.settings.severed or "": flow for flow in flows.values() if flow.kind == "hidden"}
     if "" not in by_severed or len({flow.prompt for flow in by_severed.values()}) > 1:
-        raise SettingsError("Severed bars need a plain map of hidden states and severed ones of the same prompt.")
+        raise SettingsError(
+            "Severed bars need a plain map of hidden states and severed maps of the same prompt (given: "
+            f"{', '.join(flows) or 'no maps'}). Trace them together with trace_maps."
+        )
     plain = by_severed[""]
-    same_measure(*by_severed.values())
+    require_same_metric(*by_severed.values())
     done = patched_word(plain)
     position = plain.subject_range[1] - 1 if token is None else token
     figure = go.Figure()

@@ -1,4 +1,4 @@
-"""A map as one slide of a talk: the prompt above it, how it was made and a link below it."""
+"""A map as one slide of a talk: the prompt above the map, its settings and a link below it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from causal_tracer.errors import SettingsError
 from causal_tracer.plots.heatmap import escape_markup, plot_hidden_flow_heatmap
 from causal_tracer.prompts.chat import ChatText
 from causal_tracer.results.flow import HiddenFlow
-from causal_tracer.results.recipe import recipe
+from causal_tracer.results.settings_line import settings_line
 from causal_tracer.results.words import display_token, map_title, metric_label, metric_of, runs_line
 
 SLIDE_SIZE = (1920, 1080)
@@ -22,25 +22,25 @@ SLIDE_SIZE = (1920, 1080)
 _ABOVE, _BELOW, _BESIDE = 175, 235, 60
 _AXIS = 90
 _TITLE, _WORDS, _LABELS, _SMALL = 40, 26, 24, 19
-# Characters that fit across a slide at these sizes, and lines that there is room for.
+# The number of characters that fit in a line of a slide at these font sizes, and the number of lines that fit.
 _TITLE_WIDTH, _WORDS_WIDTH, _SMALL_WIDTH, _LINK_WIDTH = 84, 135, 165, 135
 _TITLE_LINES, _WORDS_LINES, _WARNING_LINES, _RECIPE_LINES, _LINK_LINES = 2, 2, 2, 2, 3
-# Lines end at words, so that some columns of a line stay empty.
+# Lines break between words, so that some columns of a line stay empty.
 _SPARE = 10
 _LINK_TOO_LONG = "The result's link is too long for a slide."
 
 
 def slide_figure(result: HiddenFlow, *, link: str = "", model: str = "", warnings: Sequence[str] = ()) -> go.Figure:
-    """Draw a map at the size of a slide; `save_figure` writes it as PNG, SVG or PDF.
+    """Draw a map as a slide of `SLIDE_SIZE`. `save_figure` writes it as PNG, SVG or PDF.
 
     Args:
         result: The map.
-        link: An address that leads to the result, written below it as text.
-        model: The model's title; by default its name.
-        warnings: Why the map should not be read, where it should not.
+        link: The result's URL, which is written below the map.
+        model: The model's title; "" takes the model's name.
+        warnings: Reasons not to rely on the map, which are written in bold below it.
 
     Raises:
-        SettingsError: An argument is of another type.
+        SettingsError: An argument has the wrong type.
     """
     link, model = text("link", link), text("model", model)
     width, height = SLIDE_SIZE
@@ -60,7 +60,7 @@ def slide_figure(result: HiddenFlow, *, link: str = "", model: str = "", warning
         paper_bgcolor="white",
         font={"size": _LABELS, "color": "#1b1b1b"},
     )
-    # Labels of many tokens become smaller: none is left out.
+    # Many rows get smaller labels, so that none is left out.
     figure.update_yaxes(tickfont={"size": min(_LABELS, max(6, int(0.85 * room / rows)))})
     figure.update_traces(colorbar={"title": {"font": {"size": _LABELS}}, "thickness": 26})
     # The mark keeps the answer to the right of a prompt that is written from right to left.
@@ -77,9 +77,9 @@ def slide_figure(result: HiddenFlow, *, link: str = "", model: str = "", warning
 
 
 def _prompt(result: HiddenFlow) -> str:
-    """Return the prompt: of a conversation, its last message."""
+    """Return the prompt's text, or the last message of a conversation."""
     try:
-        prompt = result.asked().request.prompt
+        prompt = result.stored_request().request.prompt
     except SettingsError:
         return result.prompt
     return str(prompt.messages[-1]["content"]) if isinstance(prompt, ChatText) else result.prompt
@@ -92,16 +92,16 @@ def _measured(result: HiddenFlow) -> str:
 
 def _made(result: HiddenFlow, model: str) -> str:
     version = result.settings.versions.get("causal_tracer")
-    return recipe(result, model) + (f" · causal-tracer {version}" if version else "")
+    return settings_line(result, model) + (f" · causal-tracer {version}" if version else "")
 
 
 def _columns(words: str) -> int:
-    """Return how many columns a text takes; characters of Chinese, Japanese and Korean take two."""
+    """Return the width of a text in columns. Wide characters (Chinese, Japanese, Korean) take two."""
     return sum(2 if east_asian_width(character) in "WF" else 1 for character in words)
 
 
 def _shortened(words: str, columns: int) -> str:
-    """Return a text that takes at most so many columns, without its middle where it is longer."""
+    """Return a text of at most `columns` columns: a longer one loses its middle."""
     if _columns(words) <= columns:
         return words
     kept = max(1, int(len(words) * columns / _columns(words) / 2) - 2)
@@ -109,20 +109,28 @@ def _shortened(words: str, columns: int) -> str:
 
 
 def _lines(words: str, columns: int, most: int) -> list[str]:
-    """Return a text in lines, cut where there are too many, as Plotly shows them."""
+    """Return a text as at most `most` lines of `columns` columns, escaped for Plotly."""
     width = int(columns * max(1, len(words)) / max(1, _columns(words)))
     lines = textwrap.wrap(words, width, max_lines=most, placeholder=" …")
     return [escape_markup(line) for line in lines]
 
 
 def _link_lines(link: str) -> list[str]:
-    """Return an address in lines, or that there is no room for it."""
+    """Return a URL as lines, or a notice if it is too long."""
     shown = link if len(link) <= _LINK_LINES * _LINK_WIDTH else _LINK_TOO_LONG
     return [escape_markup(shown[start : start + _LINK_WIDTH]) for start in range(0, len(shown), _LINK_WIDTH)]
 
 
 def _write(figure: go.Figure, height: float, anchor: str, size: int, lines: Iterable[str]) -> None:
-    """Write lines at a height above the slide's lower edge, in pixels."""
+    """Add lines of text to a slide.
+
+    Args:
+        figure: The slide.
+        height: The height above the slide's lower edge, in pixels.
+        anchor: The side of the text that is at this height: "top" or "bottom".
+        size: Font size.
+        lines: The lines, escaped.
+    """
     figure.add_annotation(
         text="<br>".join(lines),
         font={"size": size},

@@ -1,1 +1,1 @@
-"""From text to tokens: prompts, subjects, answers, conversations."""
+"""Turning text into tokens: prompts, subjects, answers and conversations."""

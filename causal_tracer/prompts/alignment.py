@@ -1,4 +1,4 @@
-"""Alignment of two prompts: which token of another prompt stands for which token of this one."""
+"""Aligning the tokens of two prompts."""
 
 from __future__ import annotations
 
@@ -9,29 +9,30 @@ from causal_tracer.errors import SettingsError
 from causal_tracer.prompts.prompt import Prompt
 
 AlignmentRule = Literal["auto", "tokens", "spans"]
-"""Token by token; by spans; or "auto": token by token where both prompts have as many tokens, else by spans."""
+"""The rule: "tokens" is token by token, "spans" by spans, "auto" is "tokens" for equal lengths and else "spans"."""
 
 Partners = tuple[int | None, ...]
-"""For each token of a prompt, the token of the other prompt that stands for it; None where there is none."""
+"""For each token of a prompt, the token of the other prompt aligned with it, or None."""
 
 
-def aligned(
+def align_prompts(
     prompt: Prompt, other: Prompt, rule: AlignmentRule = "auto", pairs: Sequence[tuple[int, int]] | None = None
 ) -> Partners:
-    """Return the partner of each token of a prompt in another one. No token is the partner of two.
+    """Return, for each token of a prompt, the aligned token of another prompt. No two tokens have the same partner.
 
-    By spans, the tokens before the subjects are aligned at their first token. Subjects are aligned at their first and
-    their last token, and the tokens after them likewise; the tokens between those are aligned at their ends.
+    The rule "spans" aligns the tokens before the subjects from the first token on. It aligns the subjects at their
+    first and last tokens, and the tokens between these from the end backwards. The tokens after the subjects are
+    aligned like the subjects.
 
     Args:
         prompt: The prompt.
         other: The other prompt.
         rule: How tokens are aligned.
-        pairs: (token of the prompt, token of the other), instead of a rule. Negative numbers count from the end.
+        pairs: Pairs (token of the prompt, token of the other), instead of a rule. Negative numbers count from the end.
 
     Raises:
-        SettingsError: Token by token is asked for, and the prompts differ in length; or a pair is out of range, or has
-            a token of another pair.
+        SettingsError: The rule is "tokens", and the prompts differ in length; or a pair is out of range, or contains a
+            token of another pair.
     """
     if pairs is not None:
         return _paired(len(prompt), len(other), pairs)
@@ -50,7 +51,7 @@ def aligned(
 
 
 def _ends(tokens: range, others: range) -> dict[int, int]:
-    """Align two spans at their first tokens, at their last, and what is between at the end of it."""
+    """Align two spans at their first and last tokens, and the tokens between from the end backwards."""
     if not tokens or not others:
         return {}
     between = zip(reversed(tokens[1:-1]), reversed(others[1:-1]), strict=False)
@@ -69,7 +70,7 @@ def _paired(n_tokens: int, n_others: int, pairs: Sequence[tuple[int, int]]) -> P
         place, partner = token % n_tokens, other % n_others
         if place in found or partner in found.values():
             raise SettingsError(
-                f"The pair ({token}, {other}) has a token of another pair. Give each token one partner at most."
+                f"The pair ({token}, {other}) contains a token of another pair. Use each token in one pair at most."
             )
         found[place] = partner
     return tuple(found.get(token) for token in range(n_tokens))

@@ -1,7 +1,7 @@
-"""Answers given as text: the tokens that follow a prompt, with a space before the text or without.
+"""Answers given as text: finding the tokens that follow a prompt, with or without a space before the answer.
 
-"Seattle" follows "in the city of" with a space, "Paris" follows an opening bracket without one, and so does 巴黎 a
-Chinese sentence. Where the tokenizer allows both, the form that the model finds more probable is read.
+"Seattle" follows "in the city of" with a space. "Paris" follows an opening bracket without one, and 巴黎 follows a
+Chinese sentence without one. If the tokenizer allows both forms, the more probable one is used.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from causal_tracer.prompts.encoding import check_text, encode, encode_with_spans
 from causal_tracer.prompts.prompt import Prompt
 
 AnswerForm = Literal["auto", "exact"]
-"""How an answer follows the prompt: "exact" as written, "auto" as written or with a space before it, if likelier."""
+"""The form of an answer after the prompt: "exact" as written; "auto" with a space if that is more probable."""
 
 LogitsAfter = Callable[[tuple[int, ...]], Tensor]
-"""From tokens put after a prompt to the clean run's logits before and after each of them [tokens + 1, vocabulary]."""
+"""A function from the tokens put after a prompt to the clean run's logits before and after each of them
+[tokens + 1, vocabulary]."""
 
-# Answers that are read with a space get a note if the form without one has at least this share of their probability.
+# An answer with a space gets a note if the form without the space is at least this share as probable.
 _NOTED_SHARE = 0.1
 
 
@@ -33,9 +34,9 @@ class Continuation:
     """A text that can follow a prompt.
 
     Attributes:
-        text: The text, with the space if there is one before it.
-        ids: Its tokens.
-        note: Why it is read in this form, where that is not obvious; empty otherwise.
+        text: The text, including the space if there is one before it.
+        ids: The text's token ids.
+        note: The reason for this form if it is not obvious, else "".
     """
 
     text: str
@@ -43,8 +44,8 @@ class Continuation:
     note: str = ""
 
     @property
-    def spaced(self) -> bool:
-        """Whether it begins with a space."""
+    def starts_with_space(self) -> bool:
+        """Whether the text begins with a space."""
         return self.text[:1].isspace()
 
 
@@ -57,23 +58,23 @@ def continuations(
     read: int | None = None,
     name: str = "answer",
 ) -> tuple[Continuation, ...]:
-    """Return the forms in which a text can follow a prompt: the tokens after the prompt's own, which must not change.
+    """Return the forms in which a text can follow a prompt without changing the prompt's tokens.
 
     Args:
         tokenizer: The tokenizer that made the prompt.
         prompt: The prompt.
-        text: The text. A space at its start is taken as it is.
-        form: "exact" for the text as it is written only, "auto" for that and with a space before it, where neither
-            side has one.
-        read: The token of the prompt after which the text comes; None means the last.
-        name: What messages call the text.
+        text: The text. A space at its start is kept.
+        form: "exact" for the text as written; "auto" to try it also with a space before it, if neither the text nor the
+            prompt has one there.
+        read: The token of the prompt after which the text comes; None means the last token.
+        name: The text's name in messages.
 
     Returns:
-        One form or two, the one as written first.
+        One or two forms, the one as written first.
 
     Raises:
-        PromptError: The text is empty or not a text, it changes the prompt's tokens in every form, or it has
-            characters that the tokenizer does not know.
+        PromptError: The text is empty or not a text, both forms change the prompt's tokens, or the text has characters
+            that the tokenizer does not know.
     """
     check_text(name, text)
     if not text.strip():
@@ -97,23 +98,23 @@ def continuations(
         if candidate == text and _is_special(tokenizer, after[0]):
             break
     if not found:
-        words = _unknown_words(tokenizer, text, name) if unknown else _merged_words(before, text, name)
-        raise PromptError(words)
-    if both and len(found) == 1 and found[0].spaced and not before[-1:].isalnum():
+        raise PromptError(_unknown_message(tokenizer, text, name) if unknown else _merged_message(before, text, name))
+    if both and len(found) == 1 and found[0].starts_with_space and not before[-1:].isalnum():
         note = (
-            f"The {name} is read with a space before it: without one, the tokenizer does not keep the prompt's tokens."
+            f"The {name} is read with a space before it, because without a space the tokenizer changes the prompt's "
+            "tokens."
         )
         return (replace(found[0], note=note),)
     return tuple(found)
 
 
-def choose(forms: Sequence[Continuation], logits_after: LogitsAfter) -> Continuation:
-    """Return the form of an answer whose tokens, all together, are the most probable after the prompt.
+def choose_form(forms: Sequence[Continuation], logits_after: LogitsAfter) -> Continuation:
+    """Return the more probable form of an answer, by the joint probability of its tokens after the prompt.
 
     Args:
         forms: One form, or two of which one has a space before it (`continuations`).
-        logits_after: The clean run's logits. Asked for the form of fewer tokens, and for the other one only where its
-            first token alone does not settle which is the more probable.
+        logits_after: Returns the clean run's logits. It is called for the form with fewer tokens. It is called for the
+            other form only if that form's first token does not decide which form is more probable.
     """
     if len(forms) == 1:
         return forms[0]
@@ -125,16 +126,16 @@ def choose(forms: Sequence[Continuation], logits_after: LogitsAfter) -> Continua
     if other > one and not exact:
         other, exact = log_probability(logits_after(longer.ids[:-1]), longer.ids), True
     if other > one:
-        return _noted(longer, other, shorter, one, exact=True)
-    return _noted(shorter, one, longer, other, exact=exact)
+        return _with_note(longer, other, shorter, one, exact=True)
+    return _with_note(shorter, one, longer, other, exact=exact)
 
 
-def choose_like(forms: Sequence[Continuation], answer: Continuation) -> Continuation:
-    """Return the form that begins as the answer does, with a space or without; the other where it is the only one.
+def choose_matching_form(forms: Sequence[Continuation], answer: Continuation) -> Continuation:
+    """Return the form with a space if the answer has one, else the form without; or the only form.
 
-    A foil then differs from its answer in the words, and not in a space.
+    So a foil differs from its answer in the words, not in the space.
     """
-    return next((form for form in forms if form.spaced == answer.spaced), forms[0])
+    return next((form for form in forms if form.starts_with_space == answer.starts_with_space), forms[0])
 
 
 def log_probability(logits: Tensor, ids: tuple[int, ...]) -> float:
@@ -142,14 +143,15 @@ def log_probability(logits: Tensor, ids: tuple[int, ...]) -> float:
     return float(log_probabilities(logits[None].float(), ids).sum())
 
 
-def _noted(
+def _with_note(
     chosen: Continuation, log_chosen: float, other: Continuation, log_other: float, *, exact: bool
 ) -> Continuation:
-    """The form chosen, with a note unless it is the usual one by far."""
-    if chosen.spaced and log_other < log_chosen + math.log(_NOTED_SHARE):
+    """Return the chosen form, with a note unless it has a space and is by far the more probable."""
+    if chosen.starts_with_space and log_other < log_chosen + math.log(_NOTED_SHARE):
         return chosen
+    form = "with" if chosen.starts_with_space else "without"
     note = (
-        f"The answer is read {'with' if chosen.spaced else 'without'} a space before it, as the model finds more "
+        f"The answer is read {form} a space before it, as the model finds more "
         f"probable: P({chosen.text!r}) = {math.exp(log_chosen):.2g}, P({other.text!r}) {'=' if exact else '<='} "
         f"{math.exp(log_other):.2g} in the clean run."
     )
@@ -162,21 +164,21 @@ def _is_special(tokenizer: Any, token_id: int) -> bool:
 
 
 def _has_unknown(tokenizer: Any, text: str, ids: Sequence[int]) -> bool:
-    """Whether the tokens of a text have the mark of an unknown character among them."""
+    """Check whether a text's tokens include the unknown token, which the text itself does not contain."""
     unknown = getattr(tokenizer, "unk_token_id", None)
     return unknown is not None and unknown in ids and str(tokenizer.unk_token) not in text
 
 
-def _unknown_words(tokenizer: Any, text: str, name: str) -> str:
+def _unknown_message(tokenizer: Any, text: str, name: str) -> str:
     return (
-        f"The {name} {quoted(text)} has characters that the tokenizer does not know: it puts {tokenizer.unk_token} in "
-        "their place. Give another text."
+        f"The {name} {quoted(text)} has characters that the tokenizer does not know and replaces by "
+        f"{tokenizer.unk_token}. Give another text."
     )
 
 
-def _merged_words(before: str, text: str, name: str) -> str:
+def _merged_message(before: str, text: str, name: str) -> str:
     advice = "End the prompt before its last space" if before[-1:].isspace() else "End the prompt elsewhere"
     return (
-        f"The {name} {quoted(text)} cannot follow the prompt {quoted(before)}: the tokenizer merges the two into other "
-        f"tokens than the prompt's. {advice}, or give a token id (answer_id)."
+        f"The {name} {quoted(text)} cannot follow the prompt {quoted(before)}: the tokenizer merges the two, which "
+        f"changes the prompt's tokens. {advice}, or give a token id (answer_id)."
     )

@@ -1,4 +1,4 @@
-"""From token ids to text for people: of single tokens, of several together, and of a prompt's tokens."""
+"""Turning token ids into readable text: single tokens, consecutive tokens, and labels for a prompt's tokens."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _PRINTED = (range(0x21, 0x7F), range(0xA1, 0xAD), range(0xAE, 0x100))
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """From the characters that stand for bytes in the vocabularies of byte-level tokenizers (GPT-2's) to the bytes."""
+    """Return the byte for each character of the byte-level alphabet, which byte-level tokenizers (GPT-2's) use."""
     printed = [byte for part in _PRINTED for byte in part]
     others = (byte for byte in range(256) if byte not in printed)
     return {**{chr(byte): byte for byte in printed}, **{chr(256 + n): byte for n, byte in enumerate(others)}}
@@ -24,13 +24,13 @@ _BYTES = _byte_alphabet()
 def decode_together(tokenizer: Any, ids: Sequence[int]) -> str:
     r"""Return the text of consecutive tokens, which may share characters.
 
-    Bytes of a character that is not complete are written as \xe6; a token that the tokenizer does not have, which a
-    vocabulary padded beyond the tokenizer's has, as <id 50300>.
+    The bytes of an incomplete character are written like \xe6. A token id that the tokenizer does not have is written
+    like <id 50300>; there are such ids if the model's vocabulary is padded.
     """
     parts: list[str] = []
     start = 0
     while start < len(ids):
-        # As many tokens as make up a text: the whole of them, but for incomplete characters.
+        # The most tokens that decode to a complete text: all of them, unless characters are incomplete.
         ends = range(len(ids), start, -1)
         found = next(((end, text) for end in ends if (text := _text(tokenizer, ids[start:end]))), None)
         end, text = found or (start + 1, _name(tokenizer, ids[start]))
@@ -40,12 +40,15 @@ def decode_together(tokenizer: Any, ids: Sequence[int]) -> str:
 
 
 def token_text(tokenizer: Any, token_id: int) -> str:
-    """Return the text of a token by itself; see `decode_together` for tokens that have none."""
+    """Return the text of a single token. `decode_together` says how tokens without a text are written."""
     return decode_together(tokenizer, (token_id,))
 
 
 def token_labels(tokenizer: Any, ids: Sequence[int], text: str, spans: Sequence[Span]) -> tuple[str, ...]:
-    """Return a label for each token of a text: its text, or the character that it is a part of and which part."""
+    """Return a label for each token of a text.
+
+    A label is the token's text, or "é[1/2]" for a token that is the first of two parts of one character.
+    """
     labels = []
     for i, token_id in enumerate(ids):
         label = _text(tokenizer, [token_id])
@@ -60,7 +63,7 @@ def token_labels(tokenizer: Any, ids: Sequence[int], text: str, spans: Sequence[
 
 
 def _text(tokenizer: Any, ids: Sequence[int]) -> str | None:
-    """The text of tokens, or None where they have none or end within a character."""
+    """Return the text of tokens, or None if they have no text or end within a character."""
     if None in tokenizer.convert_ids_to_tokens(list(ids)):
         return None
     text: str = tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
@@ -68,7 +71,7 @@ def _text(tokenizer: Any, ids: Sequence[int]) -> str | None:
 
 
 def _name(tokenizer: Any, token_id: int) -> str:
-    """What a token without a text of its own is called."""
+    """Return the name of a token that has no text."""
     name = tokenizer.convert_ids_to_tokens([token_id])[0]
     if name is None:
         return f"<id {token_id}>"

@@ -1,4 +1,4 @@
-"""From text to token ids and the characters that each token covers, by any Hugging Face tokenizer."""
+"""Tokenizing a text with any Hugging Face tokenizer: token ids, and the characters that each token covers."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from causal_tracer.arguments import shown
 from causal_tracer.errors import PromptError, TokenizerError
 
 Span = tuple[int, int]
-"""The characters [start, end) of a text."""
+"""A range of characters of a text: the first, and one past the last."""
 
-# Messages quote prompts, which may be long: the ends are enough.
+# Messages quote prompts, which may be long, so their middle is left out.
 quoted = shown
 
 
 @dataclass(frozen=True)
 class EncodedText:
-    """A text's tokens.
+    """The tokens of a text.
 
     Attributes:
-        ids: Token ids, with the special tokens that the tokenizer puts before the text and without those after it.
-        added: The special tokens that the tokenizer put before the text, such as a BOS.
-        appended: The special tokens that it put after the text, such as an EOS; a model goes on before them.
+        ids: Token ids, including the special tokens that the tokenizer adds before the text but not those after it.
+        added: The special tokens that the tokenizer adds before the text, such as a BOS.
+        appended: The special tokens that it adds after the text, such as an EOS. They are not given to the model.
     """
 
     ids: tuple[int, ...]
@@ -36,7 +36,7 @@ def check_text(name: str, value: Any, error: type[PromptError] = PromptError) ->
     """Return the value if it is a text that a tokenizer can encode.
 
     Args:
-        name: What messages call it.
+        name: The value's name in messages.
         value: The value.
         error: The class of the exception.
 
@@ -47,7 +47,7 @@ def check_text(name: str, value: Any, error: type[PromptError] = PromptError) ->
         raise error(f"The {name} must be a text (given: {quoted(value)}).")
     if any("\ud800" <= character <= "\udfff" for character in value):
         raise error(
-            f"The {name} has half a character in it, a lone surrogate (given: {quoted(value)}). Type or paste it again."
+            f"The {name} contains half a character, a lone surrogate (given: {quoted(value)}). Type or paste it again."
         )
     return value
 
@@ -75,23 +75,21 @@ def encode_with_spans(tokenizer: Any, text: str, special_tokens: bool = True) ->
     """
     encoded, offsets = _encode(tokenizer, text, special_tokens)
     if not encoded.ids:
-        raise PromptError(
-            f"The tokenizer makes no tokens of {quoted(text)}. Give a text that the model can go on from."
-        )
+        raise PromptError(f"The tokenizer makes no tokens of {quoted(text)}. Give a text that the model can continue.")
     if offsets is None:
         spans = _spans_by_decoding(tokenizer, encoded.ids, text, special_tokens)
     else:
         spans = tuple((int(a), int(b)) for a, b in offsets[: len(encoded.ids)])
     if any(a < 0 or b < a or b > len(text) for a, b in spans):
         raise TokenizerError(
-            f"{type(tokenizer).__name__} gave character offsets outside the prompt {quoted(text)}; the "
-            "subject's tokens cannot be found with it."
+            f"{type(tokenizer).__name__} gave character offsets outside the prompt {quoted(text)}, so the subject's "
+            "tokens cannot be found. Use the model's own fast tokenizer (use_fast=True)."
         )
     return encoded, spans
 
 
 def _encode(tokenizer: Any, text: str, special_tokens: bool) -> tuple[EncodedText, Sequence[Span] | None]:
-    """The tokens, and the offsets of all tokens where the tokenizer knows them."""
+    """Return the tokens, and the character offsets of all tokens, or None if the tokenizer does not give offsets."""
     if not callable(tokenizer):
         raise TokenizerError(
             f"The tokenizer must be a Hugging Face tokenizer (given: {quoted(tokenizer)}). Give the one that belongs "
@@ -106,7 +104,7 @@ def _encode(tokenizer: Any, text: str, special_tokens: bool) -> tuple[EncodedTex
             verbose=False,
         )
         ids = tuple(int(i) for i in output["input_ids"])
-        # Of tokens that stand in the text the mask is 0, special or not.
+        # The mask is 0 for all tokens that come from the text, even special ones.
         own = [place for place, special in enumerate(output["special_tokens_mask"]) if not special]
         start, end = (own[0], own[-1] + 1) if own else (len(ids), len(ids))
         return EncodedText(ids[:end], ids[:start], ids[end:]), output["offset_mapping"]
@@ -125,7 +123,7 @@ def _plain_ids(tokenizer: Any, text: str, special_tokens: bool) -> tuple[int, ..
 
 
 def _spans_by_decoding(tokenizer: Any, ids: Sequence[int], text: str, special_added: bool) -> tuple[Span, ...]:
-    """Spans for tokenizers without offsets: how far the decoded text reaches with each token more."""
+    """Find each token's span for a tokenizer without offsets, by decoding one token more at a time."""
     special = set(tokenizer.all_special_ids) if special_added else set()
 
     def decoded(count: int) -> str:
@@ -137,26 +135,25 @@ def _spans_by_decoding(tokenizer: Any, ids: Sequence[int], text: str, special_ad
     whole = decoded(len(ids))
     shift = len(whole) - len(text)
     if not whole.endswith(text) or whole[:shift].strip():
-        raise TokenizerError(_unlike(tokenizer, whole, text))
+        raise TokenizerError(_decoding_mismatch(tokenizer, whole, text))
     spans: list[Span] = []
     complete = 0
     for i, token_id in enumerate(ids):
         reached = decoded(i + 1)
-        start, complete = complete, max(complete, _shared_start(reached, whole) - shift)
-        # An unfinished character decodes to a replacement mark that the whole text does not have: all its tokens
-        # cover it.
+        start, complete = complete, max(complete, _common_prefix_length(reached, whole) - shift)
+        # An incomplete character decodes to a replacement character. All tokens of the character cover it.
         end = complete if whole.startswith(reached) else min(len(text), complete + 1)
         spans.append((0, 0) if token_id in special else (start, end))
     return tuple(spans)
 
 
-def _unlike(tokenizer: Any, whole: str, text: str) -> str:
+def _decoding_mismatch(tokenizer: Any, whole: str, text: str) -> str:
     for form in ("NFC", "NFD", "NFKC", "NFKD"):
         if whole.strip() == unicodedata.normalize(form, text).strip():
             return (
-                f"{type(tokenizer).__name__} has no character offsets and writes text in the Unicode normalisation "
-                f"{form}, which {quoted(text)} is not in. Give the prompt in {form} "
-                f"(unicodedata.normalize({form!r}, prompt)), or use the fast tokenizer (use_fast=True)."
+                f"{type(tokenizer).__name__} has no character offsets and changes the text {quoted(text)} to the "
+                f"Unicode normal form {form}. Give the prompt in {form} (unicodedata.normalize({form!r}, prompt)), or "
+                "use the fast tokenizer (use_fast=True)."
             )
     return (
         f"{type(tokenizer).__name__} has no character offsets, and decoding its tokens gives {quoted(whole)} for "
@@ -164,7 +161,7 @@ def _unlike(tokenizer: Any, whole: str, text: str) -> str:
     )
 
 
-def _shared_start(one: str, other: str) -> int:
-    """How many characters two texts have in common at their start."""
+def _common_prefix_length(one: str, other: str) -> int:
+    """Return how many characters two texts have in common at their start."""
     differing = (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
     return next(differing, min(len(one), len(other)))

@@ -1,4 +1,4 @@
-"""Prompts: a text with its token ids, its subject's tokens, and labels for all of them."""
+"""Prompts: tokenizing a text and locating its subject's tokens."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ from typing import Any
 from causal_tracer.errors import PromptError, SubjectError, TokenizerError
 from causal_tracer.prompts.decoding import decode_together, token_labels
 from causal_tracer.prompts.encoding import EncodedText, Span, check_text, encode_with_spans, quoted
-from causal_tracer.prompts.subject import Occurrence, chosen_occurrence, guess_subject, not_found, occurrences
+from causal_tracer.prompts.subject import (
+    Occurrence,
+    chosen_occurrence,
+    guess_subject,
+    occurrences,
+    subject_not_found_message,
+)
 
 
 @dataclass(frozen=True)
@@ -17,15 +23,15 @@ class Prompt:
 
     Attributes:
         text: The prompt as given.
-        input_ids: Its token ids, special tokens included, but for those that the tokenizer puts after a text.
-        tokens: One label per token; tokens that are parts of one character say which part.
-        subject: The subject as it stands in the text.
-        subject_range: First token of the subject, and one past its last.
-        subject_guessed: Whether the subject was guessed rather than given.
+        input_ids: The token ids. Special tokens before the text are included, those after it are not.
+        tokens: One label per token (`token_labels`).
+        subject: The subject as it is written in the text.
+        subject_range: The subject's first token, and one past its last.
+        subject_guessed: Whether the subject was guessed, not given.
         subject_count: How often the subject occurs in the prompt.
-        subject_start: Where in the text the subject begins, in characters.
-        special_tokens: Whether the tokenizer added its special tokens; False where the text has them already.
-        notes: What a reader of the prompt's results has to know, such as a BOS that is there twice.
+        subject_start: The index in the text of the subject's first character.
+        special_tokens: Whether the tokenizer added its special tokens. False if the text contains them already.
+        notes: Notes for readers of the results, such as that the prompt has two BOS tokens.
     """
 
     text: str
@@ -40,7 +46,7 @@ class Prompt:
     notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
-        """Number of tokens."""
+        """Return the number of tokens."""
         return len(self.input_ids)
 
 
@@ -58,29 +64,29 @@ def make_prompt(
     Args:
         tokenizer: A Hugging Face tokenizer; it is not changed.
         text: The prompt.
-        subject: A part of the prompt; None guesses it (`guess_subject`).
-        occurrence: Which one is meant where the subject occurs more than once. ROME's code takes the first,
+        subject: A part of the prompt. None guesses it (`guess_subject`).
+        occurrence: Which occurrence is used if the subject occurs more than once. ROME's code uses the first,
             causal-tracer 1.1.0 the last.
         context_length: The longest prompt that the model takes, in tokens.
-        vocab_size: Number of tokens that the model knows.
+        vocab_size: The size of the model's vocabulary.
 
     Raises:
-        PromptError: The prompt is empty, not a text, or longer than `context_length`, or has ids that the model does
-            not know.
+        PromptError: The prompt is empty, not a text, or longer than `context_length`, or has ids of `vocab_size` or
+            more.
         SubjectError: The subject is empty, not a text or not in the prompt, or none could be guessed.
         TokenizerError: Tokens cannot be aligned with the prompt's characters.
     """
     if not isinstance(text, str) or not text.strip():
-        raise PromptError(f"The prompt is empty (given: {quoted(text)}). Give a text that the model can go on from.")
+        raise PromptError(f"The prompt is empty (given: {quoted(text)}). Give a text that the model can continue.")
     check_text("prompt", text)
     guessed = subject is None
     subject = guess_subject(text) if subject is None else check_text("subject", subject, SubjectError).strip()
     if not subject:
-        raise SubjectError("The subject is empty. Give a part of the prompt, or None to have it guessed.")
+        raise SubjectError("The subject is empty. Give a part of the prompt, or None to guess the subject.")
     places = occurrences(text, subject)
     if not places:
-        raise SubjectError(not_found(text, subject))
-    return prompt_at(
+        raise SubjectError(subject_not_found_message(text, subject))
+    return make_prompt_at(
         tokenizer,
         text,
         chosen_occurrence(places, occurrence),
@@ -91,7 +97,7 @@ def make_prompt(
     )
 
 
-def prompt_at(
+def make_prompt_at(
     tokenizer: Any,
     text: str,
     place: Span,
@@ -103,14 +109,15 @@ def prompt_at(
     special_tokens: bool = True,
     notes: tuple[str, ...] = (),
 ) -> Prompt:
-    """Tokenize a text whose subject is known by its place.
+    """Tokenize a text whose subject is at a known place.
 
     Args:
         tokenizer, text, context_length, vocab_size: As in `make_prompt`.
-        place: The subject's characters.
+        place: The span of the subject in the text.
         subject_guessed, subject_count: As in `Prompt`.
-        special_tokens: Whether the tokenizer adds its own, such as a BOS; False where the text has them already.
-        notes: Notes to begin the prompt's with.
+        special_tokens: Whether the tokenizer adds its special tokens, such as a BOS. False if the text contains them
+            already.
+        notes: The first notes of the prompt.
 
     Raises:
         PromptError, TokenizerError: As in `make_prompt`.
@@ -123,14 +130,15 @@ def prompt_at(
         )
     if vocab_size is not None and max(ids) >= vocab_size:
         raise PromptError(
-            f"The tokenizer gave token id {max(ids)}, and the model knows ids below {vocab_size}. Use the tokenizer "
-            "that belongs to the model."
+            f"The tokenizer gave token id {max(ids)}, and the model only knows ids below {vocab_size}. Use the "
+            "tokenizer that belongs to the model."
         )
     start, end = place
     covered = [i for i, (a, b) in enumerate(spans) if a < end and b > start]
     if not covered:
         raise TokenizerError(
-            f"No token of the prompt covers the subject {quoted(text[start:end])}: the tokenizer drops it."
+            f"No token of the prompt covers the subject {quoted(text[start:end])}: the tokenizer drops it. Choose "
+            "another subject, or another tokenizer."
         )
     return Prompt(
         text=text,
@@ -146,8 +154,8 @@ def prompt_at(
     )
 
 
-def doubled_note(token: str, whose: str) -> str:
-    """Return what to tell somebody who typed a special token that is put before the prompt anyway."""
+def duplicate_token_note(token: str, whose: str) -> str:
+    """Return the note for a text that contains a special token which the tokenizer or template adds anyway."""
     return (
         f"{token} is in the text, and {whose} adds it too, so the model reads it twice and its answers change. Remove "
         f"{token} from the text."
@@ -157,13 +165,13 @@ def doubled_note(token: str, whose: str) -> str:
 def _notes_of_special_tokens(tokenizer: Any, encoded: EncodedText) -> list[str]:
     typed = encoded.ids[len(encoded.added) :]
     notes = [
-        doubled_note(decode_together(tokenizer, [token]), "the tokenizer")
+        duplicate_token_note(decode_together(tokenizer, [token]), "the tokenizer")
         for token in dict.fromkeys(encoded.added)
         if token in typed
     ]
     if encoded.appended:
         notes.append(
-            f"The tokenizer ends every text with {decode_together(tokenizer, encoded.appended)}. The prompt is read "
-            "before it."
+            f"The tokenizer adds {decode_together(tokenizer, encoded.appended)} after every text. The prompt is read "
+            "without it."
         )
     return notes

@@ -1,4 +1,4 @@
-"""A prompt's subject: where a given one stands in the text, and which one is guessed if none is given."""
+"""A prompt's subject: finding a given subject in the text, or guessing it from the capital letters."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ from causal_tracer.prompts.encoding import Span, quoted
 
 Occurrence = Literal["first", "last"]
 
-# Words that open a sentence or a question with a capital without belonging to a name.
+# Words that have a capital at the start of a sentence or question, without being part of a name.
 _OPENERS = frozenset(
     (
         "a an and are as at by can did do does for from how if in is it its of on or our that the their there "
         "these this those to was were what when where which who whom whose why will with your"
     ).split()
 )
-# Small words that may stand inside a name.
+# Lower-case words that may be part of a name.
 _JOINERS = frozenset("al and bin d da de del della der des di du for ibn la le of the to van von y".split())
 _ARTICLES = frozenset({"the", "a", "an"})
 
 
 def occurrences(text: str, subject: str, start: int = 0, end: int | None = None) -> tuple[Span, ...]:
-    """Return where a subject stands in text[start:end], the first first; the places may overlap.
+    """Return the spans of a subject in text[start:end], in order. Spans may overlap.
 
-    Where it is not there as it is written, texts that Unicode holds to be equal count too: é as one character (NFC)
-    and as e with an accent (NFD).
+    If the subject is not found exactly as written, canonically equivalent texts are found: é as one character (NFC) and
+    as e with a combining accent (NFD).
     """
     part = text[start:end]
     found = [(m.start(), m.start() + len(subject)) for m in re.finditer(f"(?={re.escape(subject)})", part)]
     if not subject or not found:
-        found = _equivalent(part, subject) if subject else []
+        found = _equivalent_spans(part, subject) if subject else []
     return tuple((start + a, start + b) for a, b in found)
 
 
-def _equivalent(text: str, subject: str) -> list[Span]:
-    """Where texts canonically equivalent to the subject stand: whole characters, with all their combining marks."""
+def _equivalent_spans(text: str, subject: str) -> list[Span]:
+    """Return the spans canonically equivalent to the subject: whole characters, with all their combining marks."""
     if text.isascii() and subject.isascii():
         return []
     wanted = unicodedata.normalize("NFD", subject)
@@ -47,7 +47,7 @@ def _equivalent(text: str, subject: str) -> list[Span]:
         start, end = match.start(), match.start() + len(wanted)
         before = sources[start - 1] if start else -1
         after = sources[end] if end < len(sources) else len(text)
-        # Marks of one character may change places, so all its sources have to be inside.
+        # NFD may reorder the marks of one character, so all characters they come from must be inside.
         inside = sources[start:end]
         cut = before in inside or after in inside
         if not cut and not (end < len(characters) and unicodedata.combining(characters[end])):
@@ -56,7 +56,7 @@ def _equivalent(text: str, subject: str) -> list[Span]:
 
 
 def _decomposed(text: str) -> tuple[str, list[int]]:
-    """A text in NFD, and for each of its characters the place of the one in the text that it comes from."""
+    """Return a text in NFD, and for each of its characters the index of the character in the text it comes from."""
     pairs = [(part, i) for i, character in enumerate(text) for part in unicodedata.normalize("NFD", character)]
     ordered: list[tuple[str, int]] = []
     for pair in pairs:
@@ -69,7 +69,7 @@ def _decomposed(text: str) -> tuple[str, list[int]]:
 
 
 def chosen_occurrence(places: tuple[Span, ...], occurrence: Occurrence) -> Span:
-    """Return the first or the last of the places.
+    """Return the first or the last of some spans.
 
     Raises:
         SettingsError: `occurrence` is neither "first" nor "last".
@@ -79,14 +79,14 @@ def chosen_occurrence(places: tuple[Span, ...], occurrence: Occurrence) -> Span:
     return places[0] if occurrence == "first" else places[-1]
 
 
-def with_another_subject(text: str, subject: str | None, occurrence: Occurrence, other: str) -> str:
-    """Return a text with another subject in the place of its own.
+def replace_subject(text: str, subject: str | None, occurrence: Occurrence, other: str) -> str:
+    """Return a text with its subject replaced by another one.
 
     Args:
         text: The text.
-        subject: Its subject; None has it guessed.
-        occurrence: Which occurrence of it is replaced.
-        other: What takes its place.
+        subject: The subject to replace. None guesses it.
+        occurrence: Which occurrence of the subject is replaced.
+        other: The new subject.
 
     Raises:
         SubjectError: The subject is not in the text, or none could be guessed.
@@ -94,28 +94,28 @@ def with_another_subject(text: str, subject: str | None, occurrence: Occurrence,
     own = guess_subject(text) if subject is None else subject
     places = occurrences(text, own)
     if not places:
-        raise SubjectError(not_found(text, own))
+        raise SubjectError(subject_not_found_message(text, own))
     start, end = chosen_occurrence(places, occurrence)
     return text[:start] + other + text[end:]
 
 
-def not_found(text: str, subject: str) -> str:
-    """Return what to tell somebody whose subject is not in the prompt."""
+def subject_not_found_message(text: str, subject: str) -> str:
+    """Return the error message for a subject that is not in the prompt."""
     message = f"The subject {quoted(subject)} is not in the prompt {quoted(text)}."
     if found := re.search(re.escape(subject), text, re.IGNORECASE):
-        return f"{message} It has {found[0]!r}; write it the same way, capitals included."
-    return f"{message} Give a part of the prompt exactly as it stands there."
+        return f"{message} The prompt has {found[0]!r}: write the subject in the same way, capitals included."
+    return f"{message} Give a part of the prompt, exactly as it is written there."
 
 
 def guess_subject(text: str) -> str:
-    """The first run of words that looks like a name: words with a capital, and what joins them.
+    """Return a prompt's subject: the first run of words that looks like a name.
 
-    Small words may stand inside a name ("Kingdom of the Netherlands"), numbers in it or at the start of the text
-    ("2005 Tour de France"). Words that only open a sentence ("In", "Where") are no part of one, but for an article
-    right before it ("The Space Needle").
+    A name consists of capitalised words. Some lower-case words may join them ("Kingdom of the Netherlands"). Numbers
+    may be inside the name or start the text ("2005 Tour de France"). Words that have a capital only because they start
+    a sentence ("In", "Where") are not part of the name, except an article right before it ("The Space Needle").
 
     Raises:
-        SubjectError: The text has no such run.
+        SubjectError: The text has no capitalised name.
     """
     if not isinstance(text, str):
         raise SubjectError(f"The prompt must be a text (given: {quoted(text)}).")
@@ -141,15 +141,15 @@ def guess_subject(text: str) -> str:
             run = run[1:]
         if any(word[0] != word[0].lower() for word in run):
             end = run[-1].end()
-            # An abbreviation keeps its last dot: "F.C."
+            # An abbreviation keeps its last dot, as in "F.C."
             end += "." in run[-1][0] and text[end : end + 1] == "."
             return re.sub(r"['’]s$", "", text[run[0].start() : end])
     raise SubjectError(
-        f"No subject could be guessed in {quoted(text)}: it has no capitalised name. Give the subject, as it "
-        "stands in the prompt."
+        f"No subject could be guessed in {quoted(text)}: the text has no capitalised name. Give the subject, exactly "
+        "as it is written in the prompt."
     )
 
 
 def _adjoins(word: str, gap: str) -> bool:
-    """Whether a name may go on over this gap after this word; a dot may follow an initial."""
+    """Check whether a name may continue over this gap after this word. A dot may follow an initial."""
     return gap.strip() in ("", "&", "'", "’") or (gap.strip() == "." and len(word) <= 2)

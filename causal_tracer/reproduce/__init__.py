@@ -1,1 +1,1 @@
-"""Reproductions: a paper's experiment run as it was, and held against the numbers that the paper gives."""
+"""Reproductions: a paper's experiment run with the paper's settings, and compared with the published numbers."""

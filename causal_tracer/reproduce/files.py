@@ -1,4 +1,4 @@
-"""The files of a reproduction: its figures with the verdict as a page, and the verdict and the averages as JSON."""
+"""The files of a reproduction: a page with figures and verdict, and JSON files with the verdict and the averages."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 def write_verdict(
     folder: Path, title: str, verdict: Verdict, figures: Mapping[str, go.Figure], made: Mapping[str, Any]
 ) -> None:
-    """Write figure.html and verdict.json.
+    """Write figure.html and verdict.json into a folder.
 
     Args:
-        folder: Where to; made if needed.
+        folder: The folder, created if missing.
         title: The page's title.
         verdict: The verdict.
-        figures: The figures by their captions.
-        made: How the numbers were made, as JSON types.
+        figures: The figures by caption.
+        made: The settings behind the numbers, as JSON types.
 
     Raises:
         ExportError: A file could not be written.
@@ -52,8 +52,8 @@ def write_means(path: Path, rows: Mapping[str, tuple[str, ...]], means: Mapping[
 
     Args:
         path: The file.
-        rows: For each map or curve, what its rows are; none for a single curve.
-        means: The means [rows, layers] or [layers], by the same names.
+        rows: The row names of each map; empty for a curve.
+        means: The means of each map [rows, layers] or curve [layers], by the same names.
 
     Raises:
         ExportError: The file could not be written.

@@ -1,4 +1,4 @@
-"""The published numbers that reproductions are compared with, each with its source. Data only, no computation.
+"""The published numbers that reproductions are compared with, each with its source. This module has only data.
 
 Meng et al. 2022 is arXiv 2202.05262 (ROME), Geva et al. 2023 is arXiv 2304.14767. Both used GPT-2 XL.
 """
@@ -14,23 +14,23 @@ PAPER_MODEL = "openai-community/gpt2-xl"
 """The hub id of the papers' model."""
 
 PAPER_CLASS, PAPER_LAYERS = "GPT2LMHeadModel", 48
-"""What tells GPT-2 XL from the other models: no other GPT-2 has as many layers."""
+"""The class and the number of layers that identify GPT-2 XL: no other GPT-2 has 48 layers."""
 
 PAPER_FACTS = 1209
 """The number of facts in ROME's `known_1000.json`."""
 
 PAPER_FACTS_DIGEST = "19be00b594bf43b068879e32c542d2dc0d41d13885f065fda22d61c161152293"
-"""What `study.facts.facts_digest` gives for that file."""
+"""The `study.facts.facts_digest` of that file."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a number was published, and how far a measured one may be from it.
+    """A source of published numbers, with the tolerance for measured ones.
 
     Attributes:
-        name: A few words for tables.
-        text: The source in full.
-        tolerance: The largest difference that agrees with it, in the unit of its numbers.
+        name: A short name for tables.
+        text: The full reference.
+        tolerance: The largest difference that counts as agreement, in the unit of the numbers.
     """
 
     name: str
@@ -51,7 +51,7 @@ REPLICATION = Source(
 
 @dataclass(frozen=True)
 class RunScore:
-    """P(Seattle) in the clean run, or its mean in the corrupted runs."""
+    """The published P(Seattle) in the clean run, or its mean over the corrupted runs."""
 
     run: Literal["clean", "corrupted"]
     value: float
@@ -60,7 +60,7 @@ class RunScore:
 
 @dataclass(frozen=True)
 class CellScore:
-    """P(Seattle) in one cell of a map: token, and layer or centre of the window."""
+    """The published P(Seattle) of one cell of a map. `layer` is the centre of the window in maps with windows."""
 
     kind: LayerKind
     token: int
@@ -71,7 +71,7 @@ class CellScore:
 
 @dataclass(frozen=True)
 class AboveHalf:
-    """The layers in which a token's scores are above 0.5, and no others."""
+    """The published set of all layers in which a token's scores are above 0.5."""
 
     kind: LayerKind
     token: int
@@ -81,7 +81,7 @@ class AboveHalf:
 
 @dataclass(frozen=True)
 class Peak:
-    """The layer of a token's largest score; with `of_map`, it is also the largest score of the whole map."""
+    """The published layer of a token's largest score. With `of_map` it is the largest score of the whole map."""
 
     kind: LayerKind
     token: int
@@ -93,7 +93,7 @@ class Peak:
 FIGURE_1_PROMPT, FIGURE_1_SUBJECT, FIGURE_1_ANSWER = "The Space Needle is in downtown", "The Space Needle", " Seattle"
 FIGURE_1_TOKENS = ("The", " Space", " Need", "le", " is", " in", " downtown")
 FIGURE_1_NOISE = 0.1
-"""The default of ROME's code, which the figure was drawn with; the paper's text has three standard deviations."""
+"""The default noise level of ROME's code, used for the figure. The paper's text has three standard deviations."""
 FIGURE_1_SEED, FIGURE_1_SAMPLES, FIGURE_1_WINDOW = 1, 10, 10
 
 _NEED, _LE, _DOWNTOWN = 2, 3, 6
@@ -135,16 +135,16 @@ AVERAGES_SAMPLES = 10
 
 @dataclass(frozen=True)
 class Average:
-    """A mean over facts, in per cent.
+    """A published mean over facts, in per cent.
 
     Attributes:
-        quantity: "ATE"; the mean probability in the "clean" or "corrupted" run; "AIE"; "P", the mean probability where
-            a map restores; or "P, own best", with each fact's own best layer.
+        quantity: "ATE"; "clean" or "corrupted", the mean probability in this run; "AIE"; "P", the mean probability in
+            the restored runs at one layer; or "P, own best", the same at each fact's own best layer.
         value: The published number.
-        source: Where it stands.
-        kind: The map, for the last three.
-        role: Its token role.
-        layer: Its layer; None takes that of the largest AIE.
+        source: The source of the number.
+        kind: The kind of the map, for the last three quantities.
+        role: The token role, for the last three quantities.
+        layer: The layer; None takes the layer of the largest AIE.
     """
 
     quantity: Literal["ATE", "clean", "corrupted", "AIE", "P", "P, own best"]
@@ -155,7 +155,7 @@ class Average:
     layer: int | None = None
 
 
-# The paper rounds to 0.1 points; how it orders and filters facts may move the rest.
+# The paper rounds to 0.1 points. The rest of the tolerance is for its order and filter of facts.
 _SECTION_2 = Source("section 2.2", "Meng et al. 2022, section 2.2", 0.5)
 _APPENDIX_B1 = Source("appendix B.1", "Meng et al. 2022, appendix B.1", 0.5)
 _APPENDIX_B2 = Source("appendix B.2", "Meng et al. 2022, appendix B.2", 0.5)
@@ -177,7 +177,7 @@ AVERAGES: tuple[Average, ...] = (
 
 @dataclass(frozen=True)
 class Order:
-    """Two spans whose curves have their lowest points in this order: `first` at an earlier layer than `second`."""
+    """A published order of two spans: the curve of `first` has its lowest point at an earlier layer than `second`."""
 
     first: str
     second: str
@@ -191,4 +191,4 @@ RECALL: tuple[Order, ...] = (
         Source("abstract", "Geva et al. 2023, abstract: first the relation's positions, then the subject's", 0.0),
     ),
 )
-"""What the paper says in words. Its curves are a figure without a table, so there is no number to compare."""
+"""The order that the paper states in words. It shows its curves without a table, so no numbers can be compared."""

@@ -1,8 +1,9 @@
-"""ROME's averages over facts: total effect, indirect effects at the tokens of its Figures 2 and 7, probabilities.
+"""ROME's averages over facts: total effect, indirect effects as in its Figures 2 and 7, and probabilities.
+
+The study has noise of three standard deviations of the subjects' embeddings, the same noise for each fact, and windows
+of 10 layers. It is the same as
 
     causal-tracer study --samples 10 --one-seed --noise subjects --no-severed --no-placebo
-
-is the study: noise of three standard deviations of the facts' subjects, the same draws for each fact, windows of 10.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ def averages_settings(samples: int = AVERAGES_SAMPLES, **own: Any) -> StudySetti
     """Return the settings of the study.
 
     Args:
-        samples: Noise samples of each fact; the paper has 10.
-        own: The study's model, facts with their digest, revision and dtype, as in `StudySettings`.
+        samples: Number of noise samples of each fact; 10 in the paper.
+        own: The fields `model`, `facts`, `facts_digest`, `revision` and `dtype` of `StudySettings`.
     """
     return StudySettings(
         request=TraceRequest("", noise="subjects", samples=samples),
@@ -49,7 +50,7 @@ def _check(entry: Average, effects: StudyEffects) -> Check:
 
 
 def _percent(entry: Average, effects: StudyEffects) -> float:
-    """Return what a published average is in a study, in per cent; NaN for a layer that the model lacks."""
+    """Return a study's value of a published average, in per cent; NaN for a layer that the model does not have."""
     if entry.quantity == "ATE":
         return 100 * float(effects.total_effect.mean())
     if entry.quantity in ("clean", "corrupted"):

@@ -1,7 +1,7 @@
-"""ROME's Figure 1, panels e to g: prompt, noise draw and windows as published, and its numbers compared.
+"""ROME's Figure 1, panels e to g, with the published prompt, noise and windows, and the comparison with its numbers.
 
-noise = 0.1 * numpy.random.RandomState(1).randn(10, 4, d_model)    what `corruption.GaussianNoise(0.1, 1)` draws
-window of centre c = layers c-5 ... c+4                            what `request.sites.window_layers` gives for 10
+Noise: 0.1 * numpy.random.RandomState(1).randn(10, 4, d_model), as `corruption.GaussianNoise(0.1, 1)` draws it.
+Window with centre c: layers c-5 to c+4, as `request.sites.window_layers` gives it for a window of 10.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 
 from causal_tracer.compat import Progress
-from causal_tracer.reproduce.paper_model import why_other_model
+from causal_tracer.reproduce.paper_model import model_mismatch
 from causal_tracer.reproduce.published import (
     FIGURE_1,
     FIGURE_1_ANSWER,
@@ -37,7 +37,7 @@ _HALF = 0.5
 
 
 def figure_request(noise: float | str = FIGURE_1_NOISE) -> TraceRequest:
-    """Return the figure's request; another noise level is for models whose embeddings have another scale."""
+    """Return the figure's request. Models whose embeddings have another scale need another noise level."""
     return TraceRequest(
         FIGURE_1_PROMPT,
         FIGURE_1_SUBJECT,
@@ -58,7 +58,7 @@ def figure_maps() -> dict[str, MapSpec]:
 def trace_figure(
     tracer: CausalTracer, noise: float | str = FIGURE_1_NOISE, progress: Progress | None = None
 ) -> dict[str, HiddenFlow]:
-    """Trace the three maps on a model, by kind."""
+    """Trace the three maps on a model, and return them by kind."""
     return tracer.trace_maps(figure_request(noise), figure_maps(), progress=progress)
 
 
@@ -70,15 +70,15 @@ def figure_verdict(flows: Mapping[str, HiddenFlow], model_class: str) -> Verdict
         model_class: The class of the model that they were traced on.
 
     Returns:
-        The verdict. For another model, noise level or dtype there is none. Where tokens or layers are not the
-        figure's, nothing is compared.
+        The comparison, without a verdict if the model, dtype, noise level or tokens are not the figure's. If the
+        tokens or the number of layers differ, it has no checks.
     """
     hidden = flows["hidden"]
     layers, settings = int(hidden.scores.shape[1]), hidden.settings
-    why = list(why_other_model(settings.model, model_class, layers, settings.dtype))
+    why = list(model_mismatch(settings.model, model_class, layers, settings.dtype))
     same_tokens = tuple(hidden.input_tokens) == FIGURE_1_TOKENS
     if not (why or same_tokens):
-        why.append(f"the prompt has the tokens {hidden.input_tokens}, and the figure's are {list(FIGURE_1_TOKENS)}")
+        why.append(f"the prompt's tokens are {hidden.input_tokens}, and the figure's are {list(FIGURE_1_TOKENS)}")
     if settings.noise != FIGURE_1_NOISE:
         why.append(f"the noise level is {settings.noise:g}, and the figure's is {FIGURE_1_NOISE:g}")
     comparable = same_tokens and layers == PAPER_LAYERS
@@ -107,7 +107,7 @@ def _peak_check(entry: Peak, place: str, flow: HiddenFlow) -> Check:
     at = int((flow.scores if entry.of_map else flow.scores[entry.token]).nan_to_num(-math.inf).argmax())
     token, layer = divmod(at, layers) if entry.of_map else (entry.token, at)
     what = f"{place}, largest of the map at" if entry.of_map else f"{place}, largest at"
-    # A peak at another token has no distance in layers.
+    # For a peak at another token, a distance in layers has no meaning.
     difference = float(abs(layer - entry.layer)) if token == entry.token else math.inf
     measured = str(layer) if token == entry.token else f"{layer} of {flow.input_tokens[token].strip()!r}"
     return Check(what, str(entry.layer), measured, difference, 0.0, "layers", entry.source)

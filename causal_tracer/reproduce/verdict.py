@@ -1,4 +1,4 @@
-"""The verdict of a reproduction: published and measured values, and whether each is within its tolerance."""
+"""The verdict of a reproduction: published and measured values, and whether they agree within the tolerance."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Literal
 from causal_tracer.reproduce.published import Source
 
 Unit = Literal["probability", "points", "layers"]
-"""Points are percentage points."""
+"""The unit of a check's difference; "points" are percentage points."""
 
 _HEADER = ("quantity", "source", "published", "measured", "difference", "tolerance", "verdict")
 _WITHOUT_VERDICT = 4
@@ -17,16 +17,16 @@ _WITHOUT_VERDICT = 4
 
 @dataclass(frozen=True)
 class Check:
-    """One published quantity and what was measured.
+    """The comparison of one published value with the measured one.
 
     Attributes:
-        quantity: What it is.
+        quantity: The name of the quantity.
         published: The published value, as text.
         measured: The measured value, as text.
-        difference: How far they are apart, in the unit; NaN where nothing was measured.
-        tolerance: The largest difference that agrees.
-        unit: The unit of both.
-        source: Where it was published.
+        difference: The absolute difference, in `unit`; NaN if nothing was measured.
+        tolerance: The largest difference that counts as agreement, in `unit`.
+        unit: The unit of difference and tolerance.
+        source: The source of the published value.
     """
 
     quantity: str
@@ -39,17 +39,17 @@ class Check:
 
     @property
     def passed(self) -> bool:
-        """Whether they agree; NaN does not."""
+        """Whether the values agree; False if the difference is NaN."""
         return self.difference <= self.tolerance
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a reproduction found.
+    """The outcome of a reproduction.
 
     Attributes:
         checks: The comparisons that could be made.
-        why_none: Why they give no verdict, such as another model than the paper's; empty where they do.
+        why_none: The reasons why there is no verdict, such as another model than the paper's; empty if there is one.
     """
 
     checks: tuple[Check, ...]
@@ -57,14 +57,14 @@ class Verdict:
 
     @property
     def state(self) -> Literal["PASS", "FAIL", "no verdict"]:
-        """PASS where all checks agree, FAIL where one does not or there is none."""
+        """The state: "PASS" if all checks agree, "FAIL" if not or without checks, "no verdict" with `why_none`."""
         if self.why_none:
             return "no verdict"
         return "PASS" if self.checks and all(check.passed for check in self.checks) else "FAIL"
 
     @property
     def largest(self) -> Check | None:
-        """The check of a value (not of a layer) with the largest difference; None where no value was measured."""
+        """The check of a value (not of a layer) with the largest difference; None if no value was measured."""
         values = [check for check in self.checks if check.unit != "layers" and math.isfinite(check.difference)]
         return max(values, key=lambda check: check.difference, default=None)
 
@@ -81,12 +81,12 @@ class Verdict:
         return f"{self.state}: {agree} of {len(self.checks)} checks agree{not_met}{where}"
 
     def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-        """Return header and rows as text; without a verdict, published and measured values alone."""
+        """Return the header and the rows of the checks. Without a verdict only the first columns are there."""
         columns = _WITHOUT_VERDICT if self.why_none else len(_HEADER)
         return _HEADER[:columns], [_row(check)[:columns] for check in self.checks]
 
     def text(self) -> str:
-        """Return the table in aligned columns, where there is one, and the verdict as the last line."""
+        """Return the table of checks in aligned columns, if there are any, and the verdict as the last line."""
         if not self.checks:
             return self.line
         header, rows = self.table()
@@ -97,7 +97,7 @@ class Verdict:
         return "\n".join([*(line.rstrip() for line in lines), "", self.line])
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the verdict as JSON types; null stands for a difference that is not finite."""
+        """Return the verdict as JSON types. A difference that is not finite is null."""
         checks = [
             asdict(check) | {"source": check.source.text, "passed": None if self.why_none else check.passed}
             for check in self.checks
@@ -116,7 +116,7 @@ class Verdict:
 def value_check(
     quantity: str, published: float, measured: float, source: Source, unit: Literal["probability", "points"]
 ) -> Check:
-    """Return the check of a number: their difference is the absolute one."""
+    """Return the check of a number, with the absolute difference."""
     written = _probability if unit == "probability" else _points
     difference = abs(measured - published)
     return Check(quantity, written(published), written(measured), difference, source.tolerance, unit, source)

@@ -1,1 +1,1 @@
-"""What is asked for: the records of a request, and the checks of their values."""
+"""The records of a request, and the checks of their fields."""

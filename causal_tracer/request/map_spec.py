@@ -1,4 +1,4 @@
-"""One map of a request: what is restored or blocked, in which layers and at which tokens."""
+"""`MapSpec`: one map of a request, with the activations restored or attention blocked, the layers and the tokens."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pydantic import Field
 from causal_tracer import arguments
 from causal_tracer.arguments import flag, optional, several
 from causal_tracer.errors import SettingsError
-from causal_tracer.request.record import Check, one_of, record, whole
+from causal_tracer.request.record import Check, integer, one_of, record
 from causal_tracer.request.sites import SITES, LayerKind, SiteName, require_kind, require_site
 
 Source = Literal["clean", "placebo", "zero", "mean"]
-"""The prompt's own run, that of the placebo, zero, or the mean over prompts."""
+"""The source of activations: the prompt's own run, the placebo's run, zero, or the mean over prompts."""
 
 ABLATIONS: tuple[Source, ...] = ("zero", "mean")
-"""Sources that are no run: what is set to them is taken out of the run."""
+"""The sources of ablations: constants instead of another run's activations."""
 
 _FLAG, _WHOLE = Check(flag), Check(optional(arguments.whole_number))
 
@@ -39,10 +39,8 @@ def _queries(name: str, value: Any) -> int | tuple[int, ...] | None:
     return _tokens(name, value)
 
 
-_WHAT = "What to restore or to block: {}.".format(
-    ", ".join(f'"{site.name}" ({site.patched})' for site in SITES.values())
-)
-_WINDOWS = "Consecutive layers restored or blocked together; if not given, {}.".format(
+_KINDS = "What to restore or block: {}.".format(", ".join(f'"{site.name}" ({site.patched})' for site in SITES.values()))
+_WINDOWS = "Number of consecutive layers restored or blocked together; if not given, {}.".format(
     ", ".join(f"{site.window} for {site.label}" for site in SITES.values())
 )
 
@@ -53,15 +51,15 @@ def _default_window(fields: dict[str, Any]) -> int:
 
 @record
 class MapSpec:
-    """One map of a request."""
+    """One map to compute: what is restored or blocked, in which layers and at which tokens."""
 
-    kind: Annotated[SiteName, Check(_site)] = Field(default="hidden", description=_WHAT)
+    kind: Annotated[SiteName, Check(_site)] = Field(default="hidden", description=_KINDS)
 
-    window: Annotated[int, whole(least=1)] = Field(
+    window: Annotated[int, integer(least=1)] = Field(
         default_factory=_default_window, title="Window", description=_WINDOWS
     )
 
-    start_layer: Annotated[int, whole()] = Field(default=0, title="First layer")
+    start_layer: Annotated[int, integer()] = Field(default=0, title="First layer")
     """First layer to compute."""
 
     end_layer: Annotated[int | None, _WHOLE] = Field(default=None, title="One past the last layer")
@@ -71,48 +69,48 @@ class MapSpec:
     """Restore at the subject's tokens only."""
 
     positions: Annotated[tuple[int, ...] | None, Check(_tokens)] = None
-    """Restore at these tokens only, or block attention to these only; if not given, to all."""
+    """Restore only these tokens, or block attention only to these tokens; if not given, all tokens."""
 
     token: Annotated[int | tuple[int, ...] | None, Check(_queries)] = Field(
         default=None, title="Token of heads and knockouts"
     )
-    """Of kind "head": the token at which heads are restored. Of knockouts: the token, or several, that may not attend.
-    A negative number counts from the end; if not given, the last."""
+    """For kind "head", the token at which heads are restored. For knockouts, the token or tokens whose attention is
+    blocked. Negative numbers count from the end; if not given, the last token."""
 
     severed: Annotated[LayerKind | None, Check(optional(_kind))] = None
-    """Hold the outputs of this kind at the restored token at the corrupted run's values, in all layers and in the same
-    noise sample (ROME, Figure 3)."""
+    """Keep the outputs of this kind at the restored token at their values in the corrupted run, in all layers and for
+    the same noise sample (ROME, Figure 3)."""
 
     source: Annotated[Source, one_of(Source)] = "clean"
-    """What activations are set to: those of the prompt's own run; "placebo", those of another prompt's clean run
-    (`TraceRequest.placebo`); "zero"; or "mean", their mean over prompts (`TraceRequest.mean_over`)."""
+    """The source of the activations: "clean", the prompt's own run; "placebo", another prompt's clean run
+    (`TraceRequest.placebo`); "zero", zeros; "mean", their mean over prompts (`TraceRequest.mean_over`)."""
 
     def __post_init__(self) -> None:
         site = SITES[self.kind]
         if site.rows == "tokens" and not site.blocks and self.token is not None:
             raise SettingsError(
-                f"token={self.token} is for kind='head' and knockouts only, and kind={self.kind!r} is restored at each "
-                "token. Leave it out, or choose tokens with positions=[...]."
+                f"token={self.token} does not apply to kind={self.kind!r}, whose map has a row for each token. Leave "
+                "token out, or choose tokens with positions=[...]."
             )
         if isinstance(self.token, tuple) and not (site.blocks and self.token):
             raise SettingsError(
-                f"token={self.token} must be one token for kind={self.kind!r}. Several are for knockouts: give one or "
-                "more there."
+                f"token={self.token} does not apply to kind={self.kind!r}. Give a single token; knockouts also take a "
+                "list of one or more."
             )
         if site.rows != "tokens" and (self.positions is not None or self.subject_tokens_only):
             raise SettingsError(
-                f"positions and subject_tokens_only choose tokens of a map of tokens (given with kind={self.kind!r}). "
-                "Leave them out; the token at which such a map is made is token=..."
+                f"positions and subject_tokens_only do not apply to kind={self.kind!r}, whose rows are not tokens. "
+                "Leave them out, and choose the token with token=..."
             )
         if site.blocks and self.source != "clean":
             raise SettingsError(
-                f"source={self.source!r} is where restored activations come from, and kind={self.kind!r} blocks "
-                "attention. Leave it out."
+                f"source={self.source!r} does not apply to kind={self.kind!r}, which blocks attention and restores "
+                "nothing. Leave it out."
             )
         if self.severed is not None and (site.blocks or self.severed in ("hidden", self.kind, site.part_of)):
             raise SettingsError(
-                f"kind={self.kind!r} cannot be severed from {self.severed!r}. Sever a map from 'mlp' or 'attention', "
-                "and not from what it restores."
+                f"kind={self.kind!r} cannot be severed from {self.severed!r}. Give severed='mlp' or 'attention', but "
+                "not the kind that the map restores."
             )
 
     @property
@@ -122,14 +120,14 @@ class MapSpec:
 
     @property
     def in_clean_run(self) -> bool:
-        """Whether the map is made in the clean run: ablations, and blocked attention."""
+        """Whether the map's interventions are made in the clean run: ablations and blocked attention."""
         return self.ablates or SITES[self.kind].blocks
 
     def at_tokens(self, n_tokens: int) -> tuple[int, ...]:
-        """Return the positions of `token` in a prompt of `n_tokens`, ascending; none for maps made at each token.
+        """Return the positions of `token` in a prompt of `n_tokens`, ascending; empty for maps with a row per token.
 
         Raises:
-            SettingsError: The prompt has no such token, or attention is to be blocked at the first one.
+            SettingsError: The prompt has no such token, or the first token's attention is to be blocked.
         """
         site = SITES[self.kind]
         if site.rows == "tokens" and not site.blocks:
@@ -157,7 +155,7 @@ class MapSpec:
         end = n_layers if self.end_layer is None else self.end_layer
         if not 0 <= self.start_layer < end <= n_layers:
             raise SettingsError(
-                f"start_layer={self.start_layer}, end_layer={self.end_layer} names no layers of a model that has "
-                f"{n_layers}. Choose 0 <= start_layer < end_layer <= {n_layers}."
+                f"start_layer={self.start_layer}, end_layer={self.end_layer} is not a range of layers of this model, "
+                f"which has {n_layers} (0 to {n_layers - 1}). Choose 0 <= start_layer < end_layer <= {n_layers}."
             )
         return range(self.start_layer, end)

@@ -1,6 +1,6 @@
-"""Corruptions and metrics in a request: by name, as records with parameters, or as objects of the user's own.
+"""Corruptions and metrics in a request: names, records with parameters, or user-defined objects.
 
-An object of the user's own is stored by name only: the result opens anywhere, but its request cannot be run again.
+Of a user-defined object only the name is stored: the result opens anywhere, but its request cannot be run again.
 """
 
 from __future__ import annotations
@@ -17,32 +17,32 @@ from causal_tracer.corruption import CORRUPTION_RECORDS
 from causal_tracer.errors import SettingsError
 
 _CLASS = "class"
-_OWN = "user's own"
+_USER_DEFINED = "user's own"
 _RECORDS: Mapping[str, type[Any]] = {each.__name__: each for each in CORRUPTION_RECORDS}
 
 
-def is_own(value: Any) -> bool:
-    """Return whether a corruption or a metric is an object of the user's own, which cannot be stored."""
+def is_user_defined(value: Any) -> bool:
+    """Return whether a corruption or a metric is a user-defined object, which cannot be stored."""
     return not isinstance(value, str) and type(value) not in CORRUPTION_RECORDS
 
 
 def _to_data(value: Any) -> Any:
     if isinstance(value, str):
         return value
-    if is_own(value):
-        return {_CLASS: _OWN, "name": own_name(value)}
+    if is_user_defined(value):
+        return {_CLASS: _USER_DEFINED, "name": user_defined_name(value)}
     return {_CLASS: type(value).__name__, **asdict(value)}
 
 
 def _from_data(data: Mapping[str, Any]) -> Any:
-    if data.get(_CLASS) == _OWN:
+    if data.get(_CLASS) == _USER_DEFINED:
         raise SettingsError(
-            f"The request has an object of the user's own ({data.get('name')}), and only its name is stored. Make the "
+            f"The request has a user-defined object ({data.get('name')}), of which only the name is stored. Make the "
             "request again in Python, with that object."
         )
     made = _RECORDS.get(str(data.get(_CLASS)))
     if made is None:
-        raise SettingsError(f"class={data.get(_CLASS)!r} is not known. It is one of {', '.join(_RECORDS)}.")
+        raise SettingsError(f"class={data.get(_CLASS)!r} is not known. Choose one of {', '.join(_RECORDS)}.")
     values = {name: value for name, value in data.items() if name != _CLASS}
     try:
         return TypeAdapter(made).validate_python(values)
@@ -52,29 +52,33 @@ def _from_data(data: Mapping[str, Any]) -> Any:
             raise cause from error
         place = ".".join(str(part) for part in first["loc"])
         raise SettingsError(
-            f"{place} of the {made.__name__} is wrong (given: {shown(first['input'])}): {first['msg']}."
+            f"{place} of the {made.__name__} is not valid (given: {shown(first['input'])}): {first['msg']}."
         ) from error
 
 
-def own_name(value: Any) -> str:
-    """Return what a user's object is called; never its repr, which may hold an address in memory."""
+def user_defined_name(value: Any) -> str:
+    """Return the name of a user-defined object. Its repr is not used, as it may hold a memory address."""
     found = getattr(value, "description", None) or getattr(value, "__qualname__", None)
     return found if isinstance(found, str) else type(value).__qualname__
 
 
 @dataclass(frozen=True)
 class NameOrObject:
-    """Marks the type of a field that holds a name, a record, or an object of the user's own."""
+    """Annotation of a field that holds a name, a record, or a user-defined object.
+
+    Attributes:
+        names: The names that the field accepts.
+    """
 
     names: tuple[str, ...]
 
     def __get_pydantic_core_schema__(self, _source: Any, _handler: Any) -> CoreSchema:
-        """See pydantic."""
+        """Return the field's validator and serializer (called by pydantic)."""
         to_data = core_schema.plain_serializer_function_ser_schema(_to_data)
         return core_schema.with_info_plain_validator_function(self._checked, serialization=to_data)
 
     def __get_pydantic_json_schema__(self, _schema: CoreSchema, _handler: Any) -> dict[str, Any]:
-        """See pydantic."""
+        """Return the field's JSON Schema (called by pydantic)."""
         return {"anyOf": [{"type": "string", "enum": list(self.names)}, {"type": "object", "required": [_CLASS]}]}
 
     def _checked(self, value: Any, info: core_schema.ValidationInfo[Any]) -> Any:

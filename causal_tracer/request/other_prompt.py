@@ -1,4 +1,4 @@
-"""Another prompt of a request: the second prompt, or the placebo's."""
+"""`OtherPrompt`: the second prompt or the placebo prompt of a request."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from causal_tracer.request.record import Check, one_of, record
 _WORD = Check(optional(text))
 
 Text = str | ChatText | Prompt
-"""What the model goes on from: a text, a conversation, or a prompt that is ready."""
+"""The text that the model continues: a string, a conversation, or a tokenized prompt."""
 
 
-def readable(name: str, value: Any) -> Any:
-    """Return what a model can go on from: a checked text, or what is ready."""
+def checked_prompt_text(name: str, value: Any) -> Any:
+    """Return the text of a prompt, checked if it is a string."""
     return value if isinstance(value, (ChatText | Prompt, dict)) else check_text(name, value)
 
 
@@ -36,20 +36,21 @@ def _pairs(name: str, value: Any) -> Any:
 
 @record
 class OtherPrompt:
-    """Another prompt whose activations take part, and which of its tokens stands for which of the request's prompt."""
+    """Another prompt to patch with, and the alignment of its tokens with those of the request's prompt."""
 
-    text: Annotated[Text, Check(readable)]
-    """The other prompt."""
+    text: Annotated[Text, Check(checked_prompt_text)]
+    """The text of the other prompt."""
 
     subject: Annotated[str | None, _WORD] = None
-    """A part of it; guessed if not given."""
+    """The subject of the other prompt; guessed if not given."""
 
     occurrence: Annotated[Occurrence, one_of(Occurrence)] = "last"
-    """Which occurrence of the subject is meant: "first" or "last"."""
+    """Which occurrence of the subject is used: "first" or "last"."""
 
     align: Annotated[AlignmentRule, one_of(AlignmentRule)] = "auto"
-    """How its tokens are aligned with the prompt's: "tokens" one by one, "spans" subject with subject and end with end;
-    "auto" takes "tokens" where both have as many tokens, else "spans"."""
+    """The alignment of tokens: "tokens", one by one; "spans", subject with subject and end with end; "auto", "tokens"
+    if both prompts have the same number of tokens, else "spans"."""
 
     pairs: Annotated[tuple[tuple[int, int], ...] | None, Check(_pairs)] = None
-    """Pairs (token of the prompt, token of the other prompt) instead; negative numbers count from the end."""
+    """Aligned tokens, given as pairs (token of the prompt, token of the other prompt) instead of a rule. Negative
+    numbers count from the end."""

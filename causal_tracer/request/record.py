@@ -1,6 +1,6 @@
-"""The form of the records that a request consists of: checked when made, frozen, written as JSON and read again.
+"""The decorator of the records of a request: frozen, validated when created, written as JSON and read again.
 
-A field is defined once: its type with its bounds, its default, its title, and its help, which is the text under it.
+A field is defined in one place: type, bounds, default, title, and its help, which is the docstring under the field.
 """
 
 from __future__ import annotations
@@ -24,10 +24,9 @@ _CONFIG = ConfigDict(use_attribute_docstrings=True, arbitrary_types_allowed=True
 
 @dataclass_transform(frozen_default=True, field_specifiers=(Field, dataclasses.field))
 def record(cls: type[T]) -> type[T]:
-    """Make a class a frozen record whose fields are validated, and whose repr has only what differs from the defaults.
+    """Make a class a frozen record with validated fields and a repr that omits default values.
 
-    Raises, when a record is made:
-        SettingsError: A field has a value that it cannot have.
+    Creating an instance with an invalid value raises `SettingsError`.
     """
     made = dataclass(frozen=True, repr=False, config=_CONFIG)(cls)
     checked = made.__init__
@@ -45,7 +44,7 @@ def record(cls: type[T]) -> type[T]:
 
 
 def changed_fields(value: Any) -> dict[str, Any]:
-    """Return the fields of a record that are required, or differ from their defaults."""
+    """Return the fields of a record that are required or differ from their defaults."""
     given = {item.name: getattr(value, item.name) for item in dataclasses.fields(value)}
     before: dict[str, Any] = {}
     changed = {}
@@ -70,13 +69,13 @@ def to_data(value: Any) -> Any:
 
 
 def from_data(kind: type[T], data: Any) -> T:
-    """Return the record that `to_data` described.
+    """Return the record that `to_data` wrote.
 
     Raises:
-        SettingsError: The data describe no such record, or one with an object of the user's own.
+        SettingsError: The data is not such a record, or the record has a user-defined object.
     """
     if not isinstance(data, Mapping):
-        raise SettingsError(f"This is no {kind.__name__}: {arguments.shown(data)}.")
+        raise SettingsError(f"A {kind.__name__} must be a JSON object (given: {arguments.shown(data)}).")
     try:
         return kind(**data)
     except SettingsError:
@@ -87,13 +86,18 @@ def from_data(kind: type[T], data: Any) -> T:
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """Marks a field's type: values pass `check`, which names the field where one does not; `schema` is JSON Schema."""
+    """Annotation of a field's type: how its values are checked.
+
+    Attributes:
+        check: Called with the field's name and value; returns the value or raises an error that names the field.
+        schema: Entries added to the JSON Schema of integer fields.
+    """
 
     check: Callable[[str, Any], Any]
     schema: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """See pydantic."""
+        """Return the field's validator (called by pydantic)."""
 
         def run(value: Any, info: core_schema.ValidationInfo[Any]) -> Any:
             return self.check(str(info.field_name), value)
@@ -101,24 +105,24 @@ class Check:
         return core_schema.with_info_before_validator_function(run, handler(source))
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        """See pydantic."""
+        """Return the field's JSON Schema (called by pydantic)."""
         found = handler(schema)
         return {**found, **self.schema} if found.get("type") == "integer" else found
 
 
-def whole(least: int | None = None, most: int | None = None) -> Check:
-    """Return the check of integers in a range."""
+def integer(least: int | None = None, most: int | None = None) -> Check:
+    """Return a check for integers from `least` to `most`."""
     bounds = {name: bound for name, bound in (("minimum", least), ("maximum", most)) if bound is not None}
     return Check(lambda name, value: arguments.whole_number(name, value, least, most), bounds)
 
 
-def maybe(check: Check) -> Check:
-    """Return a check that lets None pass."""
+def or_none(check: Check) -> Check:
+    """Return a check that also accepts None."""
     return Check(arguments.optional(check.check), check.schema)
 
 
 def one_of(words: Any) -> Check:
-    """Return the check of a `Literal`."""
+    """Return a check for the strings of a `Literal`."""
     return Check(lambda name, value: arguments.choice(name, value, get_args(words)))
 
 
@@ -129,7 +133,7 @@ def _short_repr(self: Any) -> str:
 
 
 def _own_error(name: str, error: ValidationError) -> CausalTracerError:
-    """The first thing that is wrong with a record."""
+    """Return the error for the first invalid field of a record."""
     first = error.errors(include_url=False)[0]
     cause = first.get("ctx", {}).get("error")
     return cause if isinstance(cause, CausalTracerError) else SettingsError(_words(name, first))
@@ -140,5 +144,5 @@ def _words(name: str, first: Any) -> str:
     if first["type"] == "unexpected_keyword_argument":
         return f"{name} has no field {place!r}."
     if first["type"] in ("missing", "missing_argument"):
-        return f"{name} lacks its field {place!r}."
-    return f"{place} has a value that it cannot have (given: {arguments.shown(first['input'])}): {first['msg']}."
+        return f"{name} needs a value for its field {place!r}."
+    return f"{place} is not valid (given: {arguments.shown(first['input'])}): {first['msg']}."

@@ -1,1 +1,1 @@
-"""Maps as plain data: read, described, compared, saved. Knows no engine."""
+"""Results as plain data: reading, describing, comparing and saving them. Imports no engine."""

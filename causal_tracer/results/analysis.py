@@ -1,4 +1,4 @@
-"""Reading a map: token roles, effects, peaks, intervals, tables."""
+"""Numbers derived from a map: token roles, effects, peaks, intervals, and its table."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ if TYPE_CHECKING:
     from causal_tracer.results.flow import HiddenFlow
 
 Role = Literal["before", "first subject", "middle subject", "last subject", "first after", "further", "last"]
-"""Which part a token plays in its prompt, as the paper averages them (Figure 2)."""
+"""The place of a token relative to the subject, as in Meng et al. 2022 (ROME), Figure 2."""
 
 
 @dataclass(frozen=True)
 class Peak:
-    """A cell where restoring brings back much of the answer, or where corrupting or blocking takes much of it away.
+    """One of a map's strongest cells.
 
     Attributes:
-        position: The token's place in the prompt. In a map of heads or spans, that of the first token it is made at.
-        token: Its text.
+        position: The token's position in the prompt. In a map of heads or spans, the first of `settings.at_tokens`.
+        token: The token's text.
         layer: The layer.
-        score: The metric there.
-        effect: What the patch changes: the indirect effect, score - low_score; for direction="corrupt", which patches
-            the clean run, score - high_score.
-        share: The effect as a share of the total effect: 1 where restoring brings all of the answer back, and where
-            corrupting takes all of it away. NaN where corrupting the subject does not worsen the metric.
+        score: The metric in this cell.
+        effect: The change that the patch makes: the indirect effect, score - low_score. For direction="corrupt",
+            which patches the clean run, it is score - high_score.
+        share: The effect as a share of the total effect: 1 if restoring brings all of the answer back, or if
+            corrupting takes all of it away. NaN if corrupting the subject does not worsen the metric.
         head: The attention head, in a map of heads.
         span: The row's name, in a map of spans.
     """
@@ -56,14 +56,14 @@ class Peak:
 
     @property
     def row_name(self) -> str:
-        """The token's text in quotes, the head, or the span."""
+        """The name of the row: the token's text in quotes, "head 3", or the span's name."""
         if self.span is not None:
             return self.span
         return repr(self.token) if self.head is None else f"head {self.head}"
 
 
 def token_roles(n_tokens: int, subject_range: tuple[int, int]) -> tuple[Role, ...]:
-    """The role of each token; a subject of one token is its last."""
+    """Return the role of each token. A subject of a single token has the role "last subject"."""
     start, end = subject_range
 
     def role(token: int) -> Role:
@@ -81,27 +81,27 @@ def token_roles(n_tokens: int, subject_range: tuple[int, int]) -> tuple[Role, ..
 
 
 def higher_is_stronger(flow: HiddenFlow) -> bool:
-    """Return whether the cells that matter most have the highest scores, rather than the lowest.
+    """Return whether the strongest cells have the highest scores, rather than the lowest.
 
-    Restoring looks for the metric's better values, corrupting for its worse ones.
+    The strongest cells have the metric's best values in direction "restore", and its worst ones in "corrupt".
     """
     return bool(metric_of(flow).higher_is_better) == (flow.settings.direction == "restore")
 
 
 def base_score(flow: HiddenFlow) -> float:
-    """Return the metric in the run that was patched: the corrupted run, or the clean run in direction "corrupt"."""
+    """Return the metric in the run that the cells patch: the corrupted run, or the clean run in direction "corrupt"."""
     return flow.high_score if flow.settings.direction == "corrupt" else flow.low_score
 
 
 def effects(flow: HiddenFlow) -> Tensor:
-    """Return what each cell's patch changes: its score minus `base_score`, in the shape of the scores."""
+    """Return the effect of each cell's patch: its score minus `base_score` [rows, layers]."""
     base = base_score(flow)
-    # Where both are the same infinity, nothing changes.
+    # The difference of two equal infinities would be NaN.
     return torch.where(flow.scores == base, 0.0, flow.scores - base)
 
 
 def share(flow: HiddenFlow, effect: float) -> float:
-    """Return a cell's effect as a share of the total effect; NaN where there is none (see `Peak.share`)."""
+    """Return a cell's effect as a share of the total effect; NaN if there is no total effect (see `Peak.share`)."""
     other = flow.low_score if flow.settings.direction == "corrupt" else flow.high_score
     total = other - base_score(flow)
     worsens = total > 0 if higher_is_stronger(flow) else total < 0
@@ -109,7 +109,7 @@ def share(flow: HiddenFlow, effect: float) -> float:
 
 
 def standard_error(flow: HiddenFlow) -> Tensor:
-    """Return the standard error of each cell's effect over noise samples; NaN with a single sample."""
+    """Return the standard error of each cell's effect over noise samples [rows, layers]; NaN with a single sample."""
     # The clean run is the same in every sample.
     paired = flow.settings.direction == "restore"
     return intervals.standard_error(
@@ -118,20 +118,20 @@ def standard_error(flow: HiddenFlow) -> Tensor:
 
 
 def interval(flow: HiddenFlow, level: float) -> tuple[Tensor, Tensor]:
-    """Return the interval of each cell's effect over noise samples: `standard_error`, by Student's t."""
+    """Return the confidence interval of each cell's effect over noise samples, by Student's t: (low, high)."""
     effect, half = effects(flow), intervals.margin(standard_error(flow), len(flow.sample_scores), level)
     return effect - half, effect + half
 
 
 def peaks(flow: HiddenFlow, count: int) -> tuple[Peak, ...]:
-    """The strongest cells, at most one a row, the strongest first; see `higher_is_stronger`."""
+    """Return the strongest cells (see `higher_is_stronger`), the strongest first, at most one of each row."""
     turn = 1 if higher_is_stronger(flow) else -1
     changes = effects(flow).tolist()
     found = []
     for row, scores in enumerate(flow.scores.tolist()):
         known = [layer for layer, score in enumerate(scores) if not math.isnan(score)]
         if known:
-            # By score: effects do not order cells where the run that was patched is at minus infinity.
+            # By score: if the patched run's metric is minus infinity, all effects are infinite and have no order.
             layer = max(known, key=lambda layer: turn * scores[layer])
             effect = changes[row][layer]
             position, head, span = _place(flow, row)
@@ -140,13 +140,13 @@ def peaks(flow: HiddenFlow, count: int) -> tuple[Peak, ...]:
     return tuple(sorted(found, key=lambda peak: -turn * peak.score)[:count])
 
 
-def acts(flow: HiddenFlow, effect: float) -> bool:
-    """Return whether an effect goes the way that is looked for: towards the clean run, or away from it."""
+def has_expected_sign(flow: HiddenFlow, effect: float) -> bool:
+    """Return whether an effect has the expected sign: towards the clean run, or away from it in "corrupt"."""
     return effect > 0 if higher_is_stronger(flow) else effect < 0
 
 
 def peak_width(flow: HiddenFlow) -> float:
-    """Half of the 95 % interval of the effect at the peak; infinite where there is none."""
+    """Return half the width of the 95 % interval of the effect at the strongest cell; infinite if there is none."""
     best = peaks(flow, 1)
     if not best:
         return math.inf
@@ -173,14 +173,14 @@ COLUMNS: Sequence[str] = (
     "head",
     "span",
 )
-"""The columns of a map's table. The error and the interval are those of `effect`; see `Peak`.
+"""The columns of a map's table. Error and interval are those of `effect`; see `Peak`.
 
-`head` is NaN but in maps of heads, `span` is empty but in maps of spans.
+`head` is NaN except in maps of heads, and `span` is empty except in maps of spans.
 """
 
 
 def rows(flow: HiddenFlow) -> Iterable[tuple[Any, ...]]:
-    """One row for every cell, in the order of `COLUMNS`; NaN where it was not computed."""
+    """Yield the table's row for each cell, in the order of `COLUMNS`; NaN in cells that were not computed."""
     low, high = interval(flow, 0.95)
     values = (flow.scores, flow.indirect_effect, effects(flow), standard_error(flow), low, high)
     columns = torch.stack(values, dim=-1).tolist()
@@ -195,7 +195,7 @@ def rows(flow: HiddenFlow) -> Iterable[tuple[Any, ...]]:
 
 
 def _place(flow: HiddenFlow, row: int) -> tuple[int, int | None, str | None]:
-    """Return the position of a row's token, its head in a map of heads, and its name in a map of spans."""
+    """Return a row's position, its head (in a map of heads, else None) and its span (in a map of spans, else None)."""
     match SITES[flow.kind].rows:
         case "tokens":
             return row, None, None

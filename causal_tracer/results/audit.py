@@ -10,16 +10,16 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Audit:
-    """How far some cells of a map are from the full sweep's scores.
+    """The differences of some of a map's cells from the full sweep's scores.
 
     Attributes:
-        cells: The cells computed again, as (row, layer), in one noise sample.
-        sample: That sample.
-        largest_difference: The largest absolute difference of their scores, in units of the metric; NaN where the sweep
-            gave one of them no score.
+        cells: The cells that were computed again, as (row, layer), in one noise sample.
+        sample: The index of this noise sample.
+        largest_difference: The largest absolute difference of the cells' scores, in units of the metric; NaN if a cell
+            has no score.
         allowed: The largest difference that rounding explains.
-        recomputed: Whether the difference was larger than allowed, so that the whole map was computed again by the full
-            sweep. The map then holds the full sweep's scores.
+        recomputed: Whether the largest difference exceeded `allowed`. If so, the full sweep computed the whole map
+            again, and the map holds those scores.
     """
 
     cells: tuple[tuple[int, int], ...]
@@ -29,16 +29,16 @@ class Audit:
     recomputed: bool
 
     def to_dict(self) -> dict[str, Any]:
-        """The audit as JSON types."""
+        """Return the audit as JSON types."""
         largest = None if math.isnan(self.largest_difference) else self.largest_difference
         return {**asdict(self), "cells": [list(cell) for cell in self.cells], "largest_difference": largest}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Audit:
-        """The audit that `to_dict` described.
+        """Return the audit that `to_dict` wrote.
 
         Raises:
-            KeyError, TypeError, ValueError: The data is something else.
+            KeyError, TypeError, ValueError: The data is not that of an audit.
         """
         largest = data["largest_difference"]
         return cls(

@@ -1,4 +1,4 @@
-"""What a saved `HiddenFlow` consists of: JSON types, checked when they are read."""
+"""The saved form of `HiddenFlow`: conversion to JSON types, and back with checks."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 def to_dict(flow: HiddenFlow) -> dict[str, Any]:
     """Return a result as JSON types; see `HiddenFlow.to_dict`."""
-    data = saved_form.head("HiddenFlow")
+    data = saved_form.format_header("HiddenFlow")
     for item in fields(flow):
         value = getattr(flow, item.name)
         if item.name == "layer_outputs":
             continue
         if isinstance(value, Tensor):
-            value = saved_form.nested(value)
+            value = saved_form.nested_lists(value)
         elif isinstance(value, TraceSettings):
             value = {**asdict(value), "versions": dict(value.versions)}
         elif isinstance(value, (TopTokens, Audit, TokenAlignment)):
@@ -41,12 +41,16 @@ def to_dict(flow: HiddenFlow) -> dict[str, Any]:
 
 
 def from_dict(kind: type[HiddenFlow], data: Any) -> HiddenFlow:
-    """Return the result that `to_dict` described.
+    """Return the result that `to_dict` wrote.
+
+    Args:
+        kind: The class `HiddenFlow`, which imports this module.
+        data: The JSON types.
 
     Raises:
-        ResultFormatError: The data is not such a result, is from a newer version, or does not fit together.
+        ResultFormatError: The data is not a saved HiddenFlow, is from a newer version, or is inconsistent.
     """
-    with saved_form.reading("HiddenFlow", data):
+    with saved_form.checked_format("HiddenFlow", data):
         flow = kind(
             scores=saved_form.float_tensor(data["scores"]),
             low_score=float(data["low_score"]),
@@ -94,7 +98,7 @@ def _check(flow: HiddenFlow) -> None:
     )
     if not fits:
         raise ResultFormatError(
-            f"This saved HiddenFlow does not fit together: scores {list(flow.scores.shape)}, sample scores "
+            f"This saved HiddenFlow is inconsistent: scores {list(flow.scores.shape)}, sample scores "
             f"{list(flow.sample_scores.shape)}, {len(flow.input_tokens)} tokens, subject {flow.subject_range}, "
             f"kind {flow.kind!r}, token {flow.settings.token}."
         )

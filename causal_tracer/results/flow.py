@@ -1,4 +1,4 @@
-"""HiddenFlow: the result of one trace, plain data that saves, loads and explains how it was made."""
+"""`HiddenFlow`: the result of one trace, as plain data with the settings that made it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from causal_tracer.results import files, saved_form
 from causal_tracer.results.analysis import Peak as Peak
 from causal_tracer.results.analysis import Role
 from causal_tracer.results.audit import Audit
+from causal_tracer.results.reprs import flow_figure, flow_lines
 from causal_tracer.results.settings import TraceSettings as TraceSettings
-from causal_tracer.results.short_forms import flow_figure, flow_lines
 from causal_tracer.results.token_alignment import TokenAlignment
 from causal_tracer.results.top_tokens import TopTokens
 
@@ -30,41 +30,41 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class HiddenFlow:
-    """A map of where, in one prompt, restoring an activation brings back the answer.
+    """One map: the metric for each cell (row and layer) when its activations are restored, corrupted or blocked.
 
-    Its rows are the prompt's tokens. In a map of kind "head" they are the attention heads at one token
-    (`settings.token`); with grouped-query attention a head is a query head. A map of a knockout shows instead where
-    blocking the attention of a token (`settings.token`) takes the answer away: attention to each token, or to spans.
+    The rows are the prompt's tokens. In a map of kind "head" the rows are the attention heads at one token
+    (`settings.token`); with grouped-query attention a head is a query head. In a map of a knockout the attention of
+    one or several tokens (`settings.token`) is blocked, and the rows are the tokens or spans that it is blocked to.
 
     Attributes:
-        scores: Mean metric over samples, by default the answer's probability, for each token and layer restored
-            [rows, layers]; NaN in cells that were not computed.
-        low_score: Mean metric in the corrupted runs.
+        scores: The metric of each cell, by default the answer's probability, as the mean over samples [rows, layers].
+            NaN in cells that were not computed.
+        low_score: The metric in the corrupted run, as the mean over samples.
         high_score: The metric in the clean run.
         input_ids: The prompt's token ids [tokens].
-        input_tokens: Their texts.
-        subject_range: First token of the subject, and one past its last.
+        input_tokens: The text of each token.
+        subject_range: The first token of the subject, and one past its last token.
         answer: The answer's text.
-        kind: Which activations were restored.
-        layer_outputs: Clean activations by module name [tokens, d_model], for heads what each output projection takes;
-            empty in a result that was loaded, or that is not complete yet.
+        kind: The kind of activations that were patched, or of attention that was blocked.
+        layer_outputs: Clean activations by module name [tokens, d_model]. For heads they are the inputs of the
+            attention's output projections. Empty in a loaded result and in a partial one.
         answer_id: The answer's token id.
         prompt: The prompt.
         subject: The subject.
         subject_guessed: Whether the subject was guessed.
-        sample_scores: The metric in each sample [samples, rows, layers].
-        low_sample_scores: The same in the corrupted runs [samples].
-        settings: How the result was made.
-        notes: What a reader has to know, such as layers that lack the kind.
-        answer_ids: The answer's tokens; one, but where an answer of several was asked for.
-        top_tokens: The most probable next tokens of each cell, where they were asked for.
-        audit: Cells that the full sweep computed again, and how far they were off. None where the full sweep computed
-            the whole map, where no audit was asked for, and in results of older versions.
-        request: What was asked for, as JSON types (see `asked`); None in results that do not store it.
-        alignment: The tokens of the second prompt, or of the placebo's, that stand for those of the prompt; None for
-            maps that no other prompt takes part in.
+        sample_scores: The metric of each cell in each sample [samples, rows, layers].
+        low_sample_scores: The metric in the corrupted run of each sample [samples].
+        settings: The settings that made the result.
+        notes: Warnings for the reader, such as layers that lack the kind.
+        answer_ids: The answer's token ids: one, unless the request has an answer of several tokens.
+        top_tokens: The most probable next tokens of each cell, if the request asks for them.
+        audit: The record of the cells that the full sweep computed again. None if the full sweep computed the whole
+            map, if the audit was switched off, and in results of older versions.
+        request: The request as JSON types (see `stored_request`); None in results that do not store it.
+        alignment: The alignment of the prompt with the second prompt or the placebo prompt; None for maps without
+            another prompt.
 
-    All tensors are float32 (ids int64) on the CPU. The first nine fields are those of causal-tracer 1.1.0.
+    All tensors are on the CPU: float32, and int64 for ids. The first nine fields are those of causal-tracer 1.1.0.
     """
 
     scores: Tensor
@@ -91,63 +91,73 @@ class HiddenFlow:
     alignment: TokenAlignment | None = None
 
     def __repr__(self) -> str:
-        """Prompt, answer, scores and peaks in a few lines."""
+        """Return the prompt, answer, scores and peaks in a few lines."""
         return flow_lines(self)
 
     def _repr_html_(self) -> str | None:
-        """The figure, which notebooks show in place of the text where Plotly is installed."""
+        """Return the figure as HTML for notebooks; None without Plotly, so that they show the text."""
         return flow_figure(self)
 
     @property
     def total_effect(self) -> float:
-        """TE: high_score - low_score."""
+        """The total effect (TE): high_score - low_score."""
         return self.high_score - self.low_score
 
     @property
     def indirect_effect(self) -> Tensor:
-        """IE of each cell: scores - low_score [rows, layers]."""
+        """The indirect effect (IE) of each cell: scores - low_score [rows, layers]."""
         return self.scores - self.low_score
 
     @property
     def standard_error(self) -> Tensor:
-        """Standard error of each cell's effect (`Peak.effect`) [rows, layers]; NaN with a single sample.
+        """The standard error of each cell's effect (`Peak.effect`) [rows, layers]; NaN with a single sample.
 
-        Restored and corrupted run share each sample's noise, so the error is that of their paired differences:
-        sd(differences) / sqrt(samples). For direction="corrupt" the differences are from the clean run.
+        In each sample the restored and the corrupted run have the same noise, so this is the error of their paired
+        differences: sd(differences) / sqrt(samples). For direction="corrupt" the differences are from the clean run.
         """
         return reading.standard_error(self)
 
     def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
-        """The interval of each cell's effect (`Peak.effect`) over noise samples, (low, high), each [rows, layers].
+        """Return the confidence interval of each cell's effect (`Peak.effect`) over noise samples.
 
-        Student's t on the paired differences; NaN with a single sample.
+        By Student's t on the paired differences.
+
+        Args:
+            level: Confidence level, between 0 and 1.
+
+        Returns:
+            The lower and the upper ends, each [rows, layers]; NaN with a single sample.
 
         Raises:
             SettingsError: `level` is not between 0 and 1.
         """
         level = real_number("level", level)
         if not 0 < level < 1:
-            raise SettingsError(f"level={level} is not a level of confidence. Give one between 0 and 1, such as 0.95.")
+            raise SettingsError(f"level={level} is out of range. Give a number between 0 and 1, such as 0.95.")
         return reading.interval(self, level)
 
     @property
     def roles(self) -> tuple[Role, ...]:
-        """The role of each token, as the paper averages them (Figure 2)."""
+        """The role of each token, as in Meng et al. 2022 (ROME), Figure 2."""
         return reading.token_roles(len(self.input_tokens), self.subject_range)
 
     def peaks(self, count: int = 3) -> tuple[Peak, ...]:
-        """The cells that restore most, or that take most away in direction "corrupt"; at most one a row, best first.
+        """Return the strongest cells, the strongest first, with at most one cell of each row.
 
-        Which scores are better is the metric's: the smallest rank, the largest probability.
+        The strongest cell has the best score of the metric (the largest probability, the smallest rank). In direction
+        "corrupt" it has the worst.
+
+        Args:
+            count: The number of cells to return.
         """
         return reading.peaks(self, whole_number("count", count, least=0))
 
     def peak_width(self) -> float:
-        """Half of the 95 % interval of the effect at the peak."""
+        """Return half the width of the 95 % interval of the effect at the strongest cell."""
         return reading.peak_width(self)
 
     def to_dataframe(self) -> pandas.DataFrame:
-        """One row for every cell: token, layer, score, effects with error and interval, metric, direction and control.
+        """Return a table with a row for each cell, with the columns `results.analysis.COLUMNS`.
 
         Raises:
             ExportError: pandas is not installed.
@@ -155,28 +165,32 @@ class HiddenFlow:
         try:
             import pandas
         except ImportError as error:
-            raise ExportError("A dataframe needs pandas, which is not installed: pip install pandas") from error
+            raise ExportError("A dataframe needs pandas, and it is not installed: pip install pandas") from error
         return pandas.DataFrame(reading.rows(self), columns=list(reading.COLUMNS))
 
     def to_dict(self) -> dict[str, Any]:
-        """The result as JSON types, without `layer_outputs`; null stands for cells that were not computed."""
+        """Return the result as JSON types, without `layer_outputs`. Cells that were not computed are null."""
         return files.to_dict(self)
 
-    def asked(self) -> StoredRequest:
-        """Return what was asked for: `tracer.trace(asked.request, spec=asked.map)` traces it again.
+    def stored_request(self) -> StoredRequest:
+        """Return the request that the result was made from: `tracer.trace(stored.request, spec=stored.map)` repeats it.
 
         Raises:
-            SettingsError: The result does not store it, or it has an object of the user's own.
+            SettingsError: The result does not store its request, or the request had a metric or a corruption of the
+                user's.
         """
         from causal_tracer.request.record import from_data
         from causal_tracer.request.records import StoredRequest
 
         if self.request is None:
-            raise SettingsError("This result does not store how it was made. Trace the prompt again.")
+            raise SettingsError("This result does not store its request. Trace the prompt again.")
         return from_data(StoredRequest, self.request)
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write the result as JSON, into a folder that is made if needed; `HiddenFlow.load` gives identical numbers.
+        """Write the result as JSON. `HiddenFlow.load` reads it back with identical numbers.
+
+        Args:
+            path: The file. Missing folders are created.
 
         Raises:
             ExportError: The result has infinite numbers, or the file cannot be written.
@@ -188,15 +202,15 @@ class HiddenFlow:
         """Read a result that `save` wrote.
 
         Raises:
-            ResultFormatError: The file cannot be read, or is not such a result.
+            ResultFormatError: The file cannot be read, or is not a saved HiddenFlow.
         """
         return cls.from_dict(saved_form.load(path, cls.__name__))
 
     @classmethod
     def from_dict(cls, data: Any) -> HiddenFlow:
-        """The result that `to_dict` described.
+        """Return the result that `to_dict` wrote.
 
         Raises:
-            ResultFormatError: The data is not such a result, is from a newer version, or does not fit together.
+            ResultFormatError: The data is not a saved HiddenFlow, is from a newer version, or is inconsistent.
         """
         return files.from_dict(cls, data)

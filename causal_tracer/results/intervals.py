@@ -1,4 +1,4 @@
-"""How sure a mean over samples is: its standard error, and its interval by Student's t."""
+"""The standard error and the confidence interval (Student's t) of a mean over samples."""
 
 from __future__ import annotations
 
@@ -17,21 +17,25 @@ def standard_error(samples: Tensor) -> Tensor:
 
 
 def margin(error: Tensor, count: int, level: float = 0.95) -> Tensor:
-    """Return half the width of the interval of means over `count` samples, by Student's t; NaN with a single sample.
+    """Return half the width of the confidence interval of means over samples, by Student's t; NaN for one sample.
 
     Args:
-        error: The means' standard errors.
+        error: The standard errors of the means.
         count: Number of samples.
-        level: Level of confidence.
+        level: Confidence level.
     """
     return student_t_quantile(0.5 + level / 2, count - 1) * error
 
 
 def student_t_quantile(probability: float, degrees: int) -> float:
-    """Return a quantile of Student's t distribution, for a probability from 0.5 to 1: exact to 1e-6, by bisection.
+    """Return a quantile of Student's t distribution, exact to 1e-6, by bisection.
 
-    The distribution function is that of the regularised incomplete beta function, as a finite sum for whole degrees
-    (Abramowitz & Stegun 26.7.3 and 26.7.4).
+    For an integer number of degrees of freedom the distribution function is a finite sum (Abramowitz & Stegun 26.7.3
+    and 26.7.4).
+
+    Args:
+        probability: The probability, from 0.5 to 1.
+        degrees: Degrees of freedom; below 1 the quantile is NaN.
     """
     if degrees < 1:
         return math.nan

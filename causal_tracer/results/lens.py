@@ -1,4 +1,4 @@
-"""LogitLens: what a model would say after each layer, plain data that saves and loads."""
+"""`LogitLens`: the next-token distribution at each token and layer, as plain data."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from causal_tracer.arguments import whole_number
 from causal_tracer.errors import ResultFormatError, SettingsError
 from causal_tracer.results import saved_form
-from causal_tracer.results.short_forms import lens_figure, lens_lines
+from causal_tracer.results.reprs import lens_figure, lens_lines
 from causal_tracer.results.tables import csv_text
 from causal_tracer.results.top_tokens import TokenProbability, Tokens
 
@@ -25,30 +25,30 @@ COLUMNS = (
 
 @dataclass(frozen=True, eq=False)
 class LogitLens:
-    """The next-token distribution that each layer's residual stream gives, by the model's own final norm and head.
+    """The next-token distribution of each token and layer: the model's final norm and head on each block's output.
 
     Attributes:
         prompt: The prompt.
-        input_ids: Its token ids [tokens].
-        input_tokens: Their texts.
-        top_ids: The most probable next tokens after each token and block, best first [tokens, layers, top].
-        top_probabilities: Their probabilities [tokens, layers, top].
+        input_ids: The prompt's token ids [tokens].
+        input_tokens: The text of each token.
+        top_ids: The most probable next tokens, most probable first [tokens, layers, top].
+        top_probabilities: The probabilities of `top_ids` [tokens, layers, top].
         texts: The text of each token in `top_ids`, by id.
         answer: The answer's text.
-        answer_id: Its token id.
+        answer_id: The answer's token id.
         answer_probabilities: The answer's probability [tokens, layers].
-        answer_ranks: How many tokens are more probable than the answer, plus one: 1 is the best [tokens, layers].
-        entropies: Entropy of the distribution, in nats [tokens, layers].
-        run: The run that was read, in words, such as "clean run".
-        samples: Noise samples whose probabilities were averaged; 1 in a run without noise.
+        answer_ranks: The answer's rank, 1 for the most probable token [tokens, layers].
+        entropies: The entropy of the distribution in nats [tokens, layers].
+        run: The name of the run, such as "clean run".
+        samples: Number of noise samples whose probabilities were averaged; 1 in a run without noise.
         model: The model's name.
-        revision: Its revision, where it has one.
-        dtype: Dtype of its weights.
-        final_norm: The module that is its final norm.
-        versions: Versions of the libraries that took part.
-        notes: What a reader has to know, such as an answer of several tokens.
+        revision: The model's revision, if it has one.
+        dtype: Dtype of the weights.
+        final_norm: The module used as the final norm.
+        versions: Versions of the libraries used.
+        notes: Warnings for the reader, such as an answer of several tokens.
 
-    All tensors are float32 (ids and ranks int64) on the CPU. The last layer is what the model itself says.
+    All tensors are on the CPU: float32, and int64 for ids and ranks. The last layer is the model's own prediction.
     """
 
     prompt: str
@@ -72,18 +72,22 @@ class LogitLens:
     notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
-        """Prompt, answer and the last token's top tokens in a few lines."""
+        """Return the prompt, the answer and the last token's top tokens in a few lines."""
         return lens_lines(self)
 
     def _repr_html_(self) -> str | None:
-        """The figure, which notebooks show in place of the text where Plotly is installed."""
+        """Return the figure as HTML for notebooks; None without Plotly, so that they show the text."""
         return lens_figure(self)
 
     def top(self, token: int, layer: int) -> Tokens:
-        """Return the most probable next tokens after a token and a block, best first; negative numbers count back.
+        """Return the most probable next tokens at a token and layer, most probable first.
+
+        Args:
+            token: The token's position; a negative one counts from the end.
+            layer: The layer; a negative one counts from the end.
 
         Raises:
-            SettingsError: There is no such token or layer.
+            SettingsError: The token or the layer is out of range.
         """
         tokens, layers = self.entropies.shape
         for name, number, count in (("token", token, tokens), ("layer", layer, layers)):
@@ -111,12 +115,12 @@ class LogitLens:
                     yield position, text, layer, rank, best.token_id, best.text, best.probability, *read
 
     def to_dict(self) -> dict[str, Any]:
-        """The result as JSON types."""
-        data = saved_form.head("LogitLens")
+        """Return the result as JSON types."""
+        data = saved_form.format_header("LogitLens")
         for item in fields(self):
             value = getattr(self, item.name)
             if isinstance(value, Tensor):
-                value = saved_form.nested(value)
+                value = saved_form.nested_lists(value)
             data[item.name] = list(value) if isinstance(value, tuple) else value
         return {
             **data,
@@ -126,23 +130,23 @@ class LogitLens:
 
     @classmethod
     def from_dict(cls, data: Any) -> LogitLens:
-        """The result that `to_dict` described.
+        """Return the result that `to_dict` wrote.
 
         Raises:
-            ResultFormatError: The data is not such a result, is from a newer version, or does not fit together.
+            ResultFormatError: The data is not a saved LogitLens, is from a newer version, or is inconsistent.
         """
-        with saved_form.reading("LogitLens", data):
+        with saved_form.checked_format("LogitLens", data):
             lens = cls(
                 prompt=str(data["prompt"]),
-                input_ids=saved_form.whole_tensor(data["input_ids"]),
+                input_ids=saved_form.integer_tensor(data["input_ids"]),
                 input_tokens=tuple(str(token) for token in data["input_tokens"]),
-                top_ids=saved_form.whole_tensor(data["top_ids"]),
+                top_ids=saved_form.integer_tensor(data["top_ids"]),
                 top_probabilities=saved_form.float_tensor(data["top_probabilities"]),
                 texts={int(token): str(text) for token, text in data["texts"].items()},
                 answer=str(data["answer"]),
                 answer_id=int(data["answer_id"]),
                 answer_probabilities=saved_form.float_tensor(data["answer_probabilities"]),
-                answer_ranks=saved_form.whole_tensor(data["answer_ranks"]),
+                answer_ranks=saved_form.integer_tensor(data["answer_ranks"]),
                 entropies=saved_form.float_tensor(data["entropies"]),
                 run=str(data["run"]),
                 samples=int(data["samples"]),
@@ -172,12 +176,15 @@ class LogitLens:
         )
         if not fits:
             raise ResultFormatError(
-                f"This saved LogitLens does not fit together: {len(self.input_tokens)} tokens, entropies "
+                f"This saved LogitLens is inconsistent: {len(self.input_tokens)} tokens, entropies "
                 f"{list(shape)}, top tokens {list(self.top_ids.shape)} with {len(self.texts)} texts."
             )
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write the result as JSON, into a folder that is made if needed; `LogitLens.load` gives identical numbers.
+        """Write the result as JSON. `LogitLens.load` reads it back with identical numbers.
+
+        Args:
+            path: The file. Missing folders are created.
 
         Raises:
             ExportError: The result has infinite numbers, or the file cannot be written.
@@ -189,6 +196,6 @@ class LogitLens:
         """Read a result that `save` wrote.
 
         Raises:
-            ResultFormatError: The file cannot be read, or is not such a result.
+            ResultFormatError: The file cannot be read, or is not a saved LogitLens.
         """
         return cls.from_dict(saved_form.load(path, cls.__name__))

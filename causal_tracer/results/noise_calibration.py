@@ -1,4 +1,4 @@
-"""What a noise calibration found: P* of the answer against the noise."""
+"""`NoiseCalibration`: the answer's probability in the corrupted run (P*) at several noise levels."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _SHARE = 0.1
 
 @dataclass(frozen=True, eq=False)
 class NoiseCalibration:
-    """The answer's probability against the noise.
+    """The answer's probability at several noise levels, over some facts.
 
     Attributes:
-        sigma: One standard deviation of the embedding's output over the vocabulary.
-        multipliers: Noise levels, in sigmas, ascending.
-        clean: P of the answer in the clean run of each fact [facts].
-        corrupted: P* of the answer, mean over samples [facts, multipliers].
-        samples: Noise samples of each fact.
+        sigma: The standard deviation of the embedding's output over the vocabulary.
+        multipliers: The noise levels in units of `sigma`, ascending.
+        clean: P of the answer in each fact's clean run [facts].
+        corrupted: P* of the answer in the corrupted run, as the mean over samples [facts, multipliers].
+        samples: Number of noise samples of each fact.
     """
 
     sigma: float
@@ -31,24 +31,25 @@ class NoiseCalibration:
 
     @property
     def mean_clean(self) -> float:
-        """Mean of P over facts."""
+        """The mean of P over facts."""
         return float(self.clean.mean())
 
     @property
     def mean_corrupted(self) -> Tensor:
-        """Mean of P* over facts [multipliers]."""
+        """The mean of P* over facts [multipliers]."""
         return self.corrupted.mean(dim=0)
 
     @property
     def standard_error(self) -> Tensor:
-        """Standard error of the mean of P* over facts [multipliers]; NaN with a single fact."""
+        """The standard error of the mean of P* over facts [multipliers]; NaN with a single fact."""
         return standard_error(self.corrupted)
 
     @property
     def recommended_multiplier(self) -> float:
-        """The least noise that takes away 90 % of what the strongest noise effect among these takes away.
+        """The smallest multiplier whose drop in P is at least 90 % of the largest drop at any of the multipliers.
 
-        More would not destroy more of the fact, and takes the model further from what it was trained on.
+        Stronger noise hardly lowers P further, and moves the embeddings further from those that the model was trained
+        on.
         """
         corrupted = self.mean_corrupted
         lowest = float(corrupted.min())
@@ -57,5 +58,5 @@ class NoiseCalibration:
 
     @property
     def recommended_level(self) -> float:
-        """The recommended noise, as `CausalTracer(noise=...)` takes it."""
+        """The recommended noise level, as `CausalTracer(noise=...)` takes it."""
         return self.recommended_multiplier * self.sigma

@@ -1,4 +1,4 @@
-"""PatchedRun: the result of putting activations of one prompt's run into another prompt's run."""
+"""`PatchedRun`: the result of copying activations of one prompt's run into another prompt's run."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from causal_tracer.errors import ResultFormatError
 from causal_tracer.request.sites import SITES, SiteName, require_site
 from causal_tracer.results import saved_form
 from causal_tracer.results.lens import LogitLens
-from causal_tracer.results.short_forms import lens_figure, patched_lines
+from causal_tracer.results.reprs import lens_figure, patched_lines
 from causal_tracer.results.top_tokens import Tokens
 
 Place = tuple[int, ...]
-"""A cell: (token, layer), of single attention heads (token, layer, head)."""
+"""A cell: (token, layer), or (token, layer, head) for attention heads."""
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,10 @@ class PatchedAnswer:
 
     Attributes:
         token_id: The answer's token id.
-        text: Its text.
-        source: Its probability in the source prompt's clean run.
-        base: The same in the base prompt's clean run.
-        patched: The same in the patched run.
+        text: The answer's text.
+        source: The answer's probability in the source prompt's clean run.
+        base: The probability in the base prompt's clean run.
+        patched: The probability in the patched run.
     """
 
     token_id: int
@@ -44,18 +44,18 @@ class PatchedRun:
     """A run of the base prompt in which some activations have the values of the source prompt's clean run.
 
     Attributes:
-        source_prompt: The prompt that activations come from.
-        source_tokens: Its tokens' texts.
-        base_prompt: The prompt that is run.
-        base_tokens: Its tokens' texts.
-        site: Which activations were put in.
-        pairs: Where each comes from, and where it was put: cells of the source and of the base.
-        answers: The probability of some answers after the last token: those asked for, else the most probable token
-            of the source's run and of the base's, once where they are the same.
-        lens: The logit lens of the patched run; its answer is the first of `answers`.
-        cone: The cells of the residual stream that could change [tokens, layers], bool: those of the pairs, and at the
-            same and later tokens those of later layers. In a causal model all others are as in the base's clean run.
-        notes: What a reader has to know.
+        source_prompt: The prompt whose activations were copied.
+        source_tokens: The texts of the source prompt's tokens.
+        base_prompt: The prompt that was run with these activations.
+        base_tokens: The texts of the base prompt's tokens.
+        site: The kind of activations that were copied.
+        pairs: For each copy, the cell of the source that was read and the cell of the base that was written.
+        answers: The probability of each answer after the last token. Without given answers these are the most
+            probable token of the source's clean run and that of the base's, once if they are the same.
+        lens: The logit lens of the patched run. Its answer is the first of `answers`.
+        cone: The cells of the residual stream that the patch can change [tokens, layers], bool: the written cells,
+            and later layers at the same and later tokens. In a causal model all others equal the base's clean run.
+        notes: Warnings for the reader.
     """
 
     source_prompt: str
@@ -70,22 +70,22 @@ class PatchedRun:
     notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
-        """Prompts, pairs and answers in a few lines."""
+        """Return the prompts, pairs and answers in a few lines."""
         return patched_lines(self)
 
     def _repr_html_(self) -> str | None:
-        """The lens's figure, which notebooks show in place of the text where Plotly is installed."""
+        """Return the lens's figure as HTML for notebooks; None without Plotly, so that they show the text."""
         return lens_figure(self.lens)
 
     @property
     def top_tokens(self) -> Tokens:
-        """What the patched model says after the last token, most probable first."""
+        """The patched run's most probable tokens after the last token, most probable first."""
         return self.lens.top(-1, -1)
 
     def to_dict(self) -> dict[str, Any]:
-        """The result as JSON types."""
+        """Return the result as JSON types."""
         return {
-            **saved_form.head("PatchedRun"),
+            **saved_form.format_header("PatchedRun"),
             "source_prompt": self.source_prompt,
             "source_tokens": list(self.source_tokens),
             "base_prompt": self.base_prompt,
@@ -100,12 +100,12 @@ class PatchedRun:
 
     @classmethod
     def from_dict(cls, data: Any) -> PatchedRun:
-        """The result that `to_dict` described.
+        """Return the result that `to_dict` wrote.
 
         Raises:
-            ResultFormatError: The data is not such a result, is from a newer version, or does not fit together.
+            ResultFormatError: The data is not a saved PatchedRun, is from a newer version, or is inconsistent.
         """
-        with saved_form.reading("PatchedRun", data):
+        with saved_form.checked_format("PatchedRun", data):
             found = cls(
                 source_prompt=str(data["source_prompt"]),
                 source_tokens=tuple(str(token) for token in data["source_tokens"]),
@@ -143,12 +143,15 @@ class PatchedRun:
         )
         if not fits:
             raise ResultFormatError(
-                f"This saved PatchedRun does not fit together: {ends[0]} and {ends[1]} tokens, pairs {self.pairs}, "
+                f"This saved PatchedRun is inconsistent: {ends[0]} and {ends[1]} tokens, pairs {self.pairs}, "
                 f"{len(self.answers)} answers."
             )
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write the result as JSON, into a folder that is made if needed; `PatchedRun.load` gives identical numbers.
+        """Write the result as JSON. `PatchedRun.load` reads it back with identical numbers.
+
+        Args:
+            path: The file. Missing folders are created.
 
         Raises:
             ExportError: The result has infinite numbers, or the file cannot be written.
@@ -160,7 +163,7 @@ class PatchedRun:
         """Read a result that `save` wrote.
 
         Raises:
-            ResultFormatError: The file cannot be read, or is not such a result.
+            ResultFormatError: The file cannot be read, or is not a saved PatchedRun.
         """
         return cls.from_dict(saved_form.load(path, cls.__name__))
 

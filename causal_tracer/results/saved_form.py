@@ -1,4 +1,4 @@
-"""The saved form that all results share: JSON with the result's name and a format version, read and written whole."""
+"""The file format that all results share: JSON with the result's class name and a format version."""
 
 from __future__ import annotations
 
@@ -21,7 +21,11 @@ _DAMAGE = (KeyError, TypeError, ValueError, IndexError, OverflowError, RuntimeEr
 
 
 def save(data: dict[str, Any], path: str | PathLike[str]) -> None:
-    """Write a result's `to_dict` as JSON, into a folder that is made if needed.
+    """Write a result's `to_dict` as JSON.
+
+    Args:
+        data: The JSON types.
+        path: The file. Missing folders are created.
 
     Raises:
         ExportError: The result has infinite numbers, or the file cannot be written.
@@ -34,7 +38,11 @@ def save(data: dict[str, Any], path: str | PathLike[str]) -> None:
 
 
 def load(path: str | PathLike[str], name: str) -> Any:
-    """Return the JSON types in a file that `save` wrote for a result of this name.
+    """Return the JSON types in a file that `save` wrote.
+
+    Args:
+        path: The file.
+        name: The result's class name, for the error message.
 
     Raises:
         ResultFormatError: The file cannot be read, or is not JSON.
@@ -48,24 +56,31 @@ def load(path: str | PathLike[str], name: str) -> Any:
         raise ResultFormatError(f"{path} is not JSON ({error}). Give a file that {name}.save wrote.") from error
 
 
-def head(name: str) -> dict[str, Any]:
-    """Return what a result's `to_dict` begins with."""
+def format_header(name: str) -> dict[str, Any]:
+    """Return the first entries of a result's `to_dict`: its class name and the format version."""
     return {"format": f"causal_tracer.{name}", "format_version": _FORMAT_VERSION}
 
 
 @contextmanager
-def reading(name: str, data: Any) -> Iterator[None]:
-    """Check the head of a result's data, and report damage that the `with` block finds in the rest.
+def checked_format(name: str, data: Any) -> Iterator[None]:
+    """Check the header of a result's data, and turn errors of the `with` block into a `ResultFormatError`.
+
+    Args:
+        name: The result's class name.
+        data: The data that the `with` block reads.
 
     Raises:
-        ResultFormatError: The data is not such a result, is from a newer version, or is damaged.
+        ResultFormatError: The data is not a saved result of this class, is from a newer version, or is damaged.
     """
-    if not isinstance(data, dict) or data.get("format") != head(name)["format"]:
-        raise ResultFormatError(f"This is not a saved {name}: it has no format {head(name)['format']!r}.")
+    if not isinstance(data, dict) or data.get("format") != format_header(name)["format"]:
+        raise ResultFormatError(
+            f'This is not a saved {name}: its "format" is not {format_header(name)["format"]!r}. '
+            f"Give a file that {name}.save wrote."
+        )
     if data.get("format_version") != _FORMAT_VERSION:
         raise ResultFormatError(
             f"This result has format version {data.get('format_version')!r}, and this version of causal_tracer "
-            f"reads {_FORMAT_VERSION}. Upgrade causal_tracer."
+            f"reads version {_FORMAT_VERSION}. Upgrade causal_tracer."
         )
     try:
         yield
@@ -75,8 +90,8 @@ def reading(name: str, data: Any) -> Iterator[None]:
         raise ResultFormatError(f"This saved {name} is incomplete or damaged ({error!r}).") from error
 
 
-def nested(tensor: Tensor) -> Any:
-    """Return a tensor as lists; null stands for NaN."""
+def nested_lists(tensor: Tensor) -> Any:
+    """Return a tensor as nested lists, with None (JSON null) for NaN."""
 
     def without_nan(value: Any) -> Any:
         if isinstance(value, list):
@@ -87,7 +102,7 @@ def nested(tensor: Tensor) -> Any:
 
 
 def float_tensor(value: Any) -> Tensor:
-    """Return what `nested` wrote as float32."""
+    """Return nested lists, as `nested_lists` writes them, as a float32 tensor."""
 
     def numbers(item: Any) -> Any:
         return [numbers(part) for part in item] if isinstance(item, list) else math.nan if item is None else item
@@ -95,19 +110,19 @@ def float_tensor(value: Any) -> Tensor:
     return torch.tensor(numbers(value), dtype=torch.float32, device="cpu")
 
 
-def whole_tensor(value: Any) -> Tensor:
-    """Return lists of integers as int64.
+def integer_tensor(value: Any) -> Tensor:
+    """Return nested lists of integers as an int64 tensor.
 
     Raises:
-        TypeError: One of them is not an integer.
+        TypeError: An element is not an integer.
     """
 
-    def require_whole(item: Any) -> None:
+    def require_integers(item: Any) -> None:
         if isinstance(item, list):
             for part in item:
-                require_whole(part)
+                require_integers(part)
         elif type(item) is not int:
             raise TypeError(f"{item!r} is not an integer")
 
-    require_whole(value)
+    require_integers(value)
     return torch.tensor(value, dtype=torch.long, device="cpu")

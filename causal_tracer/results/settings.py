@@ -1,4 +1,4 @@
-"""How a result was made."""
+"""The settings stored with a result."""
 
 from __future__ import annotations
 
@@ -12,37 +12,38 @@ from causal_tracer.metrics.descriptions import MetricDescription
 
 @dataclass(frozen=True)
 class TraceSettings:
-    """What makes a trace reproducible.
+    """The settings of one map, as they were used.
 
     Attributes:
         model: Hub id, embedded name, or folder name of the model.
-        revision: Its commit or file hash, where it has one.
-        dtype: Dtype of its weights.
+        revision: The model's commit or file hash, if it has one.
+        dtype: Dtype of the weights.
         noise: Standard deviation of the noise on the subject's embeddings.
-        noise_rule: Where that number came from.
-        samples: Noise samples.
+        noise_rule: Where the noise level came from: "given", or the rule that computed it.
+        samples: Number of noise samples.
         seed: Seed of the noise.
-        window: Number of consecutive layers restored together.
-        batch_size: Rows that went through the model together; results are bit-identical at equal batch_size only.
+        window: Number of consecutive layers patched together.
+        batch_size: Rows of a forward pass. Results are bit-identical only at equal batch_size.
         start_layer: First layer computed.
         end_layer: One past the last layer computed.
-        subject_tokens_only: Whether only the subject's tokens were restored.
-        engine: Which sweep computed the cells.
-        versions: Versions of the libraries that took part.
-        corruption: What was done to the subject.
-        metric: What was read off the logits.
-        direction: "restore": clean activations into the corrupted run; "corrupt": corrupted ones into the clean run.
+        subject_tokens_only: Whether only the subject's tokens were patched.
+        engine: The sweep that computed the cells.
+        versions: Versions of the libraries used.
+        corruption: How the subject was corrupted.
+        metric: The metric computed from the logits.
+        direction: "restore" puts clean activations into the corrupted run; "corrupt" puts corrupted ones into the
+            clean run.
         severed: The kind whose outputs at the restored token were held at the corrupted run's values.
-        placebo: The other prompt whose activations were put in place of clean ones.
-        read: The position whose next token was read; None means the last.
-        foil: What the answer was set against.
-        elsewhere: The first of the tokens that were corrupted in the subject's place.
-        metric_description: How figures present a metric of the user's; None for the built-in ones.
-        token: The position at which heads were restored, or the one or several whose attention was blocked; None for
-            other maps.
-        second: The second prompt, which was run in place of a corrupted one.
-        ablation: What activations were set to: "zero", or "mean over 3 prompts"; None for maps that set them to those
-            of a run.
+        placebo: The other prompt whose activations were restored in place of the clean ones.
+        read: The position whose next token was scored; None is the last.
+        foil: The token that the answer was compared with.
+        elsewhere: The first of the tokens that were corrupted in place of the subject.
+        metric_description: The labels and format of a custom metric; None for the built-in ones.
+        token: The position at which heads were restored, or the positions whose attention was blocked; None for other
+            maps.
+        second: The second prompt, whose run took the place of the corrupted run.
+        ablation: The constant that activations were set to: "zero", or such as "mean over 3 prompts"; None for maps
+            that take activations from a run.
     """
 
     model: str
@@ -74,15 +75,15 @@ class TraceSettings:
 
     @property
     def at_tokens(self) -> tuple[int, ...]:
-        """The positions of `token`: none for maps made at each token."""
+        """The positions of `token` as a tuple, empty for maps that are made at each token."""
         return self.token if isinstance(self.token, tuple) else () if self.token is None else (self.token,)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> TraceSettings:
-        """Return the settings that a saved result has.
+        """Return the settings stored in a saved result.
 
         Raises:
-            KeyError, TypeError, ValueError, SettingsError: The data are something else.
+            KeyError, TypeError, ValueError, SettingsError: The data is not that of settings.
         """
         described = data.get("metric_description")
         described = None if described is None else MetricDescription.from_dict(described)

@@ -1,4 +1,4 @@
-"""Tables as CSV that spreadsheets open safely: no text in a cell is run as a formula."""
+"""Tables as CSV whose texts spreadsheets do not run as formulas."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-# What makes a spreadsheet take a text for a formula, also in the wide forms of East Asian keyboards.
+# A spreadsheet takes a text that starts with one of these for a formula. The last four are East Asian full-width forms.
 _FORMULA = tuple("=+-@\t\r\n＝＋－＠")
 
 
 def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """Return a table as CSV.
 
-    A text that a spreadsheet would take for a formula begins with an apostrophe. Numbers are written as they are, NaN
-    as an empty cell, which is how spreadsheets and pandas write a missing number.
+    A text that a spreadsheet would take for a formula gets an apostrophe before it. NaN becomes an empty cell, as
+    spreadsheets and pandas write a missing number.
     """
     file = io.StringIO()
-    # Its own line ending, CRLF: with another one it leaves a carriage return in a cell unquoted.
+    # The default line ending CRLF: with another one, csv leaves a carriage return in a cell unquoted.
     csv.writer(file).writerows([_cell(value) for value in row] for row in (header, *rows))
     return file.getvalue()
 

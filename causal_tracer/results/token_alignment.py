@@ -1,4 +1,4 @@
-"""The alignment of a map's prompt with another prompt, token by token."""
+"""`TokenAlignment`: the alignment of a map's prompt with another prompt, token by token."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 
 @dataclass(frozen=True, repr=False)
 class TokenAlignment:
-    """The tokens of a prompt and those of another one that stand for them.
+    """The tokens of a prompt, each with its partner in another prompt.
 
     Attributes:
         tokens: The prompt's tokens.
         other_prompt: The other prompt.
-        other_tokens: Its tokens.
-        partners: For each of `tokens`, the place of its partner in `other_tokens`; None where it has none.
+        other_tokens: The other prompt's tokens.
+        partners: For each of `tokens`, the position of its partner in `other_tokens`; None if it has no partner.
     """
 
     tokens: tuple[str, ...]
@@ -25,7 +25,7 @@ class TokenAlignment:
 
     @property
     def rows(self) -> tuple[tuple[int, str, int | None, str | None], ...]:
-        """For each token: its place, its text, and place and text of its partner."""
+        """For each token: its position and text, then the position and text of its partner."""
         return tuple(
             (place, token, partner, None if partner is None else self.other_tokens[partner])
             for place, (token, partner) in enumerate(zip(self.tokens, self.partners, strict=True))
@@ -33,11 +33,11 @@ class TokenAlignment:
 
     @property
     def without_partner(self) -> tuple[int, ...]:
-        """The places of tokens without a partner."""
+        """The positions of the tokens without a partner."""
         return tuple(place for place, partner in enumerate(self.partners) if partner is None)
 
     def __repr__(self) -> str:
-        """A table of a line for each token."""
+        """Return a table with a line for each token."""
         left = [f"{place:3} {token!r}" for place, token, _, _ in self.rows]
         right = ["–" if partner is None else f"{partner} {text!r}" for _, _, partner, text in self.rows]
         width = max(map(len, left), default=0)
@@ -49,10 +49,10 @@ class TokenAlignment:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> TokenAlignment:
-        """Return the alignment that `to_dict` described.
+        """Return the alignment that `to_dict` wrote.
 
         Raises:
-            KeyError, TypeError, ValueError: The data are something else.
+            KeyError, TypeError, ValueError: The data is not that of an alignment.
         """
         tokens, others = (tuple(str(token) for token in data[name]) for name in ("tokens", "other_tokens"))
         partners = tuple(None if partner is None else int(partner) for partner in data["partners"])

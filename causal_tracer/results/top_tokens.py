@@ -1,4 +1,4 @@
-"""The most probable next tokens of restored runs, beside those of the clean and the corrupted run."""
+"""`TopTokens`: the most probable next tokens of the clean, the corrupted and the restored runs."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class TokenProbability:
-    """A token that may come next.
+    """One next token with its probability.
 
     Attributes:
-        token_id: Its id.
-        text: Its text.
-        probability: Its mean probability over samples.
+        token_id: The token's id.
+        text: The token's text.
+        probability: The probability, as the mean over samples.
     """
 
     token_id: int
@@ -27,12 +27,12 @@ Tokens = tuple[TokenProbability, ...]
 
 @dataclass(frozen=True, eq=False)
 class TopTokens:
-    """What a model would say next, most probable first.
+    """The most probable next tokens of each run, most probable first.
 
     Attributes:
-        clean: In the clean run.
-        corrupted: In the corrupted run, mean over samples.
-        restored: In the restored run of each cell known, by (row, layer).
+        clean: Those of the clean run.
+        corrupted: Those of the corrupted run, by the mean probability over samples.
+        restored: Those of each computed cell's restored run, by (row, layer).
     """
 
     clean: Tokens
@@ -40,11 +40,11 @@ class TopTokens:
     restored: Mapping[tuple[int, int], Tokens]
 
     def cells(self, position: int, layer: int) -> Tokens:
-        """Those of a cell; the corrupted run's where a cell changes nothing, none where it was not computed."""
+        """Return the tokens of a cell's restored run; empty if the cell was not computed."""
         return self.restored.get((position, layer), ())
 
     def to_dict(self) -> dict[str, Any]:
-        """The tokens as JSON types; each token's text stands once."""
+        """Return the tokens as JSON types. The text of each token id is stored once."""
         every = [self.clean, self.corrupted, *self.restored.values()]
         texts = {str(token.token_id): token.text for tokens in every for token in tokens}
 
@@ -56,10 +56,10 @@ class TopTokens:
 
     @classmethod
     def from_dict(cls, data: Any) -> TopTokens:
-        """What `to_dict` wrote.
+        """Return the record that `to_dict` wrote.
 
         Raises:
-            KeyError, TypeError, ValueError: The data is something else.
+            KeyError, TypeError, ValueError: The data is not that of top tokens.
         """
         texts = {int(token): str(text) for token, text in data["texts"].items()}
 

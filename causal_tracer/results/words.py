@@ -1,6 +1,6 @@
-"""What a map is of, in words: metric, direction, site, window, control and tokens.
+"""Texts that describe a map: titles and labels for its metric, direction, site, window, controls and tokens.
 
-Every title, axis, caption, table and report takes its words from here, so that all of them say what was done.
+All titles, axes, captions, tables and reports use these texts, so that they agree.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _RIGHT_TO_LEFT = {"R", "AL", "AN"}
 
 
 def metric_of(flow: HiddenFlow) -> MetricDescription:
-    """Return the description of a map's metric, with the better direction known.
+    """Return the description of a map's metric, always with `higher_is_better` set.
 
-    Where the metric does not say which values are better, the clean run's are better than the corrupted run's.
+    If the metric leaves it open, the clean run's value counts as better than the corrupted run's.
     """
     settings = flow.settings
     described = settings.metric_description or METRIC_DESCRIPTIONS.get(settings.metric)
@@ -36,19 +36,19 @@ def metric_of(flow: HiddenFlow) -> MetricDescription:
 
 
 def metric_label(flow: HiddenFlow) -> str:
-    """Return what a map's scores are, with the answer filled in: "P(Seattle)"."""
+    """Return the label of a map's scores, with the answer filled in: "P(Seattle)"."""
     foil = flow.settings.foil
-    named = None if foil is None else isolated(display_token(foil))
-    return metric_of(flow).labelled(isolated(display_token(flow.answer)), named)
+    named = None if foil is None else bidi_isolated(display_token(foil))
+    return metric_of(flow).labelled(bidi_isolated(display_token(flow.answer)), named)
 
 
 def effect_label(flow: HiddenFlow) -> str:
-    """Return what the patch's effect on the scores is called."""
+    """Return the name of a map's effects: "indirect effect", or "change from the clean run"."""
     return "change from the clean run" if flow.settings.direction == "corrupt" else "indirect effect"
 
 
 def audit_words(flow: HiddenFlow) -> str:
-    """Return what a map's audit found, or nothing where it was not audited."""
+    """Return the result of a map's audit in a few words; empty if the map was not audited."""
     audit = flow.audit
     if audit is None:
         return ""
@@ -57,7 +57,7 @@ def audit_words(flow: HiddenFlow) -> str:
 
 
 def map_title(flow: HiddenFlow) -> str:
-    """Return what a map is of: "Restoring MLP outputs, windows of 10 layers, attention severed"."""
+    """Return a map's title, such as "Restoring MLP outputs, windows of 10 layers, attention severed"."""
     site, tokens = SITES[flow.kind], _at_tokens(flow)
     if site.blocks:
         what, _, keys = site.patched.partition(" to ")
@@ -78,12 +78,12 @@ def _patching(patched: str, settings: TraceSettings) -> str:
 
 
 def named_title(name: str, flow: HiddenFlow) -> str:
-    """Return a map's title after the name that it was given, where that says more than its kind."""
+    """Return a map's title, after the map's name unless the name is just its kind."""
     return map_title(flow) if name in SITES else f"{name}: {map_title(flow)}"
 
 
 def control_of(settings: TraceSettings) -> str:
-    """Return what sets a map apart, as tables have it: controls, second prompt, ablation. Empty for a plain map."""
+    """Return the table's column "control": controls, second prompt and ablation. Empty for a plain map."""
     severed = _severed(settings.severed) if settings.severed else ""
     placebo = "placebo" if settings.placebo is not None else ""
     elsewhere = "other tokens corrupted" if settings.elsewhere is not None else ""
@@ -93,14 +93,14 @@ def control_of(settings: TraceSettings) -> str:
 
 
 def layer_axis_title(flow: HiddenFlow) -> str:
-    """Return what a column of a map stands for."""
+    """Return the title of a map's layer axis, such as "restored layer (MLP)"."""
     done, window = patched_word(flow), flow.settings.window
     what = f"{done} layer" if window == 1 else f"centre of {window} {done} layers"
     return f"{what} ({SITES[flow.kind].label})"
 
 
 def patched_word(flow: HiddenFlow) -> str:
-    """Return what was done to a cell's layers: "restored", "corrupted", "patched", "ablated" or "blocked"."""
+    """Return the verb for a cell's layers: "restored", "corrupted", "patched", "ablated" or "blocked"."""
     settings = flow.settings
     if SITES[flow.kind].blocks:
         return "blocked"
@@ -112,20 +112,25 @@ def patched_word(flow: HiddenFlow) -> str:
 
 
 def made_in_clean_run(flow: HiddenFlow) -> bool:
-    """Return whether a map shows what is taken out of the clean run: ablations and blocked attention."""
+    """Return whether a map changes the clean run by ablation or by blocking attention, without a corrupted run."""
     return flow.settings.ablation is not None or SITES[flow.kind].blocks
 
 
-def low_run(settings: TraceSettings) -> str | None:
-    """Return what the run is called that the clean run is set against; None where nothing was corrupted."""
+def low_run_name(settings: TraceSettings) -> str | None:
+    """Return the name of the run behind `low_score`: "corrupted" or "second prompt"; None if nothing was corrupted."""
     if settings.second is not None:
         return "second prompt"
     return None if settings.corruption == NoCorruption().description else "corrupted"
 
 
 def runs_line(flow: HiddenFlow, written: Callable[[float], str]) -> str:
-    """Return the metric in the clean run and in the one it is set against: "clean 0.9, corrupted 0.1"."""
-    clean, low = f"clean {written(flow.high_score)}", low_run(flow.settings)
+    """Return the metric in the clean run and in the run of `low_score`: "clean 0.9, corrupted 0.1".
+
+    Args:
+        flow: The map.
+        written: Formats a value of the metric.
+    """
+    clean, low = f"clean {written(flow.high_score)}", low_run_name(flow.settings)
     return clean if low is None else f"{clean}, {low} {written(flow.low_score)}"
 
 
@@ -135,24 +140,24 @@ def patched_layers(flow: HiddenFlow, layer: int) -> tuple[int, int]:
     return layers[0], layers[-1]
 
 
-def same_measure(*flows: HiddenFlow) -> None:
-    """Check that maps show the same metric in the same direction, so that their numbers can stand side by side.
+def require_same_metric(*flows: HiddenFlow) -> None:
+    """Check that maps have the same metric and the same direction, so that their numbers can be compared.
 
     Raises:
-        SettingsError: They do not.
+        SettingsError: The maps differ in metric or direction.
     """
     first = flows[0]
     for other in flows[1:]:
         ours, theirs = ((metric_of(each), each.settings.direction) for each in (first, other))
         if ours != theirs:
             raise SettingsError(
-                f"The maps show different things: {_measured(first)}, and {_measured(other)}. Their numbers cannot be "
-                "compared or share a scale. Give maps of one metric and one direction."
+                f"The maps differ in metric or direction: {_measured(first)}, and {_measured(other)}. Their numbers "
+                "cannot be compared or share a colour scale. Give maps of one metric and one direction."
             )
 
 
 def row_names(flow: HiddenFlow) -> list[str]:
-    """Return what each row of a map is: the token's text, "head 3", or a span of tokens."""
+    """Return the names of a map's rows: each token's text, "head 3", or the name of a span."""
     rows = SITES[flow.kind].rows
     if rows == "spans":
         return list(SPANS)
@@ -162,23 +167,24 @@ def row_names(flow: HiddenFlow) -> list[str]:
 
 
 def axis_labels(flow: HiddenFlow) -> list[str]:
-    """Return the rows of a map as an axis shows them, the subject's tokens with a star."""
+    """Return the labels of a map's rows for an axis. The subject's tokens end with a star."""
     subject = range(*flow.subject_range) if SITES[flow.kind].rows == "tokens" else ()
     return [name + ("*" if row in subject else "") for row, name in enumerate(row_names(flow))]
 
 
 def display_token(token: str) -> str:
-    """A token's text for people: no outer blanks, and a sign for what would not be seen."""
+    """Return a token's text for display, without outer spaces and with signs for invisible characters."""
     shown = token.replace("\r", "").replace("\n", "⏎").replace("\t", "⇥").strip(" ")
     if any(character.isprintable() for character in shown):
         return shown
     return " ".join(f"U+{ord(character):04X}" for character in shown) or "␣"
 
 
-def isolated(text: str) -> str:
-    """Return a text that keeps numbers after it in their order: right-to-left letters would turn them round.
+def bidi_isolated(text: str) -> str:
+    """Return a text between Unicode isolate marks if it has right-to-left letters, else unchanged.
 
-    The marks are Unicode's first strong isolate and pop directional isolate. Other texts stay as they are.
+    Without the marks, right-to-left letters would reorder the numbers that follow them. The marks are FIRST STRONG
+    ISOLATE (U+2068) and POP DIRECTIONAL ISOLATE (U+2069).
     """
     if any(bidirectional(character) in _RIGHT_TO_LEFT for character in text):
         return f"\u2068{text}\u2069"
@@ -186,12 +192,12 @@ def isolated(text: str) -> str:
 
 
 def probability_label(token: str) -> str:
-    """Return what a token's probability is called: "P(Seattle)"."""
-    return METRIC_DESCRIPTIONS["probability"].labelled(isolated(display_token(token)))
+    """Return the label of a token's probability: "P(Seattle)"."""
+    return METRIC_DESCRIPTIONS["probability"].labelled(bidi_isolated(display_token(token)))
 
 
 def _at_tokens(flow: HiddenFlow) -> str:
-    """Return the tokens at which a map is made, in quotes; empty for one made at each token."""
+    """Return the tokens of `settings.at_tokens` in quotes; empty for maps that are made at each token."""
     return " and ".join(repr(display_token(flow.input_tokens[token])) for token in flow.settings.at_tokens)
 
 

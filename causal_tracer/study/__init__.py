@@ -1,1 +1,1 @@
-"""Studies: many facts traced and averaged by token role (Meng et al. 2022, section 2.2)."""
+"""Studies: tracing many facts and averaging their effects by token role (Meng et al. 2022, section 2.2)."""

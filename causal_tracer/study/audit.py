@@ -1,4 +1,4 @@
-"""The audit of a study: cells drawn by the seed, computed again by the full sweep."""
+"""The audit of a study: a summary of the cells computed again by the full sweep, and the check of their differences."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from causal_tracer.study.settings import StudySettings
 
 @dataclass(frozen=True)
 class AuditSummary:
-    """The audit of one map's cells.
+    """The audit of one map over all facts.
 
     Attributes:
-        map_name: Which map.
-        cells: How many cells were computed twice.
-        largest: Largest |difference| of their scores.
-        p99: 99th percentile of it.
+        map_name: The name of the map.
+        cells: Number of cells that were computed again.
+        largest: The largest absolute difference of their scores.
+        p99: The 99th percentile of the absolute differences.
     """
 
     map_name: str
@@ -42,24 +42,25 @@ def audit_summary(records: Sequence[FactRecord]) -> tuple[AuditSummary, ...]:
 
 
 def check_audit(records: Sequence[FactRecord], settings: StudySettings, dtype: str | None = None) -> None:
-    """Stop a study whose sweep is wrong.
+    """Raise an error if an audited cell differs from the full sweep by more than the limit.
 
     Args:
         records: The records to check.
         settings: The study's settings.
-        dtype: Dtype of the weights; None takes what the settings ask for, or float32.
+        dtype: Dtype of the weights; None takes the one of the settings, or float32.
 
     Raises:
-        StudyError: A cell differs by more than the limit, or is NaN in one sweep only.
+        StudyError: A cell differs by more than the limit, or is NaN.
     """
-    limit = settings.limit_of(dtype or settings.dtype or "float32")
+    limit = settings.audit_limit_for(dtype or settings.dtype or "float32")
     for record in records:
         for cell in record.audit:
-            # Also where one of them is NaN.
+            # Written with "not" because a NaN difference must fail, too.
             if not cell.difference <= limit:
                 raise StudyError(
-                    f"The audit found a cell that differs from the full sweep by {cell.difference:.2g}, more than "
-                    f"{limit:g}: {record.fact.prompt!r}, map {cell.map_name!r}, token {cell.position}, layer "
-                    f"{cell.layer}: {cell.score:.6g} by {record.engine!r}, {cell.full_score:.6g} in full. The study is "
-                    "stopped. Report this, with the model's name; a coarser dtype may need a larger --audit-limit."
+                    f"The study stopped because a cell differs from the full sweep by {cell.difference:.2g}, more than "
+                    f"the limit of {limit:g}: {record.fact.prompt!r}, map {cell.map_name!r}, token {cell.position}, "
+                    f"layer {cell.layer}: {cell.score:.6g} by the {record.engine} sweep, {cell.full_score:.6g} by the "
+                    "full sweep. Report this with the model's name. If the weights have a coarse dtype, try a larger "
+                    "--audit-limit."
                 )

@@ -1,4 +1,4 @@
-"""The cost of a study before it is begun: its size is counted, its speed measured on a few of its facts."""
+"""An estimate of a study's cost: its size is counted, and its speed is measured on a few of its facts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from causal_tracer.errors import StudyError
 from causal_tracer.experiment.set_up import TracingContext, prompt_for
 from causal_tracer.prompts.prompt import Prompt
 from causal_tracer.request.records import MapSpec
-from causal_tracer.study.facts import Fact, recall
+from causal_tracer.study.facts import Fact, predict_facts
 from causal_tracer.study.settings import StudySettings, derived_seed
 from causal_tracer.study.tracing import study_fact
 from causal_tracer.sweep.plan import reach
@@ -22,13 +22,13 @@ from causal_tracer.tracing.cells import map_source, spec_plan
 
 
 class Work(NamedTuple):
-    """The size of a part of a study.
+    """The size of a study or of a part of it.
 
     Attributes:
-        cells: Cells of its maps.
-        rows: Restored runs: cells times samples, without those that cannot change anything.
-        flops: Floating-point operations that no exact sweep can leave out.
-        audit_flops: Operations of the audit's full runs.
+        cells: Number of cells in the maps.
+        rows: Number of restored runs: cells times samples, without cells that cannot change the output.
+        flops: Floating-point operations that an exact sweep needs at least.
+        audit_flops: Floating-point operations of the audit's runs.
     """
 
     cells: int
@@ -39,17 +39,17 @@ class Work(NamedTuple):
 
 @dataclass(frozen=True)
 class CostEstimate:
-    """The cost of a study.
+    """The estimated cost of a study.
 
     Attributes:
-        facts: Facts asked for.
-        known: How many of them the model knows, and so will be traced.
-        refused: How many cannot be traced at all.
-        work: The size of all that is to be traced.
-        tried: Facts that were traced to measure the speed.
-        rate: Operations per second that they reached, audit included.
-        memory: Peak memory of a device, in bytes, while they were traced.
-        processes: Processes that share the work.
+        facts: Number of facts in the study.
+        known: Number of facts that the model knows. Only these are traced.
+        refused: Number of facts that cannot be traced, for example because the subject is not found.
+        work: The size of the study.
+        tried: Number of facts that were traced to measure the speed.
+        rate: Floating-point operations of the maps (`work.flops`) per second, measured with the audit's time included.
+        memory: Peak memory of a device, in bytes.
+        processes: Number of processes that share the work.
     """
 
     facts: int
@@ -63,11 +63,11 @@ class CostEstimate:
 
     @property
     def hours(self) -> float:
-        """How long the study will take with these processes."""
+        """The study's duration in hours, with `processes` processes."""
         return self.work.flops / self.rate / self.processes / 3600
 
     def text(self) -> str:
-        """Return the estimate in lines of text."""
+        """Return the estimate as lines of text."""
         processes = "1 process" if self.processes == 1 else f"{self.processes} processes"
         return "\n".join(
             [
@@ -93,32 +93,32 @@ def estimate_cost(
     tries: int = 3,
     clock: Callable[[], float] = time.perf_counter,
 ) -> CostEstimate:
-    """Count the work of the wanted facts, and trace a few of them to see how fast it goes; nothing is written.
+    """Count the work of the wanted facts, and trace a few of them to measure the speed. Writes nothing.
 
     Args:
         context: The model.
         settings: The study's settings.
-        facts: The whole set of facts, from which placebos and partners come.
-        wanted: The facts to trace.
-        processes: Processes that will share the work, as fast as this one each.
-        tries: Facts to trace. They are drawn by the seed from those of middling size.
-        clock: Returns seconds; the study's own time is measured by the same one.
+        facts: The whole set of facts, from which placebos and partners are drawn.
+        wanted: The facts that the study will trace.
+        processes: Number of processes that will share the work, each as fast as this one.
+        tries: Number of facts to trace now. The seed draws them from the facts of medium size.
+        clock: Returns the time in seconds.
 
     Raises:
-        StudyError: The model knows none of the facts, or none of those tried could be traced.
+        StudyError: The model knows none of the facts, or none of the tried facts could be traced.
     """
-    answers, refused = recall(context, wanted, settings.request)
+    answers, refused = predict_facts(context, wanted, settings.request)
     known = [found.fact for found in answers if found.known]
     if not known:
         raise StudyError(
-            f"The model knows none of these {len(wanted)} facts: its most probable next token is never the "
-            "attribute's first. Give facts that it knows."
+            f"The model knows none of these {len(wanted)} facts: its most probable next token is never the first token "
+            "of the attribute. Give facts that it knows."
         )
     sizes = {fact: fact_work(context, settings, fact) for fact in known}
     by_size = sorted(known, key=lambda fact: sizes[fact].flops)
     middling = by_size[len(by_size) // 4 : max(len(by_size) * 3 // 4, len(by_size) // 4 + tries)]
     chosen = sorted(middling, key=lambda fact: derived_seed(settings.request.seed, fact.fact_id, "tried"))[:tries]
-    # The first trace of a process also checks the engine, which is not part of the time of each fact.
+    # The first trace of a process also checks the engine. That time must not count for each fact.
     once = replace(settings, request=replace(settings.request, samples=1))
     study_fact(context, once, chosen[0], facts)
     seconds: dict[Fact, float] = {}
@@ -130,7 +130,7 @@ def estimate_cost(
             seconds[fact] = clock() - begun
         memory = max(memory, _memory_used())
     if not seconds:
-        raise StudyError(f"None of the {len(chosen)} facts tried could be traced; {record.cause}")
+        raise StudyError(f"None of the {len(chosen)} tried facts could be traced. The last error: {record.cause}")
     return CostEstimate(
         facts=len(wanted),
         known=len(known),
@@ -161,12 +161,12 @@ def _map_work(context: TracingContext, settings: StudySettings, prompt: Prompt, 
     reads = plan.read_positions(len(prompt))
     rows, flops = 0, 0.0
     for cell in plan.cells:
-        reached = reach(cell, prompt.subject_range[0], reads, traced.n_layers, traced.tokens_meet_again)
+        reached = reach(cell, prompt.subject_range[0], reads, traced.n_layers, traced.outputs_reach_later_tokens)
         if reached is not None:
             rows += settings.samples
             tokens = len(prompt) - reached.first_token
             flops += settings.samples * ((traced.n_layers - reached.join) * tokens * block + head)
-    # Each audited cell takes its restored runs and the corrupted ones.
+    # An audited cell needs its restored runs and the corrupted ones, all of them full.
     full = 2 * settings.samples * (traced.n_layers * len(prompt) * block + head)
     return Work(len(plan.cells), rows, flops, settings.audit_share * len(plan.cells) * full)
 
@@ -176,9 +176,9 @@ def _matrix_weights(modules: Sequence[Any]) -> int:
 
 
 def _memory_used() -> int:
-    """Return the peak memory of a GPU, or of this process as far as the system knows it."""
+    """Return the peak memory of the GPU, or without one the memory of this process, in bytes."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     memory = psutil.Process().memory_info()
-    # Windows knows the peak; elsewhere the resident set hardly shrinks between facts.
+    # Only Windows reports the peak. Elsewhere the resident set is close to it: it hardly shrinks between facts.
     return int(getattr(memory, "peak_wset", memory.rss))

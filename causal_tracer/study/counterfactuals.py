@@ -1,4 +1,4 @@
-"""Other subjects to put in a subject's place: for `corruption.CounterfactualSubjects`, and for second prompts."""
+"""Other subjects in a subject's place, for `corruption.CounterfactualSubjects` and for second prompts."""
 
 from __future__ import annotations
 
@@ -18,40 +18,42 @@ from causal_tracer.study.settings import derived_seed
 def equal_length_subjects(
     tokenizer: Any, prompt: Prompt, candidates: Iterable[str] | None = None, count: int = 10
 ) -> tuple[str, ...]:
-    """Return candidates that have as many tokens as the prompt's subject and leave all other tokens as they are.
+    """Return candidates with as many tokens as the prompt's subject that leave all other tokens unchanged.
 
     Args:
-        tokenizer: The tokenizer that made the prompt.
-        prompt: The prompt, such as `prompt_for(tracer.context, text, subject)` or `chat_prompt` make.
-        candidates: Subjects to choose from, the best first. None takes those of the facts that come with the package;
-            where the prompt's subject is among them, those of its relation come first.
-        count: How many to propose at most.
+        tokenizer: The tokenizer of the prompt.
+        prompt: The prompt, such as from `prompt_for(tracer.context, text, subject)` or `chat_prompt`.
+        candidates: The subjects to choose from, the preferred ones first. None takes those of the package's facts. If
+            the prompt's subject is one of them, the subjects of its relation come first.
+        count: The largest number of subjects to return.
 
     Returns:
-        Up to `count` subjects, in the candidates' order; none twice, and not the prompt's own.
+        Up to `count` different subjects in the candidates' order, without the prompt's own subject.
 
     Raises:
         SettingsError: `count` is below 1.
     """
     if count < 1:
-        raise SettingsError(f"count={count} asks for no subject. Give 1 or more.")
+        raise SettingsError(f"count={count} is too small. Give 1 or more.")
     others = dict.fromkeys(_shipped_subjects(prompt.subject) if candidates is None else candidates)
     fitting = (other for other in others if other != prompt.subject and _fits(tokenizer, prompt, other))
     return tuple(islice(fitting, count))
 
 
 def second_prompt(prompt: Prompt, other: str, occurrence: Occurrence) -> OtherPrompt:
-    """Return a prompt with another subject in the subject's place, as a second prompt."""
+    """Return a second prompt: the prompt with another subject in the subject's place."""
     end = prompt.subject_start + len(prompt.subject)
     text = prompt.text[: prompt.subject_start] + other + prompt.text[end:]
     return OtherPrompt(text, other, occurrence)
 
 
 def partner_for(tokenizer: Any, seed: int, prompt: Prompt, fact: Fact, facts: Iterable[Fact]) -> Fact:
-    """Draw the fact whose subject makes a second prompt: of the same relation, and of equal length where there is one.
+    """Draw the fact whose subject makes the second prompt. It has the same relation and another attribute.
+
+    A fact whose subject has as many tokens is preferred.
 
     Args:
-        tokenizer: The tokenizer that made the prompt.
+        tokenizer: The tokenizer of the prompt.
         seed: The study's seed.
         prompt: The fact's prompt.
         fact: The fact.
@@ -64,7 +66,8 @@ def partner_for(tokenizer: Any, seed: int, prompt: Prompt, fact: Fact, facts: It
     drawn = sorted(others, key=lambda other: derived_seed(seed, fact.fact_id, "partner", other.fact_id))
     if not drawn:
         raise StudyError(
-            f"No other fact of the relation {fact.relation!r} has another attribute than {fact.attribute!r}."
+            f"No fact of the relation {fact.relation!r} has another attribute than {fact.attribute!r}. "
+            "Add one, or leave this relation out."
         )
     return next((other for other in drawn if _fits(tokenizer, prompt, other.subject)), drawn[0])
 

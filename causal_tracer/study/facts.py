@@ -1,4 +1,4 @@
-"""Facts to trace: read from files or data sets, and asked of a model to see which ones it knows."""
+"""Facts to trace: reading them from files or data sets, and finding which ones a model knows."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from torch import Tensor
 from causal_tracer.errors import FactsError, PromptError, TokenizerError
 from causal_tracer.experiment.set_up import TracingContext, prompt_for
 from causal_tracer.model.runs import read_logits
-from causal_tracer.prompts.answer_forms import Continuation, LogitsAfter, choose, continuations
+from causal_tracer.prompts.answer_forms import Continuation, LogitsAfter, choose_form, continuations
 from causal_tracer.prompts.prompt import Prompt
 from causal_tracer.prompts.subject import occurrences
 from causal_tracer.request.records import TraceRequest
 
 SHIPPED = "shipped"
-"""The name of the facts that come with the package: known to Gemma 3 270M, see `examples/find_known_facts.py`."""
+"""The name of the facts in the package. Gemma 3 270M knows all of them, see `examples/find_known_facts.py`."""
 
 _COLUMNS: Mapping[str, tuple[str, ...]] = {
     "prompt": ("prompt",),
@@ -43,11 +43,11 @@ class Fact:
     """A prompt that a model completes with an attribute of its subject.
 
     Attributes:
-        fact_id: Its name in a study; no two facts of a study have the same.
+        fact_id: The fact's id, unique in a study.
         prompt: The text, which ends right before the attribute.
-        subject: A part of the prompt.
-        attribute: What comes next, without the space before it.
-        relation: What the attribute is to the subject; facts of one relation are not independent.
+        subject: The subject, which is a part of the prompt.
+        attribute: The text that follows the prompt, without the space before it.
+        relation: The relation of subject and attribute. Facts of one relation are not independent.
     """
 
     fact_id: str
@@ -58,14 +58,17 @@ class Fact:
 
 
 def load_facts(source: str | PathLike[str] = SHIPPED) -> tuple[Fact, ...]:
-    """Read the shipped facts, a file, or a data set.
+    """Read facts from the package, a file, or a data set of the Hugging Face hub.
 
-    Files are JSON (a list of records), JSONL, CSV or Parquet, with the columns prompt, subject, attribute and relation;
-    ROME's `known_1000.json` is one of them. A prompt may hold {} in place of its subject. Anything else is the id of a
-    Hugging Face data set, with the split after a colon: "name/of-it:train".
+    The columns are prompt, subject, attribute and relation. A prompt can have {} in place of its subject. ROME's
+    `known_1000.json` can be read as it is.
+
+    Args:
+        source: `SHIPPED`; a file in JSON (a list of records), JSONL, CSV or Parquet; or a data set's id, with its split
+            after a colon ("owner/name:train").
 
     Raises:
-        FactsError: There is no such source, or its records are incomplete, ambiguous or repeated.
+        FactsError: The source does not exist, or its records are incomplete or repeated.
     """
     name = str(source)
     path = Path(source)
@@ -75,20 +78,24 @@ def load_facts(source: str | PathLike[str] = SHIPPED) -> tuple[Fact, ...]:
     if path.is_file():
         return facts_from_records(_read_file(path), path.name)
     if path.suffix.lower() in _READERS:
-        raise FactsError(f"There is no file {name!r}. Give a path to facts, {SHIPPED!r}, or a data set's id.")
+        raise FactsError(f"There is no file {name!r}. Give a file with facts, {SHIPPED!r}, or a data set's id.")
     return facts_from_records(_read_dataset(name), name)
 
 
 def facts_from_records(records: Iterable[Mapping[str, Any]], name: str = "these records") -> tuple[Fact, ...]:
-    """Return facts from records such as the rows of a table.
+    """Return facts from records, such as the rows of a table.
+
+    Args:
+        records: The records, as mappings from column to value.
+        name: The name of their source, for messages.
 
     Raises:
-        FactsError: A record lacks a column or its subject, or two records are the same fact.
+        FactsError: A record lacks a column, its prompt lacks the subject, or two records have the same id.
     """
     facts: dict[str, Fact] = {}
     for number, record in enumerate(records):
         fact = _fact(record, f"record {number} of {name}")
-        # Without ids of their own, equal facts have equal ids.
+        # Records without an id get a hash of their content, so repeated facts have the same id.
         if fact.fact_id in facts:
             raise FactsError(
                 f"Records {list(facts).index(fact.fact_id)} and {number} of {name} have the same id {fact.fact_id!r} "
@@ -101,13 +108,13 @@ def facts_from_records(records: Iterable[Mapping[str, Any]], name: str = "these 
 
 
 def facts_digest(facts: Sequence[Fact]) -> str:
-    """Return a hash of a set of facts, whatever their order."""
+    """Return a hash of a set of facts that does not depend on their order."""
     lines = sorted(json.dumps(asdict(fact), sort_keys=True, ensure_ascii=False) for fact in facts)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def alternating_relations(facts: Sequence[Fact]) -> tuple[Fact, ...]:
-    """Return the facts in an order that takes one of each relation in turn, so that the first n cover all relations."""
+    """Return the facts ordered to take one of each relation in turn, so that the first n cover many relations."""
     earlier: Counter[str] = Counter()
     turns = []
     for fact in facts:
@@ -117,14 +124,14 @@ def alternating_relations(facts: Sequence[Fact]) -> tuple[Fact, ...]:
 
 
 @dataclass(frozen=True)
-class Recall:
+class FactPrediction:
     """A model's answer to a fact's prompt.
 
     Attributes:
         fact: The fact.
-        answer_ids: The attribute's tokens, in the form that the model finds more probable (`answer_forms.choose`).
+        answer_ids: The attribute's token ids, in its more probable form (`answer_forms.choose_form`).
         top_id: The model's most probable next token.
-        probability: Probability of `answer_id`.
+        probability: The probability of `answer_id`.
     """
 
     fact: Fact
@@ -134,27 +141,27 @@ class Recall:
 
     @property
     def answer_id(self) -> int:
-        """First token of the attribute."""
+        """The first token of the attribute."""
         return self.answer_ids[0]
 
     @property
     def known(self) -> bool:
-        """Whether the model's top answer is the attribute's first token, as in ROME's code."""
+        """Whether the model's most probable next token is the attribute's first token, as in ROME's code."""
         return self.answer_id == self.top_id
 
 
-def recall(
+def predict_facts(
     context: TracingContext, facts: Sequence[Fact], request: TraceRequest = _PLAIN
-) -> tuple[list[Recall], dict[str, str]]:
-    """Ask the model for each fact, prompts of equal length together.
+) -> tuple[list[FactPrediction], dict[str, str]]:
+    """Run the model on each fact's prompt, with prompts of equal length in one batch.
 
     Args:
         context: The model.
         facts: The facts.
-        request: How subject and answer are found in text: its occurrence and answer form.
+        request: The request whose `occurrence` and `answer_form` say how subject and answer become tokens.
 
     Returns:
-        The answers in the facts' order, and for each fact that cannot be asked (by its id) why.
+        The answers in the facts' order, and the reason for each fact that cannot be run, by its id.
     """
     by_length: dict[int, list[tuple[Fact, Prompt, tuple[Continuation, ...]]]] = defaultdict(list)
     refused: dict[str, str] = {}
@@ -165,21 +172,24 @@ def recall(
             by_length[len(prompt)].append((fact, prompt, forms))
         except (PromptError, TokenizerError) as error:
             refused[fact.fact_id] = str(error)
-    found: dict[str, Recall] = {}
+    found: dict[str, FactPrediction] = {}
     for group in by_length.values():
         for start in range(0, len(group), _CHECK_ROWS):
             batch = group[start : start + _CHECK_ROWS]
             rows = torch.tensor([prompt.input_ids for _, prompt, _ in batch])
             logits = read_logits(context.traced, rows, {}, "clean").cpu()
             for (fact, prompt, forms), row in zip(batch, logits, strict=True):
-                ids = choose(forms, _logits_after(context, prompt, row)).ids
+                ids = choose_form(forms, _logits_after(context, prompt, row)).ids
                 probability = float(row[0].softmax(dim=-1)[ids[0]])
-                found[fact.fact_id] = Recall(fact, ids, int(row[0].argmax()), probability)
+                found[fact.fact_id] = FactPrediction(fact, ids, int(row[0].argmax()), probability)
     return [found[fact.fact_id] for fact in facts if fact.fact_id in found], refused
 
 
 def _logits_after(context: TracingContext, prompt: Prompt, row: Tensor) -> LogitsAfter:
-    """Return what gives the logits after the prompt, which are known [1, vocabulary], and after more tokens."""
+    """Return a function that gives the logits after the prompt and some forced tokens.
+
+    Without forced tokens it returns `row`, the known logits [1, vocabulary].
+    """
 
     def logits(forced: tuple[int, ...]) -> Tensor:
         if not forced:
@@ -199,14 +209,16 @@ def _fact(record: Mapping[str, Any], where: str) -> Fact:
         if default is not None:
             return default
         raise FactsError(
-            f"{where} has no {' or '.join(_COLUMNS[name])}; it has {', '.join(map(str, record)) or 'nothing'}. Give "
-            f"{_NEEDED}."
+            f"{where} has no {' or '.join(_COLUMNS[name])}. Its columns: {', '.join(map(str, record)) or 'none'}. "
+            f"Give {_NEEDED}."
         )
 
     subject, attribute = column("subject").strip(), column("attribute").strip()
     prompt = column("prompt").rstrip().replace("{}", subject)
     if not occurrences(prompt, subject):
-        raise FactsError(f"{where}: the subject {subject!r} is not in the prompt {prompt!r}. Write it the same way.")
+        raise FactsError(
+            f"{where}: the subject {subject!r} is not in the prompt {prompt!r}. Write the subject as in the prompt."
+        )
     digest = hashlib.sha256(json.dumps([prompt, subject, attribute]).encode()).hexdigest()[:12]
     return Fact(column("fact_id", digest), prompt, subject, attribute, column("relation", "all"))
 
@@ -240,7 +252,7 @@ _READERS = {".json": _read_json, ".jsonl": _read_json_lines, ".csv": _read_csv, 
 def _read_file(path: Path) -> list[Mapping[str, Any]]:
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
-        raise FactsError(f"{path.name!r} ends in {path.suffix!r}. Facts are read from {', '.join(_READERS)}.")
+        raise FactsError(f"A file with facts must end in {', '.join(_READERS)} (given: {path.name!r}).")
     try:
         records = reader(path)
     except (OSError, ValueError) as error:
@@ -255,8 +267,8 @@ def _read_dataset(name: str) -> list[Mapping[str, Any]]:
         import datasets
     except ImportError as error:
         raise FactsError(
-            f"There is no file {name!r}; to look for a data set of that name, pip install datasets. Or give a file "
-            f"or {SHIPPED!r}."
+            f"There is no file {name!r}, and reading a data set needs datasets, which is not installed: pip install "
+            f"datasets. Or give a file, or {SHIPPED!r}."
         ) from error
     identifier, _, split = name.partition(":")
     try:

@@ -1,4 +1,4 @@
-"""Plotly figures of a study: the paper's Figures 2, 3 and 7, where the best layers lie, and studies compared."""
+"""Plotly figures of a study: Figures 2, 3 and 7 of Meng et al. 2022, histograms of best layers, and comparisons."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import plotly.graph_objects as go
 from causal_tracer.errors import StudyError
 from causal_tracer.plots.scale import color_stops, scale_ends
 from causal_tracer.request.sites import SITES, SPANS
-from causal_tracer.study.records import READ_ROLES, ROLES
+from causal_tracer.study.records import PEAK_ROLES, ROLES
 from causal_tracer.study.statistics import Mean, StudyEffects, fact_peaks
 
-# Okabe and Ito's colours, which most colour-blind people can tell apart; one dash each as well.
+# Okabe and Ito's colours, which most colour-blind people can tell apart. Each has its own dash, too.
 LINE_STYLES = (
     ("#56B4E9", "dot"),
     ("#E69F00", "dash"),
@@ -41,8 +41,8 @@ _WORDS = {
     ),
     "corrected": (
         "Minus the placebo: {of}",
-        "Average indirect effect, the same of the placebo, which restores another fact's activations, and the "
-        "difference of the two.",
+        "Average indirect effect, that of the placebo (which restores another fact's activations), and their "
+        "difference.",
     ),
     "spans": (
         "Attention knockout by span: {of}",
@@ -55,42 +55,48 @@ _WORDS = {
     ),
     "best layers": (
         "Best layers of single facts: {of} token",
-        "Each fact's own best layer at the {of} token: how far facts agree with the average.",
+        "Number of facts by their own best layer at the {of} token.",
     ),
     "compared": (
         "Studies compared: {of} token",
-        "Average indirect effect ({of} token), over the relative depth of the layer, with 95 % intervals.",
+        "Average indirect effect ({of} token) over the relative depth of the layer, with 95 % intervals.",
     ),
 }
 
 
 def study_figures(effects: StudyEffects) -> dict[str, go.Figure]:
-    """Draw all figures for which a study has the maps.
+    """Draw all figures that a study has the maps for.
 
     Returns:
         The figures by name: "map KIND", "lines KIND", "corrected KIND", "spans KIND", "severed", "best layers ROLE".
     """
     figures: dict[str, go.Figure] = {}
-    kinds = [kind for kind in SITES if kind in effects.maps and effects.by_role(kind)]
+    kinds = [kind for kind in SITES if kind in effects.maps and effects.has_role_rows(kind)]
     for kind in effects.maps:
-        if not effects.by_role(kind):
+        if not effects.has_role_rows(kind):
             figures[f"spans {kind}"] = _span_lines(effects, kind)
     for kind in kinds:
         figures[f"map {kind}"] = _role_map(effects, kind)
         figures[f"lines {kind}"] = _role_lines(effects, kind)
-        if (corrected := effects.corrected(kind)) is not None:
+        if (corrected := effects.minus_placebo(kind)) is not None:
             figures[f"corrected {kind}"] = _placebo_lines(effects, kind, corrected)
     if any(effects.settings.maps[name].severed for name in effects.maps):
         figures["severed"] = _severed_bars(effects, "last subject")
-    for role in READ_ROLES if kinds else ():
+    for role in PEAK_ROLES if kinds else ():
         figures[f"best layers {role}"] = _best_layer_histogram(effects, kinds, role)
     return figures
 
 
 def comparison_figures(studies: Mapping[str, StudyEffects]) -> dict[str, go.Figure]:
-    """Draw the AIE of several studies in one figure for each kind and role that they share: "compared KIND, ROLE".
+    """Draw the AIE of several studies in one figure for each kind and role that at least two of them have.
 
-    Layers are drawn at their relative depth, since models differ in how many they have.
+    Layers are drawn at their relative depth, since models have different numbers of layers.
+
+    Args:
+        studies: The effects of each study, by the name in the legend.
+
+    Returns:
+        The figures by name: "compared KIND, ROLE".
 
     Raises:
         StudyError: The studies differ in metric or direction.
@@ -99,17 +105,17 @@ def comparison_figures(studies: Mapping[str, StudyEffects]) -> dict[str, go.Figu
     directions = sorted({effects.settings.request.direction for effects in studies.values()})
     for what, found in (("metric", labels), ("direction", directions)):
         if len(found) > 1:
-            raise StudyError(f"These studies have several {what}s: {', '.join(found)}. Compare studies of one {what}.")
+            raise StudyError(f"The studies have different {what}s: {', '.join(found)}. Compare studies of one {what}.")
     figures: dict[str, go.Figure] = {}
     for kind in SITES:
-        having = {name: each for name, each in studies.items() if kind in each.maps and each.by_role(kind)}
+        having = {name: each for name, each in studies.items() if kind in each.maps and each.has_role_rows(kind)}
         if len(having) < 2:
             continue
-        for role in READ_ROLES:
+        for role in PEAK_ROLES:
             figure = go.Figure()
             for number, (name, effects) in enumerate(having.items()):
                 aie = effects.mean(effects.at(kind, role))
-                # The first colours are those that differ most.
+                # The most different colours come first.
                 style = LINE_STYLES[(2, 5, 3, 1, 0, 4)[number % 6]][0], LINE_STYLES[number % 6][1]
                 _add_line(figure, name, aie, *style, x=np.linspace(0, 1, len(aie.mean)).tolist())
             depths = f"depth of the layer, from first to last ({SITES[kind].label})"
@@ -117,8 +123,13 @@ def comparison_figures(studies: Mapping[str, StudyEffects]) -> dict[str, go.Figu
     return figures
 
 
-def figure_words(name: str, direction: str = "restore") -> tuple[str, str]:
-    """Return title and caption of a figure of `study_figures` or `comparison_figures`, for a study's direction."""
+def title_and_caption(name: str, direction: str = "restore") -> tuple[str, str]:
+    """Return the title and the caption of a figure.
+
+    Args:
+        name: The figure's name in `study_figures` or `comparison_figures`.
+        direction: The study's direction.
+    """
     start = next(start for start in _WORDS if name.startswith(start))
     about = name.removeprefix(start).strip().split(", ")
     site = SITES.get(about[0])
@@ -161,9 +172,9 @@ def _role_lines(effects: StudyEffects, kind: str) -> go.Figure:
 
 
 def _span_lines(effects: StudyEffects, kind: str) -> go.Figure:
-    """Draw what blocking attention to each span changes over layers (Geva et al. 2023, Figure 2).
+    """Draw the change by blocking attention to each span over layers (Geva et al. 2023, Figure 2).
 
-    Of a probability it is the change relative to the clean run, in per cent, as in the paper.
+    The change of a probability is relative to the clean run, in per cent, as in the paper.
     """
     values, title = effects.maps[kind], f"change of {effects.label}"
     if effects.metric.name == "probability":
@@ -175,9 +186,9 @@ def _span_lines(effects: StudyEffects, kind: str) -> go.Figure:
 
 
 def _placebo_lines(effects: StudyEffects, kind: str, corrected: np.ndarray) -> go.Figure:
-    """Draw AIE, placebo and their paired difference at the last subject token and at the last token."""
+    """Draw the AIE, the placebo's AIE and their paired difference at the last subject token and at the last token."""
     figure = go.Figure()
-    for role in READ_ROLES:
+    for role in PEAK_ROLES:
         number = ROLES.index(role)
         for name, values, dash in (
             ("AIE", effects.at(kind, role), "dot"),
@@ -207,7 +218,7 @@ def _severed_bars(effects: StudyEffects, role: str) -> go.Figure:
 
 
 def _best_layer_histogram(effects: StudyEffects, kinds: Sequence[str], role: str) -> go.Figure:
-    """Draw how many facts have their best layer where, for each kind: what an average hides."""
+    """Draw a histogram of the facts' best layers for each kind."""
     figure = go.Figure()
     for kind in kinds:
         counts = np.bincount(fact_peaks(effects, kind, role)[0], minlength=effects.maps[kind].shape[2])
@@ -221,7 +232,7 @@ def _add_bars(figure: go.Figure, name: str, color: str, y: list[float], hover: s
 
 
 def _add_line(figure: go.Figure, name: str, row: Mean, color: str, dash: str, x: Sequence[float] | None = None) -> None:
-    """Add a line with its interval as a band of the same colour, which the legend switches together."""
+    """Add a line, and its interval as a band of the same colour. Both are one entry of the legend."""
     if np.isnan(row.mean).all():
         return
     places = np.arange(len(row.mean)) if x is None else np.array(x)
@@ -258,7 +269,7 @@ def _styled(figure: go.Figure, x_title: str, y_title: str) -> go.Figure:
         legend={"orientation": "h", "y": -0.25},
         barmode="group",
     )
-    # Layers are numbered in whole steps; depths, which go from 0 to 1, as they come.
+    # The ticks of layers are integers. Relative depths go from 0 to 1 and get Plotly's own ticks.
     last = max((max(trace.x, default=0) for trace in figure.data), default=0)
     figure.update_xaxes(title=x_title, tick0=0, dtick=max(1, round(last / 12)) if last > 1 else None)
     figure.update_yaxes(title=y_title, automargin=True)

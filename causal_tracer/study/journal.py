@@ -1,4 +1,4 @@
-"""A study's journals: one append-only file per process, a line per fact, whole whenever the process is killed."""
+"""A study's journals: append-only files, one for each process, with one JSON line for each fact."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ FOLDER = "journal"
 
 
 class Journal:
-    """A new journal in a study's folder, closed by `close`. Each line is on disk when `append` returns.
+    """A new journal file in a study's folder. Each line is on disk when `append` returns.
 
-    A process writes to its own file only, so that what is there is not touched.
+    Each process writes only to its own new file, so that a killed process cannot damage earlier records.
     """
 
     def __init__(self, study: Path) -> None:
@@ -35,7 +35,7 @@ class Journal:
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Close the file; an empty one is removed."""
+        """Close the file, and remove it if it is empty."""
         self._file.close()
         if self.path.exists() and not self.path.stat().st_size:
             self.path.unlink()
@@ -47,10 +47,10 @@ def journal_files(study: Path) -> list[Path]:
 
 
 def read_journal(path: Path) -> Iterator[Any]:
-    """Yield the records of one journal, without a last line that was being written when the process died.
+    """Yield the records of one journal. A last line without a line break is left out: its process was killed.
 
     Raises:
-        StudyError: A line before that is damaged.
+        StudyError: Another line is damaged.
     """
     *lines, _torn = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines, start=1):
@@ -58,6 +58,6 @@ def read_journal(path: Path) -> Iterator[Any]:
             yield json.loads(line)
         except ValueError as error:
             raise StudyError(
-                f"Line {number} of {path} is damaged ({error}), though lines follow it. Remove the line; its fact "
-                "will be traced again."
+                f"Line {number} of {path} is damaged ({error}). Remove the line and run the study again. It will trace "
+                "the line's fact again."
             ) from error

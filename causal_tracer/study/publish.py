@@ -1,4 +1,4 @@
-"""A study as a data set on the Hugging Face hub: its Parquet files, and a card that names them."""
+"""Upload of a study to the Hugging Face hub as a data set: its Parquet files and a data set card."""
 
 from __future__ import annotations
 
@@ -10,13 +10,18 @@ from causal_tracer.study.stored import StoredStudy
 
 
 def push_to_hub(study: Path, repo_id: str, *, private: bool = True) -> str:
-    """Upload a study's tables, manifest and report to a data set of the hub, made if it is not there.
+    """Upload a study's tables, manifest and report to a data set of the hub.
+
+    Args:
+        study: The study's folder.
+        repo_id: The data set's id. It is created if it does not exist.
+        private: Whether a new data set is private.
 
     Returns:
-        The data set's address.
+        The data set's URL.
 
     Raises:
-        StudyError: There is no study, it was not brought to an end, or the hub refused.
+        StudyError: The folder has no study, the study has not finished, or the hub refused the upload.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -24,7 +29,7 @@ def push_to_hub(study: Path, repo_id: str, *, private: bool = True) -> str:
     card = dataset_card(StoredStudy.open(study).model)
     if lacking := [f"{name}.parquet" for name in TABLES if not (study / f"{name}.parquet").exists()]:
         raise StudyError(
-            f"The study in {str(study)!r} lacks {', '.join(lacking)}: it was not brought to an end. Run it again first."
+            f"The study in {str(study)!r} has not finished: it has no {', '.join(lacking)}. Run it again first."
         )
     api = HfApi()
     try:
@@ -38,17 +43,17 @@ def push_to_hub(study: Path, repo_id: str, *, private: bool = True) -> str:
         )
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise StudyError(
-            f"The hub did not take the study as {repo_id!r} ({error}). Check the name and your login."
+            f"The study could not be uploaded to {repo_id!r} ({error}). Check the name and your login."
         ) from error
     return f"https://huggingface.co/datasets/{repo_id}"
 
 
 def dataset_card(model: str) -> str:
-    """Return the card: one configuration for each table, so that `load_dataset(repo_id, "cells")` finds its file."""
+    """Return the data set card, with a configuration for each table, so that `load_dataset(repo_id, "cells")` works."""
     configurations = "".join(f"- config_name: {name}\n  data_files: {name}.parquet\n" for name in TABLES)
     return (
         f"---\ntags: [causal-tracing, interpretability]\nconfigs:\n{configurations}---\n\n"
         f"# Causal tracing study of {model}\n\n"
-        "`cells`: one row per cell. `facts`: one row per fact, those left out too. `audit`: cells computed twice. "
-        "`manifest.json`: how it was made. `report.html`: what it shows.\n"
+        "`cells`: one row per cell. `facts`: one row per fact, also for facts that were left out. `audit`: one row per "
+        "cell that was computed twice. `manifest.json`: the settings. `report.html`: the report.\n"
     )

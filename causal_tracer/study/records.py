@@ -1,4 +1,4 @@
-"""The records that a study keeps of each fact, and their form as JSON in a journal."""
+"""The record of each fact of a study, and its JSON form in journals."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Floats = NDArray[np.float32]
 Status = Literal["traced", "unknown", "failed"]
 
 ROLES = ("first subject", "middle subject", "last subject", "first after", "further", "last")
-"""The token roles of the paper's Figure 2. Tokens before the subject have the role "before" and no effect at all."""
+"""The token roles of Meng et al. 2022, Figure 2. Tokens before the subject are left out, because their effect is 0."""
 
-READ_ROLES = ("last subject", "last")
-"""The roles at which the paper finds the two peaks: tables and comparisons read these."""
+PEAK_ROLES = ("last subject", "last")
+"""The roles shown in tables and comparisons: those of the two peaks in Meng et al. 2022."""
 
 _NUMBERS = {"high", "low", "scores", "standard_error"}
 
@@ -30,8 +30,8 @@ class MapResult:
 
     Attributes:
         name: The map's name in `StudySettings.maps`.
-        scores: Mean metric over samples [tokens, layers], float32; NaN where nothing was computed.
-        standard_error: Standard error of the indirect effect [tokens, layers], float32.
+        scores: The metric, as the mean over samples [tokens, layers], float32; NaN in cells that were not computed.
+        standard_error: The standard error of the effect [tokens, layers], float32.
     """
 
     name: str
@@ -44,12 +44,12 @@ class AuditedCell:
     """A cell that was computed again by the full sweep.
 
     Attributes:
-        map_name: Which map.
-        kind: Its kind.
-        position: The token restored.
-        layer: The layer restored.
-        score: What the study's sweep gave.
-        full_score: What the full sweep gave.
+        map_name: The name of the map.
+        kind: The map's kind.
+        position: The cell's row.
+        layer: The cell's layer.
+        score: The score in the study's map.
+        full_score: The score by the full sweep.
     """
 
     map_name: str
@@ -71,19 +71,19 @@ class FactRecord:
 
     Attributes:
         fact: The fact.
-        status: "traced", "unknown" (the model's top answer is not the attribute), or "failed".
-        cause: Why it failed, or what the model answered instead.
+        status: "traced", "unknown" (the model's most probable next token is not the attribute's), or "failed".
+        cause: The error of a failed fact, or the model's answer to an unknown one.
         high: The metric in the clean run; NaN unless traced.
-        low: Mean metric in the corrupted runs; NaN unless traced.
+        low: The metric in the corrupted run, as the mean over samples; NaN unless traced.
         roles: The role of each token.
-        tokens: The tokens' texts.
-        seed: Seed of its noise.
-        engine: Which sweep computed it.
-        batch_size: Rows that went through the model together.
-        seconds: Time that it took.
-        maps: Its maps.
-        audit: Cells computed again.
-        partner: The subject of its second prompt, in a study over pairs.
+        tokens: The text of each token.
+        seed: The seed of the noise.
+        engine: The sweep that computed the maps.
+        batch_size: Rows of a forward pass.
+        seconds: The time it took, in seconds.
+        maps: The fact's maps.
+        audit: The cells that were computed again.
+        partner: The subject of the second prompt, in a study over pairs.
     """
 
     fact: Fact
@@ -110,10 +110,10 @@ class FactRecord:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> FactRecord:
-        """Return the record that `to_dict` described.
+        """Return the record that `to_dict` wrote.
 
         Raises:
-            StudyError: It is not one.
+            StudyError: The data is not that of a record.
         """
         try:
             if data["status"] not in get_args(Status):
@@ -130,12 +130,12 @@ class FactRecord:
             return cls(**{**data, **parts})
         except (KeyError, TypeError, ValueError) as error:
             raise StudyError(
-                f"A record of this study is damaged ({error!r}). Remove its file and run again."
+                f"A record of this study is damaged ({error!r}). Remove its file, and run the study again."
             ) from error
 
 
 def latest_records(records: Sequence[FactRecord]) -> tuple[FactRecord, ...]:
-    """Return one record for each fact, in the facts' order: a traced one rather than a failed one, else the first."""
+    """Return one record for each fact, sorted by fact id: the first one that did not fail, else the first one."""
     best: dict[str, FactRecord] = {}
     for record in records:
         known = best.get(record.fact.fact_id)
@@ -152,5 +152,5 @@ def without_nan(values: float | Floats) -> Any:
 
 
 def _map_result(name: str, **planes: Any) -> MapResult:
-    """Return the map that `FactRecord.to_dict` described; NumPy reads None as NaN."""
+    """Return the map that `FactRecord.to_dict` wrote. NumPy reads None as NaN."""
     return MapResult(name, **{plane: np.array(values, dtype=np.float32) for plane, values in planes.items()})

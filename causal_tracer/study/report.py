@@ -1,4 +1,4 @@
-"""One self-contained HTML page about a study: its findings, how sure they are, how it was made."""
+"""The report of a study: one self-contained HTML page with findings, intervals, figures, audit and settings."""
 
 from __future__ import annotations
 
@@ -15,30 +15,37 @@ from causal_tracer.files import write_atomically
 from causal_tracer.plots.pages import figure_html, standalone_page, table_html
 from causal_tracer.request.sites import SITES
 from causal_tracer.study.audit import audit_summary
-from causal_tracer.study.figures import comparison_figures, figure_words, study_figures
-from causal_tracer.study.records import READ_ROLES, ROLES, FactRecord
+from causal_tracer.study.figures import comparison_figures, study_figures, title_and_caption
+from causal_tracer.study.records import PEAK_ROLES, ROLES, FactRecord
 from causal_tracer.study.settings import StudySettings
-from causal_tracer.study.statistics import Mean, StudyEffects, best_layer, fact_peaks, halves
+from causal_tracer.study.statistics import Mean, StudyEffects, best_layer, fact_peaks, selection_half
 from causal_tracer.study.stored import StoredStudy, named_effects
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-_CORRUPTING = " Activations of {low} are put into the clean run, and effects are changes from it."
+_CORRUPTING = " Activations of {low} are put into the clean run, and effects are changes from the clean run."
 _LIMITS = """
-<ul><li>Where a fact is found is not where it can be changed: localization does not predict where editing works
+<ul><li>Causal tracing does not show which layer to edit: localization does not predict where editing works
 (<a href="https://arxiv.org/abs/2301.04213">Hase et al. 2023</a>).</li>
-<li>Averages hide facts that differ: see the histograms of best layers.</li>
-<li>Only facts that the model knows are traced, and the noise level matters.</li>
-<li>Intervals say how the average would move with other relations like these, not with other prompts.</li></ul>
+<li>Averages hide differences between facts: see the histograms of best layers.</li>
+<li>Only facts that the model knows are traced, and the results depend on the noise level.</li>
+<li>Intervals show how the averages vary with other relations like these, not with other prompts.</li></ul>
 """
 
 
 def write_report(folder: Path, compare_with: Sequence[Path] = ()) -> Path:
-    """Write a study's report.html into its folder, with a comparison to other studies where some are given.
+    """Write report.html into a study's folder.
+
+    Args:
+        folder: The study's folder.
+        compare_with: Folders of other studies for a comparison.
+
+    Returns:
+        The path of the report.
 
     Raises:
-        StudyError: A folder has no study, or none of its facts was traced.
+        StudyError: A folder has no study, or a study has no traced fact.
     """
     path = folder / "report.html"
     write_atomically(path, report_page(StoredStudy.open(folder), [StoredStudy.open(other) for other in compare_with]))
@@ -46,7 +53,7 @@ def write_report(folder: Path, compare_with: Sequence[Path] = ()) -> Path:
 
 
 def report_page(study: StoredStudy, compare_with: Sequence[StoredStudy] = ()) -> str:
-    """Return a study's report as HTML that needs no other file and no network."""
+    """Return a study's report as self-contained HTML."""
     title = f"Causal tracing study: {study.model}"
     manifest = {name: value for name, value in study.manifest.items() if name != "audit"}
     parts = [
@@ -68,34 +75,34 @@ def findings_html(study: StoredStudy) -> str:
         return _summary(study)
     return (
         f"{_summary(study)}<h2>Average effects</h2>{table_html(header, rows)}"
-        "<p>Layers are chosen on one half of the facts and their effects read on the other half, so that picking the "
-        "largest of many does not flatter them; severed maps are read where the whole effect is largest. Intervals are "
-        "95 %, by a bootstrap that draws whole relations. “Own best” "
-        "is the mean of each fact's best layer: stronger by construction.</p>"
+        "<p>Layers are chosen on one half of the facts, and their effects are read on the other half, so that the "
+        "choice of the largest does not bias them. Severed maps are read at the layer where the plain map's effect is "
+        "largest. Intervals are 95 %, by a bootstrap that draws whole relations. “Own best” is the mean of the effect "
+        "at each fact's own best layer, which is always at least as strong.</p>"
     )
 
 
 def effects_table(effects: StudyEffects) -> tuple[list[str], list[list[str]]]:
-    """Return header and rows of the table of average effects, as text."""
+    """Return the header and the rows of the table of average effects, as text."""
     header = ["map", "token", "layer", "AIE on the other half", "95 % interval", "minus placebo", "own best"]
     rows = []
     for name in effects.maps:
         spec = effects.settings.maps[name]
-        if spec.source == "placebo" or not effects.by_role(name):
+        if spec.source == "placebo" or not effects.has_role_rows(name):
             continue
         severed = spec.severed is not None
-        # A severed map is read where the whole effect is largest.
+        # A severed map is read at the layer where the plain map's effect is largest.
         whole = spec.kind if severed and spec.kind in effects.maps else None
-        for role in READ_ROLES[:1] if severed else READ_ROLES:
+        for role in PEAK_ROLES[:1] if severed else PEAK_ROLES:
             best = best_layer(effects, name, role, chosen_by=whole)
             if best is None:
                 continue
             layer, effect = best
             mean, low, high = _written(effects, effect)
-            corrected, minus_placebo = effects.corrected(name), "–"
+            corrected, minus_placebo = effects.minus_placebo(name), "–"
             if corrected is not None:
                 paired = corrected[:, ROLES.index(role), layer]
-                minus_placebo = _with_interval(effects, effects.mean(paired, ~halves(effects)))
+                minus_placebo = _with_interval(effects, effects.mean(paired, ~selection_half(effects)))
             own = _value(effects, float(np.mean(fact_peaks(effects, name, role)[1])))
             rows.append([name, role, str(layer), mean, f"{low} to {high}", minus_placebo, own])
     return header, rows
@@ -132,9 +139,9 @@ def _summary(study: StoredStudy) -> str:
 
 
 def _corruption(settings: StudySettings) -> str:
-    """Return what each fact is set against."""
+    """Return how each fact is corrupted."""
     if settings.pairs:
-        return "each set against another subject of its relation"
+        return "each compared with another subject of its relation"
     return f"{settings.samples} noise sample{'s' if settings.samples > 1 else ''} each"
 
 
@@ -145,8 +152,10 @@ def _comparison(studies: Sequence[StoredStudy]) -> str:
         found = [
             f"{kind}, {role}: {_written(effects, best[1])[0]} at layer {best[0]}"
             for kind in SITES
-            for role in READ_ROLES
-            if kind in effects.maps and effects.by_role(kind) and (best := best_layer(effects, kind, role)) is not None
+            for role in PEAK_ROLES
+            if kind in effects.maps
+            and effects.has_role_rows(kind)
+            and (best := best_layer(effects, kind, role)) is not None
         ]
         total = _with_interval(effects, effects.mean(effects.total_effect))
         rows.append([name, str(len(effects.facts)), total, "; ".join(found)])
@@ -160,9 +169,9 @@ def _audit(study: StoredStudy) -> str:
         for found in audit_summary(study.records)
     ]
     if not rows:
-        return "<p>No cell was computed again by the full sweep.</p>"
+        return "<p>No cells were computed again by the full sweep.</p>"
     label = escape(study.effects.label)
-    return f"<p>Cells drawn by the seed and computed again by the full sweep: {label}.</p>" + table_html(
+    return f"<p>Cells drawn by the seed and computed again by the full sweep. Differences of {label}.</p>" + table_html(
         ["map", "cells", "largest difference", "99th percentile"], rows
     )
 
@@ -175,7 +184,7 @@ def _left_out(records: Sequence[FactRecord]) -> str:
 def _figures(figures: Mapping[str, go.Figure], effects: StudyEffects) -> str:
     pieces = []
     for name, figure in figures.items():
-        title, caption = map(escape, figure_words(name, effects.settings.request.direction))
+        title, caption = map(escape, title_and_caption(name, effects.settings.request.direction))
         pieces.append(f"<h3>{title}</h3><figure>{figure_html(figure)}<figcaption>{caption}</figcaption></figure>")
     return "".join(pieces)
 
@@ -191,7 +200,7 @@ def _written(effects: StudyEffects, mean: Mean) -> tuple[str, str, str]:
 
 
 def _value(effects: StudyEffects, value: float) -> str:
-    """Return a value or an effect as text, that of a probability in per cent."""
+    """Return a value or an effect as text, in per cent if it is a probability."""
     if effects.metric.name == "probability" and not np.isnan(value):
         return f"{100 * value:.1f} %"
     return effects.metric.written(value)

@@ -1,4 +1,4 @@
-"""Running a study: facts that are missing are shared out, traced and written to journals, then to Parquet files."""
+"""Running a study: processes share the missing facts, trace them, and write journals and then Parquet files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from causal_tracer.study.audit import AuditSummary, audit_summary, check_audit
 from causal_tracer.study.facts import Fact, alternating_relations
 from causal_tracer.study.journal import Journal
 from causal_tracer.study.settings import StudySettings, stored_settings
-from causal_tracer.study.store import compact, read_manifest, read_records, require_tables, update_manifest
+from causal_tracer.study.store import compact, read_manifest, read_records, require_pyarrow, update_manifest
 from causal_tracer.study.team import Team
 from causal_tracer.study.tracing import study_fact
 from causal_tracer.version import __version__
@@ -35,18 +35,18 @@ T = TypeVar("T")
 
 State = Literal["complete", "partial", "failed"]
 Progress = Callable[[int, int], None]
-"""Called with the number of facts done and that of all facts of this process."""
+"""Called with the number of facts done and the number of all facts of this process."""
 
 
 @dataclass(frozen=True)
 class StudyOutcome:
-    """How far a study has come.
+    """The state of a study after a run.
 
     Attributes:
-        state: "complete", "partial" (facts failed or are missing), or "failed" (none was traced).
+        state: "complete", "partial" (facts failed or are missing), or "failed" (no fact was traced).
         counts: Number of facts by status.
         audit: The audit of each map.
-        folder: Where the study is.
+        folder: The study's folder.
     """
 
     state: State
@@ -67,28 +67,28 @@ def run_study(
     progress: Progress | None = None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> StudyOutcome:
-    """Trace the facts that a study's folder lacks, and compact it.
+    """Trace the facts that are missing in a study's folder, and write its tables.
 
-    The same call continues a study that was stopped at any moment, with any number of processes. Its limit may differ
-    from the one before; other settings are refused.
+    The same call continues a study that was stopped at any moment, with any number of processes. The limit can change
+    between runs; the settings cannot.
 
     Args:
-        folder: The study's folder, made if needed. Processes on several hosts need a shared one.
-        settings: How facts are traced.
+        folder: The study's folder, created if missing. Processes on several hosts need a shared folder.
+        settings: The study's settings.
         facts: The whole set of facts.
-        load: Loads the model; called only where there is work.
-        team: The processes that share the work.
-        limit: Trace this many facts, of each relation in turn; None traces all.
-        retry_failed: Try facts again that failed before.
+        load: Loads the model; called only in processes that have facts to trace.
+        team: The processes that share the work; None is this process alone.
+        limit: Trace this many facts, one of each relation in turn; None traces all.
+        retry_failed: Trace facts again that failed before.
         progress: Called after each fact.
-        cancelled: Called during the sweep; True stops it. What is done stays.
+        cancelled: Called during the sweep; True stops it. Finished facts are kept.
 
     Raises:
-        StudyError: The folder is in use, damaged, of other settings, or the audit found a wrong cell.
+        StudyError: The folder is in use, damaged, or has a study with other settings; or the audit found a wrong cell.
         CausalTracerError: The model could not be loaded.
         TraceCancelled: `cancelled` returned True.
     """
-    require_tables()
+    require_pyarrow()
     team = team or Team()
     wanted = alternating_relations(facts)[:limit]
     lock = FileLock(folder / ".lock")
@@ -100,7 +100,10 @@ def run_study(
         expected = _agreed(team, lambda: _recognise(folder, seen))
         if context is not None and seen is not None:
             if not _same_model(seen, expected):
-                raise StudyError(f"This process loaded another model than the first one: {seen}, not {expected}.")
+                raise StudyError(
+                    f"This process loaded another model than the process of rank 0: {seen}, and not {expected}. "
+                    "Give all processes the same model."
+                )
             _trace_own(folder, settings, facts, own, context, progress, cancelled)
         team.wait()
         return _agreed(team, lambda: _finish(folder, settings, wanted))
@@ -111,7 +114,7 @@ def run_study(
 def _begin(
     folder: Path, lock: FileLock, settings: StudySettings, facts: Sequence[Fact], retry_failed: bool
 ) -> frozenset[str]:
-    """Lock the folder, check that it fits, and return the facts that it lacks."""
+    """Lock the folder, check its settings and audit, and return the ids of the facts that are missing in it."""
     folder.mkdir(parents=True, exist_ok=True)
     try:
         lock.acquire(blocking=False)
@@ -122,17 +125,17 @@ def _begin(
         ) from error
     manifest = read_manifest(folder)
     if manifest is None:
-        # A process that was killed here may have left a part of a manifest.
+        # A process that was killed here may have left a partial manifest.
         if left := [path.name for path in folder.iterdir() if path.name != ".lock" and path.suffix != PART_SUFFIX]:
             raise StudyError(
-                f"The folder {str(folder)!r} has no study in it, but {', '.join(sorted(left)[:4])}. Give an empty "
-                "folder, or one that is not there yet."
+                f"The folder {str(folder)!r} has other files and no study: {', '.join(sorted(left)[:4])}. "
+                "Give an empty folder, or a new one."
             )
         update_manifest(folder, settings=to_data(settings), state="running")
     elif changes := stored_settings(manifest).changes(settings):
         raise StudyError(
-            f"The study in {str(folder)!r} was begun with other settings: {'; '.join(changes)}. Give the first "
-            "ones, or another folder."
+            f"The study in {str(folder)!r} was begun with other settings: {'; '.join(changes)}. Give the earlier "
+            "settings, or another folder."
         )
     records = read_records(folder)
     check_audit(records, settings, (manifest or {}).get("model", {}).get("dtype"))
@@ -142,7 +145,15 @@ def _begin(
 
 
 def _recognise(folder: Path, seen: dict[str, Any] | None) -> dict[str, Any]:
-    """Check the model against the one that the study was begun with, and note what it runs on."""
+    """Check that the model is the one that the study was begun with, and add this environment to the manifest.
+
+    Args:
+        folder: The study's folder.
+        seen: The facts about the model of this process; None if it loaded none.
+
+    Returns:
+        The facts about the study's model.
+    """
     manifest = read_manifest(folder) or {}
     known: dict[str, Any] = manifest.get("model", {})
     if seen is None:
@@ -179,14 +190,14 @@ def _trace_own(
             record = replace(record, seconds=time.perf_counter() - begun)
             journal.append(record.to_dict())
             if record.status == "failed":
-                logger.warning("The fact %r is set aside: %s", fact.prompt, record.cause)
+                logger.warning("The fact %r failed and is left out: %s", fact.prompt, record.cause)
             check_audit([record], settings, str(context.traced.dtype).removeprefix("torch."))
             if progress is not None:
                 progress(number, len(own))
 
 
 def _finish(folder: Path, settings: StudySettings, facts: Sequence[Fact]) -> StudyOutcome:
-    """Compact the folder, and note how far the study has come."""
+    """Move the journals into the tables, and write the study's state into the manifest."""
     records = compact(folder, settings)
     wanted = {fact.fact_id for fact in facts}
     counts: Counter[str] = Counter(record.status for record in records if record.fact.fact_id in wanted)
@@ -207,7 +218,7 @@ def _finish(folder: Path, settings: StudySettings, facts: Sequence[Fact]) -> Stu
 
 
 def _agreed(team: Team, decide: Callable[[], T]) -> T:
-    """Return in every process what rank 0 decides; its error is raised in all of them, so that none waits for ever."""
+    """Return rank 0's decision in every process. If it raises an error, all processes raise it, so that none hangs."""
     answer: tuple[T | None, CausalTracerError | None] = (None, None)
     if team.rank == 0:
         try:
@@ -221,7 +232,7 @@ def _agreed(team: Team, decide: Callable[[], T]) -> T:
 
 
 def _same_model(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Return whether two processes loaded the same; a noise level that was measured may round differently elsewhere."""
+    """Return whether two models are the same. A measured noise level can round differently on another machine."""
     close = math.isclose(one["noise"], other["noise"], rel_tol=1e-6)
     return close and all(one[name] == other[name] for name in one.keys() | other.keys() if name != "noise")
 
@@ -241,7 +252,7 @@ def _model_facts(context: TracingContext) -> dict[str, Any]:
 
 @cache
 def _commit() -> str | None:
-    """Return the commit of this package's checkout, with "-dirty" where files differ from it; None if it is none."""
+    """Return the git commit of this package, with "-dirty" if files differ from it; None outside a git checkout."""
     here = Path(__file__).resolve().parent
     try:
         done = subprocess.run(

@@ -1,4 +1,4 @@
-"""The settings of a study: the part of it that must not change once it has begun."""
+"""The settings of a study, which cannot change once the study has begun."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from causal_tracer.request.sites import KINDS, SITES, LayerKind, require_site
 SeedRule = Literal["per fact", "one"]
 
 FACT_FIELDS = tuple("prompt subject answer answer_id second foil read elsewhere placebo top_tokens".split())
-"""Fields of `TraceRequest` that are not a study's to set: they differ between facts, or no study keeps the result."""
+"""Fields of `TraceRequest` that a study cannot set: they differ between facts, or a study does not store the result."""
 
 
 def study_maps(
@@ -32,14 +32,14 @@ def study_maps(
     severed: bool = True,
     placebo: bool = True,
 ) -> dict[str, MapSpec]:
-    """Return a study's usual maps, by the names that tables and figures call them.
+    """Return the default maps of a study, by the names used in tables and figures.
 
     Args:
-        spec: What all maps share, such as their layers.
-        kinds: The kinds of which each fact gets a map.
-        window: Layers patched together, of all kinds but hidden states; None takes the papers'.
-        severed: Also restore hidden states with the MLP's, and with attention's, outputs held (ROME, Figure 3).
-        placebo: Also restore each kind that is restored to another fact's activations.
+        spec: Fields that all maps share, such as the layers.
+        kinds: The kinds; each fact gets a map of each.
+        window: Number of layers patched together, for all kinds except hidden states; None takes the papers' windows.
+        severed: Also make maps of hidden states with the MLP's, and with attention's, outputs held (ROME, Figure 3).
+        placebo: Also make, for each restored kind, a map that restores another fact's activations.
     """
     windows = {kind: SITES[kind].window if window is None or kind == "hidden" else window for kind in SITES}
     maps: dict[str, MapSpec] = {
@@ -54,61 +54,67 @@ def study_maps(
 
 @record
 class StudySettings:
-    """How each fact of a study is traced. Two runs that differ in any of these are different studies."""
+    """The settings of a study. Two runs with different settings are different studies."""
 
     model: str
-    """The model: an embedded name, a folder, a .gguf file, or a hub id."""
+    """The model: an embedded model's name, a folder, a .gguf file, or a hub id."""
 
     facts: str
-    """Where the facts came from."""
+    """The source of the facts, as given to `load_facts`."""
 
     facts_digest: str
-    """Their hash."""
+    """The hash of the facts (`facts_digest`)."""
 
     request: TraceRequest = TraceRequest("")
-    """What is asked of each fact, but for `FACT_FIELDS`. Noise "subjects" is three times the deviation of the facts'
-    subjects' embeddings, as in ROME's code."""
+    """The request for each fact, without `FACT_FIELDS`. Noise "subjects" is three standard deviations of the embeddings
+    of the facts' subjects, as in ROME's code."""
 
     maps: Mapping[str, MapSpec] = Field(default_factory=study_maps)
-    """The maps of each fact, by the names that tables and figures call them."""
+    """The maps of each fact, by the names used in tables and figures."""
 
     options: RunOptions = RunOptions()
-    """How they are computed."""
+    """The options of the run, such as batch size and engine."""
 
     pairs: bool = False
-    """In place of noise, set each fact against another of its relation: the second prompt is its own, with the other
-    fact's subject."""
+    """Compare each fact with another fact of its relation, in place of noise. The second prompt is the fact's prompt
+    with the other fact's subject."""
 
     seed_rule: Annotated[SeedRule, one_of(SeedRule)] = "per fact"
-    """"per fact" derives each fact's noise from seed and fact; "one" gives all facts the same, as ROME's code does."""
+    """"per fact" derives the seed of each fact's noise from seed and fact; "one" uses the same noise for all facts, as
+    ROME's code does."""
 
     revision: str | None = None
-    """A hub model's branch, tag or commit."""
+    """The branch, tag or commit of a hub model."""
 
     dtype: str | None = None
-    """Dtype of the weights: float32, bfloat16, float16 or auto; if not given, `load_model`'s."""
+    """Dtype of the weights: float32, bfloat16, float16 or auto. By default the one that `load_model` chooses."""
 
     controls_everywhere: bool = False
     """Make severed and placebo maps at all tokens, not only at the last subject token and the last token."""
 
     audit_share: float = Field(default=0.005, ge=0, le=1)
-    """Share of cells computed again by the full sweep."""
+    """Share of the cells that the full sweep computes again, from 0 to 1."""
 
     audit_limit: float | None = Field(default=None, ge=0)
-    """Difference at which the study stops; if not given, what the dtype allows."""
+    """Largest difference from the full sweep before the study stops. By default 1e-4 for float32 weights, 0.05 for
+    coarser ones."""
 
     def __post_init__(self) -> None:
         request = self.request
         if taken := [name for name in FACT_FIELDS[1:] if name in changed_fields(request)]:
-            raise SettingsError(f"{taken[0]}={getattr(request, taken[0])!r} cannot be one for all facts. Leave it out.")
+            raise SettingsError(
+                f"{taken[0]}={getattr(request, taken[0])!r} cannot be set for a study: it differs between facts, or "
+                "studies do not store it. Leave it out."
+            )
         choice("corruption", request.corruption, CORRUPTIONS)
         choice("metric", request.metric, METRICS)
         instance("samples", request.samples, int)
         if self.pairs and {"corruption", "noise"} & set(changed_fields(request)):
-            raise SettingsError("In a study over pairs nothing is corrupted. Leave out corruption and noise, or pairs.")
+            raise SettingsError("A study over pairs has no corruption. Leave out corruption and noise, or pairs.")
         if request.metric == "logit difference" and not self.pairs:
             raise SettingsError(
-                "metric='logit difference' needs a foil, and a study's facts have none. Give another, or pairs=True."
+                "metric='logit difference' needs a foil, and the facts of a study have no foil. "
+                "Give another metric, or pairs=True."
             )
         if all(spec.source == "placebo" for spec in self.maps.values()):
             raise SettingsError("A study needs at least one map that is not a placebo.")
@@ -117,17 +123,23 @@ class StudySettings:
             if site.rows == "heads":
                 kinds = ", ".join(repr(kind) for kind, other in SITES.items() if other.rows != "heads")
                 raise SettingsError(
-                    f"The map {name!r} is of kind {spec.kind!r}, and a study averages over tokens. Give maps of "
-                    f"{kinds}."
+                    f"The map {name!r} is of kind {spec.kind!r}, and a study averages over tokens. Give maps of the "
+                    f"kinds {kinds}."
                 )
             if spec.token is not None:
-                raise SettingsError(f"The map {name!r} has a token, and prompts differ in tokens. Leave it out.")
+                raise SettingsError(
+                    f"The map {name!r} has token={spec.token}, and the prompts of a study have different tokens. Leave "
+                    "it out."
+                )
             if spec.in_clean_run and request.direction == "restore":
                 raise SettingsError(
                     f"The map {name!r} is made in the clean run. Give direction='corrupt' and corruption='none'."
                 )
             if spec.positions is not None:
-                raise SettingsError(f"The map {name!r} has positions, and prompts differ in tokens. Leave them out.")
+                raise SettingsError(
+                    f"The map {name!r} has positions={spec.positions}, and the prompts of a study have different "
+                    "tokens. Leave them out."
+                )
             if spec.source == "placebo" and request.direction == "corrupt":
                 raise SettingsError(
                     "A placebo is restored into the corrupted run. Leave out direction='corrupt' or the placebo maps."
@@ -135,21 +147,22 @@ class StudySettings:
 
     @property
     def samples(self) -> int:
-        """Noise samples of each fact; 1 for a corruption without chance, and for pairs."""
+        """The number of noise samples of each fact: 1 for pairs and for corruptions that are not random."""
         if self.pairs:
             return 1
         named = CORRUPTIONS[cast(str, self.request.corruption)]
         return cast(int, self.request.samples) if named.is_random else 1
 
     def maps_of(self, prompt: Prompt) -> dict[str, MapSpec]:
-        """Return a fact's maps, with the tokens of its controls."""
+        """Return the maps of a fact's prompt, with the positions of its severed and placebo maps."""
         last = tuple(sorted({prompt.subject_range[1] - 1, len(prompt) - 1}))
         return {
-            name: spec if self.everywhere(name) else replace(spec, positions=last) for name, spec in self.maps.items()
+            name: spec if self.covers_all_tokens(name) else replace(spec, positions=last)
+            for name, spec in self.maps.items()
         }
 
-    def everywhere(self, name: str) -> bool:
-        """Return whether a map is made at every token, or at the last subject token and the last token only."""
+    def covers_all_tokens(self, name: str) -> bool:
+        """Return whether a map covers all tokens, rather than only the last subject token and the last token."""
         spec = self.maps[name]
         return self.controls_everywhere or (spec.severed is None and spec.source != "placebo")
 
@@ -157,14 +170,14 @@ class StudySettings:
         """Return the seed of a fact's noise."""
         return self.request.seed if self.seed_rule == "one" else derived_seed(self.request.seed, fact_id)
 
-    def limit_of(self, dtype: str) -> float:
-        """Return the audit's limit for weights of this dtype: rounding is far below it, a wrong cell above."""
+    def audit_limit_for(self, dtype: str) -> float:
+        """Return the audit's limit for weights of this dtype. Rounding is far below the defaults, errors are above."""
         if self.audit_limit is not None:
             return self.audit_limit
         return 1e-4 if dtype in ("float32", "float64") else 0.05
 
     def changes(self, other: StudySettings) -> list[str]:
-        """Describe what differs in other settings."""
+        """Return a text for each setting that differs in other settings."""
         ours, theirs = self._parts(), other._parts()
         return [
             f"{name} was {ours.get(name)!r} and is {theirs.get(name)!r}"
@@ -173,25 +186,28 @@ class StudySettings:
         ]
 
     def _parts(self) -> dict[str, Any]:
-        """Return each setting by its name, and each map."""
+        """Return all settings and maps by name."""
         own = {name: value for name, value in vars(self).items() if name not in ("request", "maps", "options")}
         maps = {f"map {name!r}": spec for name, spec in self.maps.items()}
         return own | vars(self.request) | vars(self.options) | maps
 
 
 def stored_settings(manifest: Mapping[str, Any]) -> StudySettings:
-    """Return the settings that a manifest has.
+    """Return the settings stored in a manifest.
 
     Raises:
-        StudyError: They are not settings of this version.
+        StudyError: This version cannot read the settings.
     """
     try:
         return from_data(StudySettings, manifest.get("settings"))
     except SettingsError as error:
-        raise StudyError(f"The manifest's settings are not those of this version ({error}).") from error
+        raise StudyError(
+            f"This version cannot read the settings in the study's manifest ({error}). Use the version that wrote it, "
+            "or run the study again into another folder."
+        ) from error
 
 
 def derived_seed(seed: int, *names: str) -> int:
-    """Return a seed below 2**32 that follows from a seed and names, the same on every machine."""
+    """Return a seed below 2**32 derived from a seed and names by SHA-256, the same on every machine."""
     text = "\n".join([str(seed), *names])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")

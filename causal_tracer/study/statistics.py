@@ -1,13 +1,14 @@
-"""Averages over facts by token role, and how sure they are.
+"""Averages of effects over facts by token role, with intervals.
 
-1. The indirect effect of a cell is its score minus the fact's low score; where the clean run was patched, its score
-   minus the high score.
+1. The indirect effect of a cell is its score minus the fact's low score. In direction "corrupt", which patches the
+   clean run, it is the score minus the high score.
 2. A fact's effect at a role and layer is the mean over its tokens of that role.
-3. The average indirect effect (AIE) is the mean over the facts that have such tokens; ATE is that of total effects.
-4. Facts of one relation are not independent, so intervals come from a bootstrap that draws whole relations: the 2.5th
-   and 97.5th percentile over draws of the mean over all facts of the relations drawn.
+3. The average indirect effect (AIE) is the mean over the facts that have such tokens. The average total effect (ATE) is
+   the mean of the facts' total effects.
+4. Facts of one relation are not independent, so intervals come from a bootstrap that draws whole relations. Each draw
+   gives the mean over all facts of the drawn relations. The interval is from the 2.5th to the 97.5th percentile.
 
-The definitions are those of Meng et al. 2022 (arXiv 2202.05262), section 2.2, with intervals of our own.
+1 to 3 are as in Meng et al. 2022 (arXiv 2202.05262), section 2.2.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ from causal_tracer.study.settings import StudySettings, derived_seed
 Doubles = NDArray[np.float64]
 
 DRAWS = 2000
-"""Bootstrap draws."""
+"""Number of bootstrap draws."""
 
 
 @dataclass(frozen=True, eq=False)
 class Mean:
-    """A mean over facts with its 95 % interval; arrays of one shape, NaN where no fact has a value."""
+    """A mean over facts with the ends of its 95 % interval, as arrays of one shape; NaN where no fact has a value."""
 
     mean: Doubles
     low: Doubles
@@ -43,17 +44,16 @@ class Mean:
 
 @dataclass(frozen=True, eq=False)
 class StudyEffects:
-    """The effects of a study's traced facts, and how averages of them are taken.
+    """The effects of a study's traced facts.
 
     Attributes:
         settings: The study's settings.
-        facts: The facts' ids.
-        relations: Their relations.
-        high: The metric in each clean run [facts].
-        low: Its mean in the corrupted runs [facts].
-        maps: For each map's name, its effects [facts, roles, layers], averaged over each fact's tokens of a role, with
-            roles as in `ROLES`; NaN where a fact has no such token. Of maps of spans, [facts, spans, layers], as in
-            `SPANS`.
+        facts: The ids of the traced facts.
+        relations: The relation of each fact.
+        high: The metric in each fact's clean run [facts].
+        low: The metric in each fact's corrupted run, as the mean over samples [facts].
+        maps: The effects of each map by name [facts, roles, layers], as means over a fact's tokens of each role in
+            `ROLES`; NaN where a fact has no such token. Maps of spans have [facts, spans, layers], as in `SPANS`.
     """
 
     settings: StudySettings
@@ -65,26 +65,26 @@ class StudyEffects:
 
     @property
     def metric(self) -> MetricDescription:
-        """What high, low and effects are values and differences of."""
+        """The metric of `high` and `low`, and of the differences in `maps`."""
         return METRIC_DESCRIPTIONS[str(self.settings.request.metric)]
 
     @property
     def seed(self) -> int:
-        """Seed of the halves and of the bootstrap."""
+        """The seed of `selection_half` and of the bootstrap."""
         return self.settings.request.seed
 
     @property
     def label(self) -> str:
-        """What the values are, in axes and tables."""
+        """The metric's label for axes and tables."""
         return self.metric.labelled("answer")
 
     @property
     def total_effect(self) -> Doubles:
-        """TE of each fact [facts]."""
+        """The total effect (TE) of each fact [facts]."""
         return self.high - self.low
 
-    def by_role(self, name: str) -> bool:
-        """Return whether a map's effects are by token role, rather than by span."""
+    def has_role_rows(self, name: str) -> bool:
+        """Return whether the rows of a map's effects are token roles, rather than spans."""
         return SITES[self.settings.maps[name].kind].rows == "tokens"
 
     def at(self, name: str, role: str) -> Doubles:
@@ -95,20 +95,20 @@ class StudyEffects:
         """Return a map's effects relative to each fact's clean run, in per cent [facts, roles or spans, layers]."""
         return 100 * self.maps[name] / self.high[:, None, None]
 
-    def corrected(self, name: str) -> Doubles | None:
+    def minus_placebo(self, name: str) -> Doubles | None:
         """Return a map's effects minus those of its placebo [facts, roles, layers]; None without a placebo."""
         placebo = self.maps.get(f"{name}, placebo")
         return None if placebo is None else self.maps[name] - placebo
 
     def strength(self, values: Doubles) -> Doubles:
-        """Return effects with the sign that makes strong ones positive, in either direction."""
+        """Return effects with the sign with which strong effects are positive, for any metric and direction."""
         return values if self.metric.higher_is_better == (self.settings.request.direction == "restore") else -values
 
     def mean(self, values: Doubles, among: NDArray[np.bool_] | None = None) -> Mean:
         """Return the mean of values [facts, ...] over facts, with its interval.
 
         Args:
-            values: What to average.
+            values: The values to average.
             among: The facts to average over [facts]; None takes all.
         """
         chosen = np.ones(len(self.facts), dtype=bool) if among is None else among
@@ -123,7 +123,9 @@ def study_effects(records: Sequence[FactRecord], settings: StudySettings) -> Stu
     """
     traced = [record for record in records if record.status == "traced"]
     if not traced:
-        raise StudyError("No fact of this study was traced, so there is nothing to average.")
+        raise StudyError(
+            "This study has no traced facts to average. Run it on facts that the model knows, or run it to its end."
+        )
     by_map: dict[str, dict[int, MapResult]] = defaultdict(dict)
     for number, record in enumerate(traced):
         for result in record.maps:
@@ -161,13 +163,12 @@ def clustered_mean(values: Doubles, clusters: Sequence[str], seed: int = 0, draw
 
     Args:
         values: [facts, ...]; NaN is left out.
-        clusters: The cluster of each fact.
+        clusters: The cluster of each fact, here its relation.
         seed: Seed of the draws.
         draws: Number of draws.
 
     Returns:
-        Mean and interval [...]; the interval is NaN where fewer than two clusters have a value: one relation says
-        nothing about others.
+        Mean and interval [...]. The interval is NaN where fewer than two clusters have a value.
     """
     if not len(values):
         return Mean(*(np.full(values.shape[1:], np.nan) for _ in range(3)))
@@ -195,11 +196,11 @@ def _ratio(sums: Doubles, counts: Doubles) -> Doubles:
     return ratio
 
 
-def halves(effects: StudyEffects) -> NDArray[np.bool_]:
-    """Return whether each fact is in the half that layers are chosen on: every other one of each relation.
+def selection_half(effects: StudyEffects) -> NDArray[np.bool_]:
+    """Return a mask of the facts that layers are chosen on: one half of the facts of each relation [facts].
 
-    The order within a relation follows from the seed. The turns go on from one relation to the next, so that the halves
-    are as equal as can be.
+    The seed orders the facts within each relation, and every other fact of the whole order is chosen, so that both
+    halves have equally many facts, up to one.
     """
     order = sorted(
         range(len(effects.facts)),
@@ -211,19 +212,19 @@ def halves(effects: StudyEffects) -> NDArray[np.bool_]:
 
 
 def best_layer(effects: StudyEffects, name: str, role: str, chosen_by: str | None = None) -> tuple[int, Mean] | None:
-    """Return the layer with the strongest AIE at a role, chosen on one half of the facts, and its AIE on the other.
+    """Choose the layer with the strongest AIE at a role on one half of the facts, and return its AIE on the other half.
 
     Args:
         effects: The study's effects.
         name: The map whose AIE is measured.
-        role: Which tokens.
-        chosen_by: The map whose AIE chooses the layer; None takes the same. A severed map is read where the whole one
-            is strongest.
+        role: The token role.
+        chosen_by: The map whose AIE chooses the layer; None takes `name`. A severed map is read where the plain map is
+            strongest.
 
     Returns:
-        Layer and AIE, or None where either half has no such token.
+        The layer and its AIE; None if one of the halves has no such token.
     """
-    half = halves(effects)
+    half = selection_half(effects)
     strength = effects.strength(effects.mean(effects.at(chosen_by or name, role), half).mean)
     if np.isnan(strength).all():
         return None
@@ -233,9 +234,9 @@ def best_layer(effects: StudyEffects, name: str, role: str, chosen_by: str | Non
 
 
 def fact_peaks(effects: StudyEffects, name: str, role: str) -> tuple[NDArray[np.int64], Doubles]:
-    """Return, for each fact that has such a token, its best layer and the indirect effect there.
+    """Return the best layer of each fact that has a token of the role, and the indirect effect at this layer.
 
-    The mean of the latter is stronger than the AIE of any one layer: each fact picks its own.
+    The mean of these effects is at least as strong as the AIE of any single layer, because each fact has its own layer.
     """
     values = effects.at(name, role)
     values = values[~np.isnan(values).all(axis=1)]

@@ -1,10 +1,10 @@
-"""A study's folder: journals while it runs, three Parquet files and a manifest to keep.
+"""Reading and writing a study's folder.
 
 - manifest.json: settings, model, environments, counts and audit;
 - cells.parquet: one row per cell;
-- facts.parquet: one row per fact, those left out too;
+- facts.parquet: one row per fact, also for facts that were left out;
 - audit.parquet: one row per cell that was computed again;
-- journal/: what is not in the Parquet files yet.
+- journal/: records that are not in the Parquet files yet.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ TABLES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "int64": ("position", "layer"),
         "double": ("score", "full_score"),
     },
-    # The last one: a fact whose row is there is done.
+    # Written last, because a fact with a row here counts as done.
     "facts": {
         "string": ("fact", "prompt", "subject", "attribute", "relation", "status", "cause", "engine", "partner"),
         "int64": ("seed", "batch_size"),
@@ -49,27 +49,27 @@ TABLES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "list<string>": ("tokens", "roles"),
     },
 }
-"""The columns of each Parquet file by their type, in the order in which the files are written."""
+"""The columns of each Parquet file by type. The files are written in this order."""
 
 _FORMAT = "causal_tracer.study"
 _FORMAT_VERSION = 2
 
 
-def require_tables() -> None:
-    """Fail at once, rather than after days of work, where Parquet files cannot be written.
+def require_pyarrow() -> None:
+    """Check that Parquet files can be written, so that a study does not fail at its end.
 
     Raises:
         StudyError: pyarrow is not installed.
     """
     if find_spec("pyarrow") is None:
-        raise StudyError("Studies are kept in Parquet files, which need pyarrow: pip install pyarrow")
+        raise StudyError("A study needs pyarrow for its Parquet files, and it is not installed: pip install pyarrow")
 
 
 def read_manifest(study: Path) -> dict[str, Any] | None:
-    """Return the manifest of a study's folder, or None where there is none.
+    """Return the manifest of a study's folder, or None if it has no manifest.
 
     Raises:
-        StudyError: It is damaged, or of another version.
+        StudyError: The manifest is damaged, or of another version.
     """
     path = study / "manifest.json"
     if not path.exists():
@@ -79,17 +79,17 @@ def read_manifest(study: Path) -> dict[str, Any] | None:
     except ValueError as error:
         raise StudyError(f"{path} is not JSON ({error}). Give the folder of a study.") from error
     if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
-        raise StudyError(f"{path} is not a study's manifest. Give the folder of a study, or one that is not there yet.")
+        raise StudyError(f"{path} is not a study's manifest. Give the folder of a study, or a new folder.")
     if manifest.get("format_version") != _FORMAT_VERSION:
         raise StudyError(
             f"{path} has format version {manifest.get('format_version')!r}, and this version of causal_tracer reads "
-            f"{_FORMAT_VERSION}. Use the version that wrote it, or run the study again into another folder."
+            f"version {_FORMAT_VERSION}. Use the version that wrote it, or run the study again into another folder."
         )
     return manifest
 
 
 def update_manifest(study: Path, **parts: Any) -> None:
-    """Write parts of the manifest, and keep the others."""
+    """Replace some entries of the manifest, and keep the others."""
     data = {"format": _FORMAT, "format_version": _FORMAT_VERSION, **(read_manifest(study) or {}), **parts}
     write_atomically(study / "manifest.json", json.dumps(data, indent=1, ensure_ascii=False))
 
@@ -103,9 +103,9 @@ def read_records(study: Path) -> tuple[FactRecord, ...]:
 
 
 def compact(study: Path, settings: StudySettings) -> tuple[FactRecord, ...]:
-    """Move what the journals hold into the Parquet files, and return all records.
+    """Move the records of the journals into the Parquet files, and return all records.
 
-    The facts' table is replaced last and the journals go after that: killed in between, nothing is lost or doubled.
+    The journals are removed after the tables are written, so that a process that is killed in between loses nothing.
     """
     done = journal_files(study)
     records = read_records(study)
@@ -127,7 +127,7 @@ def compact(study: Path, settings: StudySettings) -> tuple[FactRecord, ...]:
 
 
 def cells_table(records: Sequence[FactRecord], settings: StudySettings) -> Any:
-    """Return the cells of all traced facts as a pyarrow table; cells that were not computed have no row."""
+    """Return the cells of all traced facts as a pyarrow table. Cells that were not computed have no row."""
     import pyarrow as pa
 
     schema, parts = _schema("cells"), []
@@ -143,7 +143,7 @@ def cells_table(records: Sequence[FactRecord], settings: StudySettings) -> Any:
                 "window": spec.window,
                 "severed": spec.severed,
                 "placebo": spec.source == "placebo",
-                "everywhere": settings.everywhere(result.name),
+                "everywhere": settings.covers_all_tokens(result.name),
                 "low": record.low,
                 "high": record.high,
             }
@@ -168,7 +168,7 @@ def _schema(table: str) -> Any:
 
 
 def _table(name: str, rows: list[dict[str, Any]]) -> Any:
-    """Return rows as a pyarrow table; what is no column of it is left out."""
+    """Return rows as a pyarrow table. Keys that are not columns are left out."""
     import pyarrow as pa
 
     return pa.Table.from_pylist(rows, schema=_schema(name))
@@ -198,7 +198,7 @@ def _from_tables(study: Path) -> list[FactRecord]:
 
 
 def _maps(cells: Any, n_tokens: Mapping[str, int]) -> dict[str, list[MapResult]]:
-    """Return the maps of each fact, from the cells' table; facts that are not in `n_tokens` are left out."""
+    """Return the maps of each fact from the table of cells. Facts that are not in `n_tokens` are left out."""
     named = ("fact", "map", "position", "layer", "score", "standard_error")
     values = {name: cells.column(name).to_numpy(zero_copy_only=False) for name in named}
     maps: dict[str, list[MapResult]] = defaultdict(list)

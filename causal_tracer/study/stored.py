@@ -1,4 +1,4 @@
-"""Studies in folders, as they were when they were opened."""
+"""`StoredStudy`: a study read from its folder, and finding the studies below a folder."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from causal_tracer.study.store import read_manifest, read_records
 
 @dataclass(frozen=True, eq=False)
 class StoredStudy:
-    """A study in a folder; its records are read when they are first needed, those in its journals too.
+    """A study read from its folder. The records, also those in journals, are read at their first use.
 
     Attributes:
-        folder: Where it is.
-        manifest: Its manifest.
-        settings: Its settings.
+        folder: The study's folder.
+        manifest: The content of manifest.json when the study was opened.
+        settings: The study's settings.
     """
 
     folder: Path
@@ -34,11 +34,14 @@ class StoredStudy:
         """Open the study in a folder.
 
         Raises:
-            StudyError: There is none, or it is of another version.
+            StudyError: The folder has no study, or one of another version.
         """
         manifest = read_manifest(folder)
         if manifest is None:
-            raise StudyError(f"There is no study in {str(folder)!r}: it has no manifest.json. Run one into it first.")
+            raise StudyError(
+                f"There is no study in {str(folder)!r}: it has no manifest.json. Give the folder of a study, or run a "
+                "study with this folder first."
+            )
         return cls(folder, manifest, stored_settings(manifest))
 
     @property
@@ -48,12 +51,12 @@ class StoredStudy:
 
     @property
     def state(self) -> str:
-        """How far it has come: complete, partial, failed, or running where it was not brought to an end."""
+        """The state after the last run: complete, partial or failed; or running, if the run has not finished."""
         return str(self.manifest.get("state", "running"))
 
     @property
     def traced(self) -> int:
-        """Facts traced when it was last brought to an end; 0 where it never was."""
+        """The number of traced facts after the last finished run; 0 before the first one."""
         return int(self.manifest.get("facts", {}).get("traced", 0))
 
     @cached_property
@@ -63,16 +66,16 @@ class StoredStudy:
 
     @cached_property
     def effects(self) -> StudyEffects:
-        """The effects of the facts traced.
+        """The effects of the traced facts.
 
         Raises:
-            StudyError: None was.
+            StudyError: No fact was traced.
         """
         return study_effects(self.records, self.settings)
 
 
 def stored_studies(root: Path) -> tuple[StoredStudy, ...]:
-    """Return the studies in a folder: itself, or those right below it. What cannot be read is left out."""
+    """Return the studies in a folder and in its direct subfolders. Folders without a readable study are left out."""
     found = []
     for folder in [root, *sorted(path for path in root.glob("*") if path.is_dir())]:
         try:
@@ -83,7 +86,7 @@ def stored_studies(root: Path) -> tuple[StoredStudy, ...]:
 
 
 def named_effects(studies: Iterable[StoredStudy]) -> dict[str, StudyEffects]:
-    """Return the effects of studies by their models' names, with the folder's where two have the same."""
+    """Return the effects of studies by model name. A second study of the same model gets its folder's name, too."""
     named: dict[str, StudyEffects] = {}
     for study in studies:
         name = study.model if study.model not in named else f"{study.model} ({study.folder.name})"

@@ -1,4 +1,4 @@
-"""The processes that share a study: one, or those of `accelerate launch`."""
+"""The team of processes that share a study: a single one, or those that `accelerate launch` started."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from causal_tracer.errors import SettingsError
 
 T = TypeVar("T")
 
-# A process that is done waits for the slowest, which may take days.
+# A process that is done waits for the slowest one, which can take days.
 _TIMEOUT = timedelta(days=30)
 
 
 @dataclass(frozen=True)
 class Team:
-    """This process among those that share a study.
+    """The team of processes that share a study, as one of them sees it.
 
     Attributes:
-        rank: Its number; 0 writes the manifest and the Parquet files.
-        size: How many there are.
+        rank: The number of this process. Rank 0 writes the manifest and the Parquet files.
+        size: Number of processes.
     """
 
     rank: int = 0
@@ -39,11 +39,11 @@ class Team:
         return shared[0]
 
     def own(self, work: Sequence[T]) -> list[T]:
-        """Return this process's part of the work, shared out in turn."""
+        """Return this process's share of the work: every `size`-th item, from item `rank` on."""
         return list(work[self.rank :: self.size])
 
     def wait(self) -> None:
-        """Wait until all processes are here."""
+        """Wait until all processes have called `wait`."""
         if self.size > 1:
             from accelerate import PartialState
 
@@ -51,9 +51,9 @@ class Team:
 
 
 def join_team() -> Team:
-    """Join the team that `accelerate launch` (or torchrun) started this process in, or make a team of one.
+    """Join the processes that `accelerate launch` (or torchrun) started, or return a team of one process.
 
-    Only lists of facts go between processes, so they use gloo, whatever devices they compute on.
+    The processes exchange only lists of facts, so they use the gloo backend on all devices.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return Team()
@@ -64,7 +64,7 @@ def join_team() -> Team:
 
 
 def leave_team(team: Team) -> None:
-    """End what `join_team` began."""
+    """Destroy the process group that `join_team` made."""
     if team.size > 1:
         from accelerate import PartialState
 
@@ -72,10 +72,16 @@ def leave_team(team: Team) -> None:
 
 
 def own_devices(environment: Mapping[str, str], gpus_per_replica: int) -> str:
-    """Return the value of CUDA_VISIBLE_DEVICES that gives this process GPUs of its own.
+    """Return the value of CUDA_VISIBLE_DEVICES with which this process sees only its own GPUs.
 
-    It must be set before CUDA is first used. Local process i takes the i-th `gpus_per_replica` visible ones; where all
-    are hidden, they stay hidden.
+    It must be set before CUDA is first used. Local process i takes the i-th group of `gpus_per_replica` visible GPUs.
+
+    Args:
+        environment: The environment variables.
+        gpus_per_replica: Number of GPUs for each process.
+
+    Returns:
+        GPU numbers or ids, separated by commas; empty if all GPUs are hidden.
 
     Raises:
         SettingsError: This host has fewer GPUs than its processes need.
@@ -92,7 +98,7 @@ def own_devices(environment: Mapping[str, str], gpus_per_replica: int) -> str:
         return ""
     if wanted.stop > len(devices):
         raise SettingsError(
-            f"gpus_per_replica={gpus_per_replica} needs {wanted.stop} GPUs for this process and "
-            f"those before it on this host, and CUDA_VISIBLE_DEVICES={visible!r} has {len(devices)}. Start fewer."
+            f"gpus_per_replica={gpus_per_replica} needs {wanted.stop} GPUs for this process and those before it on "
+            f"this host, and CUDA_VISIBLE_DEVICES={visible!r} has {len(devices)}. Start fewer processes on this host."
         )
     return ",".join(devices[number] for number in wanted)

@@ -1,4 +1,4 @@
-"""One fact of a study: whether the model knows it, its maps, and the audit of some of their cells."""
+"""Tracing one fact of a study: a check that the model knows it, its maps, and an audit of some cells."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from causal_tracer.request.records import MapSpec, OtherPrompt, RunOptions, Trac
 from causal_tracer.request.sites import SITES
 from causal_tracer.results.flow import HiddenFlow
 from causal_tracer.study.counterfactuals import partner_for, second_prompt
-from causal_tracer.study.facts import Fact, recall
+from causal_tracer.study.facts import Fact, predict_facts
 from causal_tracer.study.records import AuditedCell, FactRecord, MapResult
 from causal_tracer.study.settings import StudySettings, derived_seed
 from causal_tracer.tracing.loop import trace_maps
@@ -29,21 +29,21 @@ def study_fact(
     facts: Sequence[Fact],
     cancelled: Callable[[], bool] = lambda: False,
 ) -> FactRecord:
-    """Trace one fact; one that the model does not know, or that fails, gives a record with the cause.
+    """Trace one fact and return its record. A fact that is unknown to the model or fails has a record with the cause.
 
     Args:
         context: The model.
         settings: The study's settings.
         fact: The fact.
-        facts: The whole set, from which placebos and partners are drawn: what is drawn does not depend on how much of
-            the set is asked for.
+        facts: The whole set of facts, from which placebos and partners are drawn. It is the same for any limit, so that
+            the draws do not depend on the limit.
         cancelled: Called during the sweep; True stops it.
 
     Raises:
         TraceCancelled: `cancelled` returned True.
     """
     try:
-        answers, refused = recall(context, [fact], settings.request)
+        answers, refused = predict_facts(context, [fact], settings.request)
         if refused:
             return FactRecord(fact, "failed", cause=refused[fact.fact_id])
         (found,) = answers
@@ -54,7 +54,7 @@ def study_fact(
     except TraceCancelled:
         raise
     except (CausalTracerError, RuntimeError, MemoryError) as error:
-        # RuntimeError: torch's own failures, running out of a device's memory among them.
+        # torch raises RuntimeError, also for out of memory.
         first_line = str(error).partition("\n")[0]
         failed = FactRecord(fact, "failed", cause=f"{type(error).__name__}: {first_line}")
     if torch.cuda.is_available():
@@ -63,7 +63,11 @@ def study_fact(
 
 
 def placebo_for(seed: int, fact: Fact, facts: Sequence[Fact]) -> Fact | None:
-    """Draw the fact whose activations stand in for this one's: of another relation, else of another attribute."""
+    """Draw the fact whose activations the placebo restores: one of another relation if there is one.
+
+    Returns:
+        A fact with another attribute; None if there is none.
+    """
     others = sorted((other for other in facts if other.attribute != fact.attribute), key=lambda other: other.fact_id)
     others = [other for other in others if other.relation != fact.relation] or others
     return others[derived_seed(seed, fact.fact_id, "placebo") % len(others)] if others else None
@@ -80,7 +84,7 @@ def _traced(
     prompt = prompt_for(context, fact.prompt, fact.subject, settings.request.occurrence)
     placebo = placebo_for(settings.request.seed, fact, facts)
     partner = partner_for(context.tokenizer, settings.request.seed, prompt, fact, facts) if settings.pairs else None
-    # The level is the tracer's: the rule of the study was applied when the model was loaded.
+    # noise=None takes the tracer's level: the study's noise rule was applied when the model was loaded.
     request = replace(
         settings.request,
         prompt=prompt,
@@ -131,7 +135,7 @@ def _audit(
     flows: Mapping[str, HiddenFlow],
     cancelled: Callable[[], bool],
 ) -> tuple[AuditedCell, ...]:
-    """Compute some cells again by the full sweep; which ones follows from the seed and the fact."""
+    """Compute some cells again by the full sweep. The seed and the fact determine which cells."""
     chosen: dict[tuple[int, int], list[str]] = defaultdict(list)
     for name, flow in flows.items():
         for position, row in enumerate(flow.scores.tolist()):
@@ -143,7 +147,7 @@ def _audit(
     audited = []
     for (position, layer), group in sorted(chosen.items()):
         cells = {
-            # All spans of a layer are computed again for one of them.
+            # A map of spans has no positions, so all spans of the layer are computed again.
             name: replace(
                 specs[name],
                 positions=(position,) if SITES[specs[name].kind].rows == "tokens" else None,

@@ -1,5 +1,5 @@
-"""The computation of all cells of a map.
+"""Sweeps: the computation of all cells of a map.
 
-`plan` holds what is to be restored in each cell. `full` runs the whole model for every cell and sample, and is the
-reference for `resumed`, which computes only what a cell can change.
+`plan` has the cells and their interventions. `full` runs the whole model for every cell and sample. It is the
+reference for `resumed`, which computes only the tokens and blocks that a cell can change.
 """

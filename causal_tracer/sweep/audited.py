@@ -1,8 +1,8 @@
-"""A sweep that audits itself: a few cells of every map are computed again by the full sweep.
+"""Sweeps with an audit: a few cells of every map are recomputed by the full sweep.
 
-The first-use check compares the sweeps on a made-up prompt. The audit compares them on the prompt that is traced: on
-random cells at different tokens and layers, in one noise sample. Where a difference is larger than rounding explains,
-the whole map is computed again by the full sweep.
+The first-use check compares the sweeps on a made-up prompt. The audit compares them on the traced prompt, at random
+cells of different tokens and layers, in one noise sample. If a difference is larger than rounding explains, the full
+sweep recomputes the whole map.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from causal_tracer.experiment.base_run import BaseRun, Watch, renumbered
+from causal_tracer.experiment.base_run import BaseRun, LogitsCallback, renumbered
 from causal_tracer.metrics.metric import AnswerRank
 from causal_tracer.results.audit import Audit
 from causal_tracer.sweep.check import EngineCheck, tolerance
@@ -23,7 +23,7 @@ from causal_tracer.sweep.full import full_sweep
 from causal_tracer.sweep.plan import Cell, Sweep, SweepChunk
 from causal_tracer.sweep.shared import shared_sweep
 
-# Share of a sweep's work that its audit may add, as far as whole rows allow.
+# The audit's cost as a share of the sweep's, rounded up to whole rows.
 _SHARE = 0.015
 _MOST_CELLS = 6
 
@@ -34,28 +34,28 @@ def audited_sweep(
     cancelled: Callable[[], bool],
     *,
     audit: bool = True,
-    watches: Sequence[Watch | None] = (None,),
-    halved: Callable[[int], None] = lambda _size: None,
-    restarted: Callable[[int], None] = lambda _sweep: None,
-    report: Callable[[int, int, Audit], None] = lambda _sweep, _map, _audit: None,
+    logits_callbacks: Sequence[LogitsCallback | None] = (None,),
+    on_halved_batch: Callable[[int], None] = lambda _size: None,
+    on_restart: Callable[[int], None] = lambda _sweep: None,
+    on_audit: Callable[[int, int, Audit], None] = lambda _sweep, _map, _audit: None,
 ) -> Iterator[tuple[int, SweepChunk]]:
     """Compute and audit the cells of one sweep, or of several that can share passes; see `shared_sweep`.
 
     Args:
         works: The sweeps.
-        engine_check: The engine to use. The full sweep needs no audit.
-        cancelled: Called as the sweeps run; True stops them.
-        audit: Whether to audit at all.
-        watches: For each sweep, what is called with the logits of every row.
-        halved: Called with the smaller batch size where memory did not hold a batch.
-        restarted: Called with a sweep's number before maps of it are computed again.
-        report: Called with each map's audit, after the numbers of its sweep and its map.
+        engine_check: The engine to use. The full sweep is not audited.
+        cancelled: Called between batches; returning True stops the sweeps.
+        audit: Whether to audit.
+        logits_callbacks: For each sweep, a callback for the logits of every row.
+        on_halved_batch: Called with the new batch size when a batch did not fit in memory.
+        on_restart: Called with a sweep's number before maps of it are recomputed.
+        on_audit: Called with (number of the sweep, number of the map, audit) for each map.
 
     Yields:
-        The number of a sweep, and scores as they are computed, the last ones of each after the audit. Maps that fail it
-        come once more: first as NaN, then as the full sweep's scores.
+        The number of a sweep, and scores as they are computed. The last scores of a sweep follow its audit. Maps that
+        fail the audit are yielded again, first as NaN, then with the full sweep's scores.
     """
-    chunks = shared_sweep(works, engine_check, cancelled, watches, halved)
+    chunks = shared_sweep(works, engine_check, cancelled, logits_callbacks, on_halved_batch)
     if not audit or engine_check.mode is None:
         yield from chunks
         return
@@ -72,15 +72,15 @@ def audited_sweep(
             held.append((number, chunk))
     for number, chunk in held:
         failed = []
-        for plane in sorted(set(_maps(works[number]).tolist())):
-            found = audit_scores(works[number], scores[number], plane, cancelled)
-            report(number, plane, found)
+        for map_number in sorted(set(_maps(works[number]).tolist())):
+            found = audit_scores(works[number], scores[number], map_number, cancelled)
+            on_audit(number, map_number, found)
             if found.recomputed:
-                failed.append(plane)
+                failed.append(map_number)
         yield number, chunk
         if failed:
-            restarted(number)
-            for again in _computed_again(works[number], failed, cancelled, watches[number], halved):
+            on_restart(number)
+            for again in _computed_again(works[number], failed, cancelled, logits_callbacks[number], on_halved_batch):
                 yield number, again
 
 
@@ -88,15 +88,17 @@ def _computed_again(
     work: Sweep,
     failed: Sequence[int],
     cancelled: Callable[[], bool],
-    watch: Watch | None,
-    halved: Callable[[int], None],
+    on_logits: LogitsCallback | None,
+    on_halved_batch: Callable[[int], None],
 ) -> Iterator[SweepChunk]:
-    """Yield the maps of these numbers as NaN, and then as computed by the full sweep."""
+    """Yield the maps with the numbers in `failed` as NaN, and then with the full sweep's scores."""
     again = torch.isin(_maps(work), torch.tensor(failed)).nonzero()[:, 0]
     unknown = torch.full((len(again) * work.base.samples,), torch.nan, dtype=torch.float32)
     samples = torch.arange(work.base.samples).repeat(len(again))
     yield SweepChunk(again.repeat_interleave(work.base.samples), samples, unknown)
-    for chunk in sweep(EngineCheck(None, ()), work.part(again), cancelled, renumbered(watch, again), halved):
+    for chunk in sweep(
+        EngineCheck(None, ()), work.part(again), cancelled, renumbered(on_logits, again), on_halved_batch
+    ):
         yield replace(chunk, cells=again[chunk.cells])
 
 
@@ -109,10 +111,10 @@ def audit_scores(work: Sweep, scores: Tensor, number: int, cancelled: Callable[[
     """Compare some cells of map `number` with the full sweep, in one sample.
 
     Args:
-        work: The sweep that gave the scores.
+        work: The sweep that the scores are from.
         scores: The metric of each cell and sample [cells, samples].
-        number: The map.
-        cancelled: Called before the full sweep runs; True stops it.
+        number: The number of the map.
+        cancelled: Called between batches; returning True stops the full sweep.
     """
     generator = torch.Generator().manual_seed(work.seed)
     members = (_maps(work) == number).nonzero()[:, 0]
@@ -135,7 +137,7 @@ def audit_scores(work: Sweep, scores: Tensor, number: int, cancelled: Callable[[
 
 
 def _one_sample(base: BaseRun, sample: int) -> BaseRun:
-    """Return the base run of one of its samples."""
+    """Return the part of a base run that belongs to one sample."""
     part = slice(sample, sample + 1)
     sources = {
         name: {module: values if len(values) == 1 else values[part] for module, values in run.items()}
@@ -145,7 +147,7 @@ def _one_sample(base: BaseRun, sample: int) -> BaseRun:
 
 
 def _chosen(cells: Sequence[Cell], count: int, generator: torch.Generator) -> Tensor:
-    """Return the numbers of `count` random cells, those at tokens and layers that are not among them yet first."""
+    """Return the numbers of `count` random cells, at different tokens and layers as far as possible."""
     order = torch.randperm(len(cells), generator=generator).tolist()
     chosen: list[int] = []
     for tokens_too, layers_too in ((True, True), (True, False), (False, False)):
@@ -164,7 +166,7 @@ def _chosen(cells: Sequence[Cell], count: int, generator: torch.Generator) -> Te
 
 
 def _count(work: Sweep, cells: Sequence[Cell]) -> int:
-    """Return how many cells of a map to audit: as many full rows as `_SHARE` of its work pays for, rounded up."""
+    """Return the number of cells of a map to audit, so that their full rows cost `_SHARE` of the map's work."""
     tokens, layers = len(work.base.prompt), work.traced.n_layers
     reached = [found for cell in cells if (found := work.reach(cell)) is not None]
     blocks = sum((tokens - found.first_token) * (layers - found.join) for found in reached)
@@ -179,6 +181,6 @@ def _allowed(work: Sweep, expected: Tensor, effects: Tensor) -> float:
     def largest(values: Tensor) -> float:
         return max(values[values.isfinite()].abs().tolist(), default=0.0)
 
-    # Tokens of nearly equal logits swap ranks.
+    # Rounding swaps the ranks of tokens with nearly equal logits.
     step = 1.0 if isinstance(work.metric, AnswerRank) else 0.0
     return rounding * max(1.0, largest(expected)) + share * largest(effects) + step

@@ -1,7 +1,7 @@
-"""The state that a resumed sweep starts from: the base run's residual streams, and its cache before every token.
+"""The state that a resumed sweep starts from: the base run's residual streams, and its key/value cache before a token.
 
-The tokens before the first corrupted one are equal in all samples, so they are run once, as one row. The base run
-continues from there with one row per sample, and its state is recorded at every block.
+The tokens before the first corrupted one are equal in all samples, so they are run once, as one row. From there the
+base run has one row per sample, and its state is recorded at every block.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from causal_tracer.experiment.base_run import BaseRun
-from causal_tracer.experiment.embeddings import corrupting
+from causal_tracer.experiment.embeddings import corruption_edit
 from causal_tracer.model.hooks import (
     first_tensor,
     replace_first_tensor,
@@ -32,15 +32,15 @@ from causal_tracer.sweep.resume_mode import CannotResume, ResumeMode
 
 @dataclass(frozen=True, eq=False)
 class BaseState:
-    """The base run, to be resumed at any block and token.
+    """The recorded base run, from which passes resume at any block and token.
 
     Attributes:
-        first_token: The first token that has a row per sample; those before it are clean.
-        streams: The input of each block, and the output of the last one: [samples, tokens - first_token, ...].
-        outputs: The output of each block, of one sample: the form that a skipped block must return.
-        companions: The companions of each block.
-        shared: The shared values that each block was given.
-        snapshots: The cache before the tokens that a pass begins with; None where no token is before one.
+        first_token: The first token with a row per sample. The tokens before it are clean.
+        streams: The input of each block and the output of the last one, each [samples, tokens - first_token, ...].
+        outputs: The output of each block for one sample, whose form a skipped block must return.
+        companions: The companions that each block returned (see `carried_state`).
+        shared: The shared values that each block was given (see `carried_state`).
+        snapshots: The cache before each token at which a pass begins; None for the first token of the prompt.
     """
 
     first_token: int
@@ -51,15 +51,15 @@ class BaseState:
     snapshots: Mapping[int, CacheSnapshot | None]
 
     @property
-    def first_sharing(self) -> int | None:
-        """The first block that leaves shared values for later ones."""
+    def first_sharing_block(self) -> int | None:
+        """The first block that leaves shared values for later blocks, if any."""
         return next((block for block, given in enumerate(self.shared[1:]) if given), None)
 
 
 def base_state(traced: TracedModel, base: BaseRun, wanted: Sequence[int], mode: ResumeMode) -> BaseState:
-    """Run the base run's prompt; record its streams and, where the mode uses a cache, the cache before `wanted` tokens.
+    """Run the base run's prompt, and record its streams and the cache before the `wanted` tokens.
 
-    Without a cache all tokens stay in every pass, so token 0 is the only one to resume at.
+    In a mode without a cache every pass has all tokens, so passes can only resume at token 0.
 
     Raises:
         CannotResume: The model returns no cache, or its blocks do not take and return a residual stream.
@@ -94,7 +94,7 @@ def _later_snapshots(
     first: Mapping[int, CacheSnapshot | None],
     end: CacheSnapshot,
 ) -> dict[int, CacheSnapshot | None]:
-    """Return the cache before each wanted token, from the one before the first token and the one after the last."""
+    """Return the cache before each wanted token, given that before the first token and that after the last one."""
     prompt = base.prompt
     if keeps_all_tokens(end, len(prompt)):
         return {token: cropped(end, len(prompt) - token) for token in wanted}
@@ -104,12 +104,12 @@ def _later_snapshots(
 
     ((start, before),) = first.items()
     if has_states(end):
-        # States cannot be wound back, and some models leave a less exact one after a single token than after several:
-        # run from before the subject to each token, never one token alone.
+        # Recurrent states cannot be cropped, and in some models one-token steps give less exact states than several
+        # tokens at once: run from before the subject to each token, always at least two tokens.
         start = max(0, start - 1)
         before = _clean_prefix(traced, base, mode, start)
         return {token: after(range(start, token), before) for token in wanted}
-    # Windows have dropped tokens: step forward and copy on the way.
+    # Sliding windows have dropped tokens: run token by token, and copy the cache at each step.
     found: dict[int, CacheSnapshot | None] = {}
     for token in range(start, max(wanted)):
         found[token + 1] = before = after(range(token, token + 1), before)
@@ -117,31 +117,31 @@ def _later_snapshots(
 
 
 def _clean_prefix(traced: TracedModel, base: BaseRun, mode: ResumeMode, end: int) -> CacheSnapshot | None:
-    """Return the cache after the clean tokens before `end`."""
+    """Return the cache of the clean tokens before `end`; None if there are none."""
     if end == 0:
         return None
     given: dict[str, Any] = position_argument(range(end), 1) if mode.positions else {}
     ids = torch.tensor(base.prompt.input_ids[:end])
-    with headless(traced):
+    with without_head(traced):
         return snapshot(traced, run_model(traced, ids[None], {}, use_cache=True, **given), shared=True)
 
 
 def _run_tokens(
     traced: TracedModel, base: BaseRun, mode: ResumeMode, tokens: range, before: CacheSnapshot | None
 ) -> Any:
-    """Run some tokens of the base run's prompt after a cache, one row per sample; return the model's output."""
+    """Run some tokens of the base run's prompt on top of a cache, one row per sample; return the model's output."""
     samples = torch.arange(base.samples)
     ids = torch.tensor(base.prompt.input_ids[tokens.start : tokens.stop]).expand(len(samples), -1)
-    edits = {traced.embedding: corrupting(base.embeddings, base.prompt, samples, tokens)}
+    edits = {traced.embedding: corruption_edit(base.embeddings, base.prompt, samples, tokens)}
     given: dict[str, Any] = {} if before is None else {before.keyword: before.with_rows(samples)}
     if mode.positions:
         given |= position_argument(tokens, len(samples))
-    with headless(traced):
+    with without_head(traced):
         return run_model(traced, ids, edits, use_cache=mode.use_cache, **given)
 
 
 class _Record:
-    """The inputs and outputs of the blocks in one run."""
+    """Records the inputs and outputs of the blocks in one run."""
 
     def __init__(self, traced: TracedModel):
         self._traced = traced
@@ -154,9 +154,9 @@ class _Record:
         """Run a block and record its input and output."""
         stream = stream_argument(args, kwargs)
         if stream is None or stream.dim() not in (3, 4):
-            raise CannotResume(f"block {block} is not given a residual stream [rows, tokens, d_model]")
+            raise CannotResume(f"block {block} does not take a residual stream [rows, tokens, d_model]")
         stacked = self._traced.stacked_streams
-        # Copies, since some models add to the stream in place.
+        # Copied, since some models add to the stream in place.
         self.streams.append(rows_first(stream, stacked).clone())
         self.shared.append(shared_values(kwargs))
         output = forward(*args, **kwargs)
@@ -171,13 +171,13 @@ class _Record:
 
 
 def position_argument(tokens: range, rows: int) -> dict[str, Tensor]:
-    """Return the argument that gives a model the positions of its tokens."""
+    """Return the model's keyword argument for the positions of some tokens."""
     return {"position_ids": torch.arange(tokens.start, tokens.stop).expand(rows, -1)}
 
 
 @contextmanager
-def headless(traced: TracedModel) -> Iterator[None]:
-    """Skip the head's work in runs whose logits are not read."""
+def without_head(traced: TracedModel) -> Iterator[None]:
+    """Skip the head (it returns zeros) in the runs of the `with` block, whose logits are not read."""
 
     def no_logits(_number: int, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         hidden = stream_argument(args, kwargs)

@@ -1,4 +1,4 @@
-"""A model's cache before some token, copied with the rows that a pass needs for every use."""
+"""Snapshots of a model's key/value cache before some token, copied with the rows that a pass needs."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _KEYWORDS = ("cache", "past_key_values", "cache_params", "state")
 
 @dataclass(frozen=True, eq=False)
 class CacheSnapshot:
-    """A model's cache before some token; copied for every use, never written to.
+    """A model's cache before some token. It is copied for every use and never changed.
 
     Attributes:
         cache: The cache object.
-        keyword: The argument that the model takes it by.
-        shared: Whether it has one row, of clean tokens before the subject, for all samples.
-        n_blocks: Number of blocks.
+        keyword: The name of the model's argument for the cache.
+        shared: Whether the cache has a single row for all samples, of clean tokens before the subject.
+        n_blocks: Number of blocks of the model.
     """
 
     cache: Any
@@ -36,14 +36,14 @@ class CacheSnapshot:
 
     @property
     def by_block(self) -> bool:
-        """Whether the cache has layers of its own for each block, so that each can have other rows."""
+        """Whether the cache has separate layers for each block, so that blocks can have different rows."""
         layers = getattr(self.cache, "layers", None)
         if not layers or (len(layers) > self.n_blocks and len(layers) % self.n_blocks):
             return False
         return not all_tensors([value for name, value in vars(self.cache).items() if name != "layers"])
 
     def layers_of(self, block: int) -> range:
-        """Return the numbers of a block's cache layers: one, several, or none where it reads an earlier block's."""
+        """Return the numbers of a block's cache layers: one, several, or none if it reads an earlier block's."""
         layers = len(self.cache.layers)
         if layers > self.n_blocks:
             each = layers // self.n_blocks
@@ -76,28 +76,28 @@ def snapshot(traced: TracedModel, output: Any, *, shared: bool) -> CacheSnapshot
     """Return the cache in a model's output.
 
     Raises:
-        CannotResume: It has none.
+        CannotResume: The output has no cache that the model takes as an argument.
     """
     for keyword in _KEYWORDS:
         found = getattr(output, keyword, None)
         if found is not None and takes_argument(type(traced.model).forward, keyword):
             return CacheSnapshot(found, keyword, shared, traced.n_layers)
-    raise CannotResume("it returns no cache")
+    raise CannotResume("the model returns no cache")
 
 
 def keeps_all_tokens(snapshot: CacheSnapshot, tokens: int) -> bool:
-    """Check whether the cache before an earlier token is a slice of this one, which has seen `tokens` tokens."""
+    """Return whether cropping this cache of `tokens` tokens gives the cache before an earlier token."""
     return snapshot.by_block and all(_layer_keeps(layer, tokens) for layer in snapshot.cache.layers)
 
 
 def has_states(snapshot: CacheSnapshot) -> bool:
-    """Check whether the cache holds a state that every token changes, not only keys and values."""
+    """Return whether the cache holds recurrent states, which every token changes."""
     layers = getattr(snapshot.cache, "layers", ())
     return not snapshot.by_block or any(hasattr(layer, "recurrent_states") for layer in layers)
 
 
 def cropped(snapshot: CacheSnapshot, tokens: int) -> CacheSnapshot:
-    """Return a copy without the last tokens; keys and values are views."""
+    """Return a copy without the last `tokens` tokens. Keys and values are views."""
     cache = copy.copy(snapshot.cache)
     cache.layers = [copy.copy(layer) for layer in snapshot.cache.layers]
     for layer in cache.layers:
@@ -106,17 +106,17 @@ def cropped(snapshot: CacheSnapshot, tokens: int) -> CacheSnapshot:
 
 
 def keeps_keys_and_values_only(snapshot: CacheSnapshot) -> bool:
-    """Check whether the cache holds nothing of a token but its keys and values.
+    """Return whether the cache holds only the keys and values of tokens.
 
-    Anything else, such as states, compressed groups of tokens or their indices, may depend on where in the prompt a
-    pass begins.
+    Anything else, such as recurrent states, compressed groups of tokens or their indices, may depend on the token at
+    which a pass begins.
     """
     return snapshot.by_block and all(map(_is_plain, snapshot.cache.layers))
 
 
 def _is_plain(layer: Any) -> bool:
     others = [value for name, value in vars(layer).items() if name not in ("keys", "values")]
-    # Single numbers, such as a window's length, belong to no token.
+    # Single numbers, such as a window's length, do not depend on tokens.
     states = [tensor for tensor in all_tensors(others) if tensor.numel() > 1]
     return isinstance(getattr(layer, "keys", None), Tensor) and not states
 
@@ -127,7 +127,7 @@ def _layer_keeps(layer: Any, tokens: int) -> bool:
 
 
 def _selected(value: Any, index: Tensor) -> Any:
-    """Return a copy of a cache of any kind with these rows."""
+    """Return a copy of a cache object of any class with these rows."""
     if isinstance(value, Tensor):
         return value.index_select(0, index.to(value.device)) if value.dim() else value.clone()
     if isinstance(value, (Mapping, tuple, list)):

@@ -1,7 +1,7 @@
-"""The first-use check: which resume mode gives the full sweep's scores on a model.
+"""The first-use check of a model: find the fastest resume mode that gives the full sweep's scores.
 
-A few cells of every kind, on a short made-up prompt, are computed by the full sweep and in each resume mode. The first
-mode that agrees is used.
+A few cells of every kind on a short made-up prompt are computed by the full sweep and in each resume mode. The first
+mode whose scores agree is used.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from causal_tracer.sweep.resume_mode import RESUME_MODES, CannotResume, ResumeMo
 from causal_tracer.sweep.resumed import resumed_sweep
 
 CHECK_TOKENS = 8
-"""Length of the prompt that models with plain caches are checked on."""
+"""Length of the check's prompt for models whose cache holds keys and values only."""
 
 _SUBJECT = (2, 4)
 _SAMPLES = 2
-# Positions checked where each may be a case of its own.
+# Number of positions checked in models where each position may behave differently.
 _MOST_POSITIONS = 16
 FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError)
-"""What a model raises that does not support a way of running it."""
+"""Exceptions that models raise when they do not support a way of running them."""
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,12 @@ class EngineCheck:
     """The result of checking a model: the engine that computes its maps.
 
     Attributes:
-        mode: How the model is resumed; None means the full sweep.
-        tried: For each resume mode that failed, the reason, as a sentence.
-        portable: Whether the check holds in other processes.
+        mode: The resume mode; None means the full sweep.
+        tried: A sentence with the reason for each resume mode that failed.
     """
 
     mode: ResumeMode | None
     tried: tuple[str, ...]
-    portable: bool = True
 
     @property
     def name(self) -> str:
@@ -65,13 +63,16 @@ _plain_caches: dict[str, bool] = {}
 
 
 def has_plain_cache(traced: TracedModel, digest: str) -> bool:
-    """Check whether the model's cache holds keys and values only, or it has none; `digest` is its fingerprint's."""
+    """Return whether the model has no cache, or one that holds keys and values only.
+
+    The answer is remembered by `digest`, the digest of the model's fingerprint.
+    """
     if digest not in _plain_caches:
         try:
             output = run_model(traced, probe_ids(traced.model, 3), {}, use_cache=True)
             _plain_caches[digest] = keeps_keys_and_values_only(snapshot(traced, output, shared=True))
         except (CannotResume, *FAILURES):
-            _plain_caches[digest] = True  # no resume mode uses such a cache
+            _plain_caches[digest] = True  # resume modes do not use such a cache
     return _plain_caches[digest]
 
 
@@ -83,8 +84,8 @@ def check_resume_modes(
     Args:
         traced: The model.
         n_tokens: Length of the prompt.
-        every_token: Check cells at every token, or at many spread ones of a long prompt.
-        knockout: Check cells that block attention as well.
+        every_token: Whether to check cells at every token, or at evenly spaced tokens of a long prompt.
+        knockout: Whether to check cells that block attention as well.
     """
     ids = tuple(probe_ids(traced.model, n_tokens)[0].tolist())
     prompt = Prompt("", ids, ("",) * n_tokens, "", _SUBJECT, True, 1)
@@ -103,7 +104,7 @@ def check_resume_modes(
         try:
             found = _scores(resumed_sweep(replace(work, batch_size=min(7, batch_size)), mode=mode), work)
         except torch.OutOfMemoryError:
-            raise  # a RuntimeError too, but no fault of the mode
+            raise  # a RuntimeError too, but not caused by the mode
         except (CannotResume, *FAILURES) as error:
             reason = str(error).splitlines()[0][:200] if str(error) else ""
             tried.append(f"The sweep {mode.name!r} failed on this model ({type(error).__name__}: {reason}).")
@@ -118,26 +119,26 @@ def check_resume_modes(
 
 
 def _modes_to_try(traced: TracedModel) -> Iterator[ResumeMode]:
-    """Yield the modes to try, the fastest first; those with a cache also with positions where the model takes them."""
+    """Yield the modes to try, the fastest first. Modes with a cache are also tried with `position_ids` if possible."""
     for mode in RESUME_MODES:
         yield mode
         if mode.use_cache and takes_argument(type(traced.model).forward, "position_ids"):
-            # As a second choice: the positions that a few models use do not start from 0.
+            # Second, since the positions of a few models do not start from 0.
             yield replace(mode, positions=True)
 
 
 def tolerance(traced: TracedModel) -> tuple[float, float]:
-    """Return how far a score may differ between two sweeps: by rounding, and by a share of the largest effect.
+    """Return the allowed difference of a score between two sweeps: an absolute part, and a share of the largest effect.
 
-    Rounding differs with the batch; in half precisions also between cached and uncached runs. Products of 8-bit
-    weights depend on the largest columns of the whole batch.
+    Rounding depends on the batch, and in half precision also on whether a cache is used. Products of 8-bit weights
+    depend on the largest columns of the whole batch.
     """
     exact = traced.dtype in (torch.float32, torch.float64) and not quantizes_activations(traced.model)
     return (1e-5, 1e-3) if exact else (0.05, 0.1)
 
 
 def _allowed(work: Sweep, effects: torch.Tensor) -> torch.Tensor:
-    """Return how far each cell may be off: by rounding and by a small share of the largest effect of its kind."""
+    """Return each cell's allowed difference: rounding, plus a small share of the largest effect of its kind."""
     rounding, share = tolerance(work.traced)
     kinds = [cell.interventions[0].site for cell in work.plan.cells]
     largest = {kind: max(float(e) for e, k in zip(effects, kinds, strict=True) if k == kind) for kind in set(kinds)}
@@ -145,9 +146,9 @@ def _allowed(work: Sweep, effects: torch.Tensor) -> torch.Tensor:
 
 
 def _check_plan(traced: TracedModel, n_tokens: int, every_token: bool, knockout: bool) -> SweepPlan:
-    """Return cells that show whether resuming is right: several layers and tokens of each kind.
+    """Return the cells that are compared: several layers and tokens of each kind.
 
-    One token is before the subject, where nothing may change: in a model that attends to later tokens, it does.
+    One token is before the subject. Its scores change only in a model that attends to later tokens.
     """
     first, middle, last = (0,), (traced.n_layers // 2,), (traced.n_layers - 1,)
     everywhere = tuple(dict.fromkeys((first, middle, last, (*range(middle[0] - 1, middle[0] + 1),))))

@@ -1,4 +1,4 @@
-"""The edits of a batch of rows: what is restored or blocked where, as edits of the modules concerned."""
+"""From the interventions of a batch's cells to edits of the modules' outputs, inputs and attention masks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from causal_tracer.experiment.sources import BASE
-from causal_tracer.model.attention_masks import BlockedEdges, blocking
+from causal_tracer.model.attention_masks import BlockedEdges, blocking_edit
 from causal_tracer.model.hooks import Edit, MaskEdit
 from causal_tracer.model.layers import INPUT
 from causal_tracer.request.sites import SiteName, require_kind
@@ -18,14 +18,14 @@ from causal_tracer.sweep.plan import BlockedAttention, Cell, Sweep
 
 
 @dataclass(frozen=True, eq=False)
-class Restored:
-    """Activations restored at one site of a batch: entry i at row `rows[i]` and token `tokens[i]`.
+class Restorations:
+    """The restorations of one site and layer in a batch: entry i is at row `rows[i]` and token `tokens[i]`.
 
     Attributes:
         source: The run that the values come from.
         rows: Row numbers [entries].
         tokens: Positions in the prompt [entries].
-        heads: Attention heads [entries]; None where the whole activation is restored.
+        heads: Attention heads [entries]; None if the whole activation is restored.
     """
 
     source: str
@@ -33,28 +33,28 @@ class Restored:
     tokens: Tensor
     heads: Tensor | None = None
 
-    def part(self, start: int, stop: int) -> Restored:
-        """Return the entries of the rows start ... stop - 1, numbered from there."""
+    def part(self, start: int, stop: int) -> Restorations:
+        """Return the entries of the rows start ... stop - 1, with row numbers counted from `start`."""
         there = (self.rows >= start) & (self.rows < stop)
         heads = None if self.heads is None else self.heads[there]
-        return Restored(self.source, self.rows[there] - start, self.tokens[there], heads)
+        return Restorations(self.source, self.rows[there] - start, self.tokens[there], heads)
 
 
 @dataclass(frozen=True, eq=False)
-class Places:
-    """What is restored and blocked in a batch.
+class BatchInterventions:
+    """The interventions in a batch.
 
     Attributes:
-        restored: For each site and layer, what is restored there.
-        blocked: For each layer, the attention edges that are blocked there.
+        restored: The restorations, by site and layer.
+        blocked: The blocked attention edges, by layer.
     """
 
-    restored: Mapping[tuple[SiteName, int], tuple[Restored, ...]]
+    restored: Mapping[tuple[SiteName, int], tuple[Restorations, ...]]
     blocked: Mapping[int, BlockedEdges]
 
 
-def places_of(cells: Sequence[Cell], cell_of: Tensor) -> Places:
-    """Return the places of a batch whose row r is a run of `cells[cell_of[r]]`."""
+def batch_interventions(cells: Sequence[Cell], cell_of: Tensor) -> BatchInterventions:
+    """Return the interventions in a batch whose row r is a run of `cells[cell_of[r]]`."""
     found: dict[tuple[SiteName, int], dict[str, list[tuple[int, ...]]]] = defaultdict(lambda: defaultdict(list))
     edges: dict[int, list[tuple[int, ...]]] = defaultdict(list)
     numbers, counts = torch.unique_consecutive(cell_of, return_counts=True)
@@ -72,14 +72,14 @@ def places_of(cells: Sequence[Cell], cell_of: Tensor) -> Places:
                 entries += [(start, count, token, head) for token in intervention.tokens]
         start += count
 
-    def restored(site: SiteName, source: str, entries: list[tuple[int, ...]]) -> Restored:
+    def restored(site: SiteName, source: str, entries: list[tuple[int, ...]]) -> Restorations:
         rows, tokens, heads = _for_each_row(entries)
-        return Restored(source, rows, tokens, heads if site == "head" else None)
+        return Restorations(source, rows, tokens, heads if site == "head" else None)
 
-    return Places(
+    return BatchInterventions(
         {
             (site, layer): tuple(
-                # What is held comes first: a restoration of the same activation overrides it.
+                # Values held at the base run's come first, so that a restoration of the same activation overrides them.
                 restored(site, source, by_source[source])
                 for source in sorted(by_source, key=lambda source: source != BASE)
             )
@@ -90,56 +90,58 @@ def places_of(cells: Sequence[Cell], cell_of: Tensor) -> Places:
 
 
 def _for_each_row(entries: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor, Tensor]:
-    """Return rows and both places of entries (first row, number of rows, place, place), one of each for every row."""
+    """Expand entries (first row, number of rows, a, b) to one (row, a, b) for every row; return rows, a and b."""
     starts, counts, first, second = torch.tensor(entries, dtype=torch.long).reshape(-1, 4).unbind(dim=1)
     entry = torch.arange(len(entries)).repeat_interleave(counts)
     rows = starts[entry] + torch.arange(len(entry)) - (counts.cumsum(dim=0) - counts)[entry]
     return rows, first[entry], second[entry]
 
 
-def mask_edits(work: Sweep, places: Places, first_token: int) -> dict[nn.Module, MaskEdit]:
-    """Return the edits of attention masks in a batch that begins with `first_token`."""
+def mask_edits(work: Sweep, interventions: BatchInterventions, first_token: int) -> dict[nn.Module, MaskEdit]:
+    """Return the edits of attention masks in a batch that begins at `first_token`."""
     traced, tokens = work.traced, range(first_token, len(work.base.prompt))
     return {
-        traced.modules[module.name]: blocking(edges, tokens, module)
-        for layer, edges in places.blocked.items()
+        traced.modules[module.name]: blocking_edit(edges, tokens, module)
+        for layer, edges in interventions.blocked.items()
         for module in traced.knockout_sites[layer]
     }
 
 
 def site_edits(
-    work: Sweep, places: Places, samples: Tensor, first_token: int, *, hidden: bool
+    work: Sweep, interventions: BatchInterventions, samples: Tensor, first_token: int, *, hidden: bool
 ) -> tuple[dict[nn.Module, Edit], dict[nn.Module, Edit]]:
-    """Return the edits of a batch: of modules' outputs, and of the inputs of output projections.
+    """Return the edits of a batch: those of modules' outputs, and those of the inputs of attention output projections.
 
     Args:
         work: The sweep.
-        places: What is restored.
-        samples: The sample of each row.
-        first_token: The token that the batch begins with.
-        hidden: Whether the blocks' own outputs are among the edits.
+        interventions: The interventions.
+        samples: The sample of each row [rows].
+        first_token: The first token of the batch.
+        hidden: Whether to include edits of the blocks' outputs.
     """
     outputs: dict[nn.Module, Edit] = {}
     inputs: dict[nn.Module, Edit] = {}
-    for (site, layer), restored in places.restored.items():
+    for (site, layer), restored in interventions.restored.items():
         if site == "head":
             name, heads = work.traced.head_sites[layer]
-            inputs[work.traced.modules[name]] = restoring(work, name + INPUT, restored, samples, first_token, heads)
+            inputs[work.traced.modules[name]] = restoration_edit(
+                work, name + INPUT, restored, samples, first_token, heads
+            )
         elif hidden or site != "hidden":
             for name in work.traced.site_names[require_kind(site)][layer]:
-                outputs[work.traced.modules[name]] = restoring(work, name, restored, samples, first_token)
+                outputs[work.traced.modules[name]] = restoration_edit(work, name, restored, samples, first_token)
     return outputs, inputs
 
 
-def restoring(
-    work: Sweep, name: str, restored: Sequence[Restored], samples: Tensor, first_token: int, n_heads: int = 1
+def restoration_edit(
+    work: Sweep, name: str, restored: Sequence[Restorations], samples: Tensor, first_token: int, n_heads: int = 1
 ) -> Callable[[Tensor], Tensor]:
-    """Return the edit that makes all restorations in one module's activation, one after the other."""
+    """Return the edit that makes all restorations of one module's activation, one after the other."""
     steps = []
     for part in restored:
         sources = work.base.sources
         values = sources[part.source][name] if part.source in sources else work.clean.activations[name][None]
-        steps.append(_restoring_once(values, part, samples, work.base.samples, first_token, n_heads))
+        steps.append(_one_restoration_edit(values, part, samples, work.base.samples, first_token, n_heads))
 
     def restore(activation: Tensor) -> Tensor:
         for step in steps:
@@ -149,19 +151,19 @@ def restoring(
     return restore
 
 
-def _restoring_once(
-    values: Tensor, restored: Restored, samples: Tensor, all_samples: int, first_token: int, n_heads: int
+def _one_restoration_edit(
+    values: Tensor, restored: Restorations, samples: Tensor, all_samples: int, first_token: int, n_heads: int
 ) -> Callable[[Tensor], Tensor]:
-    """Return the edit that writes activations of a run into a batch.
+    """Return the edit that copies a run's activations into a batch.
 
     Args:
-        values: The activations [n, all tokens, d_model] of the run that they come from: one for all samples, one for
-            each sample, or one for each of n groups of as many samples.
-        restored: Which of them, and where.
-        samples: The noise sample of each row of the batch.
+        values: The run's activations [n, all tokens, d_model]: n is 1, the number of samples, or a number of equal
+            groups of samples that share a value.
+        restored: The restorations to make.
+        samples: The noise sample of each batch row [rows].
         all_samples: Number of samples of the base run.
-        first_token: The token that the batch begins with.
-        n_heads: Number of attention heads, where heads are restored.
+        first_token: The first token of the batch.
+        n_heads: Number of attention heads, if heads are restored.
     """
     here = restored.tokens >= first_token
     rows, tokens = restored.rows[here], restored.tokens[here]
@@ -170,7 +172,7 @@ def _restoring_once(
 
     def restore(activation: Tensor) -> Tensor:
         changed = activation.clone(memory_format=torch.contiguous_format)
-        # Blocks before the one where a row joins may hold activations, and the row is not there yet.
+        # Activations may also be held in blocks before the one where a row joins; that row is not in the batch yet.
         there = rows < len(activation)
         row, token, source = rows[there], tokens[there], taken[there]
         if heads is None:

@@ -1,7 +1,7 @@
-"""Choosing the engine that computes a map: the fastest one that the first-use check has shown to be right on the model.
+"""Choice of the engine that computes a map: the fastest sweep that passed the first-use check on the model.
 
-A check holds for the model as it was checked: its fingerprint is part of the key. A model is checked again for the
-first prompt that is longer than its sliding window, and at each new length if its cache holds more than keys and
+Checks are remembered by the model's fingerprint, so a changed model is checked again. A model is also checked again for
+the first prompt longer than its sliding window, and at each new prompt length if its cache holds more than keys and
 values.
 """
 
@@ -18,40 +18,40 @@ import torch
 import transformers
 
 from causal_tracer.errors import ModelStructureError
-from causal_tracer.experiment.base_run import Watch, renumbered
+from causal_tracer.experiment.base_run import LogitsCallback, renumbered
 from causal_tracer.model.fingerprint import fingerprint
 from causal_tracer.model.knockout import why_not_blocked
 from causal_tracer.model.layers import TracedModel
 from causal_tracer.request.records import EngineChoice
 from causal_tracer.request.sites import KINDS
+from causal_tracer.sweep import check_files
 from causal_tracer.sweep.check import CHECK_TOKENS, EngineCheck, check_resume_modes, has_plain_cache
 from causal_tracer.sweep.full import full_sweep
 from causal_tracer.sweep.plan import Sweep, SweepChunk
-from causal_tracer.sweep.resume_mode import RESUME_MODES, ResumeMode
+from causal_tracer.sweep.resume_mode import RESUME_MODES
 from causal_tracer.sweep.resumed import resumed_sweep
 from causal_tracer.version import __version__
 
 logger = logging.getLogger(__name__)
 
-# Where the cache is not plain, each length up to this is checked by itself, longer ones in steps of it.
+# If the cache holds more than keys and values: each prompt length up to this is checked, longer ones in steps of it.
 _SINGLE_LENGTHS = 16
 _MOST_CHECKED = 48
 
-# Threads share it without a lock: each access is a single operation of the dict.
+# Threads share it without a lock, since each access is a single dict operation.
 _engine_checks: dict[str, EngineCheck] = {}
-# For what an engine check holds for: what is wrong with blocking attention, or None.
+# By the identity that a check is valid for: the reason why attention cannot be blocked, or None.
 _knockout_faults: dict[tuple[Any, ...], str | None] = {}
 
 
 def choose_engine(traced: TracedModel, choice: EngineChoice, n_tokens: int, *, knockout: bool = False) -> EngineCheck:
-    """Return the engine for a prompt of this length; the model is checked if it has not been yet.
+    """Return the engine for a prompt of this length. The model is checked first if necessary.
 
     Args:
         traced: The model.
-        choice: What the user chose.
+        choice: The user's choice.
         n_tokens: Length of the prompt.
-        knockout: Whether attention is to be blocked. That blocking is right on the model is checked too, for the full
-            sweep as well.
+        knockout: Whether attention is blocked. If so, blocking itself is checked too, also for the full sweep.
 
     Raises:
         ModelStructureError: Attention cannot be blocked on this model.
@@ -75,8 +75,11 @@ def choose_engine(traced: TracedModel, choice: EngineChoice, n_tokens: int, *, k
         key = hashlib.sha256(repr(identity).encode()).hexdigest()
         known = _engine_checks.get(key)
         if known is None:
-            known = check_resume_modes(traced, length, every_token=every_token, knockout=knockout)
-            known = replace(known, portable=found.portable)
+            known = check_files.stored_check(traced, key) if found.portable else None
+            if known is None:
+                known = check_resume_modes(traced, length, every_token=every_token, knockout=knockout)
+                if found.portable:
+                    check_files.store_check(traced, key, known)
             _engine_checks[key] = known
             if known.mode != RESUME_MODES[0]:
                 logger.warning(
@@ -86,65 +89,60 @@ def choose_engine(traced: TracedModel, choice: EngineChoice, n_tokens: int, *, k
 
 
 def _require_knockout(traced: TracedModel, identity: tuple[Any, ...]) -> None:
-    """Check that blocking attention is right on the model as it is now."""
+    """Check that blocking attention works on the model in its current state."""
     if identity not in _knockout_faults:
         modules = [module for layer in traced.knockout_sites.values() for module in layer]
         _knockout_faults[identity] = why_not_blocked(traced.model, modules, identity[-1])
     if (fault := _knockout_faults[identity]) is not None:
         raise ModelStructureError(
-            f"Blocking attention failed its check on {type(traced.model).__name__}: {fault}. Undo what was changed in "
-            "the model since its tracer was made, or load it with attn_implementation='sdpa' or 'eager'."
+            f"Blocking attention failed its check on {type(traced.model).__name__}: {fault}. Undo changes made to the "
+            "model since its tracer was created, or load it with attn_implementation='sdpa' or 'eager'."
         )
 
 
 def _checked_length(n_tokens: int) -> int:
-    """Return the length that is checked for prompts of this length where a cache holds more than keys and values."""
+    """Return the prompt length to check for prompts of `n_tokens`, if the cache holds more than keys and values."""
     if n_tokens <= _SINGLE_LENGTHS:
         return max(n_tokens, CHECK_TOKENS)
     return min(-(-n_tokens // _SINGLE_LENGTHS) * _SINGLE_LENGTHS, _MOST_CHECKED)
 
 
 def known_engine_checks() -> dict[str, Any]:
-    """Return all checks so far as JSON types, for another process, which then need not check again."""
+    """Return all checks so far as JSON types, so that another process can reuse them."""
     return {key: asdict(engine_check) for key, engine_check in _engine_checks.copy().items()}
 
 
 def adopt_engine_checks(known: Mapping[str, Any]) -> None:
-    """Take over what `known_engine_checks` returned in another process.
+    """Add the checks that `known_engine_checks` returned in another process.
 
-    A check is used only for the fingerprint, kind of device and versions that it was made with.
+    A check is used only with the fingerprint, device type and library versions that it was made with.
 
     Raises:
         KeyError, TypeError, ValueError: The data does not have the form that `known_engine_checks` returns.
     """
-    taken = {}
-    for key, data in known.items():
-        mode = data["mode"]
-        tried = tuple(str(reason) for reason in data["tried"])
-        taken[key] = EngineCheck(None if mode is None else ResumeMode(**mode), tried, bool(data["portable"]))
-    _engine_checks.update(taken)
+    _engine_checks.update({key: check_files.check_from_data(data) for key, data in known.items()})
 
 
 def sweep(
     engine_check: EngineCheck,
     work: Sweep,
     cancelled: Callable[[], bool],
-    watch: Watch | None = None,
-    halved: Callable[[int], None] = lambda _size: None,
+    on_logits: LogitsCallback | None = None,
+    on_halved_batch: Callable[[int], None] = lambda _size: None,
 ) -> Iterator[SweepChunk]:
-    """Compute the plan's cells by the engine chosen; see `full_sweep` and `resumed_sweep`.
+    """Compute the plan's cells with the chosen engine; see `full_sweep` and `resumed_sweep`.
 
-    Where a device's memory does not hold the batch, the sweep continues with half as many rows and calls `halved` with
-    that number. No score is yielded twice; `watch` gets all samples of an unfinished cell again.
+    If a batch does not fit in the device's memory, the sweep continues with half the batch size and calls
+    `on_halved_batch` with it. No score is yielded twice. `on_logits` gets all samples of an unfinished cell again.
 
     Raises:
-        OutOfMemoryError: torch's: the memory does not hold a single row.
+        torch.OutOfMemoryError: A single row does not fit in memory.
     """
     known = torch.zeros(len(work.plan.cells), work.base.samples, dtype=torch.bool)
     batch_size = work.batch_size
     while True:
         rest = (~known.all(dim=1)).nonzero()[:, 0]
-        run = (replace(work.part(rest), batch_size=batch_size), cancelled, renumbered(watch, rest))
+        run = (replace(work.part(rest), batch_size=batch_size), cancelled, renumbered(on_logits, rest))
         try:
             for chunk in full_sweep(*run) if engine_check.mode is None else resumed_sweep(*run, engine_check.mode):
                 cells = rest[chunk.cells]
@@ -155,16 +153,16 @@ def sweep(
         except torch.OutOfMemoryError:
             if batch_size == 1:
                 raise
-        # Only after the exception is gone: it keeps the tensors of the failed pass.
+        # After the except block, since the exception keeps the tensors of the failed pass alive.
         gc.collect()
         torch.cuda.empty_cache()
         batch_size //= 2
-        halved(batch_size)
+        on_halved_batch(batch_size)
 
 
 def halving_note(sizes: Sequence[int]) -> str:
-    """Return the note about batches that did not fit in the device's memory."""
-    return f"Out of memory with {sizes[0]} rows together; computed with {sizes[-1]}."
+    """Return the note for results whose batches did not fit in the device's memory, given all batch sizes tried."""
+    return f"Out of memory with batches of {sizes[0]} rows. Computed with batches of {sizes[-1]}."
 
 
 def _shortest_window(traced: TracedModel) -> int | None:
@@ -175,7 +173,7 @@ def _shortest_window(traced: TracedModel) -> int | None:
 
 
 def _identity(traced: TracedModel) -> tuple[Any, ...]:
-    """Return what a check holds for beside the fingerprint: sites, device, and versions of the libraries."""
+    """Return what a check depends on besides the fingerprint: sites, device and library versions."""
     sites = tuple((kind, traced.site_names[kind]) for kind in KINDS)
     versions = (__version__, torch.__version__, transformers.__version__)
     return sites, traced.input_device.type, str(getattr(traced.model, "hf_device_map", None)), versions

@@ -1,4 +1,4 @@
-"""What a sweep computes: cells, and the interventions of each."""
+"""The plan of a sweep: its cells and their interventions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from causal_tracer.experiment.base_run import BaseRun
 from causal_tracer.experiment.sources import BASE, SAME_PROMPT
 from causal_tracer.metrics.metric import Metric
-from causal_tracer.metrics.values import MetricOfGroups
+from causal_tracer.metrics.values import GroupedMetric
 from causal_tracer.model.layers import TracedModel
 from causal_tracer.model.runs import CleanRun
 from causal_tracer.prompts.prompt import Prompt
@@ -23,10 +23,10 @@ class Intervention:
 
     Attributes:
         layers: The blocks whose activations are set.
-        site: Which activation of the block; a head is its part of the input of the attention's output projection.
-        tokens: The positions at which they are set.
+        site: The kind of activation. A head's activation is its part of the input of the attention output projection.
+        tokens: The positions at which the activations are set.
         source: The run that the values come from: "clean", `BASE`, or one of the base run's sources.
-        head: The attention head, where the site is one.
+        head: The attention head, for the site "head".
     """
 
     layers: tuple[int, ...]
@@ -38,13 +38,13 @@ class Intervention:
 
 @dataclass(frozen=True, slots=True)
 class BlockedAttention:
-    """Let some tokens not attend to others, in all heads of some layers.
+    """Block attention from some tokens to others, in all heads of some layers.
 
     Attributes:
         layers: The blocks whose attention is blocked.
-        queries: The positions that may not attend. A key after its query is no edge, so nothing is blocked there.
-        keys: The positions that they may not attend to.
-        site: The site whose maps are made of this.
+        queries: The positions whose attention is blocked.
+        keys: The positions that the queries must not attend to. Keys after a query are ignored.
+        site: The site of the map that the intervention belongs to.
     """
 
     layers: tuple[int, ...]
@@ -60,9 +60,12 @@ class BlockedAttention:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One cell of a map: its place, and the interventions in the base run that give its score.
+    """One cell of a map, with the interventions in the base run that give its score.
 
-    `position` is its row: a token, or in a map of heads a head, in one of spans a span.
+    Attributes:
+        position: The row: a token's position, or the number of a head or a span.
+        layer: The layer.
+        interventions: The interventions.
     """
 
     position: int
@@ -83,7 +86,7 @@ class SweepPlan:
     reads: tuple[int, ...] | None = None
 
     def read_positions(self, n_tokens: int) -> tuple[int, ...]:
-        """Return the positions read in a run of this many tokens."""
+        """Return the positions read in a run of `n_tokens` tokens."""
         return (n_tokens - 1,) if self.reads is None else self.reads
 
 
@@ -92,8 +95,8 @@ class SweepChunk:
     """Some scores of a sweep.
 
     Attributes:
-        cells: For each score, the number of its cell in the plan [scores].
-        samples: For each score, its noise sample [scores].
+        cells: The number of each score's cell in the plan [scores].
+        samples: The noise sample of each score [scores].
         scores: The metric [scores], float32 on the CPU.
     """
 
@@ -108,20 +111,20 @@ class Sweep:
 
     Attributes:
         traced: The model.
-        clean: The run that restored activations come from, unless an intervention names another source.
-        base: The run that is intervened in, once per sample.
+        clean: The run that restored activations come from, unless an intervention has another source.
+        base: The run in which the interventions are made, once per sample.
         plan: The cells.
-        metric: The metric that is read off the logits.
-        batch_size: The largest number of rows (cell, sample) that go through the model together.
-        maps: For each cell, the number of its map [cells]; None where all cells are of one map.
-        seed: Seed that the audited cells are chosen with.
+        metric: The metric of the logits.
+        batch_size: The largest number of rows (cell, sample) in a batch.
+        maps: The number of each cell's map [cells]; None if all cells are of one map.
+        seed: Seed for the choice of the audited cells.
     """
 
     traced: TracedModel
     clean: CleanRun
     base: BaseRun
     plan: SweepPlan
-    metric: Metric | MetricOfGroups
+    metric: Metric | GroupedMetric
     batch_size: int
     maps: Tensor | None = None
     seed: int = 0
@@ -132,23 +135,24 @@ class Sweep:
         return self.plan.read_positions(len(self.base.prompt))
 
     def part(self, cells: Tensor) -> Sweep:
-        """Return the sweep of some of its cells, which are numbered anew."""
+        """Return the sweep of some of the cells, which are renumbered from 0."""
         plan = replace(self.plan, cells=tuple(self.plan.cells[number] for number in cells.tolist()))
         return replace(self, plan=plan, maps=None if self.maps is None else self.maps[cells])
 
     def reach(self, cell: Cell) -> Reach | None:
-        """Return where a cell departs from the base run, or None if it cannot change what is read."""
+        """Return where a cell first differs from the base run, or None if it cannot change the logits read."""
         first_corrupted, traced = self.base.prompt.subject_range[0], self.traced
-        return reach(cell, first_corrupted, self.reads, traced.n_layers, traced.tokens_meet_again)
+        return reach(cell, first_corrupted, self.reads, traced.n_layers, traced.outputs_reach_later_tokens)
 
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """Where a cell first departs from the base run.
+    """The first block and token at which a cell's run differs from the base run.
 
     Attributes:
-        first_token: The first token that it changes.
-        join: The first block whose input or inside changes; the number of blocks where only the last output does.
+        first_token: The first token that differs.
+        join: The first block whose input or inner activations differ; the number of blocks if only the last block's
+            output differs.
     """
 
     first_token: int
@@ -156,20 +160,20 @@ class Reach:
 
 
 def reach(
-    cell: Cell, first_corrupted: int, reads: Sequence[int], n_layers: int, tokens_meet_again: bool = False
+    cell: Cell, first_corrupted: int, reads: Sequence[int], n_layers: int, outputs_reach_later_tokens: bool = False
 ) -> Reach | None:
-    """Return where a cell departs from the base run, or None if it cannot change what is read.
+    """Return where a cell first differs from the base run, or None if it cannot change the logits read.
 
-    Tokens before the first corrupted one are equal in all runs of a prompt, and tokens after the last one read do not
-    affect it. In the last block, an output at a token affects that token only, unless tokens mix again after attention
-    or MLP (`TracedModel.tokens_meet_again`). Holding activations at the base run's own values changes nothing. Blocked
-    attention changes every token that it blocks an edge of.
+    An intervention changes nothing at tokens before the first corrupted one, which are equal in all runs of a prompt;
+    at tokens after the last position read; or if it holds activations at the base run's own values. In the last block,
+    an output affects its own token only, unless tokens mix again after attention or MLP
+    (`TracedModel.outputs_reach_later_tokens`). Blocked attention changes every query token that loses a key.
     """
     tokens: list[int] = []
     joins: list[int] = []
     for intervention in cell.interventions:
         if isinstance(intervention, BlockedAttention):
-            # A query before all keys has no edge to block.
+            # Queries before all keys lose nothing.
             source, differs_from = None, min(intervention.keys, default=max(reads) + 1)
         else:
             source = intervention.source
@@ -178,7 +182,7 @@ def reach(
         if not touched or not intervention.layers or source == BASE:
             continue
         first = min(intervention.layers)
-        inside = intervention.site != "hidden" and tokens_meet_again
+        inside = intervention.site != "hidden" and outputs_reach_later_tokens
         if first == n_layers - 1 and not set(reads) & set(touched) and not inside:
             continue
         tokens += touched
@@ -196,20 +200,28 @@ def map_plan(
     *,
     source: str = "clean",
     severed: LayerKind | None = None,
-    places: Mapping[int, int] | None = None,
+    base_tokens: Mapping[int, int] | None = None,
 ) -> SweepPlan:
     """Return the cells of a map that restores one token in one window of layers at a time, in priority order.
 
-    Of kind "head", each attention head has a cell of its own, so `positions` is to have one token. Layers without the
-    kind have no cells; a window restores those of its layers that have it. With `severed`, the outputs of that kind at
-    the cell's token are held at the base run's values in all layers. Where the base run is of another prompt than the
-    map, `places` gives its token for each position, and `prompt` is the other prompt.
+    Layers without the kind have no cells. A window restores only those of its layers that have the kind.
+
+    Args:
+        traced: The model.
+        prompt: The base run's prompt.
+        kind: The site to restore. For "head" each attention head has its own cell.
+        window: Number of consecutive layers restored together.
+        positions: The tokens of the map's prompt to restore; a single one for "head".
+        layers: The layers to compute.
+        source: The run that the values come from.
+        severed: The kind whose outputs at the cell's token are held at the base run's values in all layers.
+        base_tokens: The base run's token for each position; None if they are equal.
     """
     missing = traced.missing_layers(kind)
     layers = [layer for layer in layers if layer not in missing]
     cells = []
     order = priority_order(prompt)
-    placed = [(position, position if places is None else places[position]) for position in positions]
+    placed = [(position, position if base_tokens is None else base_tokens[position]) for position in positions]
     for position, token in sorted(placed, key=lambda pair: order(pair[1])):
         holding: tuple[Intervention, ...] = ()
         if severed is not None:
@@ -234,7 +246,7 @@ def knockout_plan(
 ) -> SweepPlan:
     """Return the cells of a map that blocks attention to each row's keys in one window of layers at a time.
 
-    Layers whose attention cannot be blocked have no cells; a window blocks those of its layers that can.
+    Layers whose attention cannot be blocked have no cells. A window skips such layers.
     """
     missing = traced.missing_layers(kind)
     layers = [layer for layer in layers if layer not in missing]

@@ -1,4 +1,4 @@
-"""The end of a pass: from the last block's output to logits, by the model's own final norm and head."""
+"""The end of a pass: from the last block's output to logits, through the model's final norm and head."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from causal_tracer.model.hooks import replace_first_tensor, replacing_forward, rows_second, stream_argument
+from causal_tracer.model.hooks import replace_first_tensor, replacing_forward, stream_argument, streams_first
 from causal_tracer.model.layers import TracedModel
 from causal_tracer.model.runs import finite_logits, run_model
 
@@ -20,31 +20,31 @@ MOST_LOGITS = 64 * 2**20
 _MOST_ROWS = 256
 
 
-class Finals(NamedTuple):
-    """Rows that have gone through the blocks.
+class FinalStates(NamedTuple):
+    """The last block's output for rows whose logits are not computed yet.
 
     Attributes:
         states: The last block's output at the positions read [rows, reads, ...].
-        cells: The cell of each row.
-        samples: The sample of each row.
+        cells: The number of each row's cell [rows].
+        samples: The sample of each row [rows].
     """
 
     states: Tensor
     cells: Tensor
     samples: Tensor
 
-    def followed_by(self, more: Finals) -> Finals:
-        """Return these rows and more after them."""
-        return Finals(*(torch.cat(pair) for pair in zip(self, more, strict=True)))
+    def followed_by(self, more: FinalStates) -> FinalStates:
+        """Return these rows, followed by more rows."""
+        return FinalStates(*(torch.cat(pair) for pair in zip(self, more, strict=True)))
 
-    def part(self, rows: slice) -> Finals:
+    def part(self, rows: slice) -> FinalStates:
         """Return some of the rows."""
-        return Finals(*(values[rows] for values in self))
+        return FinalStates(*(values[rows] for values in self))
 
 
 @contextmanager
-def noting_outputs(traced: TracedModel) -> Iterator[dict[int, Any]]:
-    """Note the output of each block in the runs of the `with` block, by number, as `ReadOut.outputs` needs them."""
+def recording_block_outputs(traced: TracedModel) -> Iterator[dict[int, Any]]:
+    """Record each block's output, by number, in the runs of the `with` block, for `ReadOut.outputs`."""
     outputs: dict[int, Any] = {}
 
     def note(block: int, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -57,15 +57,15 @@ def noting_outputs(traced: TracedModel) -> Iterator[dict[int, Any]]:
 
 @dataclass(eq=False)
 class ReadOut:
-    """Logits of the last block's outputs, through the model's own forward with its blocks left out.
+    """Computes logits from the last block's output, by the model's own forward pass with its blocks skipped.
 
     Attributes:
         traced: The model.
-        outputs: The output of each block in some run: the form that a skipped block must return.
-        token_id: A token to call the model with.
-        reads: The number of positions read in each row.
-        broadcast: Call the model with one row, and let the last block return many.
-        what: The run that the states are from, as messages call it.
+        outputs: The output of each block in some run, whose form a skipped block must return.
+        token_id: A token id to call the model with.
+        reads: Number of positions read in each row.
+        broadcast: Whether to call the model with one row, although the last block returns many.
+        what: The name of the run in error messages.
     """
 
     traced: TracedModel
@@ -78,11 +78,13 @@ class ReadOut:
 
     @property
     def most_rows(self) -> int:
-        """The largest number of rows read out together: beyond a few hundred the product gets no faster."""
+        """The largest number of rows whose logits are computed together. More than a few hundred save no time."""
         return max(1, min(_MOST_ROWS, MOST_LOGITS // self.traced.vocab_size) // self.reads)
 
     def __call__(self, states: Tensor) -> Tensor:
-        """Return the logits [rows, reads, vocabulary] of states [rows, reads, ...], float32; valid until the next call.
+        """Return the logits [rows, reads, vocabulary], float32, of states [rows, reads, ...].
+
+        The next call may overwrite them.
 
         Raises:
             NumericsError: A logit is NaN or infinite.
@@ -93,7 +95,7 @@ class ReadOut:
         def skip(block: int, _forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
             stream = stream_argument(args, kwargs)
             if block == traced.n_layers - 1:
-                stream = rows_second(flat[:, None], traced.stacked_streams)
+                stream = streams_first(flat[:, None], traced.stacked_streams)
             return replace_first_tensor(self.outputs[block], stream) if stream is not None else None
 
         ids = torch.tensor([[self.token_id]]).expand(1 if self.broadcast else len(flat), 1)
@@ -103,7 +105,7 @@ class ReadOut:
 
     @contextmanager
     def _product_in_place(self) -> Iterator[None]:
-        """Let a plain head on the CPU write its logits into the same memory each time, with the vocabulary first.
+        """Make a float32 linear head on the CPU reuse one buffer for its logits, with the vocabulary dimension first.
 
         Allocating memory for the logits takes a third of the product's time, and a product with few columns is faster
         than one with few rows.
@@ -111,7 +113,7 @@ class ReadOut:
         head = self.traced.head
         plain = type(head) is nn.Linear and getattr(head, "bias", None) is None and "forward" not in vars(head)
         weight: Any = getattr(head, "weight", None)
-        # Quantized weights are tensors of other classes, which do not support `out=`.
+        # Quantized weights are of other tensor classes, which do not support `out=`.
         plain = plain and type(weight) in (Tensor, nn.Parameter)
         if not plain or weight.device.type != "cpu" or weight.dtype != torch.float32:
             yield

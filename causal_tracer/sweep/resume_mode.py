@@ -1,4 +1,4 @@
-"""The modes in which a resumed sweep runs a model, from the fastest to the least demanding one."""
+"""The modes in which a resumed sweep runs a model, from the fastest to the one that most models support."""
 
 from __future__ import annotations
 
@@ -6,18 +6,20 @@ from dataclasses import dataclass
 
 
 class CannotResume(Exception):
-    """A model does not support a resume mode. It never leaves the sweep: the next mode is tried."""
+    """A model does not support a resume mode. It is caught by the first-use check, which tries the next mode."""
 
 
 @dataclass(frozen=True, slots=True)
 class ResumeMode:
-    """How a model is resumed.
+    """One way to resume a model.
 
     Attributes:
-        name: Its name in results.
-        use_cache: Leave out the tokens before the restored one; else resume in depth only.
-        broadcast: Call the model with one row, whose mask and positions broadcast to the rows inside its blocks.
-        positions: Pass the tokens' positions, which some models do not take from their cache.
+        name: The mode's name in results.
+        use_cache: Whether to take the tokens before the restored one from a cache. Otherwise all tokens are run, and
+            only blocks are skipped.
+        broadcast: Whether to call the model with one row, whose mask and positions broadcast to the rows inside the
+            blocks.
+        positions: Whether to pass `position_ids`, which some models do not derive from their cache.
     """
 
     name: str

@@ -1,18 +1,18 @@
-"""The resumed sweep: the same cells as the full one, computing only what a cell can change.
+"""The resumed sweep: gives the full sweep's scores, but computes only the tokens and blocks that a cell can change.
 
 For every first restored token t, all rows (cell, sample) go through the blocks together:
 
-1. Rows are sorted by the block at which they join, the first one that they change. A row that joins at block k takes
-   the base run's residual stream there; before the first row joins, blocks are skipped.
-2. Only tokens t... are run; the tokens before them are in the base run's cache.
-3. The model is called with one row, and its blocks pass all rows that have joined to each other: what the model
-   computes for one row (mask, positions, rotary embeddings) broadcasts. Each block's cache has the rows of the samples
-   that are active there. Models for which that does not hold are called with all rows (`ResumeMode.broadcast`): rows
-   that have not joined then run along as in the base run, once one has.
-4. The last block's output at the positions read then goes through the model's own final norm and head, in chunks that
-   bound rows x vocabulary.
+1. Rows are sorted by the block at which they join, which is the first block that they change. A row that joins at block
+   k starts there with the base run's residual stream. Blocks before the first join are skipped.
+2. Only the tokens from t on are run. The tokens before t are in the base run's cache.
+3. The model is called with one row, but its blocks process all rows that have joined. The mask, positions and rotary
+   embeddings that the model computes for one row broadcast to them. Each block's cache has the rows of the samples that
+   are active there. Models that do not support this are called with all rows (`ResumeMode.broadcast`). From the first
+   join on, rows that have not joined yet then run as in the base run.
+4. The last block's output at the positions read goes through the model's final norm and head, in chunks that bound
+   rows x vocabulary.
 
-Cells that cannot change what is read get the base run's scores (`plan.reach`).
+Cells that cannot change the logits read get the base run's scores (`plan.reach`).
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from collections.abc import Callable, Iterator
 import torch
 
 from causal_tracer.errors import TraceCancelled
-from causal_tracer.experiment.base_run import Watch, Watched
+from causal_tracer.experiment.base_run import LogitsCallback, RowLogits
 from causal_tracer.metrics.values import sample_values
 from causal_tracer.sweep.base_state import BaseState, base_state
-from causal_tracer.sweep.edits import places_of
+from causal_tracer.sweep.edits import batch_interventions
 from causal_tracer.sweep.plan import Sweep, SweepChunk
-from causal_tracer.sweep.read_out import Finals, ReadOut
+from causal_tracer.sweep.read_out import FinalStates, ReadOut
 from causal_tracer.sweep.resume_mode import RESUME_MODES, ResumeMode
 from causal_tracer.sweep.resumed_pass import ResumedPass
 
@@ -36,15 +36,15 @@ from causal_tracer.sweep.resumed_pass import ResumedPass
 def resumed_sweep(
     work: Sweep,
     cancelled: Callable[[], bool] = lambda: False,
-    watch: Watch | None = None,
+    on_logits: LogitsCallback | None = None,
     mode: ResumeMode = RESUME_MODES[0],
 ) -> Iterator[SweepChunk]:
-    """Compute every cell of the plan for every sample: the scores of `full_sweep`, without the redundant work.
+    """Compute every cell of the plan for every sample. The scores are those of `full_sweep` up to rounding.
 
     Args:
         work: The sweep.
-        cancelled: Called before each block; True stops the sweep.
-        watch: Called with the logits of every row that is run; cells that change nothing are not among them.
+        cancelled: Called before each block; returning True stops the sweep.
+        on_logits: Called with the logits of every row that is run. Cells that change nothing are not run.
         mode: How the model is resumed.
 
     Yields:
@@ -65,25 +65,25 @@ def resumed_sweep(
     state = base_state(work.traced, base, tuple(groups), mode)
     read_out = ReadOut(work.traced, state.outputs, base.prompt.input_ids[-1], len(work.reads), mode.broadcast)
     most = read_out.most_rows
-    waiting: Finals | None = None
-    for finals, at_once in _passes(work, state, mode, groups, cancelled):
-        waiting = finals if waiting is None else waiting.followed_by(finals)
+    waiting: FinalStates | None = None
+    for states, at_once in _passes(work, state, mode, groups, cancelled):
+        waiting = states if waiting is None else waiting.followed_by(states)
         while len(waiting.cells) >= (1 if at_once else most):
             if cancelled():
                 raise TraceCancelled("The sweep was cancelled.")
             ready, waiting = waiting.part(slice(most)), waiting.part(slice(most, None))
             logits = read_out(ready.states)
-            if watch is not None:
-                watch(Watched(ready.cells, ready.samples, logits))
+            if on_logits is not None:
+                on_logits(RowLogits(ready.cells, ready.samples, logits))
             yield SweepChunk(ready.cells, ready.samples, sample_values(work.metric, logits, ready.samples))
 
 
 def _groups(work: Sweep, mode: ResumeMode) -> tuple[dict[int, list[tuple[int, int]]], list[int]]:
-    """Group the cells that go through the blocks together.
+    """Group the cells by the first token of their pass.
 
     Returns:
-        By the first token of the pass, the block where each cell joins and the cell's number; and the cells that change
-        nothing.
+        For each first token, pairs (block at which the cell joins, cell number); and the numbers of the cells that
+        change nothing.
     """
     groups: dict[int, list[tuple[int, int]]] = defaultdict(list)
     unchanged = []
@@ -94,7 +94,7 @@ def _groups(work: Sweep, mode: ResumeMode) -> tuple[dict[int, list[tuple[int, in
         else:
             groups[reached.first_token if mode.use_cache else 0].append((reached.join, number))
     if work.traced.offloaded and groups:
-        # Weights that are loaded for every pass cost more than tokens: all rows in few passes.
+        # Loading offloaded weights for a pass costs more than extra tokens: all cells share one group.
         return {min(groups): [member for members in groups.values() for member in members]}, unchanged
     return dict(groups), unchanged
 
@@ -105,11 +105,11 @@ def _passes(
     mode: ResumeMode,
     groups: dict[int, list[tuple[int, int]]],
     cancelled: Callable[[], bool],
-) -> Iterator[tuple[Finals, bool]]:
+) -> Iterator[tuple[FinalStates, bool]]:
     """Run all rows through the blocks, group by group and batch by batch.
 
     Yields:
-        Each batch, and whether it is to be read out before more rows come.
+        Each batch, and whether its logits must be computed at once instead of together with later batches.
     """
     samples = work.base.samples
     for number, (token, members) in enumerate(groups.items()):
@@ -118,8 +118,8 @@ def _passes(
         sample_of = torch.arange(samples).repeat(len(members))
         batches = torch.split(torch.arange(len(cells)), work.batch_size)
         for batch in batches:
-            places = places_of(work.plan.cells, cells[batch])
-            run = ResumedPass(work, state, mode, token, joins[batch], sample_of[batch], places, cancelled)
-            # The first two tokens are shown at once; later ones are read out in large batches.
+            interventions = batch_interventions(work.plan.cells, cells[batch])
+            run = ResumedPass(work, state, mode, token, joins[batch], sample_of[batch], interventions, cancelled)
+            # The first two tokens' scores are yielded at once; later logits are computed in large batches.
             at_once = number < 2 or (number == len(groups) - 1 and batch is batches[-1])
-            yield Finals(run.final_states(), cells[batch], sample_of[batch]), at_once
+            yield FinalStates(run.final_states(), cells[batch], sample_of[batch]), at_once

@@ -10,37 +10,37 @@ import torch
 from torch import Tensor
 
 from causal_tracer.errors import TraceCancelled
-from causal_tracer.experiment.embeddings import corrupting
+from causal_tracer.experiment.embeddings import corruption_edit
 from causal_tracer.model.hooks import (
     first_tensor,
     replace_first_tensor,
     replace_stream_argument,
     replacing_forward,
     rows_first,
-    rows_second,
     stream_argument,
+    streams_first,
 )
 from causal_tracer.model.runs import run_model
-from causal_tracer.sweep.base_state import BaseState, headless, position_argument
+from causal_tracer.sweep.base_state import BaseState, position_argument, without_head
 from causal_tracer.sweep.carried_state import CarriedState, skipped_output
-from causal_tracer.sweep.edits import Places, mask_edits, restoring, site_edits
+from causal_tracer.sweep.edits import BatchInterventions, mask_edits, restoration_edit, site_edits
 from causal_tracer.sweep.plan import Sweep
 from causal_tracer.sweep.resume_mode import CannotResume, ResumeMode
 
 
 @dataclass(eq=False)
 class ResumedPass:
-    """One pass of a batch of rows, sorted by the block where they join, through the blocks.
+    """One pass of a batch of rows through the blocks. The rows are sorted by the block at which they join.
 
     Attributes:
         work: The sweep.
-        state: The base run, which the pass resumes.
+        state: The recorded base run that the pass resumes.
         mode: How the model is resumed.
         token: The first token that is run.
-        joins: The block where each row joins, ascending [rows].
+        joins: The block at which each row joins, ascending [rows].
         samples: The sample of each row [rows].
-        places: What is restored and blocked in the rows.
-        cancelled: Called before each block; True stops the pass.
+        interventions: The interventions in the rows.
+        cancelled: Called before each block; returning True stops the pass.
     """
 
     work: Sweep
@@ -49,20 +49,20 @@ class ResumedPass:
     token: int
     joins: Tensor
     samples: Tensor
-    places: Places
+    interventions: BatchInterventions
     cancelled: Callable[[], bool]
 
     def final_states(self) -> Tensor:
         """Run the pass and return the last block's output at the positions read [rows, reads, ...]."""
         traced, base, broadcast = self.work.traced, self.work.base, self.mode.broadcast
         self._final: Tensor | None = None
-        if (sharing := self.state.first_sharing) is not None:
-            # One row must have joined when a block leaves values for later ones.
+        if (sharing := self.state.first_sharing_block) is not None:
+            # At least one row must have joined when a block leaves shared values for later ones.
             self.joins = self.joins.clone()
             self.joins[0] = min(int(self.joins[0]), sharing)
         self._snapshot = self.state.snapshots[self.token]
         if self._snapshot is not None and broadcast and not self._snapshot.by_block:
-            raise CannotResume("its cache has no layer for each block")
+            raise CannotResume("the model's cache does not have a layer for each block")
         called_with = torch.zeros(1, dtype=torch.long) if broadcast else self.samples
         self._cache: Any = None
         given: dict[str, Any] = {}
@@ -72,14 +72,14 @@ class ResumedPass:
         if self.mode.positions:
             given |= position_argument(tokens, len(called_with))
         self._carried = CarriedState(self.state.companions, self.state.shared, self.samples)
-        # Rows that have not joined are not there yet, so row numbers hold at every block.
-        edits, input_edits = site_edits(self.work, self.places, self.samples, self.token, hidden=False)
+        # Rows are sorted by join, so those in a block are always the first ones and keep their row numbers.
+        edits, input_edits = site_edits(self.work, self.interventions, self.samples, self.token, hidden=False)
         if not broadcast:
             # Some models feed the embeddings to later blocks as well.
-            edits[traced.embedding] = corrupting(base.embeddings, base.prompt, self.samples, tokens)
+            edits[traced.embedding] = corruption_edit(base.embeddings, base.prompt, self.samples, tokens)
         ids = torch.tensor(base.prompt.input_ids[self.token :]).expand(len(called_with), -1)
-        given |= {"input_edits": input_edits, "mask_edits": mask_edits(self.work, self.places, self.token)}
-        with headless(traced), replacing_forward(traced.blocks, self._block):
+        given |= {"input_edits": input_edits, "mask_edits": mask_edits(self.work, self.interventions, self.token)}
+        with without_head(traced), replacing_forward(traced.blocks, self._block):
             run_model(traced, ids, edits, use_cache=self._snapshot is not None, **given)
         if self._final is None:
             raise CannotResume("the last block was not called")
@@ -91,19 +91,19 @@ class ResumedPass:
             raise TraceCancelled("The sweep was cancelled.")
         given = stream_argument(args, kwargs)
         if given is None:
-            raise CannotResume(f"block {block} is not given a residual stream")
+            raise CannotResume(f"block {block} does not take a residual stream")
         stacked, broadcast = self.work.traced.stacked_streams, self.mode.broadcast
         stream = rows_first(given, stacked)
         before, active = int((self.joins < block).sum()), int((self.joins <= block).sum())
         last = block == self.work.traced.n_layers - 1
         if active == 0:
             return self._skipped(block, stream, last)
-        # Without broadcasting, the model's own arguments have all rows: those that join later run along, unchanged.
+        # Without broadcasting, the model's own arguments have all rows, so rows that join later must run too.
         joining = slice(before, active if broadcast else None)
         stream = torch.cat([stream[:before], self._joining(block, joining, stream)])
         if broadcast:
             args, kwargs = self._carried.enter(block, before, active, self._rows(joining), args, kwargs)
-        args, kwargs = replace_stream_argument(args, kwargs, rows_second(stream, stacked))
+        args, kwargs = replace_stream_argument(args, kwargs, streams_first(stream, stacked))
         output = self._with_cache_rows(block, active, lambda: forward(*args, **kwargs))
         hidden = first_tensor(output)
         if hidden is None:
@@ -112,12 +112,12 @@ class ResumedPass:
         if last:
             joined = self._joining(block + 1, slice(active, None), hidden)
             self._final = self._read(torch.cat([hidden[:active], joined]))
-        output = replace_first_tensor(output, rows_second(hidden, stacked))
+        output = replace_first_tensor(output, streams_first(hidden, stacked))
         self._carried.leave(block, output)
         return output
 
     def _with_cache_rows(self, block: int, active: int, run: Callable[[], Any]) -> Any:
-        """Run a block with a cache of its own that has the rows active there, where the model is called with one."""
+        """Run a block; if the model is called with one row, with cache layers that have the block's active rows."""
         if self._snapshot is None or not self.mode.broadcast:
             return run()
         kept = {number: self._cache.layers[number] for number in self._snapshot.layers_of(block)}
@@ -125,30 +125,30 @@ class ResumedPass:
             self._cache.layers[number] = self._snapshot.layer(number, self.samples[:active])
         output = run()
         for number, layer in kept.items():
-            # This block's keys and values are needed no more.
+            # This block's new keys and values are not needed any more.
             self._cache.layers[number] = layer
         return output
 
     def _skipped(self, block: int, stream: Tensor, last: bool) -> Any:
-        """Return a block's output before the first row has joined."""
+        """Return the output of a block before the first join, without running it."""
         if last:
             self._final = self._read(self._joining(block + 1, slice(None), stream))
         rows = slice(1) if self.mode.broadcast else slice(None)
         if not self.mode.broadcast:
-            # The model may keep the outputs of its blocks: they must be right for all rows.
+            # The model may use the blocks' outputs later, so they must be right for all rows.
             stream = self._restored(block, self._base_streams(block + 1, rows, stream))
-        given = rows_second(stream, self.work.traced.stacked_streams)
+        given = streams_first(stream, self.work.traced.stacked_streams)
         output = skipped_output(self.state.outputs[block], given, self.state.companions[block], self._rows(rows))
         self._carried.leave(block, output)
         return output
 
     def _rows(self, part: slice) -> Callable[[Tensor], Tensor]:
-        """Return a function from recorded values [samples, tokens, ...] to those of some rows at this pass's tokens."""
+        """Return a function that selects some rows, at the pass's tokens, of recorded values [samples, tokens, ...]."""
         samples = self.samples[part]
         return lambda recorded: recorded[samples.to(recorded.device), self.token - self.state.first_token :]
 
     def _read(self, streams: Tensor) -> Tensor:
-        """Return the positions read, of streams at this pass's tokens; earlier positions are the base run's."""
+        """Return the positions read of streams at this pass's tokens. Earlier positions are taken from the base run."""
         earlier = [read - self.state.first_token for read in self.work.reads if read < self.token]
         here = streams[:, [read - self.token for read in self.work.reads if read >= self.token]]
         if not earlier:
@@ -162,14 +162,14 @@ class ResumedPass:
         return self._rows(part)(self.state.streams[block]).to(like.device)
 
     def _joining(self, block: int, part: slice, like: Tensor) -> Tensor:
-        """Return the input of a block for rows that join there, hidden states before it restored."""
+        """Return the input of a block for rows that join there, with the previous block's hidden states restored."""
         return self._restored(block - 1, self._base_streams(block, part, like), part.start or 0)
 
     def _restored(self, block: int, streams: Tensor, start: int = 0) -> Tensor:
-        """Return streams of the rows from `start` on after a block, with the hidden states restored there."""
-        if ("hidden", block) not in self.places.restored:
+        """Return the rows' streams after a block with its hidden states restored; `start` is the first row's number."""
+        if ("hidden", block) not in self.interventions.restored:
             return streams
         stop = start + len(streams)
         name = self.work.traced.site_names["hidden"][block][0]
-        parts = [part.part(start, stop) for part in self.places.restored["hidden", block]]
-        return restoring(self.work, name, parts, self.samples[start:stop], self.token)(streams)
+        parts = [part.part(start, stop) for part in self.interventions.restored["hidden", block]]
+        return restoration_edit(self.work, name, parts, self.samples[start:stop], self.token)(streams)

@@ -1,8 +1,8 @@
-"""The sweeps of one or several prompts, in passes that they share.
+"""Sweeps of several prompts in shared passes.
 
-Sharing pays where launching many small passes costs more than the arithmetic. The samples are stacked: sample p·S + s
-of the shared sweep is sample s of prompt p. A pass depends on a prompt only through its length, which they share, and
-through embeddings and other runs, which are given for each sample. Token ids are those of the first prompt.
+Sharing is faster when launching many small passes costs more than their arithmetic. With S samples per prompt, sample
+p·S + s of the shared sweep is sample s of prompt p. All prompts have the same length, and the embeddings and other runs
+are given for each sample, so the passes can use the token ids of the first prompt.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from causal_tracer.experiment.base_run import BaseRun, Watch, Watched
-from causal_tracer.experiment.embeddings import corrupting
+from causal_tracer.experiment.base_run import BaseRun, LogitsCallback, RowLogits
+from causal_tracer.experiment.embeddings import corruption_edit
 from causal_tracer.experiment.noise_levels import embedded_tokens
 from causal_tracer.metrics.metric import Metric
-from causal_tracer.metrics.values import MetricOfGroups
+from causal_tracer.metrics.values import GroupedMetric
 from causal_tracer.model.runs import Activations, read_logits
 from causal_tracer.sweep.check import EngineCheck
 from causal_tracer.sweep.engine import sweep
@@ -29,9 +29,9 @@ _HALF_ROUNDING = 0.5
 
 
 def can_share_passes(works: Sequence[Sweep]) -> bool:
-    """Return whether sweeps can be stacked: equal cells, reads, prompt lengths and numbers of samples.
+    """Return whether sweeps can share passes: equal cells, reads, prompt lengths and numbers of samples.
 
-    A model that uses token ids outside its embedding cannot share passes.
+    This is not possible for a model that uses token ids outside its embedding.
     """
     return len({_form(work) for work in works}) == 1 and _only_embeddings_know_tokens(works)
 
@@ -40,22 +40,22 @@ def shared_sweep(
     works: Sequence[Sweep],
     engine_check: EngineCheck,
     cancelled: Callable[[], bool],
-    watches: Sequence[Watch | None],
-    halved: Callable[[int], None],
+    logits_callbacks: Sequence[LogitsCallback | None],
+    on_halved_batch: Callable[[int], None],
 ) -> Iterator[tuple[int, SweepChunk]]:
-    """Compute sweeps that can share passes; see `engine.sweep`.
+    """Compute one sweep, or several that can share passes; see `engine.sweep` for the arguments.
 
     Yields:
         The number of a sweep, and some of its scores.
     """
     if len(works) == 1:
-        for chunk in sweep(engine_check, works[0], cancelled, watches[0], halved):
+        for chunk in sweep(engine_check, works[0], cancelled, logits_callbacks[0], on_halved_batch):
             yield 0, chunk
         return
     samples = works[0].base.samples
     numbers = torch.tensor([_numbers(work, works[0]) for work in works], dtype=torch.long)
     reached = torch.tensor([[work.reach(cell) is not None for cell in works[0].plan.cells] for work in works])
-    # The shared sweep does not know the subjects' positions: cells that change nothing in any prompt are skipped here.
+    # The shared sweep does not know the subjects' positions, so cells without effect in any prompt are skipped here.
     unchanged, run = (~reached.any(dim=0)).nonzero()[:, 0], reached.any(dim=0).nonzero()[:, 0]
     for number, work in enumerate(works):
         if len(unchanged):
@@ -64,15 +64,15 @@ def shared_sweep(
             yield number, SweepChunk(cells, torch.arange(samples).repeat(len(unchanged)), low)
     numbers = numbers[:, run]
 
-    def watch(watched: Watched) -> None:
-        for number, one in enumerate(watches):
-            rows = (watched.samples // samples == number).nonzero()[:, 0]
+    def distribute(computed: RowLogits) -> None:
+        for number, one in enumerate(logits_callbacks):
+            rows = (computed.samples // samples == number).nonzero()[:, 0]
             if one is not None and len(rows):
-                logits = watched.logits[rows.to(watched.logits.device)]
-                one(Watched(numbers[number, watched.cells[rows]], watched.samples[rows] % samples, logits))
+                logits = computed.logits[rows.to(computed.logits.device)]
+                one(RowLogits(numbers[number, computed.cells[rows]], computed.samples[rows] % samples, logits))
 
-    watched = watch if any(one is not None for one in watches) else None
-    for chunk in sweep(engine_check, _stacked(works).part(run), cancelled, watched, halved):
+    callback = distribute if any(one is not None for one in logits_callbacks) else None
+    for chunk in sweep(engine_check, _stacked(works).part(run), cancelled, callback, on_halved_batch):
         owner = chunk.samples // samples
         for number in sorted(set(owner.tolist())):
             rows = owner == number
@@ -81,19 +81,19 @@ def shared_sweep(
 
 
 def _form(work: Sweep) -> tuple[object, ...]:
-    """Return what sweeps must have in common to share passes."""
+    """Return the properties that must be equal for sweeps to share passes."""
     runs = frozenset(work.base.sources)
     return len(work.base.prompt), work.base.samples, work.reads, work.batch_size, runs, frozenset(_named(work))
 
 
 def _named(work: Sweep) -> list[tuple[int, Cell]]:
-    """Return the cells with the numbers of their maps."""
+    """Return the cells, each with its map's number."""
     maps = [0] * len(work.plan.cells) if work.maps is None else work.maps.tolist()
     return list(zip(maps, work.plan.cells, strict=True))
 
 
 def _numbers(work: Sweep, first: Sweep) -> list[int]:
-    """Return, for each cell of `first`, its number in `work`: prompts order their cells differently."""
+    """Return the number in `work` of each cell of `first`. Different prompts order their cells differently."""
     places = {cell: number for number, cell in enumerate(_named(work))}
     return [places[cell] for cell in _named(first)]
 
@@ -111,7 +111,7 @@ def _stacked(works: Sequence[Sweep]) -> Sweep:
         scores=torch.cat([work.base.scores for work in works]),
         sources=sources,
     )
-    metric = MetricOfGroups(tuple(cast(Metric, work.metric) for work in works), first.base.samples)
+    metric = GroupedMetric(tuple(cast(Metric, work.metric) for work in works), first.base.samples)
     return replace(first, base=base, plan=SweepPlan(first.plan.cells, first.reads), metric=metric)
 
 
@@ -134,7 +134,7 @@ def _only_embeddings_know_tokens(works: Sequence[Sweep]) -> bool:
     traced, prompt = first.traced, replace(first.base.prompt, subject_range=(0, len(first.base.prompt)))
     clean = torch.stack([embedded_tokens(traced, work.base.prompt.input_ids) for work in works])
     ids = torch.tensor(prompt.input_ids).expand(len(rows), -1)
-    edits = {traced.embedding: corrupting(clean, prompt, rows)}
+    edits = {traced.embedding: corruption_edit(clean, prompt, rows)}
     found = read_logits(traced, ids, edits, "clean", first.reads).log_softmax(dim=-1).cpu()
     own_ids = torch.tensor([work.base.prompt.input_ids for work in works])
     expected = read_logits(traced, own_ids, {}, "clean", first.reads).log_softmax(dim=-1).cpu()

@@ -1,1 +1,1 @@
-"""From requests to maps: the trace loop."""
+"""From requests to results: the trace loop, the logit lens and patched runs."""

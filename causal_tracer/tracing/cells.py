@@ -14,20 +14,20 @@ from causal_tracer.request.sites import SITES
 from causal_tracer.sweep.plan import Cell, SweepPlan, knockout_plan, map_plan, priority_order
 
 
-def owned_cells(experiment: Experiment, specs: Mapping[str, MapSpec]) -> list[tuple[int, Cell]]:
-    """Return the cells of all maps, each with its map's number, in the prompt's priority order.
+def cells_of_maps(experiment: Experiment, specs: Mapping[str, MapSpec]) -> list[tuple[int, Cell]]:
+    """Return the cells of all maps, each with its map's number, in priority order (see `priority_order`).
 
     Raises:
         SettingsError: A map does not fit the model, the prompt, or the request.
     """
     traced, base = experiment.context.traced, experiment.base_input.sequence
-    owned = []
-    for plane, spec in enumerate(specs.values()):
-        source, places = map_source(spec, experiment.request), experiment.places(spec)
-        plan = spec_plan(traced, experiment.prompt, spec, source, base, places)
-        owned += [(plane, cell) for cell in plan.cells]
+    cells = []
+    for map_number, spec in enumerate(specs.values()):
+        source, base_tokens = map_source(spec, experiment.request), experiment.base_tokens(spec)
+        plan = spec_plan(traced, experiment.prompt, spec, source, base, base_tokens)
+        cells += [(map_number, cell) for cell in plan.cells]
     order = priority_order(base)
-    return sorted(owned, key=lambda item: order(item[1].interventions[0].tokens[0]))
+    return sorted(cells, key=lambda item: order(item[1].interventions[0].tokens[0]))
 
 
 def spec_plan(
@@ -36,7 +36,7 @@ def spec_plan(
     spec: MapSpec,
     source: str = CLEAN,
     base: Prompt | None = None,
-    places: Mapping[int, int] | None = None,
+    base_tokens: Mapping[int, int] | None = None,
 ) -> SweepPlan:
     """Return the cells of one map.
 
@@ -44,9 +44,10 @@ def spec_plan(
         traced: The model.
         prompt: The map's prompt.
         spec: The map.
-        source: Where its activations come from.
-        base: What the base run runs, where that is another prompt.
-        places: The base run's token for each token of the prompt that has one; None where it runs the prompt itself.
+        source: The source of the restored activations.
+        base: The base run's prompt, if it is another one.
+        base_tokens: The aligned token of the base run for each token of the prompt that has one; None if the base run
+            is of the prompt itself.
 
     Raises:
         SettingsError: The map does not fit the model or the prompt.
@@ -61,27 +62,30 @@ def spec_plan(
         base or prompt,
         spec.kind,
         spec.window,
-        {position for position in _positions(spec, prompt) if places is None or position in places},
+        {position for position in _positions(spec, prompt) if base_tokens is None or position in base_tokens},
         spec.layer_range(traced.n_layers),
         source=source,
         severed=spec.severed,
-        places=places,
+        base_tokens=base_tokens,
     )
 
 
 def map_source(spec: MapSpec, request: TraceRequest) -> str:
-    """Return where a map's activations come from.
+    """Return the source of a map's activations.
 
     Raises:
         SettingsError: The map does not fit the request's direction.
     """
     if spec.source == "placebo" and request.direction == "corrupt":
-        raise SettingsError("A placebo is restored into the corrupted run. Leave out direction='corrupt'.")
+        raise SettingsError(
+            "source='placebo' restores activations in the corrupted run, and direction='corrupt' patches the clean "
+            "run. Leave out direction='corrupt'."
+        )
     if spec.in_clean_run and request.direction == "restore":
         what = f"source={spec.source!r} ablates" if spec.ablates else f"kind={spec.kind!r} blocks attention"
         raise SettingsError(
             f"{what} in the clean run, and direction='restore' patches the corrupted run. Give direction='corrupt', "
-            "and corruption='none' if you need no corrupted run beside it."
+            "and corruption='none' if no corrupted run is needed."
         )
     if spec.source != "clean":
         return spec.source
@@ -97,15 +101,15 @@ def _positions(spec: MapSpec, prompt: Prompt) -> tuple[int, ...]:
     positions = tuple(range(len(prompt))) if spec.positions is None else spec.positions
     if not positions or not all(0 <= position < len(prompt) for position in positions):
         raise SettingsError(
-            f"positions={spec.positions} are not all tokens of the prompt, which has {len(prompt)}. Give numbers from "
-            f"0 to {len(prompt) - 1}."
+            f"positions={spec.positions} is not a list of tokens of the prompt, which has {len(prompt)}. Give one or "
+            f"more numbers from 0 to {len(prompt) - 1}."
         )
     subject = range(*prompt.subject_range)
     return tuple(position for position in positions if position in subject or not spec.subject_tokens_only)
 
 
 def _spans(prompt: Prompt, queries: tuple[int, ...]) -> dict[int, tuple[int, ...]]:
-    """The tokens of each of `SPANS`, by row."""
+    """Return the tokens of each span in `SPANS`, by row."""
     subject = tuple(token for token in range(*prompt.subject_range) if token not in queries)
     others = tuple(token for token in range(len(prompt)) if token not in (*subject, *queries))
     return dict(enumerate((subject, others, queries)))

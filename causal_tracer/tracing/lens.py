@@ -1,4 +1,4 @@
-"""The logit lens: each layer's residual stream, read by the model's own final norm and head (nostalgebraist 2020)."""
+"""The logit lens: the residual stream after each layer, read by final norm and head (nostalgebraist 2020)."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch import Tensor
 
 from causal_tracer.arguments import whole_number
 from causal_tracer.errors import ModelStructureError, SettingsError
-from causal_tracer.experiment.answers import asked_answer
-from causal_tracer.experiment.samples import base_of_samples
+from causal_tracer.experiment.answers import resolve_answer
+from causal_tracer.experiment.samples import run_samples
 from causal_tracer.experiment.set_up import Experiment, TracingContext, prompt_for, set_up
 from causal_tracer.metrics.distribution import Distributions, distributions_of
 from causal_tracer.model.batch_size import default_batch_size
 from causal_tracer.model.causal_lm import require_weights
 from causal_tracer.model.layers import TracedModel
 from causal_tracer.model.quantization import quantizes_activations
-from causal_tracer.model.runs import Recorder
+from causal_tracer.model.runs import ActivationRecorder
 from causal_tracer.model.torch_state import in_standard_torch_state
 from causal_tracer.model.wrappers import model_notes
 from causal_tracer.prompts.chat import ChatText
@@ -32,20 +32,20 @@ from causal_tracer.results.words import display_token
 from causal_tracer.sweep.check import FAILURES
 from causal_tracer.sweep.full import full_sweep
 from causal_tracer.sweep.plan import Cell, Sweep, SweepPlan
-from causal_tracer.sweep.read_out import ReadOut, noting_outputs
-from causal_tracer.tracing.cells import owned_cells
+from causal_tracer.sweep.read_out import ReadOut, recording_block_outputs
+from causal_tracer.tracing.cells import cells_of_maps
 from causal_tracer.tracing.maps import library_versions
 
 
 @dataclass(frozen=True, eq=False)
 class Streams:
-    """What a lens reads: the residual stream after each block of a run, and what the model itself said.
+    """The residual stream after each block of a run, and the model's own logits to check the lens against.
 
     Attributes:
-        states: [samples, tokens, layers, ...], where the last block left its output.
-        outputs: The output of each block: the form that a skipped block must return.
-        read: The position whose next token the model was read at.
-        logits: The model's own logits there [samples, vocabulary], float32.
+        states: The residual stream [samples, tokens, layers, ...], on the device of the last block's output.
+        outputs: The output of each block, whose form a skipped block must return.
+        read: The position whose logits were read.
+        logits: The model's logits at that position [samples, vocabulary], float32.
     """
 
     states: Tensor
@@ -59,8 +59,8 @@ def prompt_lens(context: TracingContext, request: TraceRequest, top: int) -> Log
     """Return the lens of the clean run of a request's prompt; see `SingleRunCalls.lens`."""
     require_weights(context.traced.model)
     prompt = whole_prompt(context, request.prompt)
-    with noting_outputs(context.traced) as outputs:
-        answer = asked_answer(context, request, prompt, ("hidden",))
+    with recording_block_outputs(context.traced) as outputs:
+        answer = resolve_answer(context, request, prompt, ("hidden",))
     activations = {name: values[None] for name, values in answer.clean.activations.items()}
     states = stacked_states(context.traced, activations, len(prompt))
     streams = Streams(states, outputs, answer.reads[0], answer.clean.logits[:1])
@@ -80,15 +80,15 @@ def noisy_lens(
     """Return the lens of a request's corrupted run, or of the run of one cell of its map; see `SingleRunCalls.lens`."""
     traced = context.traced
     if isinstance(samples := request.samples, SamplesUntil):
-        raise SettingsError(f"A lens takes a fixed number of samples (given: samples={samples}). Give one.")
+        raise SettingsError(f"A lens needs a fixed number of samples (given: samples={samples}). Give an integer.")
     if restored is None:
-        # Without a cell, the run of direction "corrupt" would be the clean one.
+        # With direction "corrupt" the base run is the clean run; the corrupted run is requested.
         request = replace(request, direction="restore")
     experiment = set_up(context, request, {*KINDS, spec.kind})
     cell = Cell(0, 0, ()) if restored is None else _cell(experiment, spec, restored)
     batch_size = options.batch_size or default_batch_size(traced, len(experiment.base_input.sequence))
     embeddings = experiment.embeddings(0, samples)
-    base, _ = base_of_samples(experiment, embeddings, [spec], batch_size, None)
+    base, _ = run_samples(experiment, embeddings, [spec], batch_size, None)
     plan = SweepPlan((cell,), experiment.base_input.reads)
     work = Sweep(traced, experiment.clean, base, plan, experiment.metric, batch_size, seed=request.seed)
     prompt = experiment.base_prompt
@@ -102,12 +102,12 @@ def noisy_lens(
 
 
 def answer_field(answer: str | int | None) -> dict[str, Any]:
-    """Return an answer, a text or a token id, as the field of a request."""
+    """Return the field of a request for an answer given as text or as a token id."""
     return {} if answer is None else {"answer" if isinstance(answer, str) else "answer_id": answer}
 
 
 def first_token_note(context: TracingContext, answer_ids: Sequence[int]) -> tuple[str, ...]:
-    """Return the note that only the first of an answer's several tokens is read."""
+    """Return a note that only the answer's first token is read, if the answer has several."""
     if len(answer_ids) == 1:
         return ()
     first = token_text(context.tokenizer, answer_ids[0])
@@ -115,26 +115,28 @@ def first_token_note(context: TracingContext, answer_ids: Sequence[int]) -> tupl
 
 
 def whole_prompt(context: TracingContext, text: Text) -> Prompt:
-    """Return the prompt of a run without a subject: all of the text, or the last message, stands for it."""
-    said = text
+    """Return the prompt of a run without a subject. The whole text, or the last message, is marked as the subject."""
+    subject = text
     if isinstance(text, ChatText):
         contents = [text.assistant_prefix, *(message["content"] for message in text.messages)]
-        said = next((content for content in reversed(contents) if content.strip()), "")
-    return prompt_for(context, text, said if isinstance(said, str) else None)
+        subject = next((content for content in reversed(contents) if content.strip()), "")
+    return prompt_for(context, text, subject if isinstance(subject, str) else None)
 
 
 def recorded_streams(work: Sweep, n_tokens: int) -> Streams:
-    """Run the only cell of a sweep in every sample, and return the streams of the first tokens."""
-    recorder, logits = Recorder(work.traced.activation_names("hidden")), []
-    with noting_outputs(work.traced) as outputs:
-        for _ in full_sweep(work, watch=lambda watched: logits.append(watched.logits[:, 0].cpu()), record=recorder):
+    """Run the single cell of a sweep in every sample, and return the residual streams of the first `n_tokens`."""
+    recorder, logits = ActivationRecorder(work.traced.activation_names("hidden")), []
+    with recording_block_outputs(work.traced) as outputs:
+        for _ in full_sweep(
+            work, on_logits=lambda computed: logits.append(computed.logits[:, 0].cpu()), record=recorder
+        ):
             pass
     states = stacked_states(work.traced, recorder.values(), n_tokens)
     return Streams(states, outputs, work.reads[0], torch.cat(logits))
 
 
 def stacked_states(traced: TracedModel, activations: Mapping[str, Tensor], n_tokens: int) -> Tensor:
-    """Return the streams after each block [samples, tokens, layers, ...] from block outputs by name."""
+    """Stack block outputs, given by module name, to the streams after each block [samples, tokens, layers, ...]."""
     streams = [activations[name][:, :n_tokens] for name in traced.activation_names("hidden")]
     return torch.stack([stream.to(streams[-1].device) for stream in streams], dim=2)
 
@@ -149,7 +151,16 @@ def lens_of(
     run: str,
     notes: Sequence[str],
 ) -> LogitLens:
-    """Read the streams of a run: over several samples, the mean of the probabilities.
+    """Return the lens of a run. Over several samples, the probabilities are averaged.
+
+    Args:
+        context: The model.
+        prompt: The prompt of the run.
+        answer_id: The token whose probability and rank are read.
+        streams: The run's residual streams.
+        top: Number of most probable tokens to keep for each cell.
+        run: The name of the run in the result.
+        notes: Notes for the result.
 
     Raises:
         SettingsError: `top` is not between 1 and the size of the vocabulary.
@@ -186,13 +197,13 @@ def lens_of(
 
 
 def _read_cells(traced: TracedModel, token_id: int, streams: Streams, answer_id: int, top: int) -> Distributions:
-    """Read all cells, token by token and in each layer by layer, in chunks that bound rows x vocabulary."""
+    """Read all cells, ordered by token and then by layer, in chunks that bound rows x vocabulary."""
     read_out = ReadOut(traced, streams.outputs, token_id, reads=1, broadcast=False, what="lens's")
     samples, _, layers = streams.states.shape[:3]
     cells = streams.states.flatten(1, 2)
     checked = streams.read * layers + layers - 1
     parts = []
-    # A mean over samples holds two distributions more for each row.
+    # Averaging over samples keeps two more distributions per row in memory.
     most = read_out.most_rows if samples == 1 else max(1, read_out.most_rows // 3)
     for chunk in torch.split(torch.arange(cells.shape[1]), most):
         total: Tensor | None = None
@@ -204,7 +215,7 @@ def _read_cells(traced: TracedModel, token_id: int, streams: Streams, answer_id:
                 probabilities = logits.softmax(dim=-1)
                 total = probabilities if total is None else total + probabilities
         if total is not None:
-            # Its logarithm is a distribution's logits; the smallest float stands for probabilities of 0.
+            # The logarithm gives logits of the mean distribution; clamping keeps probabilities of 0 finite.
             logits = (total / samples).clamp(min=torch.finfo(torch.float32).tiny).log()
         parts.append(distributions_of(logits, answer_id, top))
     return Distributions(*map(torch.cat, zip(*parts, strict=True)))
@@ -215,31 +226,31 @@ def _read(read_out: ReadOut, states: Tensor) -> Tensor:
     try:
         return read_out(states[:, None])[:, 0]
     except torch.OutOfMemoryError:
-        raise  # a RuntimeError too, but no fault of the model
+        raise  # a RuntimeError too, but not caused by the model's structure
     except FAILURES as error:
         raise ModelStructureError(
-            f"{type(read_out.traced.model).__name__} has no logit lens: its final norm and head do not run without its "
-            f"blocks ({type(error).__name__}: {error})."
+            f"The logit lens does not work on {type(read_out.traced.model).__name__}: its final norm and head do not "
+            f"run without its blocks ({type(error).__name__}: {error})."
         ) from error
 
 
 def _require_own_logits(traced: TracedModel, found: Tensor, own: Tensor) -> None:
-    """Check that the last block's output, read by the lens, gives the logits of the model's own run."""
+    """Check that the lens of the last block's output equals the model's own logits."""
     exact = traced.dtype in (torch.float32, torch.float64) and not quantizes_activations(traced.model)
     allowed = (1e-4 if exact else 0.03) * max(1.0, float(own.abs().max()))
     difference = float((found.cpu() - own).abs().max())
     if not difference <= allowed:
         raise ModelStructureError(
-            f"The logit lens does not fit {type(traced.model).__name__}: the last block's output, read through "
-            f"{traced.final_norm!r} and the head, gives logits that are off by {difference:.2g} from the model's own "
-            f"({allowed:.2g} is allowed). Its logits depend on more than the last block's output at that token."
+            f"The logit lens does not work on {type(traced.model).__name__}: the last block's output, read through "
+            f"{traced.final_norm!r} and the head, gives logits that differ from the model's own by {difference:.2g} "
+            f"({allowed:.2g} is allowed). The model's logits depend on more than the last block's output at that token."
         )
 
 
 def _cell(experiment: Experiment, spec: MapSpec, place: tuple[int, int]) -> Cell:
     """Return the cell of a map at (row, layer)."""
     row, layer = (whole_number("restored", number) for number in place)
-    cells = [cell for _, cell in owned_cells(experiment, {"map": spec})]
+    cells = [cell for _, cell in cells_of_maps(experiment, {"map": spec})]
     row = row + len(experiment.prompt) if row < 0 and SITES[spec.kind].rows == "tokens" else row
     for cell in cells:
         if (cell.position, cell.layer) == (row, layer):
@@ -252,7 +263,7 @@ def _cell(experiment: Experiment, spec: MapSpec, place: tuple[int, int]) -> Cell
 
 
 def _patch_words(experiment: Experiment, spec: MapSpec, cell: Cell) -> str:
-    """Return what was done at a cell, in words."""
+    """Return a description of the intervention at a cell."""
     site, tokens = SITES[spec.kind], experiment.prompt.tokens
     row = SPANS[cell.position] if site.rows == "spans" else f"head {cell.position}"
     if site.rows == "tokens":

@@ -1,4 +1,4 @@
-"""Traces from request to result: prompt, clean run, base run, sweep, HiddenFlow."""
+"""The trace loop, from requests to maps: prompt, clean run, base run, sweep, `HiddenFlow`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from causal_tracer.arguments import instance, several
-from causal_tracer.experiment.samples import base_of_samples
+from causal_tracer.experiment.samples import run_samples
 from causal_tracer.experiment.set_up import TracingContext, prompt_for, set_up
 from causal_tracer.model.batch_size import default_batch_size
 from causal_tracer.model.torch_state import stepping_in_standard_torch_state
@@ -22,20 +22,20 @@ from causal_tracer.sweep.check import EngineCheck
 from causal_tracer.sweep.engine import choose_engine
 from causal_tracer.sweep.plan import Sweep, SweepChunk, SweepPlan
 from causal_tracer.sweep.shared import can_share_passes
-from causal_tracer.sweep.top_token_watch import TopTokenWatch
-from causal_tracer.tracing.cells import owned_cells
-from causal_tracer.tracing.maps import Results
+from causal_tracer.sweep.top_token_collector import TopTokenCollector
+from causal_tracer.tracing.cells import cells_of_maps
+from causal_tracer.tracing.maps import MapBuilder
 
 
 @dataclass(frozen=True, eq=False)
 class MapsUpdate:
-    """Maps on their way, by the names that they were asked for with: the cells known so far, NaN in the others.
+    """The maps of one prompt during a trace. Cells that are not computed yet are NaN.
 
     Attributes:
-        flows: The maps of one prompt; complete in its last update.
-        done: Restored runs done, of all prompts.
-        total: Restored runs in all.
-        request: Which of several requests the maps are of.
+        flows: The maps by the names in `specs`. A prompt's last update has its complete maps.
+        done: Number of restored runs done, for all prompts.
+        total: Total number of restored runs, for all prompts.
+        request: The number of the request that the maps belong to.
     """
 
     flows: Mapping[str, HiddenFlow]
@@ -44,7 +44,7 @@ class MapsUpdate:
     request: int = 0
 
     def __repr__(self) -> str:
-        """How far the maps are, and each in a few lines."""
+        """Return the progress, and each map in a few lines."""
         lines = [f"MapsUpdate: {self.done} of {self.total} restored runs"]
         return "\n".join(lines + [f"{name}: {flow!r}" for name, flow in self.flows.items()])
 
@@ -57,24 +57,25 @@ def trace_maps(
     options: RunOptions | None = None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Iterator[MapsUpdate]:
-    """Trace one or several prompts, each for several maps in one sweep, which share clean run, noise and corrupted run.
+    """Trace one or several requests. The maps of a request share one sweep, its clean run, noise and corrupted run.
 
-    On GPUs, prompts of equal length share passes.
+    On a GPU, prompts of equal length share forward passes.
 
     Args:
         context: The model.
-        requests: What is asked for.
-        specs: The maps, by name.
+        requests: One request, or several.
+        specs: The maps to compute for each request, by name.
         options: How the maps are computed; None takes the defaults.
-        cancelled: Asked as the sweep goes; True stops it.
+        cancelled: Called between batches; returning True stops the sweep.
 
     Yields:
-        For each request one update before the first cell, and more as cells become known, the last with all of them.
+        For each request an update before its first cell, and further ones as cells are computed. The last one is
+        complete.
 
     Raises:
         SettingsError, PromptError, TokenizerError: A request does not fit the model.
-        ModelStructureError: Heads are asked for, and the model has none that can be told apart; or its attention is to
-            be blocked, and cannot be.
+        ModelStructureError: A map is of heads or knockouts, and the model's attention heads cannot be separated or its
+            attention cannot be blocked.
         NumericsError: A run gave NaN or infinite logits.
         TraceCancelled: `cancelled` returned True.
     """
@@ -92,7 +93,7 @@ def trace_maps(
         waiting -= len(group)
         update = None
         for update in _traced(traces, cancelled):
-            # Prompts still to come are counted at the size of these.
+            # The remaining requests are assumed to need as many runs each as this group's.
             total = before + update.total + update.total * waiting // len(group)
             yield MapsUpdate(update.flows, before + update.done, total, group[update.request])
         before += update.done if update else 0
@@ -101,7 +102,7 @@ def trace_maps(
 def _groups(
     context: TracingContext, requests: Sequence[TraceRequest], specs: Mapping[str, MapSpec], options: RunOptions
 ) -> list[list[int]]:
-    """Return groups of requests to trace at a time, by number."""
+    """Return groups of request numbers; the requests of a group are traced together."""
     prompts = [prompt_for(context, each.prompt, each.subject, each.occurrence) for each in requests]
     if len(requests) == 1 or not sharing_pays(context):
         return [[number] for number in range(len(requests))]
@@ -116,7 +117,7 @@ def _groups(
         rows = len(specs) * context.traced.n_layers * samples
         place = tokens, samples, requests[number].direction
         shared = groups.setdefault(place, [])
-        # One token's rows of all prompts in a group fill a batch.
+        # A group is complete once the rows of one token, over all its prompts, fill a batch.
         if len(shared) * rows >= batch_size:
             groups[number] = groups.pop(place)
             shared = groups.setdefault(place, [])
@@ -125,7 +126,7 @@ def _groups(
 
 
 def sharing_pays(context: TracingContext) -> bool:
-    """Return whether launching a pass costs more than its arithmetic: on GPUs only."""
+    """Return whether sharing passes is faster: on GPUs, where launching a pass costs more than its arithmetic."""
     return context.traced.input_device.type == "cuda"
 
 
@@ -133,10 +134,10 @@ class _Trace:
     """The state of one request while its maps are computed.
 
     Attributes:
-        results: The maps.
-        engine_check: The engine that computes them.
-        watch: Keeps the most probable tokens, where they are asked for.
-        runs: Restored runs of the samples that have begun.
+        maps: The maps so far.
+        engine_check: The engine that computes the maps.
+        collector: Collects the most probable tokens, if they are requested.
+        runs: Number of restored runs of the current samples.
     """
 
     def __init__(
@@ -144,8 +145,8 @@ class _Trace:
     ):
         self._experiment = set_up(context, request, {*KINDS, *(spec.kind for spec in specs.values())})
         self._specs = specs
-        self._owned = owned_cells(self._experiment, specs)
-        self._planes = torch.tensor([plane for plane, _ in self._owned], dtype=torch.long)
+        self._cells = cells_of_maps(self._experiment, specs)
+        self._map_numbers = torch.tensor([map_number for map_number, _ in self._cells], dtype=torch.long)
         tokens = len(self._experiment.base_input.sequence)
         batch_size = options.batch_size or default_batch_size(context.traced, tokens)
         self.engine_check: EngineCheck = choose_engine(
@@ -154,58 +155,60 @@ class _Trace:
             tokens,
             knockout=any(SITES[spec.kind].blocks for spec in specs.values()),
         )
-        self.results = Results(self._experiment, specs, options, batch_size)
-        self.watch: TopTokenWatch | None = None
+        self.maps = MapBuilder(self._experiment, specs, options, batch_size)
+        self.collector: TopTokenCollector | None = None
         self.runs = 0
         self._left: Tensor = torch.empty(0, dtype=torch.bool)
 
     @property
     def request(self) -> TraceRequest:
-        """What is asked for."""
+        """The request, with the tracer's noise setting filled in."""
         return self._experiment.request
 
     @property
     def remaining(self) -> int:
-        """Restored runs that are still to be done."""
+        """Number of restored runs of the current samples that are not done yet."""
         return int(self._left.sum())
 
-    def begin(self, start: int, stop: int) -> Sweep:
-        """Run the samples start ... stop - 1 corrupted, and return the sweep of their cells."""
+    def begin_samples(self, start: int, stop: int) -> Sweep:
+        """Run the base run of the samples start ... stop - 1, and return the sweep of their cells."""
         experiment, request = self._experiment, self.request
         embeddings = experiment.embeddings(start, stop)
-        self.watch = None
+        self.collector = None
         if request.top_tokens:
             tokenizer = experiment.context.tokenizer
-            self.watch = TopTokenWatch(request.top_tokens, len(embeddings), lambda token: token_text(tokenizer, token))
-        specs, batch_size = self._specs.values(), self.results.batch_size
-        base, low_scores = base_of_samples(experiment, embeddings, specs, batch_size, self.watch)
-        self.results.begin(self.engine_check, low_scores, self._owned, self.watch)
-        self._left = torch.ones(len(self._owned), base.samples, dtype=torch.bool)
+            self.collector = TopTokenCollector(
+                request.top_tokens, len(embeddings), lambda token: token_text(tokenizer, token)
+            )
+        specs, batch_size = self._specs.values(), self.maps.batch_size
+        base, low_scores = run_samples(experiment, embeddings, specs, batch_size, self.collector)
+        self.maps.begin_samples(self.engine_check, low_scores, self._cells, self.collector)
+        self._left = torch.ones(len(self._cells), base.samples, dtype=torch.bool)
         self.runs = self._left.numel()
         return Sweep(
             experiment.context.traced,
             experiment.clean,
             base,
-            SweepPlan(tuple(cell for _, cell in self._owned), experiment.base_input.reads),
+            SweepPlan(tuple(cell for _, cell in self._cells), experiment.base_input.reads),
             experiment.metric,
             batch_size,
-            self._planes,
+            self._map_numbers,
             request.seed,
         )
 
-    def take(self, chunk: SweepChunk) -> None:
-        """Store scores; NaN marks cells that will be computed again."""
-        self.results.take(self._planes[chunk.cells], chunk)
+    def store(self, chunk: SweepChunk) -> None:
+        """Store scores. NaN marks cells that will be recomputed."""
+        self.maps.store(self._map_numbers[chunk.cells], chunk)
         self._left[chunk.cells, chunk.samples] = chunk.scores.isnan()
 
 
 def _traced(traces: Sequence[_Trace], cancelled: Callable[[], bool]) -> Iterator[MapsUpdate]:
-    """Yield the maps of requests with equal numbers of samples and tokens."""
+    """Yield the maps of a group of requests, which have equal numbers of samples and tokens."""
     wanted = traces[0].request.samples
     if isinstance(wanted, SamplesUntil):
         yield from _until(traces[0], wanted, cancelled)
         return
-    works = [trace.begin(0, wanted) for trace in traces]
+    works = [trace.begin_samples(0, wanted) for trace in traces]
     if len(works) == 1 or can_share_passes(works):
         yield from _swept(traces, works, cancelled)
         return
@@ -217,19 +220,19 @@ def _traced(traces: Sequence[_Trace], cancelled: Callable[[], bool]) -> Iterator
 
 
 def _until(trace: _Trace, wanted: SamplesUntil, cancelled: Callable[[], bool]) -> Iterator[MapsUpdate]:
-    """Yield the maps of one request, with more samples until each peak's interval is narrow enough."""
-    results, before = trace.results, 0
+    """Yield the maps of one request, adding samples until each peak's interval is narrow enough."""
+    maps, before = trace.maps, 0
     for start in range(0, wanted.most, wanted.step):
         stop = min(start + wanted.step, wanted.most)
-        work = trace.begin(start, stop)
+        work = trace.begin_samples(start, stop)
         for update in _swept([trace], [work], cancelled):
             latest = MapsUpdate(update.flows, before + update.done, before + update.total)
             yield latest
         before = latest.total
-        if results.samples < stop or all(flow.peak_width() <= wanted.width for flow in latest.flows.values()):
+        if maps.samples < stop or all(flow.peak_width() <= wanted.width for flow in latest.flows.values()):
             return
-    results.note(f"After {wanted.most} samples the interval of a peak is still wider than ±{wanted.width:g}.")
-    yield MapsUpdate(results.flows(), before, before)
+    maps.note(f"After {wanted.most} samples the interval of a peak is still wider than ±{wanted.width:g}.")
+    yield MapsUpdate(maps.flows(), before, before)
 
 
 def _swept(traces: Sequence[_Trace], works: Sequence[Sweep], cancelled: Callable[[], bool]) -> Iterator[MapsUpdate]:
@@ -238,25 +241,25 @@ def _swept(traces: Sequence[_Trace], works: Sequence[Sweep], cancelled: Callable
 
     def update(number: int) -> MapsUpdate:
         done = total - sum(trace.remaining for trace in traces)
-        flows = traces[number].results.flows(complete=not traces[number].remaining)
+        flows = traces[number].maps.flows(complete=not traces[number].remaining)
         return MapsUpdate(flows, done, total, number)
 
-    def halved(size: int) -> None:
+    def on_halved_batch(size: int) -> None:
         for trace in traces:
-            trace.results.halved(size)
+            trace.maps.on_halved_batch(size)
 
     yield from map(update, range(len(traces)))
     for number, chunk in audited_sweep(
         works,
         traces[0].engine_check,
         cancelled,
-        audit=traces[0].results.options.audit,
-        watches=[trace.watch for trace in traces],
-        halved=halved,
-        restarted=lambda number: traces[number].results.begin_again(),
-        report=lambda number, plane, audit: traces[number].results.audited(plane, audit),
+        audit=traces[0].maps.options.audit,
+        logits_callbacks=[trace.collector for trace in traces],
+        on_halved_batch=on_halved_batch,
+        on_restart=lambda number: traces[number].maps.discard_partial(),
+        on_audit=lambda number, map_number, audit: traces[number].maps.keep_audit(map_number, audit),
     ):
-        traces[number].take(chunk)
+        traces[number].store(chunk)
         # One prompt's updates report the progress of all prompts in the pass.
         if not traces[number].remaining or number == len(traces) - 1:
             yield update(number)

@@ -1,4 +1,4 @@
-"""Scores as a sweep gives them, made into the maps that were asked for."""
+"""Collects the scores of sweeps and makes them into maps (`HiddenFlow`)."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from importlib.metadata import version
 import torch
 from torch import Tensor
 
-from causal_tracer.corruption import described
+from causal_tracer.corruption import corruption_label
 from causal_tracer.experiment.set_up import Experiment
-from causal_tracer.metrics.metric import own_description
+from causal_tracer.metrics.metric import user_metric_description
 from causal_tracer.model.wrappers import model_notes
 from causal_tracer.prompts.decoding import decode_together, token_text
 from causal_tracer.request.record import to_data
@@ -25,17 +25,17 @@ from causal_tracer.results.top_tokens import TopTokens
 from causal_tracer.sweep.check import EngineCheck
 from causal_tracer.sweep.engine import halving_note
 from causal_tracer.sweep.plan import Cell, SweepChunk
-from causal_tracer.sweep.top_token_watch import TopTokenWatch
+from causal_tracer.sweep.top_token_collector import TopTokenCollector
 from causal_tracer.version import __version__
 
 
-class Results:
-    """The maps of a trace on their way.
+class MapBuilder:
+    """The maps of one request while they are computed.
 
     Attributes:
         options: How the maps are computed.
-        samples: Samples begun so far.
-        batch_size: Rows that go through the model together from now on.
+        samples: Number of samples begun so far.
+        batch_size: The current largest number of rows in a batch.
     """
 
     def __init__(self, experiment: Experiment, specs: Mapping[str, MapSpec], options: RunOptions, batch_size: int):
@@ -53,70 +53,83 @@ class Results:
         self._low_scores = torch.empty(0, dtype=torch.float32)
         self._high_score = experiment.high_score
         self._rows = self._columns = torch.empty(0, dtype=torch.long)
-        self._owned: list[tuple[int, Cell]] = []
-        self._watch: TopTokenWatch | None = None
+        self._cells: list[tuple[int, Cell]] = []
+        self._collector: TopTokenCollector | None = None
         self._audits: dict[int, Audit] = {}
-        # Copies: what a user does to a result must not reach the cached clean run.
+        # Copies, so that changing a result does not change the cached clean run.
         activations = experiment.clean.activations
         names = {n for spec in specs.values() for n in experiment.context.traced.activation_names(spec.kind)}
         tokens = len(experiment.prompt)
         self._outputs = {name: activations[name][:tokens].to("cpu", torch.float32, copy=True) for name in names}
 
-    def begin(
-        self, engine_check: EngineCheck, low_scores: Tensor, owned: list[tuple[int, Cell]], watch: TopTokenWatch | None
+    def begin_samples(
+        self,
+        engine_check: EngineCheck,
+        low_scores: Tensor,
+        cells: list[tuple[int, Cell]],
+        collector: TopTokenCollector | None,
     ) -> None:
-        """More samples begin, with these scores in their corrupted runs, of these cells by number of their map."""
+        """Begin further samples.
+
+        Args:
+            engine_check: The engine that computes the maps.
+            low_scores: The metric in the corrupted run of each new sample [samples].
+            cells: The cells, each with its map's number.
+            collector: Collects the most probable tokens, if they are requested.
+        """
         self._engine_check = engine_check
         self._first = self.samples
         self.samples += len(low_scores)
         self._low_scores = torch.cat([self._low_scores, low_scores])
-        planes, _, tokens, layers = self._scores.shape
-        more = torch.full((planes, len(low_scores), tokens, layers), torch.nan, dtype=torch.float32)
+        maps, _, tokens, layers = self._scores.shape
+        more = torch.full((maps, len(low_scores), tokens, layers), torch.nan, dtype=torch.float32)
         self._scores = torch.cat([self._scores, more], dim=1)
-        self._owned, self._watch = owned, watch
-        self._rows = torch.tensor([cell.position for _, cell in owned], dtype=torch.long)
-        self._columns = torch.tensor([cell.layer for _, cell in owned], dtype=torch.long)
+        self._cells, self._collector = cells, collector
+        self._rows = torch.tensor([cell.position for _, cell in cells], dtype=torch.long)
+        self._columns = torch.tensor([cell.layer for _, cell in cells], dtype=torch.long)
 
-    def take(self, planes: Tensor, chunk: SweepChunk) -> None:
-        """Scores have become known: of cells of these maps."""
-        place = (planes, self._first + chunk.samples, self._rows[chunk.cells], self._columns[chunk.cells])
+    def store(self, map_numbers: Tensor, chunk: SweepChunk) -> None:
+        """Store scores, given the number of each score's map."""
+        place = (map_numbers, self._first + chunk.samples, self._rows[chunk.cells], self._columns[chunk.cells])
         self._scores[place] = chunk.scores
 
-    def halved(self, batch_size: int) -> None:
-        """The memory of the device did not hold the batch, and the sweep goes on with a smaller one."""
+    def on_halved_batch(self, batch_size: int) -> None:
+        """Note that the sweep continues with a smaller batch size, since a batch did not fit in the device's memory."""
         self._sizes.append(batch_size)
         self.batch_size = batch_size
-        self.begin_again()
+        self.discard_partial()
 
-    def begin_again(self) -> None:
-        """Cells whose samples have come in part are computed again."""
-        if self._watch is not None:
-            self._watch.begin_again()
+    def discard_partial(self) -> None:
+        """Discard the top tokens of cells with only some of their samples, which will be recomputed."""
+        if self._collector is not None:
+            self._collector.discard_partial()
 
-    def audited(self, plane: int, audit: Audit) -> None:
-        """Keep a map's audit; of several, as samples are added, the one with the largest difference."""
-        before = self._audits.get(plane)
+    def keep_audit(self, map_number: int, audit: Audit) -> None:
+        """Keep a map's audit. Of several (as samples are added), the one with the largest difference is kept."""
+        before = self._audits.get(map_number)
         if before is None or (before.recomputed, before.largest_difference) < (
             audit.recomputed,
             audit.largest_difference,
         ):
-            self._audits[plane] = audit
+            self._audits[map_number] = audit
 
     def note(self, text: str) -> None:
-        """Something that a reader of the maps has to know."""
+        """Add a note to all maps."""
         self._notes.append(text)
 
     def flows(self, complete: bool = True) -> dict[str, HiddenFlow]:
-        """The maps as they are now; they share no tensors, and only complete ones have a copy of the activations."""
-        return {name: self._flow(plane, spec, complete) for plane, (name, spec) in enumerate(self._specs.items())}
+        """Return the current maps. They share no tensors. Only complete ones have a copy of the clean activations."""
+        return {
+            name: self._flow(map_number, spec, complete) for map_number, (name, spec) in enumerate(self._specs.items())
+        }
 
-    def _flow(self, plane: int, spec: MapSpec, complete: bool) -> HiddenFlow:
+    def _flow(self, map_number: int, spec: MapSpec, complete: bool) -> HiddenFlow:
         experiment = self._experiment
         context, prompt, clean = experiment.context, experiment.prompt, experiment.clean
-        tokenizer, sample_scores = context.tokenizer, self._scores[plane, :, : self._heights[plane]].clone()
+        tokenizer, sample_scores = context.tokenizer, self._scores[map_number, :, : self._heights[map_number]].clone()
         names = context.traced.activation_names(spec.kind) if complete else []
         return HiddenFlow(
-            # NaN until all samples of a cell are there.
+            # NaN until all samples of a cell are computed.
             scores=sample_scores.mean(dim=0),
             low_score=float(self._low_scores.mean()),
             high_score=self._high_score,
@@ -132,20 +145,20 @@ class Results:
             subject_guessed=prompt.subject_guessed,
             sample_scores=sample_scores,
             low_sample_scores=self._low_scores.clone(),
-            settings=self._settings(plane, spec),
-            notes=tuple(self._all_notes(plane, spec)),
+            settings=self._settings(map_number, spec),
+            notes=tuple(self._all_notes(map_number, spec)),
             answer_ids=experiment.answer_ids,
-            top_tokens=self._top_tokens(plane),
-            audit=self._audits.get(plane),
+            top_tokens=self._top_tokens(map_number),
+            audit=self._audits.get(map_number),
             request=to_data(StoredRequest(experiment.request, spec, self.options)),
             alignment=_alignment(experiment, spec),
         )
 
-    def _settings(self, plane: int, spec: MapSpec) -> TraceSettings:
+    def _settings(self, map_number: int, spec: MapSpec) -> TraceSettings:
         request, context = self._experiment.request, self._experiment.context
         layers = spec.layer_range(context.traced.n_layers)
         metric, foil = request.metric, self._experiment.foil_id
-        own = None if isinstance(metric, str) else own_description(self._experiment.metric)
+        own = None if isinstance(metric, str) else user_metric_description(self._experiment.metric)
         placebo = self._experiment.placebo if spec.source == "placebo" else None
         second = self._experiment.second
         at = spec.at_tokens(len(self._experiment.prompt))
@@ -162,7 +175,7 @@ class Results:
             start_layer=layers.start,
             end_layer=layers.stop,
             subject_tokens_only=spec.subject_tokens_only,
-            engine="full" if self._recomputed(plane) else self._engine_check.name,
+            engine="full" if self._recomputed(map_number) else self._engine_check.name,
             versions=dict(library_versions()),
             corruption=_corruption(self._experiment),
             metric=own.name if own is not None else str(metric),
@@ -178,11 +191,11 @@ class Results:
             ablation=_ablation(request, spec),
         )
 
-    def _all_notes(self, plane: int, spec: MapSpec) -> list[str]:
+    def _all_notes(self, map_number: int, spec: MapSpec) -> list[str]:
         experiment, request = self._experiment, self._experiment.request
         prompt, notes = experiment.prompt, list(experiment.notes)
         if (count := prompt.subject_count) > 1:
-            notes.append(f"The subject occurs {count} times in the prompt; the {request.occurrence} one is traced.")
+            notes.append(f"The subject occurs {count} times in the prompt. The {request.occurrence} one is traced.")
         if missing := experiment.context.traced.missing_layers(spec.kind):
             notes.append(f"Layers without {SITES[spec.kind].label}: {', '.join(map(str, missing))}.")
         if self.options.engine == "auto" and self._engine_check.tried:
@@ -192,12 +205,12 @@ class Results:
         alignment = _alignment(experiment, spec)
         if alignment is not None and alignment.without_partner:
             alone = ", ".join(f"{alignment.tokens[place]!r} ({place})" for place in alignment.without_partner)
-            notes.append(f"Tokens without a partner in the other prompt, whose cells are not computed: {alone}.")
-        if self._recomputed(plane):
-            audit = self._audits[plane]
+            notes.append(f"Not computed, since these tokens have no partner in the other prompt: {alone}.")
+        if self._recomputed(map_number):
+            audit = self._audits[map_number]
             notes.append(
-                f"Computed again by the full sweep: the audit found a score of the sweep {self._engine_check.name!r} "
-                f"to be off by {audit.largest_difference:.2g} ({audit.allowed:.2g} is allowed)."
+                f"Recomputed by the full sweep: in the audit, a score of the sweep {self._engine_check.name!r} "
+                f"differed by {audit.largest_difference:.2g} ({audit.allowed:.2g} is allowed)."
             )
         if len(self._sizes) > 1:
             notes.append(halving_note(self._sizes))
@@ -205,22 +218,22 @@ class Results:
             notes.append("The answer and the foil begin with the same token.")
         return notes + self._notes
 
-    def _recomputed(self, plane: int) -> bool:
-        return plane in self._audits and self._audits[plane].recomputed
+    def _recomputed(self, map_number: int) -> bool:
+        return map_number in self._audits and self._audits[map_number].recomputed
 
-    def _top_tokens(self, plane: int) -> TopTokens | None:
-        if self._watch is None:
+    def _top_tokens(self, map_number: int) -> TopTokens | None:
+        if self._collector is None:
             return None
-        corrupted = self._watch.of_cell(-1) or ()
-        clean = self._watch.of_logits(self._experiment.clean.logits[0])
+        corrupted = self._collector.of_cell(-1) or ()
+        clean = self._collector.of_logits(self._experiment.clean.logits[0])
         base = clean if self._experiment.request.direction == "corrupt" else corrupted
         restored = {}
-        for number, (owner, cell) in enumerate(self._owned):
-            if owner != plane:
+        for number, (owner, cell) in enumerate(self._cells):
+            if owner != map_number:
                 continue
-            found = self._watch.of_cell(number)
-            if found is None and not self._scores[plane, :, cell.position, cell.layer].isnan().any():
-                # Known, and not run: it changes nothing.
+            found = self._collector.of_cell(number)
+            if found is None and not self._scores[map_number, :, cell.position, cell.layer].isnan().any():
+                # The cell changes nothing, so it was not run.
                 found = base
             if found is not None:
                 restored[cell.position, cell.layer] = found
@@ -228,7 +241,7 @@ class Results:
 
 
 def _alignment(experiment: Experiment, spec: MapSpec) -> TokenAlignment | None:
-    """The tokens of the other prompt that takes part in a map."""
+    """Return the alignment with the other prompt that a map uses, if any."""
     other = experiment.placebo if spec.source == "placebo" else experiment.second
     if other is None or spec.ablates:
         return None
@@ -238,7 +251,7 @@ def _alignment(experiment: Experiment, spec: MapSpec) -> TokenAlignment | None:
 def _corruption(experiment: Experiment) -> str:
     if experiment.second is not None:
         return "second prompt"
-    return "Gaussian noise" if experiment.request.corruption == "gaussian" else described(experiment.corruption)
+    return "Gaussian noise" if experiment.request.corruption == "gaussian" else corruption_label(experiment.corruption)
 
 
 def _ablation(request: TraceRequest, spec: MapSpec) -> str | None:
@@ -248,7 +261,7 @@ def _ablation(request: TraceRequest, spec: MapSpec) -> str | None:
 
 
 def _height(experiment: Experiment, spec: MapSpec) -> int:
-    """The number of a map's rows."""
+    """Return the number of rows of a map."""
     rows = SITES[spec.kind].rows
     if rows != "heads":
         return len(SPANS if rows == "spans" else experiment.prompt)
@@ -257,5 +270,5 @@ def _height(experiment: Experiment, spec: MapSpec) -> int:
 
 @cache
 def library_versions() -> dict[str, str]:
-    """Return the versions of the libraries that take part in a result."""
+    """Return the versions of the libraries that a result depends on."""
     return {"causal_tracer": __version__, "torch": torch.__version__, "transformers": version("transformers")}

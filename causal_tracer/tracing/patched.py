@@ -1,4 +1,4 @@
-"""Patched runs: activations of one prompt's clean run put into another prompt's run, any cell into any cell."""
+"""Patched runs: activations from one prompt's clean run patched into another prompt's run, any cell into any cell."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from causal_tracer.arguments import several, shown, whole_number
 from causal_tracer.errors import SettingsError
-from causal_tracer.experiment.answers import AskedAnswer, asked_answer
+from causal_tracer.experiment.answers import ResolvedAnswer, resolve_answer
 from causal_tracer.experiment.base_run import BaseRun
 from causal_tracer.experiment.embeddings import subject_embeddings
 from causal_tracer.experiment.set_up import TracingContext
@@ -42,13 +42,13 @@ def patched_run(
     answers: Sequence[str | int] | None,
     top: int,
 ) -> PatchedRun:
-    """Run the base prompt with activations of the source prompt's clean run in it; see `SingleRunCalls.patch`."""
+    """Run the base prompt with activations patched in from the source prompt; see `SingleRunCalls.patch`."""
     traced = context.traced
     require_weights(traced.model)
     source_prompt, prompt = whole_prompt(context, source), whole_prompt(context, base)
     pairs = _checked_pairs(traced, pairs, site, len(source_prompt), len(prompt))
     source_run = clean_run(traced, source_prompt.input_ids, sites=[site])
-    asked = _asked_answers(context, prompt, answers)
+    asked = _resolve_answers(context, prompt, answers)
     base_clean = asked[0].clean
     own = [source_run.top_id] if answers is None else []
     ids = list(dict.fromkeys([*own, *(answer.ids[0] for answer in asked)]))
@@ -75,17 +75,19 @@ def patched_run(
     )
 
 
-def _asked_answers(context: TracingContext, prompt: Prompt, answers: Sequence[str | int] | None) -> list[AskedAnswer]:
-    """Return the answers asked for after the base prompt, or the model's own, with the prompt's clean run."""
+def _resolve_answers(
+    context: TracingContext, prompt: Prompt, answers: Sequence[str | int] | None
+) -> list[ResolvedAnswer]:
+    """Return the requested answers to the base prompt, or the model's own, each with the base prompt's clean run."""
     if answers is None:
-        return [asked_answer(context, TraceRequest(prompt), prompt, ())]
+        return [resolve_answer(context, TraceRequest(prompt), prompt, ())]
     given = several("answers", answers)
     if not given:
-        raise SettingsError("answers is empty. Give texts or token ids, or None for the models' own answers.")
-    return [asked_answer(context, TraceRequest(prompt, **answer_field(answer)), prompt, ()) for answer in given]
+        raise SettingsError("answers is empty. Give texts or token ids, or None for the model's own answers.")
+    return [resolve_answer(context, TraceRequest(prompt, **answer_field(answer)), prompt, ()) for answer in given]
 
 
-def _notes(context: TracingContext, asked: Sequence[AskedAnswer]) -> tuple[str, ...]:
+def _notes(context: TracingContext, asked: Sequence[ResolvedAnswer]) -> tuple[str, ...]:
     return tuple(note for answer in asked for note in (*answer.notes, *first_token_note(context, answer.ids)))
 
 
@@ -97,7 +99,7 @@ def _work(
     pairs: Sequence[Pair],
     site: SiteName,
 ) -> Sweep:
-    """Return the sweep of the only cell, in the base prompt's clean run."""
+    """Return a sweep of one cell, which makes all patches in the base prompt's clean run."""
     interventions = tuple(
         Intervention((place[1],), site, (place[0],), SOURCE, place[2] if len(place) > 2 else None) for _, place in pairs
     )
@@ -110,16 +112,16 @@ def _work(
 def _source_values(
     traced: TracedModel, run: CleanRun, pairs: Sequence[Pair], site: SiteName, n_tokens: int
 ) -> dict[str, Tensor]:
-    """Return, for each module of the base cells, values [1, base tokens, ...] with the source's at those cells."""
+    """Return the source's activations at the base cells' tokens [1, base tokens, ...], by the base cells' modules."""
     values: dict[str, Tensor] = {}
     for source, base in pairs:
         taken_from, put_into = (_names(traced, site, place[1]) for place in (source, base))
         shapes = [[run.activations[name].shape[1:] for name in names] for names in (taken_from, put_into)]
         if shapes[0] != shapes[1]:
             raise SettingsError(
-                f"The {SITES[site].patched} of layer {source[1]} do not fit into layer {base[1]}: they come from "
-                f"{len(taken_from)} modules of widths {[list(shape) for shape in shapes[0]]}, and layer {base[1]} has "
-                f"{[list(shape) for shape in shapes[1]]}. Choose layers of one kind."
+                f"The {SITES[site].patched} of layer {source[1]} do not fit into layer {base[1]}: the modules' widths "
+                f"are {[list(shape) for shape in shapes[0]]} in layer {source[1]} and "
+                f"{[list(shape) for shape in shapes[1]]} in layer {base[1]}. Choose layers of equal widths."
             )
         for name, into in zip(taken_from, put_into, strict=True):
             taken = run.activations[name]
@@ -143,10 +145,10 @@ def _names(traced: TracedModel, site: SiteName, layer: int) -> list[str]:
 def _checked_pairs(
     traced: TracedModel, pairs: Any, site: SiteName, source_tokens: int, base_tokens: int
 ) -> tuple[Pair, ...]:
-    """Return pairs with tokens counted from the start.
+    """Return the pairs after checking them, with tokens counted from the start.
 
     Raises:
-        SettingsError: A pair is not two cells of the model, or two pairs have the same base cell.
+        SettingsError: A pair does not consist of two cells of the model, or two pairs have the same base cell.
     """
     found: list[Pair] = []
     for pair in several("pairs", pairs):
@@ -158,11 +160,11 @@ def _checked_pairs(
             for name, end, tokens in zip(("source", "base"), ends, (source_tokens, base_tokens), strict=True)
         )
         if base in [other for _, other in found]:
-            raise SettingsError(f"Two pairs put a value into the same base cell {base}. Leave one of them out.")
+            raise SettingsError(f"Two pairs have the same base cell {base}. Leave one of them out.")
         found.append((source, base))
     if not found:
         raise SettingsError(
-            "pairs is empty. Give ((source token, source layer), (base token, base layer)), or several."
+            "pairs is empty. Give one or more pairs ((source token, source layer), (base token, base layer))."
         )
     return tuple(found)
 
@@ -193,11 +195,11 @@ def _checked_place(traced: TracedModel, name: str, place: Any, site: SiteName, t
 
 
 def _cone(traced: TracedModel, pairs: Sequence[Pair], site: SiteName, n_tokens: int) -> Tensor:
-    """Return which cells of the residual stream a patched run can change [tokens, layers]."""
+    """Return a mask of the residual stream's cells that a patched run can change [tokens, layers]."""
     cone = torch.zeros(n_tokens, traced.n_layers, dtype=torch.bool)
     for _, (token, layer, *_) in pairs:
         cone[token, layer] = True
         cone[token:, layer + 1 :] = True
-        if site != "hidden" and traced.tokens_meet_again:
+        if site != "hidden" and traced.outputs_reach_later_tokens:
             cone[token:, layer] = True
     return cone

@@ -1,1 +1,1 @@
-"""The Gradio web app: a service that knows no Gradio, handlers, layout and theme."""
+"""The Gradio web app: a service without Gradio, the page, the endpoints, and how they are served."""

@@ -1,4 +1,4 @@
-"""Start the app: arguments, then the page, then the model behind it."""
+"""Start of the app: command-line arguments, then the page, then the default model in the background."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from causal_tracer.web.service.settings import ServiceSettings, variable
 from causal_tracer.web.service.tracing import TraceService
 
 LOOPBACK = "127.0.0.1"
-# For what waits for no model: chips, details, files.
+# Threads for events that need no model: chips, details, files.
 _OTHER_THREADS = 40
 
 _logger = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None, load: Loader | None = None) -> int:
-    """Serve the app until it is interrupted; the process ends with it.
+    """Serve the app until it is interrupted, then end the process.
 
     Args:
-        argv: The command line's arguments; None takes the process's.
-        load: What loads a model, where that is not the app's own loader.
+        argv: The command-line arguments; None takes the process's.
+        load: Loads a model; None takes the app's own loader.
 
     Returns:
-        The exit status, where the app could not start.
+        The exit status, if the app could not start.
     """
     options = _parser().parse_args(argv)
     try:
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None, load: Loader | None = None) -> int:
     except CausalTracerError as error:
         _logger.error("%s", error)
         return 2
-    # Gradio reads it when it is imported.
+    # Gradio reads this variable when it is imported.
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     from causal_tracer.web.serving import build_demo, page_options, without_hot_reload
 
@@ -61,11 +61,11 @@ def main(argv: Sequence[str] | None = None, load: Loader | None = None) -> int:
     except OSError as error:
         _logger.error("The app could not start at %s: %s", options.host, error)
         return 1
-    # After the page: reading a model would slow its start.
+    # After the page, whose start loading a model would slow down.
     service.start_loading()
     demo.block_thread()
-    # A thread that is in the middle of a computation cannot be interrupted, and an interpreter that ends beneath it
-    # aborts. What a conversion leaves half written is found and removed by the next one.
+    # A thread in the middle of a computation cannot be interrupted, and an interpreter that shuts down under it aborts.
+    # A half-written conversion is found and removed by the next conversion.
     logging.shutdown()
     sys.stdout.flush()
     os._exit(0)
@@ -87,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--model",
         action="append",
-        help='what load_model takes: "embedded", a folder, a .gguf file, or a hub id '
+        help='a model: "embedded", a folder, a .gguf file, or a hub id; repeat the option for several models '
         "(default: CAUSAL_TRACER_MODELS, else embedded)",
     )
     return parser

@@ -1,4 +1,4 @@
-"""The app put together, page and endpoints, and how it is served: what Gradio's `launch` is told and leaves out."""
+"""The complete app, page and endpoints, and how it is served: the arguments of Gradio's `launch`, and middleware."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from causal_tracer.web.page.layout import build_page
 from causal_tracer.web.page.theme import CSS, app_theme
 from causal_tracer.web.service.tracing import TraceService
 
-# Higher levels take longer and save little more.
+# The gzip level: higher ones take longer and save little more.
 _LEVEL = 5
 _FRONT_END = Path(gr.__file__).parent / "templates" / "frontend"
 
@@ -36,21 +36,21 @@ def build_demo(service: TraceService) -> gr.Blocks:
 
 
 def page_options(service: TraceService) -> dict[str, Any]:
-    """The arguments of `launch` that make the page what it is, wherever it is served."""
+    """Return the arguments of `launch` that do not depend on where the page is served."""
     return {
         "theme": app_theme(),
         "css": CSS,
         "head": page_head(),
         "footer_links": ["api"],
         "ssr_mode": False,
-        # Else Gradio asks the page for itself, and on a busy machine gives up after three seconds.
+        # Otherwise Gradio requests its own page first, and on a busy machine gives up after three seconds.
         "_frontend": False,
         "app_kwargs": app_kwargs(service),
     }
 
 
 def app_kwargs(service: TraceService) -> dict[str, Any]:
-    """The arguments of the web application that Gradio makes."""
+    """Return the arguments of the web application that Gradio creates."""
     return {
         "routes": [health_route(service)],
         "middleware": [Middleware(CompressedPage)],
@@ -59,21 +59,21 @@ def app_kwargs(service: TraceService) -> dict[str, Any]:
 
 
 def page_head(front_end: Path = _FRONT_END) -> str:
-    """Has the browser fetch Plotly, 1.3 MB, while it fetches the rest: Gradio asks for it when all else is there.
+    """Return a preload tag for Plotly (1.3 MB), which Gradio otherwise loads only after everything else.
 
-    Empty where Gradio's front end does not have it in one file of a known name: then it comes when Gradio asks.
+    Empty if Gradio's front end does not have Plotly in one file with a known name.
     """
     found = [path.name for path in (front_end / "assets").glob("PlotlyPlot-*.js")]
-    # Low, since the story needs the other files first.
+    # Low priority, since the story needs the other files first.
     return f'<link rel="modulepreload" fetchpriority="low" href="./assets/{found[0]}">' if len(found) == 1 else ""
 
 
 @contextmanager
 def without_hot_reload() -> Iterator[None]:
-    """While an app is launched: have no server with it through which its code can be exchanged.
+    """Launch an app inside this context without Gradio's hot-reload server.
 
-    On a Space Gradio starts one, and has no switch for it. What that imports takes two seconds of a cold start. Where
-    Gradio calls it by another name, it is left as it is.
+    On a Space, Gradio always starts that server, which can replace the app's code and adds two seconds to a cold start.
+    If a Gradio version has it under another name, it is left on.
     """
     names = vars(http_server)
     watch = names.get("watchfn_spaces")
@@ -88,13 +88,13 @@ def without_hot_reload() -> Iterator[None]:
 
 
 def _nothing_to_watch(_reloader: Any) -> None:
-    """Stand in for what exchanges code."""
+    """Replace Gradio's watcher of the app's code."""
 
 
 class CompressedPage:
-    """ASGI middleware: the page itself goes out as gzip, to whoever takes it. Gradio compresses its other files only.
+    """ASGI middleware that sends the page itself as gzip, if the client accepts it. Gradio compresses other files only.
 
-    The page holds all that is shown at first, and becomes an eighth of its size.
+    The page holds everything that is shown at first; gzip reduces it to an eighth of its size.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -102,6 +102,6 @@ class CompressedPage:
         self._compressed = GZipMiddleware(app, compresslevel=_LEVEL)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Hand a request on."""
+        """Pass the request on, through gzip if it is for the page."""
         page = scope["type"] == "http" and scope["path"] in ("", "/")
         await (self._compressed if page else self._app)(scope, receive, send)

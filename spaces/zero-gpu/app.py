@@ -1,6 +1,6 @@
-"""What the Space on ZeroGPU runs: models first, in this process, then the page; maps are computed by the call below."""
+"""The app of the Space on ZeroGPU: it loads the models, then starts the page; `trace_on_gpu` computes the maps."""
 
-# Before torch, which it prepares.
+# Imported before torch, which it patches.
 import spaces
 
 # isort: split
@@ -16,8 +16,8 @@ models = place_models(ServiceSettings.from_environment().models)
 
 @spaces.GPU(duration=seconds_asked)
 def trace_on_gpu(asked: str) -> Iterator[str]:
-    """Compute the maps that a request's text asks for."""
-    yield from models.work(asked)
+    """Compute the maps of a request, which is JSON text; yield the answers as JSON text."""
+    yield from models.compute(asked)
 
 
 if __name__ == "__main__":

@@ -108,7 +108,9 @@ def test_another_model_draws_the_figure_and_leaves_with_zero(run: Run, tmp_path:
     assert status == 0
     assert printed.count("P(Seattle), random-gpt2") == 3
     last = printed.strip().splitlines()[-1]
-    assert last.startswith("no verdict: the published numbers are GPT-2 XL's (GPT2LMHeadModel, 48 layers), and random-")
+    assert last.startswith(
+        "no verdict: the published numbers are those of GPT-2 XL (GPT2LMHeadModel, 48 layers), and random-"
+    )
     assert "the noise level is 0.3" in last
 
 
@@ -129,8 +131,8 @@ def test_studies_of_other_facts_have_no_verdict_and_continue(run: Run, tmp_path:
     assert (recall / "figure.html").read_text("utf-8").count("Plotly.newPlot(") == 1
     status, printed, _ = run("rome-averages", *given, "--samples", 2, "--out", averages)
     assert status == 0
-    assert "the facts are facts.json, and the papers' are ROME's known_1000.json" in printed
-    assert "each fact had 2 noise samples, and 10 in the paper" in printed
+    assert "the facts are facts.json, and the paper's are ROME's known_1000.json" in printed
+    assert "each fact has 2 noise samples, and 10 in the paper" in printed
     means = json.loads((averages / "means.json").read_text("utf-8"))
     assert set(means) == {"hidden", "mlp", "attention"}
     assert len(means["mlp"]["mean"]) == len(means["mlp"]["rows"]) == 6

@@ -1,4 +1,4 @@
-"""Noise: ROME's draws, where it goes, its automatic level, and what is no noise."""
+"""Noise: ROME's draws, the tokens that get it, its automatic level, and invalid levels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from causal_tracer import CausalTracer
 from causal_tracer.corruption import GaussianNoise, SubjectsNoise
 from causal_tracer.errors import NumericsError, SettingsError
-from causal_tracer.experiment.embeddings import corrupting
+from causal_tracer.experiment.embeddings import corruption_edit
 from causal_tracer.experiment.noise_levels import embedding_scale, noise_level
 from causal_tracer.prompts.prompt import make_prompt
 from tests.support.tiny_models import (
@@ -121,7 +121,7 @@ def test_noise_goes_on_the_subjects_tokens_and_nowhere_else() -> None:
     embedded = torch.randn(4, len(prompt), 4, generator=torch.Generator().manual_seed(0))
     untouched = embedded.clone()
     subject = embedded[0, start:end]
-    corrupted = corrupting(subject + noise, prompt, torch.tensor([2, 0, 1, 2]))(embedded)
+    corrupted = corruption_edit(subject + noise, prompt, torch.tensor([2, 0, 1, 2]))(embedded)
     assert corrupted is not None
     assert torch.equal(embedded, untouched), "the embedding's output was written into"
     assert torch.equal(corrupted[:, :start], embedded[:, :start])
@@ -136,7 +136,7 @@ def test_the_sum_is_rounded_once_to_the_embeddings_dtype(dtype: torch.dtype) -> 
     start, end = prompt.subject_range
     noise = GaussianNoise(0.01, 1).draw(1, end - start, 4)
     embedded = torch.full((1, len(prompt), 4), 1.0, dtype=dtype)
-    corrupted = corrupting(embedded[0, start:end].float() + noise, prompt, torch.tensor([0]))(embedded)
+    corrupted = corruption_edit(embedded[0, start:end].float() + noise, prompt, torch.tensor([0]))(embedded)
     assert corrupted is not None
     assert corrupted.dtype == dtype
     assert torch.equal(corrupted[0, start:end], (1.0 + noise[0]).to(dtype))
@@ -158,7 +158,7 @@ def test_a_bfloat16_model_is_traced_in_bfloat16_and_read_in_float32(name: str) -
 
 
 def test_an_embedding_narrower_than_the_residual_stream_gets_noise_of_its_own_width() -> None:
-    """OPT-350M embeds in 512 and works in 1024: noise goes on the embedding's output, and has its width."""
+    """In OPT-350M the embedding has width 512 and the blocks 1024. The noise has the width of the embedding."""
     torch.manual_seed(0)
     config = transformers.OPTConfig(
         vocab_size=VOCAB_SIZE,

@@ -1,4 +1,4 @@
-"""Answers given as text: read as the continuation of the prompt that they are, in any script, by any tokenizer."""
+"""Answers given as text are tokenized as continuations of the prompt, in any script and by any tokenizer."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from transformers import PreTrainedTokenizerFast
 
 from causal_tracer import CausalTracer, TraceRequest
 from causal_tracer.errors import PromptError, SettingsError, TokenizerError
-from causal_tracer.experiment.answers import asked_answer
+from causal_tracer.experiment.answers import resolve_answer
 from causal_tracer.experiment.set_up import prompt_for
-from causal_tracer.prompts.answer_forms import Continuation, choose, choose_like, continuations
+from causal_tracer.prompts.answer_forms import Continuation, choose_form, choose_matching_form, continuations
 from causal_tracer.prompts.chat import ChatText, chat_prompt
 from causal_tracer.prompts.prompt import Prompt, make_prompt
-from causal_tracer.study.facts import facts_from_records, recall
+from causal_tracer.study.facts import facts_from_records, predict_facts
 from tests.support.tiny_models import VOCAB_SIZE, build_tiny_model
 from tests.support.tiny_tokenizers import BOS, EOS, KINDS, tokenizer_of, word_level_tokenizer
 
@@ -165,7 +165,7 @@ def test_what_is_no_tokenizer_is_refused(tokenizer: Any) -> None:
 
 
 def logits_table(seed: int) -> Any:
-    """Made-up logits after any tokens: [tokens + 1, vocabulary]."""
+    """Return made-up logits after some tokens [tokens + 1, vocabulary]."""
 
     @cache
     def row(before: tuple[int, ...]) -> Tensor:
@@ -192,7 +192,7 @@ def test_the_form_of_the_higher_probability_of_all_its_tokens_is_chosen_with_one
         Continuation(text, tuple(draw.randrange(12) for _ in range(draw.randint(1, 3)))) for text in ("Rome", " Rome")
     ]
     logits_after, calls = logits_table(seed)
-    chosen = choose(forms, logits_after)
+    chosen = choose_form(forms, logits_after)
     made = len(calls)
     best = max(forms, key=lambda form: whole_probability(logits_after, form.ids))
     assert (chosen.text, chosen.ids) == (best.text, best.ids)
@@ -212,9 +212,9 @@ def test_runs_are_spared_where_one_first_token_settles_it() -> None:
         return logits
 
     forms = (Continuation("Rome", (2, 3, 4)), Continuation(" Rome", (1,)))
-    assert choose(forms, logits_after) == forms[1]
+    assert choose_form(forms, logits_after) == forms[1]
     assert calls == [()]
-    assert choose(forms[:1], logits_after) == forms[0]
+    assert choose_form(forms[:1], logits_after) == forms[0]
     assert calls == [()]
 
 
@@ -223,21 +223,21 @@ def test_long_answers_are_compared_where_their_probabilities_are_too_small_for_a
     steps[:, 0] = -40.0
     steps[200:, 1] = 1.0
     forms = (Continuation("x", (0,) * 300 + (1,)), Continuation(" x", (0,) * 301))
-    assert choose(forms, lambda forced: steps[: len(forced) + 1]).text == "x"
+    assert choose_form(forms, lambda forced: steps[: len(forced) + 1]).text == "x"
 
 
 @pytest.mark.parametrize("share", [0.01, 0.5])
 def test_the_usual_form_is_noted_only_where_the_other_comes_near(share: float) -> None:
     logits = torch.tensor([[1.0, share]]).log()
     forms = (Continuation("Rome", (1,)), Continuation(" Rome", (0,)))
-    assert bool(choose(forms, lambda _forced: logits).note) == (share > 0.1)
+    assert bool(choose_form(forms, lambda _forced: logits).note) == (share > 0.1)
 
 
 def test_a_foil_begins_as_its_answer_does() -> None:
     forms = (Continuation("Rome", (1,)), Continuation(" Rome", (2,)))
-    assert choose_like(forms, Continuation(" Paris", (3,))).ids == (2,)
-    assert choose_like(forms, Continuation("Paris", (4,))).ids == (1,)
-    assert choose_like(forms[1:], Continuation("Paris", (4,))).ids == (2,)
+    assert choose_matching_form(forms, Continuation(" Paris", (3,))).ids == (2,)
+    assert choose_matching_form(forms, Continuation("Paris", (4,))).ids == (1,)
+    assert choose_matching_form(forms[1:], Continuation("Paris", (4,))).ids == (2,)
 
 
 # On models ----------------------------------------------------------------------------------------------------------
@@ -245,7 +245,7 @@ def test_a_foil_begins_as_its_answer_does() -> None:
 
 @cache
 def tracer(kind: str, spaced: float = 0.0, **options: Any) -> CausalTracer:
-    """A tiny model whose logits of tokens that begin with a space are raised."""
+    """A tiny model with raised logits of tokens that begin with a space."""
     tokenizer = tokenizer_of(kind, **options)
     model = build_tiny_model("llama")
     names = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
@@ -257,7 +257,7 @@ def tracer(kind: str, spaced: float = 0.0, **options: Any) -> CausalTracer:
 
 
 def by_hand(of: CausalTracer, prompt: str, answer: str) -> tuple[float, tuple[int, ...]]:
-    """Log-probability of all the answer's tokens, and the tokens."""
+    """Return the log-probability of the whole answer, and its tokens."""
     before = of.tokenizer(prompt)["input_ids"]
     ids = of.tokenizer(prompt + answer)["input_ids"]
     assert ids[: len(before)] == before
@@ -297,9 +297,9 @@ def test_the_foil_is_read_in_the_form_of_the_answer(kind: str) -> None:
         forms = forms_of(of.tokenizer, prompt, "日本")
         for answer in ("Paris", " Paris"):
             form = "exact" if answer == "Paris" else "auto"
-            asked = asked_answer(of.context, replace(request, answer=answer, answer_form=form), prompt)
+            asked = resolve_answer(of.context, replace(request, answer=answer, answer_form=form), prompt)
             assert asked.foil_id == forms["日本" if answer == "Paris" else " 日本"][0]
-        own = asked_answer(of.context, request, prompt)
+        own = resolve_answer(of.context, request, prompt)
         likelier = max(("日本", " 日本"), key=lambda form: by_hand(of, prompt.text, form))
         assert own.foil_id == forms[likelier][0]
 
@@ -313,7 +313,7 @@ def test_an_answer_to_an_earlier_position_is_read_there(kind: str) -> None:
     joint, ids = by_hand(of, before, " Rome")
     assert flow.answer_ids == ids
     assert flow.high_score == pytest.approx(torch.tensor(joint).exp().item(), rel=1e-4)
-    with pytest.raises(SettingsError, match="tokens, which are read after the whole prompt"):
+    with pytest.raises(SettingsError, match="several tokens can be read after the whole prompt only"):
         of.trace(text, "Rome", answer="42", answer_form="exact", read=read, samples=1)
 
 
@@ -346,7 +346,7 @@ def test_a_study_knows_facts_by_the_form_that_the_model_finds_more_probable(kind
             for opening in ("(", "in", "「", "“")
             for answer in ("Paris", "巴黎", "日本", "42")
         ]
-        answers, refused = recall(of.context, facts_from_records(records))
+        answers, refused = predict_facts(of.context, facts_from_records(records))
         assert not refused
         for found in answers:
             fact = found.fact
@@ -385,7 +385,7 @@ def test_gemma_reads_answers_as_it_would_say_them(
     gemma: CausalTracer, text: str, subject: str, answer: str, read: str, probability: float
 ) -> None:
     prompt = prompt_for(gemma.context, text, subject)
-    asked = asked_answer(gemma.context, TraceRequest(text, subject, answer=answer), prompt)
+    asked = resolve_answer(gemma.context, TraceRequest(text, subject, answer=answer), prompt)
     assert gemma.tokenizer.decode(list(asked.ids)) == read
     assert asked.probability == pytest.approx(probability, rel=0.02)
     found, _ = by_hand(gemma, text, read)
@@ -397,7 +397,7 @@ def test_a_chat_model_answers_after_its_role_marker() -> None:
     of = CausalTracer.from_pretrained("embedded:smollm2-135m-instruct", progress=False)
     chat = ChatText.from_user("What is the capital of France? Answer with one word.")
     prompt = prompt_for(of.context, chat, "France")
-    asked = asked_answer(of.context, TraceRequest(chat, "France", answer="Paris"), prompt)
+    asked = resolve_answer(of.context, TraceRequest(chat, "France", answer="Paris"), prompt)
     assert asked.probability > 0.05
     assert of.tokenizer.decode(list(asked.ids)) == "Paris"
 
@@ -407,5 +407,5 @@ def test_gemma_knows_facts_after_brackets_and_in_japanese(gemma: CausalTracer) -
         {"prompt": "The capital of France (", "subject": "France", "attribute": "Paris", "relation": "capital"},
         {"prompt": "フランスの首都は「", "subject": "フランス", "attribute": "パリ", "relation": "capital"},
     ]
-    answers, _ = recall(gemma.context, facts_from_records(records))
+    answers, _ = predict_facts(gemma.context, facts_from_records(records))
     assert [found.known for found in answers] == [True, True]

@@ -1,4 +1,4 @@
-"""Noise calibration: against corrupted runs by hand, and what it recommends."""
+"""Noise calibration, compared with corrupted runs by hand, and the level that it recommends."""
 
 from __future__ import annotations
 

@@ -126,11 +126,11 @@ def write_gguf(path: Path, architecture: str, *, tied: bool = True, extra: str |
 
 
 def nothing(stage: str, fraction: float) -> None:
-    """A progress callback for tests that do not look at it."""
+    """A progress callback that does nothing."""
 
 
 def assert_equal_to_transformers(folder: Path, gguf: Path, logits_too: bool = True) -> None:
-    """Config, weights, tokenizer and logits are what transformers makes of the GGUF file itself."""
+    """Check that config, weights, tokenizer and logits equal those that transformers reads from the GGUF file."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     ours = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
@@ -223,7 +223,7 @@ def test_unknown_tensor_is_an_error(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    """A package on disk that carries a tiny model in two parts, and that fails when imported."""
+    """A package on disk that contains a tiny model in two parts, and that fails when imported."""
     home = tmp_path_factory.mktemp("packages")
     folder = home / "tiny_gguf_package"
     folder.mkdir()
@@ -256,7 +256,7 @@ def tiny(package: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> EmbeddedM
 
 
 def entries(cache: Path) -> set[str]:
-    """What lies in the cache, but for lock files."""
+    """The files in the cache, except lock files."""
     return {path.name for path in cache.iterdir() if path.suffix != ".lock"} if cache.exists() else set()
 
 
@@ -513,7 +513,7 @@ print(embedded.embedded_model_folder("embedded", cache_dir=cache, progress=progr
 
 
 def start(package: SimpleNamespace, cache: Path, stop_at: str) -> subprocess.Popen[str]:
-    """A process that converts, says each stage, and waits for a line when it comes to `stop_at`."""
+    """A process that converts a model, prints each stage, and waits for a line of input at the stage `stop_at`."""
     fields = json.dumps(dataclasses.asdict(package.model))
     return subprocess.Popen(
         [sys.executable, "-c", CHILD, fields, str(cache), stop_at],

@@ -1,4 +1,4 @@
-"""GGUF files: every architecture as the model it was made of, and what users may give, hub repositories included."""
+"""GGUF files: each architecture loads as the model it was made from; names, folders and hub repositories work."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from causal_tracer.errors import ModelLoadError, SettingsError
 from causal_tracer.loading import converted, gguf_conversion, hub
 from causal_tracer.loading.embedded import _source_files, embedded_model_folder, find_embedded_model
 from causal_tracer.loading.gguf_config import FAMILIES, supported_architectures
-from causal_tracer.loading.gguf_files import chosen_gguf
+from causal_tracer.loading.gguf_files import choose_gguf
 from causal_tracer.loading.gguf_header import read_gguf_header
 from causal_tracer.web.service.model_files import public_name, require_safetensors, stored_identity, stored_parameters
 from causal_tracer.web.service.registry import ModelSlot, load_tracer
@@ -77,7 +77,7 @@ def test_a_file_gives_the_model_it_was_made_of(name: str, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("name", [name for name in SOURCES if name in FAMILIES])
 def test_tables_agree_with_what_transformers_reads(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Its reader knows no width of a head for Qwen 3 but the usual one.
+    # For Qwen 3, transformers' reader supports only the default head_dim.
     source = SOURCES[name]
     if name == "qwen3":
         source = dataclasses.replace(source, settings={"head_dim": 128})
@@ -96,7 +96,7 @@ def test_architectures_without_a_table_are_read_by_transformers() -> None:
     assert {"general", "tokenizer", "t5"}.isdisjoint(supported_architectures())
 
 
-def test_an_architecture_that_nobody_reads_lists_those_that_are(tmp_path: Path, written: SimpleNamespace) -> None:
+def test_an_unknown_architecture_is_refused_with_the_known_ones(tmp_path: Path, written: SimpleNamespace) -> None:
     data = written.path.read_bytes().replace(b"\x05\0\0\0\0\0\0\0llama", b"\x05\0\0\0\0\0\0\0rwkv7")
     (tmp_path / "other.gguf").write_bytes(data)
     with pytest.raises(ModelLoadError, match=r"architecture 'rwkv7'.*gemma3, .*llama, .*qwen3"):
@@ -107,7 +107,7 @@ def test_an_architecture_that_nobody_reads_lists_those_that_are(tmp_path: Path, 
 
 
 def llama3_factors(theta: float, head: int, factor: float) -> np.ndarray:
-    """As `LlamaModel.generate_extra_tensors` of llama.cpp's converter computes them."""
+    """Rotary factors, computed as in `LlamaModel.generate_extra_tensors` of llama.cpp's converter."""
     found = []
     for number in range(0, head, 2):
         wavelength = 2 * math.pi * theta ** (number / head)
@@ -169,10 +169,10 @@ def test_rotary_scaling_that_is_not_known_is_refused(tmp_path: Path) -> None:
         load_model(tmp_path / "tiny.gguf", progress=False)
 
 
-def test_weights_that_the_model_has_no_place_for_are_refused(tmp_path: Path) -> None:
+def test_weights_that_the_model_does_not_use_are_refused(tmp_path: Path) -> None:
     source, extra = SOURCES["starcoder2"], {"blk.0.attn_q_norm.weight": np.ones(16, np.float32)}
     write_source(tmp_path / "tiny.gguf", source, source_model(source), extra=extra)
-    with pytest.raises(ModelLoadError, match="so its numbers would be wrong"):
+    with pytest.raises(ModelLoadError, match="so its outputs would be wrong"):
         load_model(tmp_path / "tiny.gguf", progress=False)
 
 
@@ -272,7 +272,7 @@ def test_the_gguf_package_is_named_where_it_is_missing(
         load_model(written.path, progress=False)
 
 
-# --- what users give ---
+# --- files and folders that users name ---
 
 
 def test_results_name_the_file_and_its_quantisation(written: SimpleNamespace, tmp_path: Path) -> None:
@@ -317,14 +317,14 @@ def test_safetensors_win_over_a_gguf_file_beside_them(written: SimpleNamespace, 
 def test_a_folder_with_several_files_lists_them(written: SimpleNamespace, tmp_path: Path) -> None:
     for name in ("a-Q4_K_M.gguf", "a-Q8_0.gguf"):
         copied(written, tmp_path / "several" / name)
-    with pytest.raises(ModelLoadError, match=r"2 GGUF files fit \(a-Q4_K_M\.gguf, a-Q8_0\.gguf\)\. Give the path"):
+    with pytest.raises(ModelLoadError, match=r"matches 2 GGUF files \(a-Q4_K_M\.gguf, a-Q8_0\.gguf\)\. Give the path"):
         load_model(tmp_path / "several")
     (tmp_path / "several" / "a-Q8_0.gguf").rename(tmp_path / "several" / "mmproj-a.gguf")
     assert load_model(tmp_path / "several", device="cpu", progress=False).title == "a-Q4_K_M (F32)"
 
 
 def test_a_local_file_has_no_revision(written: SimpleNamespace) -> None:
-    with pytest.raises(SettingsError, match="local file, which has no revision 'main'"):
+    with pytest.raises(SettingsError, match=r"local file and has no revisions \(given: revision='main'\)"):
         load_model(written.path, revision="main")
 
 
@@ -334,11 +334,11 @@ def test_a_local_file_has_no_revision(written: SimpleNamespace) -> None:
 )
 def test_a_file_is_named_whole_or_by_a_part(wanted: str, chosen: str) -> None:
     files = ["README.md", "m.Q4_0.gguf", "sub/m.Q4_K_M.gguf", "mmproj-m.gguf"]
-    assert chosen_gguf(files, wanted, "owner/repo", "") == chosen
+    assert choose_gguf(files, wanted, "owner/repo", "") == chosen
     with pytest.raises(ModelLoadError, match=r"no GGUF file 'Q9'.*m\.Q4_0\.gguf, sub/m\.Q4_K_M\.gguf"):
-        chosen_gguf(files, "Q9", "owner/repo", "")
-    with pytest.raises(ModelLoadError, match="2 GGUF files fit"):
-        chosen_gguf(files, "Q4", "owner/repo", "")
+        choose_gguf(files, "Q9", "owner/repo", "")
+    with pytest.raises(ModelLoadError, match="matches 2 GGUF files"):
+        choose_gguf(files, "Q4", "owner/repo", "")
 
 
 # --- the hub ---
@@ -348,7 +348,7 @@ COMMIT = "c" * 40
 
 @pytest.fixture
 def repository(written: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-    """A hub whose owner/repo has two GGUF files, and owner/single one; what is downloaded is noted."""
+    """A fake hub: owner/repo has two GGUF files and owner/single has one. Downloads are recorded."""
     asked: list[tuple[str, str]] = []
     listings = {"owner/repo": ["a.Q4_K_M.gguf", "a.Q8_0.gguf", "README.md"], "owner/single": ["a.Q8_0.gguf"]}
 
@@ -398,7 +398,7 @@ def test_a_hub_repository_with_gguf_files(
 
 
 def test_a_hub_repository_with_several_files_lists_them(repository: list[tuple[str, str]]) -> None:
-    with pytest.raises(ModelLoadError, match=r"2 GGUF files fit .*such as owner/repo:FILE"):
+    with pytest.raises(ModelLoadError, match=r"matches 2 GGUF files .*such as owner/repo:FILE"):
         load_model("owner/repo")
     with pytest.raises(ModelLoadError, match=r"no GGUF file 'Q2'.*a\.Q4_K_M\.gguf, a\.Q8_0\.gguf"):
         load_model("owner/repo:Q2")
@@ -420,12 +420,12 @@ def test_a_downloaded_file_is_found_without_the_hub(
     copied(written, stored / "snapshots" / COMMIT / "a.Q8_0.gguf")
     (stored / "refs").mkdir()
     (stored / "refs" / "main").write_text(COMMIT)
-    found = hub.hub_gguf("owner/repo", "Q8_0", None, tmp_path / "hub")
+    found = hub.download_gguf("owner/repo", "Q8_0", None, tmp_path / "hub")
     assert (found.file, found.commit) == ("a.Q8_0.gguf", COMMIT)
 
 
 @pytest.mark.parametrize("name", ["owner/repo/a.gguf", "no such file.gguf"])
-def test_names_that_mean_nothing_are_explained(name: str) -> None:
+def test_invalid_names_are_explained(name: str) -> None:
     with pytest.raises(ModelLoadError, match=r"owner/repo:file\.gguf"):
         load_model(name)
 
@@ -463,9 +463,9 @@ def test_the_app_loads_a_file_and_says_nothing_of_its_folder(written: SimpleName
     assert str(tmp_path) not in slot.status.error
 
 
-def test_errors_are_of_the_one_tree(tmp_path: Path) -> None:
+def test_errors_are_causal_tracer_errors(tmp_path: Path) -> None:
     (tmp_path / "no.gguf").mkdir()
-    with pytest.raises(CausalTracerError, match="holds no config"):
+    with pytest.raises(CausalTracerError, match="has no config"):
         load_model(tmp_path / "no.gguf")
 
 

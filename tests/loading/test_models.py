@@ -1,4 +1,4 @@
-"""load_model: embedded, local and hub names, settings, and errors that say what was tried."""
+"""load_model: embedded, local and hub names, settings, and error messages."""
 
 import json
 import socket
@@ -16,7 +16,7 @@ from causal_tracer.loading.models import LoadedModel, load_model
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small Llama, in bfloat16, with a tokenizer, saved as users save theirs."""
+    """A small Llama, in bfloat16, with a tokenizer, saved with save_pretrained."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import Whitespace
@@ -41,7 +41,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def network(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """Every attempt to reach the network fails, and is noted here even if somebody hides the failure."""
+    """A list of all attempts to reach the network. Each attempt fails, and is recorded even if the error is caught."""
     attempts: list[object] = []
 
     def refuse(*args, **settings):
@@ -56,7 +56,7 @@ def network(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch, network: list[object]) -> None:
-    """HF_HUB_OFFLINE=1, as huggingface_hub sees it after it was imported."""
+    """Set huggingface_hub offline, as HF_HUB_OFFLINE=1 does before its import."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
 
@@ -96,17 +96,17 @@ def test_dtype(saved: Path, asked: str | torch.dtype, got: torch.dtype) -> None:
 
 
 def test_default_dtype_follows_the_device() -> None:
-    assert models._dtype(None, torch.device("cuda")) == "auto"
-    assert models._dtype(None, torch.device("cpu")) == torch.float32
-    assert models._dtype(None, torch.device("mps")) == torch.float32
+    assert models._checked_dtype(None, torch.device("cuda")) == "auto"
+    assert models._checked_dtype(None, torch.device("cpu")) == torch.float32
+    assert models._checked_dtype(None, torch.device("mps")) == torch.float32
 
 
 def test_default_device(monkeypatch: pytest.MonkeyPatch, no_accelerator: None) -> None:
-    assert models._device(None).type == "cpu"
+    assert models._checked_device(None).type == "cpu"
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    assert models._device(None).type == "mps"
+    assert models._checked_device(None).type == "mps"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert models._device(None).type == "cuda"
+    assert models._checked_device(None).type == "cuda"
 
 
 def test_device_map(saved: Path) -> None:
@@ -186,11 +186,11 @@ def test_own_progress_callback(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen == [("converting the weights", 0.5)]
 
 
-# --- what does not load, and what is said about it ---
+# --- errors ---
 
 
 @pytest.mark.parametrize("name", ["no such model!!", "a/b/c/d", "../nowhere/model", "", "/nowhere/at/all"])
-def test_nonsense_name(name: str, network: list[object]) -> None:
+def test_invalid_name(name: str, network: list[object]) -> None:
     with pytest.raises(ModelLoadError) as caught:
         load_model(name)
     for words in ("local folder", "embedded:gemma-3-270m", "hub id"):
@@ -205,14 +205,14 @@ def test_unknown_embedded_name(network: list[object]) -> None:
 
 
 def test_empty_folder(tmp_path: Path, network: list[object]) -> None:
-    with pytest.raises(ModelLoadError, match=r"no config\.json.*holds nothing"):
+    with pytest.raises(ModelLoadError, match=r"no config\.json.*contains nothing"):
         load_model(tmp_path)
     assert network == []
 
 
 def test_folder_with_other_files(tmp_path: Path) -> None:
     (tmp_path / "weights.bin").write_text("")
-    with pytest.raises(ModelLoadError, match=r"no config\.json.*holds weights\.bin"):
+    with pytest.raises(ModelLoadError, match=r"no config\.json.*contains weights\.bin"):
         load_model(tmp_path)
 
 
@@ -286,7 +286,7 @@ def test_misspelt_hub_id_offline(offline: None, network: list[object], tmp_path:
 def test_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     error = OSError("We couldn't connect to the hub")
-    message = hub.explanation("someone/gpt2", "someone/gpt2", "config", {"revision": "main"}, error)
+    message = hub.loading_error_message("someone/gpt2", "someone/gpt2", "config", {"revision": "main"}, error)
     assert "Check the spelling and the connection" in message
 
 
@@ -294,7 +294,7 @@ def test_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
     ("kind", "advice"),
     [
         ("GatedRepoError", "gated: accept its terms"),
-        ("RevisionNotFoundError", "not this revision"),
+        ("RevisionNotFoundError", "no such revision"),
         ("RepositoryNotFoundError", "check the spelling"),
     ],
 )
@@ -304,7 +304,7 @@ def test_advice_for_what_the_hub_answers(kind: str, advice: str) -> None:
     answer = getattr(errors, kind).__new__(getattr(errors, kind))
     error = OSError("wrapped by transformers")
     error.__cause__ = answer
-    message = hub.explanation("someone/gpt2", "someone/gpt2", "config", {"revision": "v9"}, error)
+    message = hub.loading_error_message("someone/gpt2", "someone/gpt2", "config", {"revision": "v9"}, error)
     assert advice in message
     assert "'v9'" in message
 
@@ -326,5 +326,5 @@ def test_settings_that_do_not_fit(settings: dict[str, object], words: str, saved
 
 
 def test_embedded_models_have_one_revision() -> None:
-    with pytest.raises(SettingsError, match="one revision only"):
+    with pytest.raises(SettingsError, match="only one revision"):
         load_model("embedded", revision="main")

@@ -1,4 +1,4 @@
-"""What is read off distributions, against plain formulas in double precision."""
+"""Statistics of next-token distributions, compared with plain formulas in double precision."""
 
 from __future__ import annotations
 

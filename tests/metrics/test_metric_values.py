@@ -1,4 +1,4 @@
-"""A user's metric or corruption that gives no usable numbers is refused when it is traced, in words."""
+"""A user-defined metric or corruption with unusable output raises a clear error when it is traced."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def always(value: Any) -> Callable[[Target], Callable[[Tensor], Any]]:
         (always(lambda logits: logits[:, 0, 0] + math.inf), NumericsError, "gave inf"),
         (always(lambda logits: logits[:, 0, 0] - math.inf), NumericsError, r"gave -inf.*log_softmax"),
         (always(lambda logits: torch.zeros(len(logits)).log()), NumericsError, "-inf"),
-        (always(lambda logits: logits), SettingsError, r"one number for each row, \[1\] \(shape \[1, 1, 391\]"),
+        (always(lambda logits: logits), SettingsError, r"one number for each row, \[1\] \(given: shape \[1, 1, 391\]"),
         (always(lambda logits: logits.mean()), SettingsError, r"shape \[\]"),
         (always(lambda logits: [1.0] * len(logits)), SettingsError, r"\[1.0\]"),
         (always(None), SettingsError, "None"),

@@ -1,6 +1,6 @@
-"""One type per class of difficulty: modules pinned by hand, full = plain hooks, resumed = full, or a clear refusal.
+"""One model type for each difficulty: modules pinned by hand, full sweep = plain hooks, resumed = full, or a refusal.
 
-`benchmarks/coverage.py` does the same for every text decoder that transformers knows, and more slowly.
+`benchmarks/coverage.py` checks the same for every text decoder of transformers.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ pytestmark = [needs, pytest.mark.slow]
 MIXED = (["linear_attn", "self_attn"] * 2, ["mlp"] * 4)
 
 DIFFICULT: dict[str, tuple[list[str], list[str], str]] = {
-    # Parallel attention and MLP; a projection that adds the residual itself; alibi, made for all rows.
+    # Parallel attention and MLP; a projection that itself adds the residual; ALiBi biases computed for all rows.
     "gptj": (["attn"] * 4, ["mlp"] * 4, "resumed"),
     "bloom": (["self_attention.dense"] * 4, ["mlp.dense_4h_to_h"] * 4, "resumed, all rows"),
-    # The embedding is scaled in its module; attention and MLP are normalised before they are added.
+    # The embedding is scaled inside its module; outputs of attention and MLP are normalised before the addition.
     "gemma2": (["self_attn"] * 4, ["mlp"] * 4, "resumed"),
-    # The residual is scaled in every block; normalised after adding; a norm of the residual is the residual.
+    # The residual is scaled in every block; it is normalised after the addition; a norm's output is the residual.
     "beam": (["self_attn"] * 4, ["mlp"] * 4, "resumed"),
     "openai-gpt": (["attn"] * 4, ["mlp"] * 4, "resumed in depth"),
     "minimax": (["self_attn"] * 4, ["mlp"] * 4, "resumed, all rows"),
-    # Hybrids; one mixer a block; two mixers a block; a short convolution after attention and MLP.
+    # Hybrids; one token mixer per block; two token mixers per block; a short convolution after attention and MLP.
     "qwen3_5_text": (["linear_attn"] * 3 + ["self_attn"], ["mlp"] * 4, "resumed"),
     "bamba": (["mamba", "self_attn"] * 2, ["feed_forward"] * 4, "resumed"),
     "nemotron_h": (["mixer", "", "mixer", ""], ["", "mixer", "", "mixer"], "resumed"),
@@ -50,16 +50,17 @@ DIFFICULT: dict[str, tuple[list[str], list[str], str]] = {
     "falcon_h1": (["mamba+self_attn"] * 4, ["feed_forward"] * 4, "resumed"),
     "inkling_text": (["attn_sconv"] * 4, ["mlp_sconv"] * 4, "resumed"),
     "rwkv": (["attention"] * 4, ["feed_forward"] * 4, "resumed in depth"),
-    # Several sites of a kind; two attentions in a block, so that tokens meet again after the first.
+    # Several sites of a kind; two attentions per block, so that outputs of the first reach later tokens.
     "granitemoeshared": (["self_attn"] * 4, ["block_sparse_moe+shared_mlp"] * 4, "resumed"),
     "longcat_flash": (["self_attn.0+self_attn.1"] * 3, ["mlp+mlps.0+mlps.1"] * 3, "resumed"),
-    # Tuples with router states; several streams, before and after the tokens; keys and values of earlier blocks.
+    # Tuples with router states; several streams, in a dimension before or after the tokens; keys and values of earlier
+    # blocks.
     "zaya": (["self_attn"] * 4, ["mlp"] * 4, "resumed"),
     "hy_v4": (["self_attn"] * 4, ["mlp"] * 4, "resumed"),
     "qwen4_exp_text": (*MIXED, "resumed, all rows"),
     "gemma3n_text": (["self_attn"] * 6, ["mlp"] * 6, "resumed, all rows"),
     "gemma4_text": (["self_attn"] * 6, ["mlp+per_layer_projection"] * 6, "resumed, all rows"),
-    # Sparse attention with its own keys; embeddings given to later blocks.
+    # Sparse attention with separate keys; embeddings passed to later blocks.
     "deepseek_v32": (["self_attn"] * 4, ["mlp"] * 4, "resumed"),
     "zamba2": (["mamba", "mamba_decoder.mamba"] * 2, [""] * 4, "resumed, all rows"),
 }
@@ -102,12 +103,12 @@ def test_maps_equal_plain_hooks_and_the_resumed_sweep_the_full_one(model_type: s
 
 
 @pytest.mark.parametrize("model_type", DIFFICULT)
-def test_the_way_chosen_is_the_fastest_that_works(model_type: str) -> None:
+def test_the_chosen_engine_is_the_fastest_that_works(model_type: str) -> None:
     assert choose_engine(tiny(model_type), "auto", 12).name == DIFFICULT[model_type][2]
 
 
 @pytest.mark.parametrize("model_type", ["longcat_flash", "inkling_text", "gemma4_text", "nemotron_h"])
-def test_the_way_chosen_equals_the_full_sweep_in_the_last_block(model_type: str) -> None:
+def test_the_chosen_engine_equals_the_full_sweep_in_the_last_block(model_type: str) -> None:
     traced = tiny(model_type)
     base = Base.make(traced, NOISE_MULTIPLIER * embedding_scale(traced))
     engine_check = choose_engine(traced, "auto", len(base.prompt))
@@ -127,7 +128,7 @@ def test_the_way_chosen_equals_the_full_sweep_in_the_last_block(model_type: str)
         ("reformer", ["2 residual streams"]),
     ],
 )
-def test_what_cannot_be_traced_is_refused_with_its_cause(model_type: str, words: list[str]) -> None:
+def test_models_that_cannot_be_traced_are_refused_with_the_reason(model_type: str, words: list[str]) -> None:
     with pytest.raises(ModelStructureError) as caught:
         tiny(model_type)
     for word in words:
@@ -144,32 +145,32 @@ def test_modules_that_add_the_residual_and_normalise_are_refused() -> None:
 
 
 def test_a_model_that_looks_ahead_gets_the_full_sweep() -> None:
-    """PaliGemma's text attention is not causal: what is restored before the subject changes its score."""
+    """PaliGemma's text attention is not causal: restoring tokens before the subject changes the score."""
     engine_check = check_resume_modes(tiny("paligemma"), 8)
     assert engine_check.mode is None
     assert len(engine_check.tried) == 3
 
 
 def test_logits_to_keep_does_not_take_tokens_from_blocks() -> None:
-    """Gemma 4 drops all tokens but the last from its later blocks when logits are asked for after the last only."""
+    """Gemma 4 drops all tokens except the last from its later blocks if `logits_to_keep` is 1."""
     traced = tiny("gemma4_text")
-    assert traced.logits_to_keep_trims
+    assert traced.logits_to_keep_drops_tokens
     base = Base.make(traced, NOISE_MULTIPLIER * embedding_scale(traced))
     assert all(len(activation) == len(base.prompt) for activation in base.clean.activations.values())
-    assert not tiny("gemma2").logits_to_keep_trims
+    assert not tiny("gemma2").logits_to_keep_drops_tokens
 
 
-def test_streams_before_the_rows_are_known() -> None:
+def test_streams_stacked_before_the_rows_are_detected() -> None:
     assert tiny("gemma3n_text").stacked_streams
     assert not tiny("hy_v4").stacked_streams
 
 
 @pytest.mark.parametrize(("model_type", "expected"), [("gptj", False), ("longcat_flash", True), ("inkling_text", True)])
-def test_tokens_that_meet_again_in_a_block_are_seen(model_type: str, expected: bool) -> None:
-    assert tiny(model_type).tokens_meet_again is expected
+def test_outputs_that_reach_later_tokens_are_detected(model_type: str, expected: bool) -> None:
+    assert tiny(model_type).outputs_reach_later_tokens is expected
 
 
-def test_only_hidden_states_of_the_last_block_are_no_ops_where_tokens_meet_again() -> None:
+def test_only_hidden_states_of_the_last_block_are_no_ops_where_outputs_reach_later_tokens() -> None:
     def found(site: Any, meet_again: bool) -> Any:
         return reach(Cell(0, 0, (Intervention((7,), site, (5,)),)), 3, (9,), 8, meet_again)
 
@@ -183,7 +184,7 @@ def _calls(names: list[str], width: int = 8, tokens: int = 6) -> list[Call]:
     return [Call(name, None, torch.randn(tokens, width, generator=generator)) for name in names]
 
 
-def test_the_sum_is_found_among_many_and_the_shallow_modules_stand_for_the_deep() -> None:
+def test_the_shallowest_modules_that_sum_to_what_the_block_adds_are_found() -> None:
     source, attention, gate, expert, shared = (call.output for call in _calls(["s", "a", "g", "e", "h"]))
     candidates = [
         Call("b.attn", None, attention),

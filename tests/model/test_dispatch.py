@@ -1,4 +1,4 @@
-"""Models dispatched by accelerate trace to the numbers of the same weights undispatched."""
+"""Models dispatched by accelerate give the same numbers as the same weights on one device."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def cpu_and_disk(model: Any, name: str, folder: Path) -> Any:
 
 
 def _parts_outside(model: Any, blocks: tuple[str, ...]) -> list[str]:
-    """The largest modules that hold no block."""
+    """The largest modules that contain no block."""
     inside = [
         name for name, _ in model.named_modules() if any(block.startswith(f"{name}.") for block in blocks) or not name
     ]
@@ -85,12 +85,13 @@ def test_dtype_of_an_offloaded_model_is_recorded(tmp_path: Path) -> None:
 
 
 OTHER_PASSES = 5
-"""The clean run, the corrupted run, the clean tokens before the subject, the corrupted run's states, and the audit."""
+"""Forward passes besides the cells': the clean run, the corrupted run, the clean tokens before the subject, the
+corrupted run's states, and the audit."""
 
 
 @functools.cache
 def counted_tracer(name: str) -> tuple[CausalTracer, CountedWeights]:
-    """A tracer of an offloaded model, already checked, and the mapping that its weights are loaded from."""
+    """A tracer of an offloaded model, whose engine check is done, and the mapping that its weights are loaded from."""
     model = build_tiny_model(name)
     weights = offload_counted(model)
     tracer = CausalTracer(model, tiny_tokenizer())
@@ -99,7 +100,7 @@ def counted_tracer(name: str) -> tuple[CausalTracer, CountedWeights]:
 
 
 def loads_of_blocks(name: str, **options: Any) -> tuple[list[int], Any]:
-    """How often each block's weights are loaded in a map of three samples, and the map."""
+    """The number of loads of each block's weights for a map of three samples, and the map."""
     tracer, weights = counted_tracer(name)
     weights.loads.clear()
     flow = tracer.calculate_hidden_flow(PROMPT, SUBJECT, samples=3, **options)
@@ -112,7 +113,7 @@ def test_a_map_takes_few_passes_over_offloaded_weights(name: str, batch_size: in
     loads, flow = loads_of_blocks(name, batch_size=batch_size)
     tokens, layers = flow.scores.shape
     corrupted_tokens = tokens - flow.subject_range[0]
-    # All but the tokens before the subject, and the last layer's cells that the last token does not see.
+    # Cells of tokens before the subject need no run, nor do the last layer's cells that do not affect the last token.
     rows = 3 * (corrupted_tokens * layers - (corrupted_tokens - 1))
     assert max(loads) <= math.ceil(rows / batch_size) + OTHER_PASSES
     assert min(loads) >= 1

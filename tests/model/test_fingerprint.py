@@ -1,4 +1,4 @@
-"""A fingerprint changes with everything that can change what a model computes, and with nothing else."""
+"""The fingerprint of a model changes if its computation may change, and only then."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def change_attention(model: Any) -> None:
 
 def quantise(model: Any) -> None:
     class FewBits(nn.Linear):
-        """Stands for a library's layer with weights of few bits."""
+        """A stand-in for a library's quantized layer."""
 
     for layer in model.model.layers:
         layer.mlp.down_proj.__class__ = FewBits
@@ -74,7 +74,7 @@ COMPUTE_DIFFERENTLY = [
 
 
 @pytest.mark.parametrize("change", COMPUTE_DIFFERENTLY)
-def test_a_trace_sees_what_was_changed_since_the_last_one(change: Callable[[Any], None]) -> None:
+def test_a_trace_uses_the_model_as_changed_since_the_last_trace(change: Callable[[Any], None]) -> None:
     model = build_tiny_model("llama")
     tracer = CausalTracer(model, tiny_tokenizer(), noise=1.0)
 
@@ -155,7 +155,7 @@ def test_a_hook_that_is_taken_away_leaves_the_fingerprint_as_it_was() -> None:
 def looks_at_the_other_tokens_of_its_call(
     module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: float, **_: Any
 ) -> Any:
-    """An attention function that gives other values where fewer tokens are run together."""
+    """An attention function whose values depend on how many tokens are run together."""
     from transformers.models.llama.modeling_llama import eager_attention_forward
 
     output, weights = eager_attention_forward(module, query, key, value, mask, scaling)
@@ -163,7 +163,7 @@ def looks_at_the_other_tokens_of_its_call(
 
 
 def test_a_model_is_checked_again_with_another_attention_function(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cache of keys and values is wrong for this one, which only a new check finds."""
+    """A key/value cache is wrong for this function. Only a new engine check detects that."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import eager_mask
 

@@ -1,4 +1,4 @@
-"""Locks and forks."""
+"""Locks stay usable in forked processes."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import threading
 
 import pytest
 
-from causal_tracer.model.fork_safety import usable_in_forks
+from causal_tracer.model.fork_safety import fork_safe
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 def test_a_fork_waits_until_the_lock_is_free():
-    lock = usable_in_forks(threading.Lock())
+    lock = fork_safe(threading.Lock())
     lock.acquire()
     threading.Timer(0.05, lock.release).start()
     child = os.fork()

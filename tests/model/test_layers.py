@@ -1,4 +1,4 @@
-"""Where the parts of a model are: pinned names, names given by users, refusals, and a model left as it was."""
+"""Finding the parts of a model: pinned names, names given by users, refusals; and the model is left unchanged."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_modules_found_by_structure_are_those_pinned_by_hand(name: str) -> None:
 
 @pytest.mark.parametrize("name", EVERY_ARCHITECTURE)
 def test_a_freshly_initialised_model_is_understood_too(name: str) -> None:
-    """Weights as transformers makes them, very small: what is found must not depend on how sensitive a model is."""
+    """transformers initialises very small weights. The modules found must not depend on the size of the outputs."""
     state = torch.random.get_rng_state()
     torch.manual_seed(3)
     model = FAMILIES[name].make().eval()
@@ -152,7 +152,7 @@ def test_a_module_that_is_never_called_is_refused() -> None:
 
 @pytest.mark.parametrize("name", ["lm_head", "transformer.ln_f", "transformer.h.1", ""])
 def test_an_embedding_that_comes_after_the_blocks_is_refused(name: str) -> None:
-    """The noise would go on something else."""
+    """The noise would be added to other activations than the embeddings."""
     with pytest.raises(ModelStructureError, match=repr(name)):
         trace_model(tiny_model("gpt2"), replace(GPT2_LAYER_CONFIG, embedding_layer=name))
 
@@ -178,7 +178,7 @@ def test_an_encoder_decoder_is_refused_by_name() -> None:
 
 
 @pytest.mark.parametrize("model", [nn.Linear(3, 3), nn.Sequential(nn.Embedding(8, 4), nn.Linear(4, 8))])
-def test_what_is_no_transformers_model_is_refused(model: nn.Module) -> None:
+def test_a_model_that_is_not_from_transformers_is_refused(model: nn.Module) -> None:
     with pytest.raises(ModelStructureError, match="AutoModelForCausalLM"):
         CausalTracer(model, tiny_tokenizer())
 
@@ -266,11 +266,11 @@ def test_a_tied_gemma_base_model_works() -> None:
     assert flow.high_score == expected.high_score
 
 
-# A model left as it was -----------------------------------------------------------------------------------------------
+# The model is left unchanged ------------------------------------------------------------------------------------------
 
 
 def unusual_model() -> tuple[Any, list[str]]:
-    """A model in mixed modes, with hooks of its owner's and a frozen weight; and what the hooks saw."""
+    """A model in mixed modes, with its owner's hooks and a frozen weight; and a list of the hooks' calls."""
     model = build_tiny_model("gpt2")
     model.train()
     model.transformer.h[1].eval()
@@ -367,7 +367,7 @@ def _request() -> Any:
 
 @pytest.mark.parametrize("name", ["gpt2", pytest.param("gemma3_text", marks=pytest.mark.slow)])
 def test_threads_that_share_a_model_get_the_numbers_of_one_alone(name: str) -> None:
-    """Two tracers of one model, so that only the model's own lock keeps them apart."""
+    """There are two tracers of one model, so that only the model's lock separates their runs."""
     model = build_tiny_model(name)
     tracers = [CausalTracer(model, tiny_tokenizer()) for _ in range(2)]
     jobs = [("hidden", 1), ("mlp", 3), ("attention", 2), ("hidden", 2)]
@@ -399,11 +399,11 @@ def test_threads_that_share_a_model_get_the_numbers_of_one_alone(name: str) -> N
         assert (together[number].low_score, together[number].high_score) == (flow.low_score, flow.high_score)
 
 
-# Contributions that are small -----------------------------------------------------------------------------------------
+# Small contributions --------------------------------------------------------------------------------------------------
 
 
 def with_small_attention(name: str, blocks: tuple[int, ...], share: float) -> Any:
-    """A model in which the attention of some blocks adds about this share of what the block adds."""
+    """A model in which attention makes up about this share of what some blocks add to the residual stream."""
     model = build_tiny_model(name)
     family = FAMILIES[name]
     for layer in blocks:
@@ -418,7 +418,7 @@ def with_small_attention(name: str, blocks: tuple[int, ...], share: float) -> An
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral"])
 def test_an_attention_that_adds_little_is_not_taken_for_rounding(name: str, dtype: torch.dtype) -> None:
-    """Left out, it would not be held still, and the MLP behind it would seem to mix tokens and be called attention."""
+    """Without attention, which would not be held, the MLP would seem to mix tokens and be taken for attention."""
     model = with_small_attention(name, (0, 1, 2), 0.02)
     check_names_are_the_pinned_ones(trace_model(model.to(dtype)), name)
 

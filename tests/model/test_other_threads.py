@@ -1,4 +1,4 @@
-"""Another thread calls the model in the middle of a trace: both get the numbers that each gets alone."""
+"""Another thread calls the model during a trace: the call and the trace give the same numbers as each alone."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def generate(model: Any) -> Tensor:
 
 
 class InTheMiddle:
-    """Does something once, at the nth call of a module in the thread that made it."""
+    """Runs an action once, at the nth call of a module in the thread that created this object."""
 
     def __init__(self, module: nn.Module, action: Callable[[], Any], nth: int = 2):
         self.thread, self.action, self.left = threading.get_ident(), action, nth
@@ -73,7 +73,7 @@ def test_a_call_inside_of_a_run_and_the_trace_are_both_right(name: str, engine: 
     trace(tracer, engine=engine)  # the engine's check is done before
     found: list[Tensor] = []
     with ThreadPoolExecutor(1) as other:
-        # The runs of one trace are: clean, base, and those of the sweep. The call begins and ends inside each of them.
+        # A trace has a clean run, a base run, and the sweep's runs. The call begins and ends inside each of them.
         def call_now() -> None:
             found.append(other.submit(call, model).result(SECONDS))
 
@@ -104,7 +104,7 @@ def test_a_call_that_is_in_progress_when_a_run_begins_is_right() -> None:
     with ThreadPoolExecutor(1) as other:
         result: Future[Tensor] = other.submit(logits_of, model)
         assert inside.wait(SECONDS)
-        # It goes on in the middle of a run, with all hooks in place, and once more after the trace.
+        # The call continues in the middle of a run, with all hooks in place, and once more after the trace.
         InTheMiddle(model.model.layers[0].mlp, go_on.set, nth=5)
         flow = trace(CausalTracer(model, tiny_tokenizer()))
         assert result.result(SECONDS).equal(alone)
@@ -135,11 +135,11 @@ def test_all_hooks_of_the_package_are_placed_for_one_thread() -> None:
     assert {name: count for name, count in places.items() if count} == {"hooks.py": 2}
 
 
-# Where one waits ------------------------------------------------------------------------------------------------------
+# Calls and runs that wait for each other ------------------------------------------------------------------------------
 
 
 class TwiceInTraining(nn.Module):
-    """Shows in the numbers whether it ran in training mode."""
+    """A module whose output shows whether it ran in training mode."""
 
     def __init__(self, inner: nn.Module):
         super().__init__()
@@ -204,7 +204,7 @@ def test_a_run_waits_for_a_call_of_a_model_in_training_mode_that_is_in_progress(
             inside.set()
             assert go_on.wait(SECONDS)
 
-    # Before the base model is called: the engine's guard is in front of that as well, and must let this call pass.
+    # The call stops before the base model is called. The engine guards the base model too, and must let this call pass.
     model.model.embed_tokens.register_forward_pre_hook(stay)
     with ThreadPoolExecutor(2) as others:
         result = others.submit(logits_of, model)

@@ -1,7 +1,7 @@
-"""Weights of few bits, by library: named in results, traced with the full sweep's numbers, or refused with a reason.
+"""Quantized weights of many libraries: named in results, traced with the full sweep's numbers, or refused.
 
-The libraries are optional: where one is absent, its test skips. Those that need a GPU or cannot be installed beside
-this torch are stood in for by modules that keep their weights under the names and attributes of theirs.
+The libraries are optional: if one is not installed, its test is skipped. Libraries that need a GPU or do not work with
+this version of torch are replaced by stand-ins: modules with the same names and attributes for their weights.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def test_activations_that_torchao_rounds_are_noted() -> None:
     assert any("round activations" in note for note in traced(model).notes)
 
 
-# torch's own ----------------------------------------------------------------------------------------------------------
+# torch's dynamic quantization -----------------------------------------------------------------------------------------
 
 
 def dynamically_quantized(model: Any) -> Any:
@@ -81,7 +81,7 @@ def dynamically_quantized(model: Any) -> Any:
         return torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
 
 
-def test_torchs_dynamic_quantization_ties_tokens_together_and_is_refused() -> None:
+def test_torchs_dynamic_quantization_is_refused() -> None:
     model = dynamically_quantized(build_tiny_model("llama"))
     ids = torch.tensor([[7, 8, 9, 40]])
     changed = torch.tensor([[7, 8, 9, 256]])
@@ -97,7 +97,7 @@ def test_torchs_dynamic_quantization_ties_tokens_together_and_is_refused() -> No
 
 
 class FewBitLinear(nn.Module):
-    """A linear layer that keeps its weights as a library does: `keep` sets them, and `scale` brings them back."""
+    """A linear layer that stores its weights as a library does: `keep` stores them, and `scale` dequantises them."""
 
     def __init__(self, given: nn.Linear, keep: Callable[[nn.Module, Tensor], None]) -> None:
         super().__init__()
@@ -204,7 +204,7 @@ def test_weights_that_no_tensor_of_the_model_shows_are_still_found_as_attention_
         assert len(found.get_layer_names_of_kind(kind)) == 3  # type: ignore[arg-type]
 
 
-def test_a_config_of_weights_that_were_brought_back_to_float_is_not_believed() -> None:
+def test_the_config_is_ignored_after_weights_were_dequantised() -> None:
     model = build_tiny_model("llama")
     model.config.quantization_config = {"quant_method": "gptq", "bits": 4}
     assert weight_bits(model) == ()

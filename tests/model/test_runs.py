@@ -41,7 +41,7 @@ def test_the_clean_run_is_the_plain_model(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", EVERY_ARCHITECTURE)
-def test_clean_activations_are_what_the_pinned_modules_gave(name: str) -> None:
+def test_clean_activations_equal_the_outputs_of_the_pinned_modules(name: str) -> None:
     prompt = make_prompt(tiny_tokenizer(), PROMPT, SUBJECT)
     run = clean_run(tiny_tracer(name).context.traced, prompt.input_ids)
     _, by_hand = clean_by_hand(tiny_model(name), name, prompt.input_ids)
@@ -52,7 +52,7 @@ def test_clean_activations_are_what_the_pinned_modules_gave(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "gemma3_text"])
 def test_attention_and_mlp_outputs_add_up_to_what_a_block_adds(name: str) -> None:
-    """Of plain pre-norm blocks; Gemma's post-norms are applied by hand."""
+    """Holds for plain pre-norm blocks. Gemma's post-norms are applied by hand."""
     prompt = make_prompt(tiny_tokenizer(), PROMPT, SUBJECT)
     activations = clean_run(tiny_tracer(name).context.traced, prompt.input_ids).activations
     family = FAMILIES[name]

@@ -1,4 +1,4 @@
-"""What is around a trace does not change its numbers: compiled modules, torch's defaults and modes, missing weights."""
+"""Compiled modules and torch's defaults and modes do not change a trace's numbers. Missing weights are refused."""
 
 from __future__ import annotations
 
@@ -200,7 +200,7 @@ def test_surroundings_of_a_call_do_not_change_its_numbers(
 
 @cache
 def everything() -> dict[str, Any]:
-    """What every other entry gives: maps, heads, calibration, corruptions, a stream, a result's own numbers."""
+    """The results of all other public calls: maps, heads, calibration, corruptions, a stream, a result's methods."""
     tracer = CausalTracer(tiny_model("llama"), tiny_tokenizer())
     request = TraceRequest(PROMPT, SUBJECT, samples=2, top_tokens=2, placebo=OtherPrompt("Steve Jobs was", "Steve"))
     maps = {

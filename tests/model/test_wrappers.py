@@ -1,6 +1,6 @@
-"""Models wrapped by other libraries, and weights of few bits: traced with the right numbers, or refused with advice.
+"""Models wrapped by other libraries, and quantized weights: traced with the right numbers, or refused with advice.
 
-The packages themselves are optional: where one is absent, its tests skip, and stand-ins of its classes take its part.
+The libraries are optional: if one is not installed, its tests are skipped. Stand-ins of its classes are always tested.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ def traced(model: Any, **options: Any) -> HiddenFlow:
 
 
 def of_package(package: str, *bases: type) -> type:
-    """A base class as a package would have it, by where it says that it comes from."""
+    """A base class whose `__module__` says that it comes from the package."""
     return type("Base", bases, {"__module__": f"{package}.some.module"})
 
 
 def stand_in_for_peft(inner: Any, shift: float = 0.0, **config: Any) -> Any:
-    """What PEFT's model shows of itself; `shift` is something that it does outside the model inside."""
+    """A stand-in with the attributes of PEFT's model. Its forward adds `shift` to the inner model's logits."""
 
     class PeftModelForCausalLM(of_package("peft", nn.Module)):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -71,13 +71,13 @@ def stand_in_for_peft(inner: Any, shift: float = 0.0, **config: Any) -> Any:
 
 
 def stand_in_for_nnsight(inner: Any, **attributes: Any) -> Any:
-    """What nnsight's model shows of itself; it is no torch module."""
+    """A stand-in with the attributes of nnsight's model, which is not a torch module."""
     model = type("LanguageModel", (of_package("nnsight", object),), {})()
     vars(model).update(_module=inner, **{"_edits": [], **attributes})
     return model
 
 
-def test_wrappers_come_off_also_one_inside_the_other() -> None:
+def test_nested_wrappers_are_removed() -> None:
     model = build_tiny_model("llama")
     assert unwrapped(model) is model
     assert unwrapped(stand_in_for_peft(model)) is model
@@ -89,7 +89,7 @@ def test_wrappers_come_off_also_one_inside_the_other() -> None:
 def test_a_wrapper_that_computes_something_else_than_its_model_is_refused() -> None:
     model = build_tiny_model("llama")
     before = fingerprint(model)
-    with pytest.raises(ModelStructureError, match=r"other logits .*merge_and_unload"):
+    with pytest.raises(ModelStructureError, match=r"different logits .*merge_and_unload"):
         CausalTracer(stand_in_for_peft(model, shift=0.01), tiny_tokenizer())
     assert_unchanged(model, before)
 
@@ -143,7 +143,7 @@ def test_a_plain_model_has_no_notes_and_all_its_bits() -> None:
 
 
 def few_bit_stand_in(name: str) -> Any:
-    """A model one of whose matrices is kept as bytes, as bitsandbytes keeps them."""
+    """A model in which one matrix is stored as bytes, as bitsandbytes stores it."""
 
     class Linear(nn.Linear):
         def __init__(self, given: nn.Linear) -> None:
@@ -162,7 +162,7 @@ def few_bit_stand_in(name: str) -> Any:
 
 
 @pytest.mark.parametrize(("name", "bits"), [("Linear8bitLt", 8), ("Linear4bit", 4)])
-def test_weights_of_few_bits_are_traced_and_named_in_the_result(name: str, bits: int) -> None:
+def test_quantized_weights_are_traced_and_named_in_the_result(name: str, bits: int) -> None:
     model = few_bit_stand_in(name)
     flow = traced(model)
     full = traced(model, engine="full")
@@ -194,7 +194,7 @@ def test_lora_gives_the_map_of_the_merged_model(options: dict[str, Any]) -> None
     assert found.notes == ("Traced with PEFT adapters in place: default.",)
 
 
-def test_lora_is_traced_from_each_of_its_shells() -> None:
+def test_lora_is_traced_from_each_of_its_wrappers() -> None:
     model = with_lora()
     expected = traced(model)
     for shell in (model.base_model, model.get_base_model()):
@@ -300,5 +300,5 @@ def test_bitsandbytes_weights_give_the_map_of_the_full_sweep(bits: int, tmp_path
     assert effect > 0.02
     assert flow.settings.engine == "resumed"
     assert flow.settings.dtype == f"float32 with {bits}-bit weights"
-    # Products of 8-bit weights depend on the rows that share a batch.
+    # Products with 8-bit weights depend on the rows that share a batch.
     torch.testing.assert_close(flow.sample_scores, full.sample_scores, atol=1e-5 if bits == 4 else 0.1 * effect, rtol=0)

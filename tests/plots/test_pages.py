@@ -1,4 +1,4 @@
-"""Standalone pages: whoever writes one, it holds Plotly once and asks for nothing from outside."""
+"""Standalone pages: each holds Plotly once and asks for nothing from outside."""
 
 from __future__ import annotations
 

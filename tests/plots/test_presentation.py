@@ -122,7 +122,7 @@ def made_up(case: Case, direction: str, control: str = "plain", kind: str = "mlp
 
 
 def cell_color(heatmap: go.Heatmap, row: int, column: int) -> tuple[float, str]:
-    """Where a cell lies on the colour scale, from 0 to 1, and the colour of the nearest stop."""
+    """Return a cell's place on the colour scale, from 0 to 1, and the colour of the nearest stop."""
     at = (heatmap.z[row][column] - heatmap.zmin) / (heatmap.zmax - heatmap.zmin)
     return at, min(heatmap.colorscale, key=lambda stop: abs(stop[0] - at))[1]
 
@@ -212,7 +212,7 @@ def test_colours_are_strongest_where_the_patch_does_most(case: Case, direction: 
 
 
 def texts_of(flow: HiddenFlow, folder: Path) -> dict[str, str]:
-    """What each renderer of words makes of a map."""
+    """Return the words that each renderer makes of a map."""
     pytest.importorskip("gradio")
     from causal_tracer.web.page.cells import table_html
     from causal_tracer.web.page.compare import compare_runs
@@ -354,7 +354,7 @@ def test_maps_of_several_metrics_or_directions_are_not_set_against_each_other() 
         made_up(CASES[0], "corrupt"),
     )
     for other in (rank, corrupted):
-        with pytest.raises(SettingsError, match="show different things: probability, direction 'restore', and"):
+        with pytest.raises(SettingsError, match="differ in metric or direction: probability, direction 'restore', and"):
             compare_flows(probability, other)
         with pytest.raises(SettingsError, match="one metric and one direction"):
             shared_limits([probability, other])
@@ -571,7 +571,7 @@ def test_knockouts_say_what_is_blocked(
     flow.save(tmp_path / "flow.json")
     opened = HiddenFlow.load(tmp_path / "flow.json")
     assert (repr(opened), opened.settings, opened.peaks()) == (repr(flow), flow.settings, flow.peaks())
-    assert opened.asked().map == spec
+    assert opened.stored_request().map == spec
     assert compare_flows(flow, opened).aligned_by == by
 
 

@@ -1,4 +1,4 @@
-"""Conversations become the very tokens of the chat template, with the subject where it was said."""
+"""Conversations: token ids equal the chat template's, and the subject is found in the messages."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CONVERSATION = [
     {"role": "user", "content": "And the Space Needle?"},
 ]
 
-# The system's words go before the last message, as in Mistral's templates.
+# The system message is put before the last message, as in Mistral's templates.
 MOVED = (
     "{{ bos_token }}{% for m in messages if m['role'] != 'system' %}<{{ m['role'] }}>"
     "{% if loop.last and messages[0]['role'] == 'system' %}{{ messages[0]['content'] }}\n\n{% endif %}"
@@ -36,7 +36,7 @@ THINKING = PLAIN.replace(
     "[assistant]\n{% endif %}",
     "[assistant]\n{% if enable_thinking is defined and not enable_thinking %}<think>\n</think>\n{% endif %}{% endif %}",
 )
-# What an earlier turn thought is left out, as reasoning models' templates do.
+# The thoughts of earlier turns are left out, as in the templates of reasoning models.
 FORGETFUL = PLAIN.replace("m['content']", "m['content'].split('</think>')[-1]")
 CHOOSY = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + PLAIN
 
@@ -47,7 +47,7 @@ def smollm() -> Any:
 
 
 def template_ids(tokenizer: Any, messages: list[dict[str, str]], **options: Any) -> tuple[int, ...]:
-    """What transformers makes of the conversation, in one step."""
+    """The token ids that transformers makes of the conversation in one step."""
     options = {"add_generation_prompt": True, **options}
     return tuple(tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **options)["input_ids"])
 
@@ -78,7 +78,7 @@ def test_a_prefix_continues_the_assistants_turn_as_transformers_does(smollm: Any
 
 @pytest.mark.parametrize("template", [PLAIN, TRIMMED, MOVED, THINKING, FORGETFUL])
 @pytest.mark.parametrize("messages", [QUESTION, CONVERSATION])
-def test_the_templates_bos_stands_once_though_the_tokenizer_adds_one_to_texts(
+def test_there_is_one_bos_if_both_the_template_and_the_tokenizer_add_one(
     template: str, messages: list[dict[str, str]]
 ) -> None:
     tokenizer = with_template(template)
@@ -102,7 +102,7 @@ def test_thinking_is_switched_where_the_template_can(switch: str, thinking: bool
     assert prompt.text.endswith("</think>\n") is not thinking
 
 
-def test_without_a_word_the_template_does_what_it_does_by_default() -> None:
+def test_thinking_none_is_the_templates_default() -> None:
     tokenizer = with_template(THINKING)
     assert chat_prompt(tokenizer, QUESTION).input_ids == template_ids(tokenizer, QUESTION)
 
@@ -141,7 +141,7 @@ def test_a_tokenizer_without_offsets_finds_the_subject_too() -> None:
     assert subject_text(tokenizer, prompt) == "Space Needle"
 
 
-def test_words_of_the_template_are_no_subject() -> None:
+def test_text_of_the_template_cannot_be_the_subject() -> None:
     tokenizer = with_template(PLAIN)
     with pytest.raises(SubjectError, match="chat template adds"):
         chat_prompt(tokenizer, QUESTION, "user")
@@ -160,7 +160,7 @@ def test_the_templates_own_system_message_is_neither_guessed_nor_taken(smollm: A
         chat_prompt(smollm, QUESTION, "Eiffel Tower")
 
 
-def test_the_first_and_the_last_occurrence_over_all_that_was_said() -> None:
+def test_the_first_and_the_last_occurrence_in_all_messages() -> None:
     tokenizer = with_template(PLAIN)
     last = chat_prompt(tokenizer, CONVERSATION, "Paris", assistant_prefix="Paris and")
     first = chat_prompt(tokenizer, CONVERSATION, "Paris", assistant_prefix="Paris and", occurrence="first")
@@ -185,7 +185,7 @@ def test_a_subject_is_guessed_from_the_users_last_message_that_has_one() -> None
 
 
 @pytest.mark.parametrize("template", [PLAIN, TRIMMED])
-def test_messages_that_quote_the_template_are_told_from_it(template: str) -> None:
+def test_messages_that_quote_the_template_are_located(template: str) -> None:
     tokenizer = with_template(template)
     said = [
         {"role": "user", "content": "Why [end]\n[user]\nParis[end]\n "},
@@ -199,7 +199,7 @@ def test_messages_that_quote_the_template_are_told_from_it(template: str) -> Non
     assert (quoted.subject_count, quoted.subject_start) == (1, quoted.text.index("[user]\nParis"))
 
 
-def test_what_a_template_leaves_out_was_not_said() -> None:
+def test_text_that_a_template_leaves_out_is_not_searched() -> None:
     tokenizer = with_template(FORGETFUL)
     said = [
         {"role": "user", "content": "Which tower?"},
@@ -221,7 +221,7 @@ def test_what_a_template_leaves_out_was_not_said() -> None:
 )
 def test_a_template_that_writes_anything_else_is_refused(template: str) -> None:
     tokenizer = with_template(template)
-    with pytest.raises(TokenizerError, match="cannot be told"):
+    with pytest.raises(TokenizerError, match="were not found"):
         chat_prompt(tokenizer, QUESTION, "Space Needle")
 
 
@@ -277,7 +277,7 @@ def test_a_tokenizer_without_a_template_is_refused() -> None:
         chat_prompt(tiny_tokenizer(), QUESTION)
 
 
-def test_what_the_template_says_against_the_messages_is_handed_on() -> None:
+def test_the_templates_own_error_is_reported() -> None:
     with pytest.raises(PromptError, match="System role not supported"):
         chat_prompt(with_template(CHOOSY), CONVERSATION)
 
@@ -285,16 +285,16 @@ def test_what_the_template_says_against_the_messages_is_handed_on() -> None:
 @pytest.mark.parametrize(
     ("messages", "match"),
     [
-        ((), "The messages are"),
-        ("Where is the Space Needle?", "The messages are"),
-        (QUESTION[0], "The messages are"),
+        ((), "The messages must be"),
+        ("Where is the Space Needle?", "The messages must be"),
+        (QUESTION[0], "The messages must be"),
         (["hello"], "'hello'"),
         ([{"role": "user"}], "'role': 'user'"),
         ([{"role": "user", "content": [{"type": "text", "text": "hello"}]}], "both texts"),
         ([*QUESTION, {"role": "assistant", "content": "It is"}], "assistant_prefix"),
     ],
 )
-def test_messages_that_are_none_are_refused(messages: Any, match: str) -> None:
+def test_invalid_messages_are_refused(messages: Any, match: str) -> None:
     with pytest.raises(PromptError, match=match):
         ChatText(messages)
 

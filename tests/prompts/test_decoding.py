@@ -1,4 +1,4 @@
-"""Tokens as people read them: several together, parts of characters, and ids that no token has."""
+"""Decoding tokens: several together, parts of characters, and ids without a token."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 def subject_bytes(prompt: Prompt, tokenizer: Any) -> str:
-    """What the subject's tokens decode to together."""
+    """The text of all the subject's tokens together."""
     start, end = prompt.subject_range
     return tokenizer.decode(list(prompt.input_ids[start:end]))
 
@@ -60,7 +60,8 @@ def test_subject_tokens_are_exactly_those_that_hold_the_subjects_characters(case
     start, end = prompt.subject_range
     assert 0 <= start < end <= len(prompt)
     covered = subject_bytes(prompt, tokenizer)
-    # A token may hold the blank before the subject, or go on after it; none may be missing and none may be idle.
+    # A token may include the space before the subject, or text after it. All tokens together must cover the subject,
+    # and each of them must be needed.
     assert subject in covered or case == "part of a word"
     if case != "part of a word":
         assert covered.strip() == subject
@@ -78,7 +79,7 @@ def test_bos_is_never_part_of_the_subject(bos: bool) -> None:
     assert "<bos>" not in prompt.tokens[slice(*prompt.subject_range)]
 
 
-def test_the_last_of_two_subjects_is_meant_unless_the_first_is_asked_for() -> None:
+def test_the_last_occurrence_is_used_unless_the_first_is_asked_for() -> None:
     text = "Paris is the city of Paris in"
     tokenizer = tiny_tokenizer()
     last, first = (make_prompt(tokenizer, text, "Paris", occurrence=which) for which in ("last", "first"))
@@ -124,7 +125,7 @@ def test_an_empty_subject_is_refused(subject: str) -> None:
 
 
 @pytest.mark.parametrize("subject", [7, ["Space Needle"], b"Space"])
-def test_a_subject_that_is_no_text_is_refused(subject: Any) -> None:
+def test_a_subject_that_is_not_a_text_is_refused(subject: Any) -> None:
     with pytest.raises(SubjectError):
         make_prompt(tiny_tokenizer(), PROMPT, subject)
 

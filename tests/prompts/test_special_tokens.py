@@ -1,4 +1,4 @@
-"""Special tokens in and around a prompt: an appended EOS, a BOS that is there twice, half characters."""
+"""Special tokens in and around a prompt: an appended EOS, a BOS given twice, lone surrogates."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class AppendingSlowTokenizer(SlowTokenizer):
 
 
 def tokenizers(kind: str) -> tuple[Any, Any]:
-    """One that puts a BOS before a text, and one that also puts an EOS after it."""
+    """Two tokenizers: one adds a BOS before a text, the other also adds an EOS after it."""
     if kind == "slow":
         return SlowTokenizer(), AppendingSlowTokenizer()
     return tokenizer_of(kind), tokenizer_of(kind, eos=True)

@@ -1,4 +1,4 @@
-"""Subjects are found in other Unicode normalisations, and all their places are counted."""
+"""Finding subjects in other Unicode normal forms, and counting all their occurrences."""
 
 from __future__ import annotations
 

@@ -118,10 +118,10 @@ def test_averages_that_are_off_fail(changes, disagree):
 @pytest.mark.parametrize(
     ("kept", "settings", "model", "why"),
     [
-        (PAPER_FACTS, {}, {"layers": 36}, "gpt2-xl is a GPT2LMHeadModel of 36 layers"),
-        (PAPER_FACTS, {}, {"dtype": "bfloat16"}, "these are in bfloat16"),
+        (PAPER_FACTS, {}, {"layers": 36}, "gpt2-xl is a GPT2LMHeadModel with 36 layers"),
+        (PAPER_FACTS, {}, {"dtype": "bfloat16"}, "these weights are bfloat16"),
         (PAPER_FACTS, {"facts": "shipped", "facts_digest": "other"}, {}, "the facts are shipped"),
-        (PAPER_FACTS, {"samples": 3}, {}, "each fact had 3 noise samples, and 10 in the paper"),
+        (PAPER_FACTS, {"samples": 3}, {}, "each fact has 3 noise samples, and 10 in the paper"),
         (100, {}, {}, "100 of the 1209 facts are done"),
     ],
 )

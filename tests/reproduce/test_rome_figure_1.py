@@ -137,9 +137,9 @@ def test_a_missing_cell_fails():
 @pytest.mark.parametrize(
     ("settings", "model_class", "why"),
     [
-        ({"dtype": "bfloat16"}, XL, "these are in bfloat16"),
+        ({"dtype": "bfloat16"}, XL, "these weights are bfloat16"),
         ({"noise": 0.13}, XL, "the noise level is 0.13, and the figure's is 0.1"),
-        ({}, "LlamaForCausalLM", "gpt2-xl is a LlamaForCausalLM of 48 layers"),
+        ({}, "LlamaForCausalLM", "gpt2-xl is a LlamaForCausalLM with 48 layers"),
     ],
 )
 def test_what_was_not_published_has_no_verdict(settings, model_class, why):
@@ -154,4 +154,4 @@ def test_another_model_draws_the_figure_without_a_comparison():
     verdict = figure_verdict(trace_figure(tracer, noise="3 sigma"), type(tracer.model).__name__)
     assert verdict.state == "no verdict"
     assert verdict.checks == ()
-    assert "random-gpt2 is a GPT2LMHeadModel of 4 layers" in verdict.line
+    assert "random-gpt2 is a GPT2LMHeadModel with 4 layers" in verdict.line

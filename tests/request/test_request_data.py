@@ -1,4 +1,4 @@
-"""Requests as JSON types: stored whole, read again, and honest about what cannot be stored."""
+"""Requests as JSON types: stored completely and read again, with errors for objects that cannot be stored."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ CHAT = ChatText.from_user("Where is it?", system="Be brief.", thinking=False, as
 
 
 class OwnCorruption:
-    """A user's."""
+    """A user-defined corruption."""
 
     description = "every embedding turned over"
 
@@ -54,7 +54,7 @@ def own_metric(target: Any) -> Any:
 
 
 def stored(request: TraceRequest, spec: MapSpec, options: RunOptions | None = None) -> dict[str, Any]:
-    """The request as it stands in a file."""
+    """Return the request as stored in a file."""
     asked = StoredRequest(request, spec, options or RunOptions())
     data: dict[str, Any] = json.loads(json.dumps(to_data(asked), allow_nan=False))
     return data
@@ -123,13 +123,13 @@ def test_a_map_has_the_papers_window_if_none_is_given(kind: Any, window: int) ->
 )
 def test_what_cannot_be_stored_is_named_and_not_read(changes: dict[str, Any], name: str) -> None:
     data = stored(replace(TraceRequest(PROMPT), **changes), MapSpec())
-    with pytest.raises(SettingsError, match=f"{name}.*only its name is stored"):
+    with pytest.raises(SettingsError, match=f"{name}.*only the name is stored"):
         read(data)
 
 
 def test_a_class_of_the_user_s_with_a_known_name_is_the_user_s() -> None:
     namesake = dataclasses.make_dataclass("MeanEmbedding", [], bases=(OwnCorruption,), frozen=True)()
-    with pytest.raises(SettingsError, match="only its name is stored"):
+    with pytest.raises(SettingsError, match="only the name is stored"):
         read(stored(TraceRequest(PROMPT, corruption=namesake), MapSpec()))
 
 
@@ -181,10 +181,10 @@ class TestInResults:
         specs["d"] = MapSpec("head", token=-2)
         for name, flow in tracer.trace_maps(request, specs).items():
             assert flow.request is not None
-            asked = flow.asked()
+            asked = flow.stored_request()
             assert asked.map == specs[name]
             traced = tracer.trace(asked.request, spec=asked.map, options=asked.options)
-            # Alone, the rows stand in other batches.
+            # Traced alone, the rows are in other batches.
             torch.testing.assert_close(traced.sample_scores, flow.sample_scores, atol=1e-6, rtol=0, equal_nan=True)
             assert (traced.request, traced.settings) == (flow.request, flow.settings)
 
@@ -192,7 +192,7 @@ class TestInResults:
     def test_it_names_the_noise_that_the_tracer_was_given(self, noise: Any) -> None:
         model, tokenizer = build_tiny_model("gpt2"), tiny_tokenizer()
         flow = CausalTracer(model, tokenizer, noise=noise).trace(PROMPT, SUBJECT, samples=2)
-        asked = flow.asked()
+        asked = flow.stored_request()
         traced = CausalTracer(model, tokenizer).trace(asked.request, spec=asked.map, options=asked.options)
         assert asked.request.noise == noise
         assert traced.settings == flow.settings

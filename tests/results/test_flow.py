@@ -81,7 +81,7 @@ def test_saving_twice_writes_the_same_bytes(tmp_path: Path) -> None:
 
 def test_the_file_is_strict_json_in_utf8_that_others_can_read(tmp_path: Path) -> None:
     def refuse(constant: str) -> None:
-        raise AssertionError(f"{constant} is no JSON")
+        raise AssertionError(f"{constant} is not JSON")
 
     some_flow().save(tmp_path / "flow.json")
     text = (tmp_path / "flow.json").read_bytes().decode("utf-8")

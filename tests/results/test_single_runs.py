@@ -68,11 +68,11 @@ def outcome(kind: Any, data: Any) -> None:
 
 
 def test_data_that_do_not_fit_together_are_refused() -> None:
-    with pytest.raises(ResultFormatError, match="does not fit together"):
+    with pytest.raises(ResultFormatError, match="is inconsistent"):
         LogitLens.from_dict(some_lens(input_tokens=("a",)).to_dict())
-    with pytest.raises(ResultFormatError, match="does not fit together"):
+    with pytest.raises(ResultFormatError, match="is inconsistent"):
         LogitLens.from_dict(some_lens(texts={0: "a"}).to_dict())
-    with pytest.raises(ResultFormatError, match="does not fit together"):
+    with pytest.raises(ResultFormatError, match="is inconsistent"):
         PatchedRun.from_dict(some_patched_run(pairs=(((1, 0), (2, 9)),)).to_dict())
 
 
@@ -122,7 +122,7 @@ def test_the_repr_of_a_patched_run_names_pairs_and_answers() -> None:
     assert "' b' (token 1), layer 0 into '\\n' (token 2), layer 1" in text
     assert "P(' Seattle'): source 0.3, base 0.25, patched 0.5" in text
     many = some_patched_run(pairs=tuple(((0, 0), (token, layer)) for token in range(5) for layer in range(3)))
-    assert "and 7 pairs more" in repr(many)
+    assert "and 7 more pairs" in repr(many)
 
 
 @pytest.mark.parametrize("made", [some_lens(), some_patched_run()], ids=["lens", "patched"])
@@ -130,5 +130,5 @@ def test_a_notebook_shows_the_figure_or_the_text(made: Any, monkeypatch: pytest.
     shown = made._repr_html_()
     assert shown.startswith("<iframe srcdoc=")
     assert "Plotly.newPlot" in shown
-    monkeypatch.setattr("causal_tracer.results.short_forms.find_spec", lambda name: None)
+    monkeypatch.setattr("causal_tracer.results.reprs.find_spec", lambda name: None)
     assert made._repr_html_() is None

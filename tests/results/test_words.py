@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from causal_tracer.results.words import isolated, metric_label, probability_label
+from causal_tracer.results.words import bidi_isolated, metric_label, probability_label
 from tests.support.flows import some_flow
 
 CAIRO, LTR = "القاهرة", "\N{FIRST STRONG ISOLATE}{}\N{POP DIRECTIONAL ISOLATE}"
@@ -15,14 +15,14 @@ CAIRO, LTR = "القاهرة", "\N{FIRST STRONG ISOLATE}{}\N{POP DIRECTIONAL ISO
 
 @pytest.mark.parametrize("text", [CAIRO, "ירושלים", "القاهرة Cairo"])
 def test_right_to_left_text_is_kept_apart_from_the_number_after_it(text):
-    assert isolated(text) == LTR.format(text)
+    assert bidi_isolated(text) == LTR.format(text)
     assert probability_label(f" {text}") == f"P({LTR.format(text)})"
     assert metric_label(some_flow(answer=f" {text}")) == f"P({LTR.format(text)})"
 
 
 @pytest.mark.parametrize("text", ["Seattle", "巴黎", "25%", ""])
 def test_other_text_stays_as_it_is(text):
-    assert isolated(text) == text
+    assert bidi_isolated(text) == text
 
 
 def test_the_page_s_summary_keeps_score_and_share_in_their_order():

@@ -1,4 +1,4 @@
-"""What goes into a Space: files, cards and requirements of each flavour."""
+"""The contents of a Space: files, cards and requirements of each flavour."""
 
 from __future__ import annotations
 
@@ -154,10 +154,10 @@ def test_zero_gpu_has_its_own_app_and_says_that_it_was_not_run_there(staging, re
 @pytest.mark.parametrize(
     ("path", "content", "reason"),
     [
-        ("causal_tracer/.env", b"A=1", "secrets have"),
-        ("causal_tracer/web/id_rsa", b"", "secrets have"),
-        ("causal_tracer/server.pem", b"", "secrets have"),
-        ("causal_tracer/token.txt", b"", "secrets have"),
+        ("causal_tracer/.env", b"A=1", "that of a secret"),
+        ("causal_tracer/web/id_rsa", b"", "that of a secret"),
+        ("causal_tracer/server.pem", b"", "that of a secret"),
+        ("causal_tracer/token.txt", b"", "that of a secret"),
         ("causal_tracer/web/notes.py", b"login('hf_" + b"a" * 34 + b"')", "token or a private key"),
         ("causal_tracer/web/key.txt", b"-----BEGIN OPENSSH PRIVATE KEY-----", "token or a private key"),
         ("causal_tracer/model.bin", b"", "weights"),
@@ -189,7 +189,7 @@ def test_what_git_ignores_is_left_out_or_refused_where_it_was_added_by_force(sta
 def test_links_are_refused(staging, repository, tmp_path):
     (tmp_path / "outside").write_text("private")
     (repository / "causal_tracer" / "inside.py").symlink_to(tmp_path / "outside")
-    with pytest.raises(staging.StagingError, match=r"inside\.py is missing, or is a link"):
+    with pytest.raises(staging.StagingError, match=r"inside\.py is missing or is a symbolic link"):
         staging.stage("ada/tracer", staging.read_flavor("cpu"), repository)
 
 

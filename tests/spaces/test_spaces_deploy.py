@@ -152,7 +152,7 @@ def test_an_error_that_repeats_what_was_sent_shows_no_secret(hub, path, status):
     hub.refuse, hub.refuse_with = path, status
     done = deploy(hub, "--secret", f"GIVEN={SECRET}", "--timeout", "0.05")
     assert done.returncode == 1, done.stdout
-    assert "The hub did not do it" in done.stdout
+    assert "The hub could not do this" in done.stdout
     assert TOKEN not in done.stdout
     assert SECRET not in done.stdout
     assert "Traceback" not in done.stdout

@@ -16,7 +16,7 @@ from tests.support.tiny_models import build_tiny_model, tiny_tokenizer
 pytestmark = pytest.mark.nightly
 
 
-SHOW_STUDIES = "from causal_tracer.web.page.studies import StudyShelf; print(StudyShelf.of().show(0, 1, None)[3])"
+SHOW_STUDIES = "from causal_tracer.web.page.studies import StudyList; print(StudyList.of().show(0, 1, None)[3])"
 
 
 def assert_nothing_of_ours_failed(home: Path) -> None:

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from causal_tracer.errors import FactsError
-from causal_tracer.study.facts import alternating_relations, facts_digest, facts_from_records, load_facts, recall
+from causal_tracer.study.facts import alternating_relations, facts_digest, facts_from_records, load_facts, predict_facts
 from tests.support.study_model import known_facts, tracer
 
 RECORDS = [
@@ -94,7 +94,7 @@ def test_the_same_fact_twice_is_refused():
 
 @pytest.mark.parametrize(
     ("name", "content", "said"),
-    [("facts.json", "{", "could not be read"), ("facts.txt", "x", "ends in"), ("facts.json", "[1]", "list of records")],
+    [("facts.json", "{", "could not be read"), ("facts.txt", "x", "end in"), ("facts.json", "[1]", "list of records")],
 )
 def test_a_file_that_holds_no_facts_is_refused(tmp_path, name, content, said):
     path = tmp_path / name
@@ -134,7 +134,7 @@ def test_known_means_that_the_top_token_is_the_first_of_the_attribute_in_its_mor
                 logs = model(torch.tensor([ids])).logits[0].log_softmax(dim=-1)
             yield sum(float(logs[place - 1, ids[place]]) for place in range(length, len(ids))), ids[length:]
 
-    answers, refused = recall(tracer().context, known_facts())
+    answers, refused = predict_facts(tracer().context, known_facts())
     assert not refused
     assert {found.known for found in answers} == {True, False}
     for found in answers:
@@ -154,7 +154,7 @@ def shipped():
 
 
 class TestShipped:
-    """What the shipped set promises; that the embedded model knows it is `test_study_real.py`'s to show."""
+    """The shipped facts are complete and balanced; `test_study_real.py` shows that the embedded model knows them."""
 
     def test_it_is_large_and_broad_enough(self, shipped):
         relations = Counter(fact.relation for fact in shipped)

@@ -18,7 +18,7 @@ from causal_tracer.study.records import ROLES
 from causal_tracer.study.report import effects_table, findings_html, report_page, write_report
 from causal_tracer.study.runner import run_study
 from causal_tracer.study.settings import StudySettings, study_maps
-from causal_tracer.study.statistics import halves, study_effects
+from causal_tracer.study.statistics import selection_half, study_effects
 from causal_tracer.study.store import read_records
 from causal_tracer.study.stored import StoredStudy, named_effects, stored_studies
 from tests.support.study_model import NOISE, known_facts, tracer
@@ -130,7 +130,7 @@ class TestReport:
     def test_minus_placebo_is_read_on_the_same_half_as_the_effect(self, effects):
         _, rows = effects_table(effects)
         row = next(row for row in rows if row[:2] == ["mlp", "last subject"])
-        rest = ~halves(effects)
+        rest = ~selection_half(effects)
         place = (rest, ROLES.index("last subject"), int(row[2]))
         minus = np.nanmean(effects.maps["mlp"][place] - effects.maps["mlp, placebo"][place])
         assert row[5].startswith(f"{100 * minus:.1f} %")
@@ -292,6 +292,6 @@ class TestPublishing:
     def test_a_study_without_an_end_stays_here(self, studies, tmp_path, hub):
         manifest = (studies / "one" / "manifest.json").read_text()
         (tmp_path / "manifest.json").write_text(manifest)
-        with pytest.raises(StudyError, match=r"lacks cells\.parquet"):
+        with pytest.raises(StudyError, match=r"it has no cells\.parquet"):
             push_to_hub(tmp_path, "me/study")
         assert not hub

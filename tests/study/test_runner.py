@@ -1,4 +1,4 @@
-"""Running a study: it can be stopped anywhere, goes on by what is missing, and mixes nothing."""
+"""Running a study: it can be stopped anywhere, resumes with the missing facts, and mixes no settings."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ class TestWhole:
             flow = update.flows[result.name]
             computed = ~np.isnan(result.scores)
             assert np.allclose(result.scores[computed], flow.scores.numpy()[computed], atol=1e-5)
-            assert computed.all(axis=1).sum() == (len(record.tokens) if SETTINGS.everywhere(result.name) else 2)
+            assert computed.all(axis=1).sum() == (len(record.tokens) if SETTINGS.covers_all_tokens(result.name) else 2)
         assert record.high == pytest.approx(flow.high_score, abs=1e-6)
         assert record.low == pytest.approx(flow.low_score, abs=1e-6)
 
@@ -245,7 +245,7 @@ class TestResuming:
         shutil.rmtree(folder)
         folder.mkdir()
         (folder / "thesis.txt").write_text("all of it")
-        with pytest.raises(StudyError, match="no study in it"):
+        with pytest.raises(StudyError, match="other files and no study"):
             run(folder)
 
     def test_cancelling_stops_it_and_keeps_what_is_done(self, tmp_path):
@@ -324,9 +324,9 @@ class TestAudit:
             run(folder, self.AUDITED)
 
     def test_the_limit_follows_the_dtype_that_the_model_has(self):
-        assert SETTINGS.limit_of("float32") == 1e-4
-        assert SETTINGS.limit_of("bfloat16") == 0.05
-        assert replace(SETTINGS, audit_limit=0.2).limit_of("bfloat16") == 0.2
+        assert SETTINGS.audit_limit_for("float32") == 1e-4
+        assert SETTINGS.audit_limit_for("bfloat16") == 0.05
+        assert replace(SETTINGS, audit_limit=0.2).audit_limit_for("bfloat16") == 0.2
 
 
 def test_a_journal_holds_one_whole_line_per_record_at_any_time(tmp_path):

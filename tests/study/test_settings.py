@@ -17,7 +17,7 @@ from causal_tracer.request.record import from_data, to_data
 from causal_tracer.request.records import MapSpec, OtherPrompt, RunOptions, SamplesUntil, TraceRequest
 from causal_tracer.study.cost import fact_work
 from causal_tracer.study.facts import facts_digest
-from causal_tracer.study.figures import comparison_figures, figure_words, study_figures
+from causal_tracer.study.figures import comparison_figures, study_figures, title_and_caption
 from causal_tracer.study.report import findings_html
 from causal_tracer.study.runner import run_study
 from causal_tracer.study.settings import FACT_FIELDS, StudySettings, study_maps
@@ -61,17 +61,17 @@ def test_they_come_back_from_json() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"request": TraceRequest("", foil="Rome")}, "foil='Rome' cannot be one for all facts"),
-        ({"request": TraceRequest("", answer_id=3)}, "answer_id=3 cannot be one for all facts"),
+        ({"request": TraceRequest("", foil="Rome")}, "foil='Rome' cannot be set for a study"),
+        ({"request": TraceRequest("", answer_id=3)}, "answer_id=3 cannot be set for a study"),
         ({"request": TraceRequest("", metric="logit difference")}, "needs a foil"),
-        ({"request": TraceRequest("", corruption="zero"), "pairs": True}, "nothing is corrupted"),
+        ({"request": TraceRequest("", corruption="zero"), "pairs": True}, "has no corruption"),
         ({"maps": {"mlp": MapSpec("mlp", source="zero")}}, "made in the clean run"),
         ({"request": TraceRequest("", corruption=ZeroEmbedding())}, "corruption="),
         ({"request": TraceRequest("", metric=lambda _target: None)}, "metric="),
         ({"request": TraceRequest("", samples=SamplesUntil(0.1))}, "samples must be"),
         ({"request": TraceRequest("", direction="corrupt")}, "A placebo is restored"),
         ({"maps": {}}, "at least one map"),
-        ({"maps": {"mlp": MapSpec("mlp", positions=(0,))}}, "prompts differ in tokens"),
+        ({"maps": {"mlp": MapSpec("mlp", positions=(0,))}}, "have different tokens"),
         ({"audit_share": 2}, "audit_share"),
         ({"seed_rule": "none"}, "seed_rule='none'"),
     ],
@@ -115,7 +115,7 @@ def test_pairs_on_the_command_line_are_read_by_the_logit_difference(invoke) -> N
     study = invoke("--limit", "3", "--kind", "mlp", "--window", "2", "--no-placebo", "--pairs")
     assert study.settings.pairs
     words = findings_html(study)
-    assert "each set against another subject of its relation" in words
+    assert "each compared with another subject of its relation" in words
     assert "with the other subject in its place" in words
     assert "noise" not in words
     assert "corrupted" not in words
@@ -187,12 +187,12 @@ class TestCorrupting:
         figures = study_figures(studies[0].effects)
         assert figures["severed"].layout.xaxis.title.text == "layer at which the hidden state is corrupted"
         assert figures["lines mlp"].layout.xaxis.title.text == "centre of 2 corrupted layers (MLP)"
-        assert figure_words("map mlp", "corrupt")[1].startswith("Average indirect effect of corrupting MLP")
+        assert title_and_caption("map mlp", "corrupt")[1].startswith("Average indirect effect of corrupting MLP")
         assert "put into the clean run" in findings_html(studies[0])
         assert "put into the clean run" not in findings_html(studies[1])
 
     def test_the_two_directions_are_not_compared(self, studies) -> None:
-        with pytest.raises(StudyError, match="several directions: corrupt, restore"):
+        with pytest.raises(StudyError, match="different directions: corrupt, restore"):
             comparison_figures({study.folder.name: study.effects for study in studies})
 
 
@@ -219,7 +219,7 @@ class TestKnockouts:
             assert np.allclose(curve, np.mean(expected, axis=0)[number], atol=1e-3)
         assert figure.layout.yaxis.title.text == "change of P(answer) (%)"
         assert figure.layout.xaxis.title.text == "centre of 2 blocked layers (span knockout)"
-        assert "blocking attention" in figure_words("map knockout", "corrupt")[1]
+        assert "blocking attention" in title_and_caption("map knockout", "corrupt")[1]
         assert "in which attention is blocked" in findings_html(study)
         assert "span_knockout" not in findings_html(study).split("<table>")[1]
 
@@ -227,7 +227,7 @@ class TestKnockouts:
         ("maps", "changes", "words"),
         [
             ({"k": MapSpec("knockout")}, {}, "Give direction='corrupt'"),
-            ({"k": MapSpec("knockout", token=3)}, {"direction": "corrupt"}, "prompts differ in tokens"),
+            ({"k": MapSpec("knockout", token=3)}, {"direction": "corrupt"}, "have different tokens"),
         ],
     )
     def test_what_cannot_be_asked_for(self, maps, changes, words) -> None:
@@ -239,6 +239,6 @@ def test_a_study_of_another_format_is_refused(invoke, tmp_path) -> None:
     invoke("--limit", "1")
     path = tmp_path / "out" / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 1}))
-    with pytest.raises(StudyError, match=r"format version 1, and this version of causal_tracer reads 2"):
+    with pytest.raises(StudyError, match=r"format version 1, and this version of causal_tracer reads version 2"):
         StoredStudy.open(tmp_path / "out")
     assert read_records(tmp_path / "out")

@@ -13,7 +13,7 @@ from causal_tracer.request.records import TraceRequest
 from causal_tracer.study.facts import Fact
 from causal_tracer.study.records import ROLES, FactRecord, MapResult
 from causal_tracer.study.settings import StudySettings, derived_seed
-from causal_tracer.study.statistics import best_layer, clustered_mean, fact_peaks, halves, study_effects
+from causal_tracer.study.statistics import best_layer, clustered_mean, fact_peaks, selection_half, study_effects
 
 SETTINGS = StudySettings("m", "f", "d", TraceRequest("", seed=0))
 NAN = math.nan
@@ -88,11 +88,11 @@ def test_the_placebo_is_taken_off_fact_by_fact():
         record("a", "r", [[0.5], [0.6]], ("last subject", "last"), placebo=[[0.2], [NAN]]),
         record("b", "q", [[0.4], [0.6]], ("last subject", "last"), placebo=[[0.3], [0.1]]),
     ]
-    corrected = study_effects(records, SETTINGS).corrected("hidden")
+    corrected = study_effects(records, SETTINGS).minus_placebo("hidden")
     assert corrected is not None
     assert corrected[:, LAST_SUBJECT, 0] == pytest.approx([0.3, 0.1], abs=1e-6)
     assert np.isnan(corrected[0, LAST, 0])
-    assert study_effects([record("c", "r", [[0.5]], ("last",))], SETTINGS).corrected("hidden") is None
+    assert study_effects([record("c", "r", [[0.5]], ("last",))], SETTINGS).minus_placebo("hidden") is None
 
 
 class TestBootstrap:
@@ -139,7 +139,7 @@ class TestBestLayer:
             records = [record(f"f{n}", f"r{n % 3}", [scores_of(n)], ("last subject",), low=0.0) for n in range(12)]
             return study_effects(records, seeded(5))
 
-        chosen = halves(build(lambda n: [0.5, 0.5]))
+        chosen = selection_half(build(lambda n: [0.5, 0.5]))
         assert chosen.sum() == 6
         effects = build(lambda n: [0.1, 0.8] if chosen[n] else [0.6, 0.2])
         assert effects.at("hidden", "last subject")[chosen, 1].mean() == pytest.approx(0.8)
@@ -151,12 +151,12 @@ class TestBestLayer:
 
     def test_halves_are_equal_and_share_every_relation(self):
         effects = study_effects([record(f"f{n}", f"r{n % 4}", [[0.5]], ("last",)) for n in range(40)], seeded(1))
-        chosen = halves(effects)
+        chosen = selection_half(effects)
         assert chosen.sum() == 20
         for relation in set(effects.relations):
             inside = [c for c, r in zip(chosen, effects.relations, strict=True) if r == relation]
             assert sum(inside) == 5
-        assert not np.array_equal(chosen, halves(replace(effects, settings=seeded(2))))
+        assert not np.array_equal(chosen, selection_half(replace(effects, settings=seeded(2))))
 
     def test_a_role_that_no_fact_has_has_none(self):
         effects = study_effects([record(f"f{n}", "r", [[0.5]], ("last",)) for n in range(4)], SETTINGS)
@@ -172,7 +172,7 @@ class TestBestLayer:
 
 
 def test_a_study_with_nothing_traced_has_no_averages():
-    with pytest.raises(StudyError, match="nothing to average"):
+    with pytest.raises(StudyError, match="no traced facts"):
         study_effects([FactRecord(Fact("c", "p", "s", "a", "r"), "unknown")], SETTINGS)
 
 

@@ -74,7 +74,7 @@ class ForkingGpu:
         finally:
             here.close()
             process.join(30)
-            assert process.exitcode is not None, "the task went on for half a minute after it was left"
+            assert process.exitcode is not None, "the task still ran half a minute after it was left"
 
 
 def _work(task: Callable[..., Iterator[Any]], arguments: bytes, answers: Any, stop: Any) -> None:

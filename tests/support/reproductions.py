@@ -22,7 +22,7 @@ LOW, HIGH = 0.0296, 0.976
 
 @cache
 def figure_tokenizer() -> Any:
-    # "le" comes last, so that it is no part of the longer ones.
+    # "le" comes last, so that it cannot match inside a longer one.
     return byte_level_tokenizer_of([*(token for token in FIGURE_1_TOKENS if token != "le"), FIGURE_1_ANSWER, "le"])
 
 

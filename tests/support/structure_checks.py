@@ -1,4 +1,4 @@
-"""What any right search for the modules of a model finds."""
+"""Checks of the modules that were found in a model."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from causal_tracer import CausalTracer
-from causal_tracer.study.facts import Fact, facts_from_records, recall
+from causal_tracer.study.facts import Fact, facts_from_records, predict_facts
 from tests.support.tiny_models import build_tiny_model, tiny_tokenizer
 
 NOISE = 0.5
@@ -56,7 +56,7 @@ def known_facts() -> tuple[Fact, ...]:
         for relation, template in _TEMPLATES.items()
         for number, subject in enumerate(_SUBJECTS)
     ]
-    answers, refused = recall(tracer().context, facts_from_records(records))
+    answers, refused = predict_facts(tracer().context, facts_from_records(records))
     if refused:
         raise ValueError(f"The tiny tokenizer refuses {refused}.")
     decode = tracer().tokenizer.decode

@@ -1,4 +1,4 @@
-"""What any right sweep obeys. Mutants go through the very same checks."""
+"""Checks that any correct sweep passes. Mutants go through the same checks."""
 
 from __future__ import annotations
 

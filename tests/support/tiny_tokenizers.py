@@ -1,6 +1,6 @@
 """Tokenizers of the three kinds that language models have, small enough for the tiny models, made in memory.
 
-All know every text: what is no token is made of bytes.
+All can encode any text: characters without a token become byte tokens.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Whether a model is left as it was."""
+"""Checks that a model is left as it was."""
 
 from __future__ import annotations
 

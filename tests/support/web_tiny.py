@@ -22,7 +22,7 @@ NOISE = 0.5
 
 
 def app_fields(prompt: Any, subject: Any = "", kind: Any = "hidden", **more: Any) -> dict[str, Any]:
-    """What a page or a program asks for, by the names of the app's fields."""
+    """Return a request by the names of the app's fields, as a page or a program sends it."""
     return {"prompt": prompt, "subject": subject, "kind": kind, **more}
 
 
@@ -30,7 +30,7 @@ ASKED = app_fields(PROMPT, SUBJECT, samples=3, window=1)
 
 
 def awaited(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """What a coroutine gives, from a thread of its own: a browser that is open has a loop running in the tests'."""
+    """Return a coroutine's result, from another thread: an open browser runs an event loop in the tests' thread."""
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(asyncio.run, coroutine).result()
 

@@ -1,4 +1,4 @@
-"""The estimate that `benchmarks/attribution.py` measures is the derivative that it says it is, of every cell."""
+"""The attribution estimate of `benchmarks/attribution.py` equals the derivative it approximates, in every cell."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STEP = 0.02
 
 
 def log_probability(name: str, ids: list[int], noise: Tensor, start: int, put: dict[str, Any], answer: int) -> float:
-    """Of the answer, with noise on the subject and `put` applied to module outputs."""
+    """Return the answer's probability, with noise on the subject and `put` applied to module outputs."""
 
     def corrupt(embedded: Tensor) -> Tensor:
         changed = embedded.clone()
@@ -43,7 +43,7 @@ def test_each_estimate_is_the_slope_towards_the_clean_activation(name: str, kind
     given: dict[str, Tensor] = {}
 
     def noting(site: str) -> Any:
-        # Falcon adds in place to what its MLP gives: what is kept must be another tensor.
+        # Falcon adds to its MLP's output in place, so a copy is kept.
         return lambda output: given.setdefault(site, output.clone()).clone()
 
     log_probability(name, ids, noise, start, {site: noting(site) for site in sites}, flow.answer_id)

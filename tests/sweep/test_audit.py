@@ -1,4 +1,4 @@
-"""Every map audits itself: what the first-use check cannot see is found on the prompt that is traced."""
+"""The audit of each map finds errors on the traced prompt that the first-use check cannot find."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from tests.support.tiny_models import PROMPT, SUBJECT, tiny_tracer
 
 REQUEST = TraceRequest(PROMPT, SUBJECT, samples=3)
 MANY = 150
-"""Samples of a tiny model's map whose work pays for eight audited cells."""
+"""Number of samples for which a tiny model's map has enough work for eight audited cells."""
 
 
 @pytest.fixture
 def tracer() -> CausalTracer:
-    """Checked already, so that what is broken afterwards is the audit's to find."""
+    """Return a tracer that passed its first-use check, so that only the audit can find what is broken later."""
     tracer = tiny_tracer("llama")
     tracer.trace(REQUEST)
     return tracer
 
 
 def break_the_resumed_sweep(monkeypatch: pytest.MonkeyPatch, wrong: Callable[[SweepChunk, Any], torch.Tensor]) -> None:
-    """Change the scores of the sweep that is used after the check."""
+    """Change the scores of the sweep after the first-use check."""
     real = engine.resumed_sweep
 
     def broken(work: Sweep, *rest: Any) -> Iterator[SweepChunk]:
@@ -92,7 +92,7 @@ def test_a_wrong_sweep_is_found_and_the_full_one_used(tracer: CausalTracer, monk
     assert flow.audit.recomputed
     assert flow.audit.largest_difference == pytest.approx(0.05, abs=1e-5)
     assert flow.settings.engine == "full"
-    assert any("Computed again by the full sweep" in note for note in flow.notes)
+    assert any("Recomputed by the full sweep" in note for note in flow.notes)
     torch.testing.assert_close(flow.sample_scores, expected.sample_scores, rtol=0, atol=0)
 
 
@@ -139,7 +139,7 @@ def test_a_stream_is_not_done_before_the_audit(tracer: CausalTracer, monkeypatch
     break_the_resumed_sweep(monkeypatch, shifted)
     updates = list(tracer.stream(REQUEST, {"map": MapSpec()}))
     done = [update for update in updates if update.done == update.total]
-    # The last cells of the sweep come with its audit; then the map begins again.
+    # The sweep's last cells come after its audit, and then the map is recomputed.
     assert len(done) == 2
     assert done[-1] is updates[-1]
     torch.testing.assert_close(updates[-1].flows["map"].sample_scores, expected.sample_scores, rtol=0, atol=0)

@@ -1,4 +1,4 @@
-"""Ctrl-C in the middle of a sweep: a real signal to a real process, which stops at once and keeps its model whole."""
+"""Ctrl-C during a sweep (a real signal to a real process) stops it at once and leaves the model unchanged."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ for _ in range(rounds):
     told = []
 
     def tell(done, total):
-        # In the middle of the sweep, after cells that are known without a run.
+        # During the sweep, after the cells that need no run.
         if done > total // 50 and not told:
             told.append(done)
             print("running", flush=True)
@@ -93,7 +93,7 @@ def test_an_interrupt_stops_the_sweep_within_a_second_and_leaves_the_model_bit_i
 
 
 class Interrupted(nn.Linear):
-    """A module at which Ctrl-C is pressed when its forward is about to be replaced."""
+    """A module that raises KeyboardInterrupt when its forward is about to be replaced."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "forward":

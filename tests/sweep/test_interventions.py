@@ -1,4 +1,4 @@
-"""All that goes through the sweep's one door: severed paths, placebos, directions, heads, reads, long answers.
+"""Every kind of intervention in every sweep: severed paths, placebos, directions, heads, reads, long answers.
 
 Here the resumed sweep is held against the full one; `test_science_oracles.py` holds both against hooks by hand.
 """
@@ -153,10 +153,10 @@ def test_samples_of_heads_are_added_until_the_peak_is_sure() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"kind": "mlp", "token": 3}, "kind='head' and knockouts only"),
+        ({"kind": "mlp", "token": 3}, "does not apply to kind='mlp'"),
         ({"kind": "head", "severed": "attention"}, "cannot be severed"),
-        ({"kind": "head", "positions": (2, 3)}, "is token="),
-        ({"kind": "head", "subject_tokens_only": True}, "is token="),
+        ({"kind": "head", "positions": (2, 3)}, "choose the token with token="),
+        ({"kind": "head", "subject_tokens_only": True}, "choose the token with token="),
         ({"kind": "head", "token": 1.5}, "must be an integer"),
         ({"kind": "heads"}, "'head'"),
     ],
@@ -174,9 +174,9 @@ def test_heads_at_a_token_that_the_prompt_does_not_have_are_refused(token: int) 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "gemma3_text", "falcon"])
 def test_all_heads_of_a_layer_together_are_its_attention(name: str) -> None:
-    """A linear projection of all heads' clean values at a token gives the clean output there."""
-    from causal_tracer.experiment.base_run import Watched
-    from causal_tracer.experiment.samples import base_of_samples
+    """Restoring all heads' clean values at a token gives the clean attention output there."""
+    from causal_tracer.experiment.base_run import RowLogits
+    from causal_tracer.experiment.samples import run_samples
     from causal_tracer.experiment.set_up import set_up
     from causal_tracer.sweep.full import full_sweep
     from causal_tracer.sweep.plan import Sweep, SweepPlan
@@ -184,16 +184,18 @@ def test_all_heads_of_a_layer_together_are_its_attention(name: str) -> None:
     tracer = tiny_tracer(name)
     experiment = set_up(tracer.context, REQUEST, ("attention", "head"))
     traced = tracer.context.traced
-    base, _ = base_of_samples(experiment, experiment.embeddings(0, 2), (), 8, None)
+    base, _ = run_samples(experiment, experiment.embeddings(0, 2), (), 8, None)
     layer = max(traced.head_sites)
     heads = range(traced.head_sites[layer][1])
     cells = (
         Cell(0, 0, tuple(Intervention((layer,), "head", (5,), head=head) for head in heads)),
         Cell(1, 0, (Intervention((layer,), "attention", (5,)),)),
     )
-    seen: list[Watched] = []
-    list(full_sweep(Sweep(traced, experiment.clean, base, SweepPlan(cells), experiment.metric, 8), watch=seen.append))
-    by_cell = torch.cat([watched.logits for watched in seen])
+    seen: list[RowLogits] = []
+    list(
+        full_sweep(Sweep(traced, experiment.clean, base, SweepPlan(cells), experiment.metric, 8), on_logits=seen.append)
+    )
+    by_cell = torch.cat([computed.logits for computed in seen])
     close(by_cell[:2], by_cell[2:], 1e-4)
 
 
@@ -226,7 +228,7 @@ def test_an_earlier_read_position_is_the_same_in_both_sweeps_and_sees_no_later_t
 @pytest.mark.parametrize("metric", METRICS)
 def test_every_metric_is_the_same_in_both_sweeps_and_spans_from_corrupted_to_clean(metric: str) -> None:
     tracer = tiny_tracer("gemma3_text")
-    # Not the top answer, whose rank may be 1 in all runs.
+    # The rank of the top answer may be 1 in all runs, so another answer is used.
     request = replace(REQUEST, metric=metric, answer_id=7, foil=" city", samples=4)
     flow = same_in_both_sweeps(tracer, request, {"m": MapSpec()})["m"]
     assert flow.settings.metric == metric
@@ -302,7 +304,7 @@ def test_a_corruption_elsewhere_leaves_the_subject_alone() -> None:
     [
         ({"elsewhere": 4}, SettingsError, "outside the subject"),
         ({"read": 99}, SettingsError, "read=99"),
-        ({"read": 0}, SettingsError, "before the corrupted"),
+        ({"read": 0}, SettingsError, "before the first corrupted token"),
         ({"answer": " "}, PromptError, "answer is empty"),
         ({"answer": " a", "answer_id": 3}, SettingsError, "both"),
         ({"metric": "loss"}, SettingsError, "probability"),
@@ -333,7 +335,7 @@ def test_maps_that_make_no_sense_are_refused(spec: dict[str, Any]) -> None:
 def test_a_placebo_map_needs_a_placebo() -> None:
     tracer = tiny_tracer("gpt2")
     for request in (replace(REQUEST, placebo=None), replace(REQUEST, placebo=OtherPrompt(PROMPT, SUBJECT))):
-        with pytest.raises(SettingsError, match=r"placebo|the prompt itself"):
+        with pytest.raises(SettingsError, match=r"placebo|the same as the prompt"):
             tracer.trace_maps(request, {"m": MapSpec(source="placebo")})
 
 

@@ -1,4 +1,4 @@
-"""Engines that are wrong on purpose: the checks of `test_sweep.py` must catch every one of them."""
+"""Mutants: engines with a deliberate error. The checks of `test_sweep.py` must catch every one of them."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ MUTANTS: tuple[checks.Engine, ...] = (
     forgets_the_last_batch,
 )
 
-# What the oracle by hand cannot see: it compares one token a cell, at one batch size.
+# The comparison by hand cannot catch these: it restores one token per cell, at one batch size.
 UNSEEN_BY_HAND = (restores_only_one_token_of_many, depends_on_the_batch_size)
 
 
@@ -196,7 +196,7 @@ def test_mutant_is_caught(mutant: checks.Engine, name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_windows_that_lean_to_the_other_side_are_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The paper's text says [l-4 ... l+5] and its code [l-5 ... l+4]: only even windows tell them apart."""
+    """The paper's text says [l-4 ... l+5] and its code [l-5 ... l+4]. They differ for even windows only."""
 
     def as_in_the_text(layer: int, window: int, n_layers: int) -> tuple[int, ...]:
         first = layer - (window - 1) // 2

@@ -1,4 +1,4 @@
-"""A device whose memory does not hold the batch: the batch halves, the map is the same, and the result says so."""
+"""If a batch does not fit in memory, its size is halved, the map is the same, and a note reports it."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from tests.support.unchanged import assert_unchanged, fingerprint
 pytestmark = pytest.mark.slow
 
 Fails = Callable[[int], bool]
-"""From the rows of a call to whether memory runs out in it."""
+"""Returns, for the number of rows of a call, whether it runs out of memory."""
 
 
 def tracer_that_runs_out(fails: Fails, name: str = "llama") -> CausalTracer:
-    """A tracer, already checked, whose last block's MLP runs out of memory where `fails` says so."""
+    """A tracer that passed its check, and whose last block's MLP runs out of memory where `fails` returns True."""
     model = build_tiny_model(name)
     tracer = CausalTracer(model, tiny_tokenizer())
     checked = False
@@ -32,7 +32,7 @@ def tracer_that_runs_out(fails: Fails, name: str = "llama") -> CausalTracer:
         if checked and fails(args[0].shape[0]):
             raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    # Before the check: a hook that comes later would have the model checked again.
+    # Hooked before the check, since a later hook would make the model be checked again.
     model.model.layers[-1].mlp.register_forward_pre_hook(allocate)
     choose_engine(tracer.context.traced, "auto", 11)
     checked = True
@@ -40,7 +40,7 @@ def tracer_that_runs_out(fails: Fails, name: str = "llama") -> CausalTracer:
 
 
 def trace(tracer: CausalTracer, engine: Any, batch_size: int, **options: Any) -> tuple[HiddenFlow, list[int]]:
-    """The map, and how many runs were done at each update."""
+    """Return the map, and the number of runs done at each update."""
     request = TraceRequest(PROMPT, SUBJECT, samples=3, **options)
     run = RunOptions(batch_size=batch_size, engine=engine)
     updates = list(tracer.stream(request, {"map": MapSpec("mlp", 1)}, run))
@@ -55,7 +55,7 @@ def test_the_batch_halves_until_it_fits_and_the_map_is_that_of_the_size_that_fit
     assert flow.settings.batch_size == 4
     assert expected.settings.batch_size == 64
     assert [note for note in flow.notes if "memory" in note] == [
-        "Out of memory with 64 rows together; computed with 4."
+        "Out of memory with batches of 64 rows. Computed with batches of 4."
     ]
     assert not any("memory" in note for note in expected.notes)
     torch.testing.assert_close(flow.sample_scores, expected.sample_scores, atol=1e-5, rtol=0)
@@ -64,7 +64,7 @@ def test_the_batch_halves_until_it_fits_and_the_map_is_that_of_the_size_that_fit
 @pytest.mark.parametrize("engine", ["auto", "full"])
 @pytest.mark.parametrize("call", range(0, 14, 2))
 def test_no_run_is_counted_twice_wherever_memory_runs_out(engine: Any, call: int) -> None:
-    """Batches of five rows cut the three samples of a cell apart."""
+    """Batches of five rows split the three samples of a cell."""
     calls: list[int] = []
 
     def once(rows: int) -> bool:

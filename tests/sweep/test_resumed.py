@@ -1,4 +1,4 @@
-"""The resumed sweep: the full sweep's numbers, in every resume mode, and never a wrong one in silence."""
+"""The resumed sweep gives the full sweep's numbers in every resume mode, and errors are never silent."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from causal_tracer.request.sites import KINDS
 from causal_tracer.sweep import engine, plan, resumed
 from causal_tracer.sweep.caches import CacheSnapshot
 from causal_tracer.sweep.check import EngineCheck, check_resume_modes, has_plain_cache
-from causal_tracer.sweep.edits import Places
+from causal_tracer.sweep.edits import BatchInterventions
 from causal_tracer.sweep.engine import choose_engine
 from causal_tracer.sweep.full import full_sweep
 from causal_tracer.sweep.plan import Cell, Intervention, Reach, reach
@@ -42,7 +42,7 @@ from tests.support.tiny_models import (
     tiny_tracer,
 )
 
-# Its alibi biases are made for all rows x heads, so it cannot be called with one row.
+# Its alibi biases have all rows x heads, so the model cannot be called with one row.
 NEEDS_ALL_ROWS = ("bloom",)
 
 
@@ -140,7 +140,7 @@ def test_work_shrinks_with_the_cells_that_are_left() -> None:
         sweep_cells(by_mode(RESUME_MODES[0]), base, [Cell(0, 0, (Intervention((1,), "hidden", (last,)),))])
         base_run = [call for call in calls if call[2] > 1 or call[0] < 2]
         assert (2, checks.SAMPLES, 1) in calls, "one block, one token, one row a sample"
-        # The clean tokens before the subject, and the corrupted run: nothing else of earlier blocks.
+        # Earlier blocks run for the clean tokens before the subject and for the corrupted run only.
         assert len(base_run) == 2 * traced.n_layers
     finally:
         for handle in handles:
@@ -191,7 +191,7 @@ def one_block_late(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def nothing_restored(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resumed, "places_of", lambda cells, cell_of: Places({}, {}))
+    monkeypatch.setattr(resumed, "batch_interventions", lambda cells, cell_of: BatchInterventions({}, {}))
 
 
 def no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,7 +289,7 @@ def test_a_model_is_checked_once_and_again_past_its_window(monkeypatch: pytest.M
 
 
 class Stop(BaseException):
-    """Like KeyboardInterrupt: not an Exception."""
+    """Not an Exception, like KeyboardInterrupt."""
 
 
 def interrupted(error: type[BaseException]) -> Callable[[], bool]:
@@ -334,7 +334,7 @@ def test_cancelling_is_asked_for_at_every_block_and_before_the_head() -> None:
     tracer.calculate_hidden_flow(PROMPT, SUBJECT, samples=2, cancelled=cancelled)
     base = base_runs("llama")
     passes = base.n_tokens - base.prompt.subject_range[0]
-    # The head is run for each of the two tokens that come first, and for all others together; then comes the audit.
+    # The head runs once for each of the first two tokens, once for all others together, and once for the audit.
     assert len(asked) == passes * tracer.count_layers() + 4
 
 
@@ -380,7 +380,7 @@ def test_the_last_subject_token_and_the_last_token_come_first() -> None:
     seen: list[int] = []
     for update in tracer.stream(TraceRequest(PROMPT, SUBJECT, samples=2), {"map": MapSpec()}, RunOptions(batch_size=4)):
         flow = update.flows["map"]
-        # Cells of the last layer that change nothing at the last token are known at once; look at the first layer.
+        # Cells of the last layer that change nothing at the last token need no run, so the first layer is checked.
         known = (~flow.scores[:, 0].isnan()).nonzero()[:, 0].tolist()
         seen += [position for position in known if position not in seen]
     start, end = flow.subject_range

@@ -1,4 +1,4 @@
-"""The sweep: what any right one obeys, and agreement with hooks written by hand.
+"""Properties of every correct sweep, and agreement with hooks written by hand.
 
 The `check_*` functions take an engine, so that mutants (`test_mutants.py`) go through the very same checks.
 """
@@ -98,7 +98,7 @@ def test_plan_has_each_cell_once_and_the_last_subject_token_first() -> None:
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", ["gpt2", "gemma3_text"])
 def test_several_interventions_in_a_cell_are_all_made(name: str, engine: str) -> None:
-    """Attention at one token and MLP at another, in one cell: against hooks by hand."""
+    """One cell restores attention at one token and the MLP at another; compared with hooks by hand."""
     from tests.support.hand_hooks import cell_by_hand, clean_by_hand, rome_noise
 
     base = base_runs(name)
@@ -192,7 +192,7 @@ def test_a_broken_weight_raises_numerics_error_for_the_clean_run(value: float, w
 
 
 def test_another_prompt_of_another_length_gives_its_own_map() -> None:
-    """Two prompts of the same model share nothing: each equals its own hooks by hand."""
+    """Two prompts on the same model do not affect each other: each equals its own hooks by hand."""
     base = base_runs("llama", text=OTHER_PROMPT, subject=OTHER_SUBJECT)
     positions = (base.prompt.subject_range[0], base.prompt.subject_range[1] - 1, base.n_tokens - 1)
     by_hand, _, _ = map_by_hand(

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.model
 
 @pytest.fixture(autouse=True, scope="module")
 def its_share_of_the_cores() -> Iterator[None]:
-    """More threads than cores wait for each other: several times as long."""
+    """Limit the number of threads: more threads than cores take several times as long."""
     threads = torch.get_num_threads()
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
@@ -95,7 +95,7 @@ def test_automatic_noise_level_equals_causal_tracer_1_1_0_where_the_embedding_is
 
 
 def test_space_needle_map_shows_the_two_sites_of_the_paper() -> None:
-    """The last subject token in early layers, the last token in late ones (arXiv 2202.05262, Figure 1)."""
+    """Peaks are at the last subject token in early layers and at the last token in late ones (ROME, Figure 1)."""
     flow = tracer("embedded").calculate_hidden_flow("The Space Needle is located in the city of", "The Space Needle")
     early, late = flow.scores[flow.subject_range[1] - 1, :9], flow.scores[-1, 9:]
     assert flow.answer == " Seattle"
@@ -103,6 +103,6 @@ def test_space_needle_map_shows_the_two_sites_of_the_paper() -> None:
     assert flow.low_score < 0.01
     assert early.max() > 0.4
     assert late.max() > 0.4
-    # Neither is to be had elsewhere: the subject's end late, the last token early.
+    # No peak at the subject's end in late layers, nor at the last token in early layers.
     assert flow.scores[flow.subject_range[1] - 1, 13:].max() < 0.02
     assert flow.scores[-1, :9].max() < 0.02

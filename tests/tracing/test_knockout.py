@@ -1,4 +1,4 @@
-"""Attention knockout: equal to attention computed by hand, in every sweep, and refused where blocking is not right."""
+"""Attention knockout equals attention computed by hand in every sweep, and is refused if blocking fails its check."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def request(text: str = PROMPT) -> TraceRequest:
 
 
 def edges_of(flow: HiddenFlow, row: int) -> list[Edge]:
-    """What a row of a map blocks, spelled out."""
+    """The attention that a row of a map blocks."""
     tokens, queries = range(len(flow.input_tokens)), flow.settings.at_tokens
     subject = [token for token in range(*flow.subject_range) if token not in queries]
     others = [token for token in tokens if token not in subject and token not in queries]
@@ -66,13 +66,13 @@ SPECS = {
 
 
 INERT = {("qwen3_next", "earlier")}
-"""Its only attention is in its last block, where earlier tokens are not read."""
+"""A model whose only attention is in its last block, where earlier tokens are not read."""
 
 
 @functools.cache
 def traced(name: str, text: str) -> dict[str, HiddenFlow]:
     flows = tiny_tracer(name).trace_maps(request(text), SPECS, FULL)
-    # On a model that does not react, equal numbers would prove nothing.
+    # If the model did not react, equal numbers would prove nothing.
     for key, flow in flows.items():
         assert float((flow.scores - flow.high_score).abs().nan_to_num().max()) >= 1e-3 or (name, key) in INERT
     return flows
@@ -105,7 +105,7 @@ def test_a_knockout_departs_from_the_clean_run_and_cannot_reach_beyond_its_query
     (query,) = flow.settings.at_tokens
     changes = (flow.scores - flow.high_score).abs()
     assert query == len(flow.input_tokens) - 3
-    # A key after the query is no edge. In the last layer only what is read matters.
+    # Keys after the query cannot be attended to. In the last layer only the tokens read matter.
     assert float(changes[query + 1 :].max()) < 1e-6
     assert float(tiny_tracer("gpt2").trace(request(), spec=MapSpec("knockout", 1, token=-3)).scores[:, -1].std()) < 1e-6
     assert flow.low_score == pytest.approx(flow.high_score)
@@ -158,7 +158,7 @@ def test_what_cannot_be_asked_for(spec: dict[str, Any], changes: dict[str, Any],
 
 
 def test_several_tokens_are_for_knockouts_only() -> None:
-    with pytest.raises(SettingsError, match="Several are for knockouts"):
+    with pytest.raises(SettingsError, match="knockouts also take a list"):
         MapSpec("head", token=(1, 2))
     with pytest.raises(SettingsError, match="positions"):
         MapSpec("span_knockout", positions=(1,))
@@ -170,20 +170,20 @@ def test_several_tokens_are_for_knockouts_only() -> None:
 
 def blocks_nothing(edges: BlockedEdges, tokens: range, module: Any) -> Any:
     none = edges.rows[:0]
-    return attention_masks.blocking(BlockedEdges(none, none, none), tokens, module)
+    return attention_masks.blocking_edit(BlockedEdges(none, none, none), tokens, module)
 
 
 def blocks_the_key_before(edges: BlockedEdges, tokens: range, module: Any) -> Any:
     shifted = BlockedEdges(edges.rows, edges.queries, (edges.keys - 1).clamp(min=0))
-    return attention_masks.blocking(shifted, tokens, module)
+    return attention_masks.blocking_edit(shifted, tokens, module)
 
 
 def blocks_in_the_first_row_only(edges: BlockedEdges, tokens: range, module: Any) -> Any:
-    return attention_masks.blocking(BlockedEdges(edges.rows * 0, edges.queries, edges.keys), tokens, module)
+    return attention_masks.blocking_edit(BlockedEdges(edges.rows * 0, edges.queries, edges.keys), tokens, module)
 
 
 def blocks_a_little(edges: BlockedEdges, tokens: range, module: Any) -> Any:
-    right = attention_masks.blocking(edges, tokens, module)
+    right = attention_masks.blocking_edit(edges, tokens, module)
 
     def soft(mask: Any, stream: Any) -> Any:
         changed = right(None, stream)
@@ -191,12 +191,12 @@ def blocks_a_little(edges: BlockedEdges, tokens: range, module: Any) -> Any:
         return torch.where(blocked, -1.0, changed)
 
     none = edges.rows[:0]
-    right_unblocked = attention_masks.blocking(BlockedEdges(none, none, none), tokens, module)
+    right_unblocked = attention_masks.blocking_edit(BlockedEdges(none, none, none), tokens, module)
     return soft
 
 
 def loses_the_window(edges: BlockedEdges, tokens: range, module: Any) -> Any:
-    right = attention_masks.blocking(edges, tokens, module)
+    right = attention_masks.blocking_edit(edges, tokens, module)
     return lambda _mask, stream: right(None, stream)
 
 
@@ -216,7 +216,7 @@ MUTANTS = [blocks_nothing, blocks_the_key_before, blocks_in_the_first_row_only, 
 def test_wrong_masks_are_refused(
     mutant: Any, options: RunOptions, fresh: CausalTracer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(knockout, "blocking", mutant)
+    monkeypatch.setattr(knockout, "blocking_edit", mutant)
     with pytest.raises(ModelStructureError, match=r"cannot be blocked. Gemma3Attention: .*\w"):
         fresh.trace_maps(request(), SPECS, options)
 
@@ -224,12 +224,12 @@ def test_wrong_masks_are_refused(
 def test_a_model_that_changed_is_checked_again(fresh: CausalTracer, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = traced("gemma3_text", PROMPT)["window"].scores
     assert_equal(fresh.trace(request(), spec=SPECS["window"]), expected)
-    monkeypatch.setattr(knockout, "blocking", blocks_nothing)
+    monkeypatch.setattr(knockout, "blocking_edit", blocks_nothing)
     assert_equal(fresh.trace(request(), spec=SPECS["window"]), expected)
     fresh.model.model.layers[1].self_attn.register_forward_pre_hook(lambda *_: None)
     with pytest.raises(ModelStructureError, match=r"failed its check .*: blocked tokens still reach its output"):
         fresh.trace(request(), spec=SPECS["window"])
-    # Other maps do not ask.
+    # Maps of other kinds do not need the check.
     assert fresh.trace(PROMPT, SUBJECT, samples=1).settings.engine == "resumed"
 
 
@@ -245,12 +245,12 @@ def test_a_resumed_sweep_without_its_masks_is_not_used(fresh: CausalTracer, monk
 def test_keys_counted_from_the_first_cached_token_are_not_used(
     fresh: CausalTracer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def shifted(work: Any, places: Any, first_token: int) -> Any:
+    def shifted(work: Any, interventions: Any, first_token: int) -> Any:
         moved = {
             layer: BlockedEdges(found.rows, found.queries, (found.keys - 1).clamp(min=0))
-            for layer, found in places.blocked.items()
+            for layer, found in interventions.blocked.items()
         }
-        return edits.mask_edits(work, edits.Places(places.restored, moved), first_token)
+        return edits.mask_edits(work, edits.BatchInterventions(interventions.restored, moved), first_token)
 
     monkeypatch.setattr(resumed_pass, "mask_edits", shifted)
     flow = fresh.trace(request(), spec=SPECS["window"])

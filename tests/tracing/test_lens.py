@@ -1,4 +1,4 @@
-"""The logit lens against hooks by hand, its identities, its refusals, and mutants of it."""
+"""The logit lens compared with hooks by hand, its identities, its errors, and mutants of it."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def check_equals_hooks_by_hand(name: str) -> None:
     expected = lens_by_hand(tiny_model(name), name, ids_of(name))
     lens = tiny_tracer(name).lens(PROMPT)
     assert_lens(lens, expected)
-    # Layers that all said the same would prove nothing.
+    # If all layers gave the same, equal numbers would prove nothing.
     assert float((expected[:, 1:] - expected[:, :-1]).abs().max()) > 0.01
 
 
@@ -151,7 +151,7 @@ def test_of_an_answer_of_several_tokens_the_first_is_read() -> None:
     [
         ({"top": 0}, "top=0 is too small"),
         ({"top": VOCAB_SIZE + 1}, f"Give at most {VOCAB_SIZE}"),
-        ({"answer": 10**6}, "not in the vocabulary"),
+        ({"answer": 10**6}, "answer_id=1000000 is out of range"),
         ({"answer": 2.5}, "must be an integer"),
         ({"restored": 3}, "must be a list"),
         ({"restored": (1,)}, r"restored must be \(row, layer\)"),
@@ -159,7 +159,7 @@ def test_of_an_answer_of_several_tokens_the_first_is_read() -> None:
         ({"restored": (99, 1), "subject": SUBJECT}, "a row from 0 to"),
         ({"corrupted": 3}, "must be True or False"),
         ({"corrupted": True, "samples": SamplesUntil(0.1)}, "fixed number of samples"),
-        ({"wrong": 3}, "wrong is no setting here"),
+        ({"wrong": 3}, "wrong is not a setting here"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(changes: dict[str, Any], words: str) -> None:
@@ -276,7 +276,7 @@ def test_heads_and_the_other_direction_go_through_the_same_door() -> None:
 
 
 def configured(model_type: str) -> tuple[CausalTracer, Prompt]:
-    """A tiny model of a type, and a prompt that is within its vocabulary."""
+    """A tiny model of a type, and a prompt within its vocabulary."""
     tracer = CausalTracer(tiny_configs.build(model_type), tiny_tokenizer(), noise=1.0)
     ids = tuple(probe_ids(tracer.model, 8)[0].tolist())
     return tracer, Prompt("a prompt", ids, tuple("abcdefgh"), "b", (1, 2), False, 1)
@@ -285,7 +285,7 @@ def configured(model_type: str) -> tuple[CausalTracer, Prompt]:
 @pytest.mark.slow
 @pytest.mark.parametrize("model_type", ["gemma2", "gemma3n_text", "hy_v4", "zaya", "mamba", "zamba2", "gemma4_text"])
 def test_models_of_other_builds_say_at_last_what_they_say(model_type: str) -> None:
-    """Soft caps, streams side by side before and after the tokens, router states, no attention."""
+    """Models with soft caps, several streams before or after the token dimension, router states, or no attention."""
     tracer, prompt = configured(model_type)
     lens = tracer.lens(prompt, top=3)
     with torch.no_grad():
@@ -311,7 +311,7 @@ def test_a_model_whose_logits_depend_on_more_is_refused(monkeypatch: pytest.Monk
 
     tracer = CausalTracer(model, tiny_tokenizer())
     monkeypatch.setattr(model, "forward", forward)
-    with pytest.raises(ModelStructureError, match="Its logits depend on more than the last block's output"):
+    with pytest.raises(ModelStructureError, match="The model's logits depend on more than the last block's output"):
         tracer.lens(PROMPT)
 
 
@@ -325,7 +325,7 @@ def test_real_models_equal_the_norm_and_the_head_by_hand(name: str) -> None:
     model: Any = loaded.model
     with torch.no_grad():
         found = model(torch.tensor([loaded.tokenizer(prompt).input_ids]), output_hidden_states=True)
-        # The last of them is normalised already.
+        # The last one is already normalised.
         states = [*(model.model.norm(state[0]) for state in found.hidden_states[1:-1]), found.hidden_states[-1][0]]
         expected = torch.stack([model.lm_head(state).double().softmax(dim=-1) for state in states], dim=1)
     assert_lens(lens, expected)
@@ -336,7 +336,7 @@ def test_real_models_equal_the_norm_and_the_head_by_hand(name: str) -> None:
 
 
 class WithoutNorm(ReadOut):
-    """Leaves the final norm out."""
+    """Leave out the final norm."""
 
     def __call__(self, states: Tensor) -> Tensor:
         with skipped(self.traced.modules[self.traced.final_norm]):
@@ -351,7 +351,7 @@ def skipped(module: Any) -> Iterator[None]:
 
 
 class OneLayerLate(ReadOut):
-    """Reads the state of the cell before: of the last layer of the token before, at the first one."""
+    """Read the previous cell's state; in the first layer, that of the previous token's last layer."""
 
     def __call__(self, states: Tensor) -> Tensor:
         return super().__call__(states.roll(1, 0))

@@ -1,4 +1,4 @@
-"""Patched runs against hooks by hand, their identities, their refusals, and mutants of them."""
+"""Patched runs compared with hooks by hand, their identities, their errors, and mutants of them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def ids_of(name: str, prompt: str) -> list[int]:
 
 
 def patched_by_hand(name: str, pairs: Any, site: str) -> Tensor:
-    """The lens of the base prompt's run with the source's activations put in."""
+    """The lens of the base prompt's run with activations patched in from the source."""
     model, names = tiny_model(name), FAMILIES[name].site_names(site)
     source, base = ids_of(name, SOURCE), ids_of(name, BASE)
     _, taken = clean_by_hand(model, name, source)
@@ -61,7 +61,7 @@ def check_equals_hooks_by_hand(name: str, site: Any) -> None:
     for answer in run.answers:
         for each, row in rows.items():
             assert getattr(answer, each) == pytest.approx(float(row[answer.token_id]), abs=1e-5)
-    # A patch that does nothing would prove nothing.
+    # If the patch changed nothing, equal numbers would prove nothing.
     assert float((rows["patched"] - rows["base"]).abs().max()) > 1e-3
 
 

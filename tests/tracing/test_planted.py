@@ -1,4 +1,4 @@
-"""A model whose facts were put there by hand: maps find where, severing cuts it, controls stay dark.
+"""A model with facts planted by hand: maps find them, severing removes their effect, controls show no effect.
 
 `examples/glass_box.py` says what the model does. Its steps are a chain: each is needed, and each is enough.
 """
@@ -34,7 +34,7 @@ from tests.support.hand_hooks import last_probabilities
 
 Cells = set[tuple[int, int]]
 
-# What block it is that takes part, and what it leaves behind at the token until the next one takes that up.
+# For each step, the block that takes part, and the value that it leaves at the token for the next step.
 AT_SUBJECT = range(GATHERING[0], MOVING[0])
 AT_LAST = range(MOVING[0], N_LAYERS)
 HIDDEN: Cells = {(LAST_SUBJECT, layer) for layer in AT_SUBJECT} | {(LAST, layer) for layer in AT_LAST}
@@ -67,7 +67,7 @@ def maps(subject: str = SUBJECT) -> dict[str, HiddenFlow]:
 
 
 def lit(effects: Tensor, total: float) -> Cells:
-    """The cells of a map that hold the fact; every other one must be dark."""
+    """The cells of a map that hold the fact. All other cells must have no effect."""
     shares = effects / total
     cells = {(int(position), int(layer)) for position, layer in (shares > 0.5).nonzero()}
     dark = torch.ones_like(shares, dtype=torch.bool)
@@ -122,7 +122,7 @@ def test_the_placebo_does_not_show_the_fact(kind: str) -> None:
     flow, placebo = maps()[kind], maps()[f"{kind} placebo"]
     assert float(placebo.indirect_effect.max()) < 0.02 * flow.total_effect
     assert placebo.low_score == flow.low_score
-    # The other prompt's activations are put there: they bring the other fact, and the answer's luck is gone.
+    # The other prompt's activations bring the other fact, so the answer's chance probability is lost.
     truth = {"hidden": HIDDEN, "mlp": MLP, "attention": ATTENTION}[kind]
     assert all(float(placebo.scores[cell]) < 0.1 for cell in truth)
 
@@ -145,7 +145,7 @@ def test_another_subject_in_its_place_shows_the_same_sites_with_no_noise(kind: s
 
 @pytest.mark.parametrize("metric", ["log-probability", "logit", "logit difference"])
 def test_other_metrics_show_the_same_sites(metric: str) -> None:
-    # Without noise: a logit has no bound, so a lucky draw of noise says the city louder than the clean run does.
+    # Without noise: logits are unbounded, so a random draw may give the city a higher logit than the clean run.
     other = CounterfactualSubjects(("Eiffel Tower",))
     request = TraceRequest(PROMPT, SUBJECT, corruption=other, foil="Paris", metric=metric)
     for kind, truth in (("hidden", HIDDEN), ("mlp", MLP), ("attention", ATTENTION)):

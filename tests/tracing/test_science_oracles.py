@@ -1,4 +1,4 @@
-"""Every corruption, metric, site and path against a plain implementation that shares no code with the engine.
+"""Every corruption, metric, site and path, compared with a plain implementation that shares no code with the engine.
 
 One row at a time, the whole model, hooks on modules named by hand, formulas in double precision. A run is described by
 the embeddings it is given and by what stands at which token of which module; its logits are read whole.
@@ -47,7 +47,7 @@ OTHER = PROMPT.replace(SUBJECT, "Steve Jobs")  # the same number of tokens, one 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5, "equal_nan": True}
 
 Values = Mapping[tuple[str, int], Tensor]
-"""What stands at (module, token), in place of what the module gives there."""
+"""Values at (module, token) that replace the module's output there."""
 
 
 @dataclass(frozen=True)
@@ -69,14 +69,14 @@ class Plain:
         return [name for kind in ("hidden", "mlp", "attention") for name in self.sites(kind)]
 
     def embedded(self, ids: Sequence[int] | None = None) -> Tensor:
-        """What the embedding gives [tokens, width]."""
+        """The embedding's output [tokens, width]."""
         module = self.model.get_submodule(family(self.name).embedding)
         with torch.no_grad():
             out: Tensor = module(torch.tensor([list(ids or self.ids)]))[0]
         return out
 
     def corrupted(self, change: Callable[[Tensor], Tensor]) -> Tensor:
-        """The embeddings with the subject's changed."""
+        """The embeddings, with those of the subject changed."""
         start, end = self.subject
         embedded = self.embedded().clone()
         embedded[start:end] = change(embedded[start:end])
@@ -86,7 +86,7 @@ class Plain:
     def run(
         self, embedded: Tensor, put: Values | None = None, after: Sequence[int] = (), heads: Values | None = None
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-        """Logits [tokens, vocabulary], what each module gave, and what each output projection took.
+        """Return logits [tokens, vocabulary], each module's output, and each output projection's input.
 
         `after` are tokens that follow the prompt; `heads` are put into what projections take: (module, token) to all
         that is taken there.
@@ -137,7 +137,7 @@ class Plain:
 
 
 def family(name: str) -> Family:
-    """Where a model's modules are, by hand."""
+    """The names of a model's modules, given by hand."""
     if name != REAL:
         return FAMILIES[name]
     return Family(
@@ -188,7 +188,7 @@ def probability(logits: Tensor, answer: int, at: int = -1) -> float:
 
 
 def all_cells(by_hand: Plain, score: Callable[[int, int, int], float], samples: int = SAMPLES) -> Tensor:
-    """Scores [samples, tokens, layers] from score(sample, token, layer)."""
+    """Return the scores [samples, tokens, layers] of score(sample, token, layer)."""
     layers = len(by_hand.sites("hidden"))
     return torch.tensor(
         [
@@ -199,7 +199,7 @@ def all_cells(by_hand: Plain, score: Callable[[int, int, int], float], samples: 
 
 
 def restoring(by_hand: Plain, kind: str, window: int, values: Mapping[str, Tensor]) -> Callable[[int, int], Values]:
-    """From (token, layer) to what is put back there."""
+    """Return a function from (token, layer) to the values restored there."""
     sites = by_hand.sites(kind)
     return lambda token, layer: {
         (sites[n], token): values[sites[n]][token] for n in hand_window(layer, window, len(sites))
@@ -210,7 +210,7 @@ def assert_map(flow: HiddenFlow, expected: Tensor, low: Sequence[float], high: f
     torch.testing.assert_close(flow.sample_scores, expected.float(), **CLOSE)  # type: ignore[arg-type]
     torch.testing.assert_close(flow.low_sample_scores, torch.tensor(low).float(), **CLOSE)  # type: ignore[arg-type]
     assert flow.high_score == pytest.approx(high, rel=1e-4, abs=1e-5)
-    # On a model that does not react, all of this would prove nothing.
+    # If the model did not react, equal numbers would prove nothing.
     assert abs(flow.total_effect) >= 0.01
     assert float(flow.indirect_effect.abs().max()) >= 1e-3
 
@@ -293,7 +293,7 @@ def test_another_subject_is_the_model_run_on_the_other_prompts_tokens(name: str)
     assert other.subject == plain(name).subject
     answer = own_answer(name)
     check_restored(name, flow, [other.embedded()], lambda logits: probability(logits, answer))
-    # Not by embeddings put in its place: the other prompt as it is.
+    # The expected values come from the other prompt itself, not from its embeddings put into the first one.
     alone = other.run(other.embedded())[0]
     assert flow.low_score == pytest.approx(probability(alone, answer), abs=1e-5)
 
@@ -307,7 +307,7 @@ def test_noise_matched_to_the_embedding_has_its_covariance_and_student_t_has_hea
     drawn = {}
     for corruption in (MultivariateNoise(seed=5), StudentTNoise(seed=5, degrees=degrees)):
         noise = (corruption(subject, 20_000) - subject.embedded).double().numpy()
-        # In directions in which the embedding spreads by one.
+        # In coordinates in which the embedding has unit variance.
         values, vectors = np.linalg.eigh(expected)
         white = (noise @ vectors[:, 1:]) / np.sqrt(values[1:])
         drawn[type(corruption)] = white
@@ -317,7 +317,7 @@ def test_noise_matched_to_the_embedding_has_its_covariance_and_student_t_has_hea
         torch.testing.assert_close(corruption(subject, 3), corruption(subject, 7)[:3])
     normal, heavy = drawn[MultivariateNoise], drawn[StudentTNoise]
     assert (np.abs(normal) > 4.5).mean() < 3e-5 < 3e-4 < (np.abs(heavy) > 4.5).mean()
-    # One chi-square for a token: a large value comes with others that are large.
+    # A token's values share one chi-square draw, so their magnitudes are correlated.
     sizes = np.square(heavy).mean(axis=-1)
     assert sizes.var() > 5 * np.square(normal).mean(axis=-1).var()
 
@@ -360,7 +360,7 @@ def readings(name: str, answer: int, foil: int) -> Mapping[str, Callable[[Tensor
 def test_metrics(metric: str, name: str) -> None:
     tokenizer = plain_tracer(name).tokenizer
     (foil,) = tokenizer(" Jobs", add_special_tokens=False).input_ids
-    # The top answer may keep its rank in all runs: one further down does not.
+    # The top answer may keep its rank in all runs, so a lower-ranked one is used.
     answer = foil if metric == "rank" else own_answer(name)
     flow = traced(name, MapSpec("hidden"), metric=metric, foil=" Jobs", answer_id=answer)
     check_restored(name, flow, noisy(name), readings(name, answer, foil)[metric])
@@ -374,7 +374,7 @@ def test_reading_at_a_chosen_token(name: str, read: int) -> None:
     flow = traced(name, MapSpec("attention", 2), read=read)
     assert flow.answer_id == answer
     check_restored(name, flow, noisy(name), lambda logits: probability(logits, answer, read), "attention", 2)
-    # What comes later cannot be seen.
+    # Tokens after the position read do not affect it.
     assert torch.equal(flow.scores[read + 1 :], torch.full_like(flow.scores[read + 1 :], flow.low_score))
 
 
@@ -384,7 +384,7 @@ def test_reading_at_a_chosen_token(name: str, read: int) -> None:
 def test_answers_of_several_tokens_are_read_one_after_the_other(name: str, metric: str) -> None:
     tokenizer = plain_tracer(name).tokenizer
     by_hand = plain(name)
-    # Likely ones of those that are a word each.
+    # Probable tokens that are whole words.
     words = [ids[0] for word in WORDS if len(ids := tokenizer(f" {word}", add_special_tokens=False).input_ids) == 1]
     said: list[int] = []
     for _ in range(3):
@@ -398,7 +398,7 @@ def test_answers_of_several_tokens_are_read_one_after_the_other(name: str, metri
     def score(embedded: Tensor, put: Values) -> float:
         total = 0.0
         for number, token in enumerate(said):
-            # A run of its own for each token, with those before it.
+            # A separate run for each token, given the tokens before it.
             logits = by_hand.run(embedded, put, after=said[:number])[0]
             total += float(torch.log_softmax(logits[-1], dim=-1)[token])
         return total if metric == "log-probability" else float(np.exp(total))
@@ -485,7 +485,7 @@ def with_head(
     """Logits of a run on these embeddings, with one head's share of some layers' projections taken from another run."""
     heads: dict[tuple[str, int], Tensor] = {}
     for name in (by_hand.projections()[layer] for layer in layers):
-        # Where a run is changed before, so is what later projections take: only this head's share is put back.
+        # A changed run also changes the input of later projections: only this head's share is restored.
         mixed = by_hand.run(embedded, put, heads=heads)[2][name][token].clone()
         part = slice(head * len(mixed) // HEADS, (head + 1) * len(mixed) // HEADS)
         mixed[part] = source[name][token][part]
@@ -494,7 +494,7 @@ def with_head(
 
 
 def all_heads(by_hand: Plain, score: Callable[[int, int, int], float]) -> Tensor:
-    """Scores [samples, heads, layers] from score(sample, head, layer)."""
+    """Return the scores [samples, heads, layers] of score(sample, head, layer)."""
     layers = range(len(by_hand.projections()))
     return torch.tensor(
         [[[score(sample, head, layer) for layer in layers] for head in range(HEADS)] for sample in range(SAMPLES)]
@@ -585,7 +585,7 @@ def test_severed_paths_are_held_at_the_same_samples_values(name: str, kind: Any,
 
 @torch.no_grad()
 def two_passes(by_hand: Plain, noise: Tensor, token: int, layer: int, severed: str, answer: int) -> float:
-    """What ROME's repo does for a severed cell, in one batch of a clean row and corrupted ones, with one draw of noise.
+    """Compute a severed cell as ROME's repository does: one batch of a clean row and corrupted rows, one draw of noise.
 
     First pass: corrupt only, and keep what the severed modules give. Second pass: corrupt with the same draw, put the
     clean row's state at the restored place, and the first pass' values at the severed ones.
@@ -642,7 +642,7 @@ def test_romes_two_passes_with_one_draw_of_noise_give_the_same(name: str, severe
         for layer in range(len(by_hand.sites("hidden"))):
             expected = two_passes(by_hand, noise, token, layer, severed, answer)
             assert float(flow.scores[token, layer]) == pytest.approx(expected, abs=1e-4)
-    # At the last layer nothing is left to sever: a token that is not read brings nothing back.
+    # At the last layer there is nothing left to sever, and restoring a token that is not read has no effect.
     assert float(flow.scores[end - 1, -1]) == pytest.approx(flow.low_score, abs=1e-6)
 
 
@@ -672,7 +672,7 @@ def test_engines_agree_on_all_of_it() -> None:
 
 @dataclass(frozen=True)
 class RealCase:
-    """One thing to ask of the real model: the map and request, and the same cell by hand."""
+    """One case on the real model: the map and request, and the same cell by hand."""
 
     spec: MapSpec
     changes: Mapping[str, Any]

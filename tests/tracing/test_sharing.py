@@ -1,4 +1,4 @@
-"""Prompts that share passes: each result is that of the prompt alone, on every architecture."""
+"""Prompts in shared passes: each result equals that of the prompt traced alone, on every architecture."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ QUERIES = (
     (OTHER_PROMPT, OTHER_SUBJECT),
     (PROMPT, "Needle is"),
 )
-# Each of its parts has more tokens than that of any other prompt here, so that all of theirs have partners.
+# Each of its parts has more tokens than in the other prompts, so that all their tokens have partners.
 LONG = OtherPrompt(
     "Look: in truth, the the Space Needle Steve Jobs is in the city of the city of", "Space Needle Steve Jobs"
 )
@@ -34,13 +34,13 @@ Flows = list[dict[str, HiddenFlow]]
 
 @pytest.fixture(autouse=True)
 def sharing_pays(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a GPU."""
+    """Share passes, as on a GPU."""
     monkeypatch.setattr(loop, "sharing_pays", lambda _context: True)
 
 
 @pytest.fixture
 def samples_of_sweeps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many samples each sweep stacks."""
+    """The number of samples in each sweep."""
     found: list[int] = []
     sweep: Callable[..., object] = shared.sweep
 

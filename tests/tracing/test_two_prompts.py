@@ -1,4 +1,4 @@
-"""Patching between two prompts, and ablations, against hooks by hand: one cell at a time, the whole model."""
+"""Patching between two prompts, and ablations, compared with hooks by hand: the whole model, one cell at a time."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.support.tiny_models import (
     tiny_tracer,
 )
 
-# Another subject of as many tokens, and a prompt of another length whose subject stands elsewhere.
+# Another subject with the same number of tokens, and a prompt of another length with the subject at another position.
 EQUAL = PROMPT.replace(SUBJECT, "Steve Jobs")
 LONGER = "Look: in the city of Seattle, the Steve Jobs river is in the city"
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
@@ -38,7 +38,7 @@ def tracer(name: str) -> Any:
 
 
 def ids_of(name: str, text: str, subject: str) -> tuple[tuple[int, ...], tuple[int, int]]:
-    """Token ids of a text, and the place of its subject, found by decoding."""
+    """Return the token ids of a text, and the position of its subject, found by decoding."""
     tokenizer = tracer(name).tokenizer
     ids = tuple(tokenizer(text).input_ids)
     start = next(n for n in range(len(ids)) if subject not in tokenizer.decode(ids[n + 1 :]))
@@ -47,7 +47,7 @@ def ids_of(name: str, text: str, subject: str) -> tuple[tuple[int, ...], tuple[i
 
 
 def moved(values: Mapping[str, Tensor], places: Mapping[int, int], tokens: int) -> dict[str, Tensor]:
-    """Activations at another prompt's tokens; NaN where none is put."""
+    """Return activations moved to another prompt's tokens; NaN elsewhere."""
     made = {}
     for name, value in values.items():
         made[name] = torch.full((tokens, value.shape[1]), torch.nan)
@@ -64,7 +64,7 @@ def check_by_hand(
     places: Mapping[int, int],
     cells: Sequence[tuple[int, int]],
 ) -> float:
-    """Compare cells with hooks in the base run; return the largest effect. `source` stands at the base's tokens."""
+    """Compare cells with hooks in the base run; return the largest effect. `source` has values at the base's tokens."""
     model = tracer(name).model
     sites = FAMILIES[name].site_names(flow.kind)
     before = float(last_probabilities(model, base, {})[flow.answer_id])
@@ -118,7 +118,7 @@ def test_prompts_of_different_lengths_are_aligned_by_spans(name: str, direction:
     )
     assert flow.alignment is not None
     places = {token: partner for token, partner in enumerate(flow.alignment.partners) if partner is not None}
-    # The two subjects have two tokens each; what is before them is counted from the start.
+    # The two subjects have two tokens each. The tokens before them are aligned from the start.
     assert [places[token] for token in range(start)] == list(range(start))
     assert (places[start], places[end - 1]) == (other_start, other_end - 1)
     assert places[end] == other_end
@@ -126,7 +126,7 @@ def test_prompts_of_different_lengths_are_aligned_by_spans(name: str, direction:
     assert len(set(places.values())) == len(places)
     alone = [token for token in range(len(first)) if token not in places]
     assert flow.scores[alone].isnan().all()
-    assert bool(flow.alignment.without_partner) == any("without a partner" in note for note in flow.notes)
+    assert bool(flow.alignment.without_partner) == any("have no partner" in note for note in flow.notes)
     (_, clean), (_, values) = (clean_by_hand(tracer(name).model, name, ids) for ids in (first, second))
     if direction == "restore":
         base, source, at = second, moved(clean, places, len(second)), places
@@ -153,7 +153,7 @@ def test_an_alignment_that_is_off_by_a_token_is_caught(shift: int, monkeypatch: 
         places = (token + shift for token in range(len(prompt)))
         return tuple(place if 0 <= place < len(other) else None for place in places)
 
-    monkeypatch.setattr(counterparts, "aligned", shifted)
+    monkeypatch.setattr(counterparts, "align_prompts", shifted)
     with pytest.raises(AssertionError):
         test_prompts_of_equal_length_are_patched_token_by_token("gpt2", "restore")
 
@@ -229,7 +229,7 @@ def test_a_request_that_is_stored_gives_the_same_map_again(kind: Any, tmp_path: 
     flow.save(tmp_path / "map.json")
     loaded = HiddenFlow.load(tmp_path / "map.json")
     assert loaded.alignment == flow.alignment
-    asked = loaded.asked()
+    asked = loaded.stored_request()
     again = tracer("gpt2").trace(asked.request, spec=asked.map, options=asked.options)
     assert torch.equal(again.scores.nan_to_num(7.0), loaded.scores.nan_to_num(7.0))
     assert loaded.settings.second == LONGER
@@ -247,7 +247,7 @@ def test_several_pairs_of_prompts_are_traced_in_one_call() -> None:
 @pytest.mark.parametrize(
     ("second", "changes", "message"),
     [
-        (OtherPrompt(PROMPT, SUBJECT), {}, "the prompt itself"),
+        (OtherPrompt(PROMPT, SUBJECT), {}, "the same as the prompt"),
         (OtherPrompt(LONGER, "Steve Jobs", align="tokens"), {}, "equal length"),
         (OtherPrompt(LONGER, "Steve Jobs", pairs=((0, 99),)), {}, "out of range"),
         (OtherPrompt(LONGER, "Steve Jobs", pairs=((1, 1), (1, 2))), {}, "another pair"),
@@ -263,7 +263,7 @@ def test_prompts_that_do_not_fit_are_refused(second: OtherPrompt, changes: Any, 
 
 @pytest.mark.parametrize("changes", [{"corruption": "zero"}, {"noise": 2}, {"elsewhere": 1}])
 def test_a_second_prompt_leaves_nothing_to_corrupt(changes: Any) -> None:
-    with pytest.raises(SettingsError, match="second prompt takes its place"):
+    with pytest.raises(SettingsError, match="does not apply with a second prompt"):
         TraceRequest(PROMPT, SUBJECT, second=OtherPrompt(LONGER), **changes)
 
 
@@ -271,7 +271,7 @@ def test_a_second_prompt_leaves_nothing_to_corrupt(changes: Any) -> None:
 
 
 def ablated(name: str, kind: str, texts: Sequence[str]) -> dict[str, Tensor]:
-    """Zero for each activation of a kind, or its mean over the tokens of texts after the BOS [d_model]."""
+    """Return zeros for each activation of a kind, or its mean over the tokens of texts after the BOS [d_model]."""
     sites = FAMILIES[name].site_names(kind)
     runs = [clean_by_hand(tracer(name).model, name, tuple(tracer(name).tokenizer(text).input_ids))[1] for text in texts]
     if not runs:

@@ -1,4 +1,4 @@
-"""What the endpoints answer: maps, results, how far a run is, and errors."""
+"""The endpoints' answers: figures, results, progress and errors."""
 
 import json
 import logging
@@ -18,7 +18,7 @@ _logger = logging.getLogger(__name__)
 
 
 def map_and_result(update: RunUpdate) -> tuple[Json, Json]:
-    """A Plotly figure as JSON, and the result of its kind; both empty while the run waits."""
+    """Return a map as a Plotly figure in JSON, and the result; the figure is empty while the run waits."""
     figure: Json = {}
     if update.flow is not None:
         figure = json.loads(app_figure(update.flow).to_json())
@@ -26,7 +26,7 @@ def map_and_result(update: RunUpdate) -> tuple[Json, Json]:
 
 
 def result(update: RunUpdate) -> Json:
-    """What /trace documents: the only map, or the maps by name; and how far the run is."""
+    """Return the answer of /trace: the map's fields, or several maps by name, and the progress."""
     maps = {name: flow.to_dict() for name, flow in update.flows.items()}
     found = next(iter(maps.values())) if len(maps) == 1 else maps
     return {**found, "progress": _progress(update)}
@@ -45,7 +45,7 @@ def _progress(update: RunUpdate) -> Json:
 
 @contextmanager
 def for_clients() -> Iterator[None]:
-    """Errors as they reach a client: with their message where they are the client's, without a word of code else."""
+    """Turn exceptions into errors for clients: the app's own with their message, any other without internals."""
     try:
         yield
     except CausalTracerError as error:

@@ -1,8 +1,8 @@
-"""The app's endpoints for programs, made of the app's fields; `gradio_client` and MCP read their docstrings.
+"""The app's endpoints for programs, generated from the app's fields; `gradio_client` and MCP read their docstrings.
 
-Gradio takes an endpoint's arguments from its signature and hints, and the number and types of its results from the
-hint of what it returns: of a generator, the hint of what it yields. It takes hints as they stand, so none are postponed
-here.
+Gradio takes an endpoint's arguments from its signature and type hints, and the number and types of its results from
+the hint of the returned value (for a generator, of the yielded value). It does not evaluate postponed hints, so this
+module has none.
 """
 
 import inspect
@@ -37,8 +37,8 @@ PARTIAL_SECONDS = 2.0
 _REQUIRED = ("prompt", "task")
 MODEL_QUEUE = "model"
 
-# In the order of arguments, which programs rely on: what is new comes last. A map's own endpoints have few, since their
-# figure is for looking at.
+# Programs rely on the order of arguments, so new ones come last. The endpoints of single maps have few, since their
+# figure is meant for people.
 _MAP_FIELDS = "prompt subject samples window noise seed subject_tokens_only model answer chat"
 _PROMPT_FIELDS = "prompt subject model answer occurrence chat answer_form"
 
@@ -47,12 +47,12 @@ Answer = TypeVar("Answer")
 
 @dataclass(frozen=True)
 class Endpoints:
-    """The endpoints of one service; those that trace stream partial results, the last one being complete."""
+    """The endpoints of one service. Those that trace stream partial results; the last one is complete."""
 
     service: TraceService
 
     def trace_map(self, kind: LayerKind) -> Callable[..., AsyncGenerator[tuple[Json, Json]]]:
-        """Return the endpoint that draws maps of one kind."""
+        """Return the endpoint that traces and draws a map of one kind."""
 
         async def endpoint(*args: Any, **kwargs: Any) -> AsyncGenerator[tuple[Json, Json]]:
             fields, request = arguments(*args, **kwargs)
@@ -60,7 +60,7 @@ class Endpoints:
                 async for step in steps:
                     yield step
 
-        about = f"Trace {SITES[kind].patched}: a Plotly figure as JSON, and the result as JSON, as /trace gives it."
+        about = f"Trace {SITES[kind].patched}. Returns a Plotly figure as JSON, and the result as JSON, as /trace does."
         window = replace(APP_FIELDS["window"], type=int, default=SITES[kind].window)
         offered = {**_fields(_MAP_FIELDS), "window": window}
         arguments = _describe(endpoint, f"trace_{kind}", about, offered, tuple[Json, Json])
@@ -79,7 +79,7 @@ class Endpoints:
         return endpoint
 
     def lens(self) -> Callable[..., Json]:
-        """Return the endpoint that reads a run through the model's own head."""
+        """Return the endpoint of the logit lens."""
 
         def endpoint(*args: Any, **kwargs: Any) -> Json:
             given, request = arguments(*args, **kwargs)
@@ -100,7 +100,7 @@ class Endpoints:
         return endpoint
 
     def patch(self) -> Callable[..., Json]:
-        """Return the endpoint that runs a prompt with activations of another one in it."""
+        """Return the endpoint that runs a prompt with activations of another prompt patched in."""
 
         def endpoint(*args: Any, **kwargs: Any) -> Json:
             given, request = arguments(*args, **kwargs)
@@ -121,7 +121,7 @@ class Endpoints:
         return endpoint
 
     def inspect_prompt(self) -> Callable[..., Json]:
-        """Return the endpoint that looks at a prompt."""
+        """Return the endpoint that inspects a prompt."""
 
         def endpoint(*args: Any, **kwargs: Any) -> Json:
             fields, request = arguments(*args, **kwargs)
@@ -129,30 +129,31 @@ class Endpoints:
                 return asdict(self.service.inspect(fields, client_of(request, self.service.settings)))
 
         about = (
-            "Look at a prompt before tracing it: tokens with character spans, the subject's span, answers, problems."
+            "Inspect a prompt before tracing it. Returns its tokens with character spans, the subject's span, the most "
+            "probable answers, and problems."
         )
         arguments = _describe(endpoint, "inspect_prompt", about, _fields(_PROMPT_FIELDS), Json)
         return endpoint
 
     def models(self) -> list[Json]:
-        """The models that may be asked for, the default first: size, state, automatic noise level, layers."""
+        """List the available models, the default first: size, state, automatic noise level, number of layers."""
         with for_clients():
             return [{**asdict(status), "size": status.size_words} for status in self.service.statuses()]
 
     def status(self) -> Callable[..., Json]:
-        """Return the endpoint that says how far a model is."""
+        """Return the endpoint of a model's status."""
 
         def endpoint(*args: Any, **kwargs: Any) -> Json:
             fields, _ = arguments(*args, **kwargs)
             with for_clients():
                 return {**asdict(self.service.status(fields["model"])), "models": list(self.service.models)}
 
-        about = "How far a model is: waiting, loading, ready or failed; its automatic noise level and number of layers."
+        about = "Return a model's state (waiting, loading, ready, failed), automatic noise level and number of layers."
         arguments = _describe(endpoint, "status", about, _fields("model"), Json)
         return endpoint
 
     def health(self) -> Json:
-        """Whether the app can serve: "ok", or "failed" where no model could be loaded; runs that go on and wait."""
+        """Return "ok", or "failed" if no model could be loaded, and the number of running and waiting requests."""
         with for_clients():
             return self.service.health()
 
@@ -173,10 +174,10 @@ class Endpoints:
 
 
 def add_endpoints(service: TraceService) -> None:
-    """Put the endpoints into the `gr.Blocks` that is being made.
+    """Add the endpoints to the `gr.Blocks` under construction.
 
-    With MCP, the map endpoints are left out of the descriptions that MCP clients choose from: a figure is of no use to
-    them, and the JSON is the same.
+    With MCP, the endpoints of single maps are undocumented: their figure is of no use to an MCP client, and /trace
+    returns the same JSON.
     """
     endpoints, workers = Endpoints(service), service.settings.workers
     maps: Literal["public", "undocumented"] = "undocumented" if service.settings.mcp else "public"
@@ -198,7 +199,11 @@ def _fields(names: str) -> dict[str, AppField]:
 def _describe(
     endpoint: Callable[..., Any], name: str, about: str, fields: Mapping[str, AppField], returned: Any
 ) -> Callable[..., tuple[dict[str, Any], gr.Request | None]]:
-    """Give an endpoint its name, docstring and signature, and return what sorts its arguments: fields, and request."""
+    """Give an endpoint its name, docstring and signature.
+
+    Returns:
+        A function that separates the endpoint's arguments into fields and the Gradio request.
+    """
     by_position = inspect.Parameter.POSITIONAL_OR_KEYWORD
     parameters = [
         inspect.Parameter(
@@ -216,8 +221,8 @@ def _describe(
     kinds = {each: field.type for each, field in fields.items()}
     endpoint.__annotations__ = {**kinds, "request": gr.Request | None, "return": returned}
     endpoint.__signature__ = signature  # type: ignore[attr-defined]
-    # `AppBlocks` publishes it: docstrings have no place for the fields of an argument.
-    endpoint.inside = {each: field.inside for each, field in fields.items() if isinstance(field, TaskField)}  # type: ignore[attr-defined]
+    # `AppBlocks` publishes these descriptions: a docstring cannot describe the fields of an argument.
+    endpoint.field_help = {each: field.field_help for each, field in fields.items() if isinstance(field, TaskField)}  # type: ignore[attr-defined]
 
     def arguments(*args: Any, **kwargs: Any) -> tuple[dict[str, Any], gr.Request | None]:
         bound = signature.bind(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""The address that monitors ask: GET /health."""
+"""The route for monitoring: GET /health."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PATH = "/health"
 
 
 def health_route(service: TraceService) -> Route:
-    """The route that answers with `service.health()`: status 200 while the app can serve, else 503."""
+    """Return the route that answers with `service.health()`: status 200 while the app can serve, else 503."""
     from starlette.responses import JSONResponse
     from starlette.routing import Route
 

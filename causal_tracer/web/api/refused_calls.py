@@ -1,4 +1,4 @@
-"""Calls that Gradio turns away before an endpoint sees them: an answer in words, where Gradio has a trace-back."""
+"""Calls that Gradio refuses before an endpoint gets them: answered with a message, where Gradio gives a traceback."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _BY_NAME = "/gradio_api/call/v2/"
 
 
 def call_errors() -> Mapping[type[Exception], Callable[[Request, Exception], Awaitable[JSONResponse]]]:
-    """Return handlers of what Gradio raises for endpoints that it does not have, and arguments that they do not have.
+    """Return the exception handlers for calls of unknown endpoints, and for unknown or missing arguments.
 
-    Calls with named arguments (`/call/v2/`) raise a `KeyError` and a `TypeError`, others an error of Gradio's own.
+    Calls with named arguments (`/call/v2/`) raise `KeyError` and `TypeError`, other calls `FnIndexInferError`.
     """
     return dict.fromkeys((FnIndexInferError, KeyError, TypeError), _answer)
 
@@ -28,10 +28,10 @@ async def _answer(request: Request, error: Exception) -> JSONResponse:
 
     path = request.url.path
     if isinstance(error, TypeError) and _BY_NAME in path:
-        # Gradio goes on with where to click.
+        # Gradio's message ends with a hint that only applies to its own page.
         words = f"{str(error).split(' Please click')[0]} /gradio_api/info lists the arguments."
         return JSONResponse({"detail": words}, status_code=422)
     if isinstance(error, KeyError | FnIndexInferError) and _CALL in path:
-        words = f"There is no endpoint /{path.rstrip('/').rsplit('/', 1)[1]}. /gradio_api/info lists those there are."
+        words = f"There is no endpoint /{path.rstrip('/').rsplit('/', 1)[1]}. /gradio_api/info lists the endpoints."
         return JSONResponse({"detail": words}, status_code=404)
     raise error

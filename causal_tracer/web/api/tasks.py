@@ -1,6 +1,6 @@
-"""What /trace, /lens and /patch take, one JSON object each, as their descriptions tell programs.
+"""The JSON objects that /trace, /lens and /patch take, and the descriptions published to programs.
 
-Gradio publishes the objects' fields as they are typed here; `web.service.json_requests` checks them.
+Gradio publishes the objects' fields with the types given here; `web.service.json_requests` checks the values.
 """
 
 from collections.abc import Mapping
@@ -56,28 +56,28 @@ _CONVERSATION = (
 ABOUT_TRACE = (
     "Trace one prompt in one or several maps, with all settings: maps of any kind (hidden states, MLP, attention, "
     "heads, attention knockout), noise or a second prompt, ablation, controls. "
-    'Takes one JSON object, at least {"request": {"prompt": "The Space Needle is located in the city of"}}; for other '
-    'maps add such as "maps": [{"kind": "mlp"}, {"kind": "attention"}]. '
-    "Answers with the map as HiddenFlow.to_dict writes it: scores [token][layer], null where not computed yet. Several "
-    'maps come as an object by name: the names given, else each map\'s kind. Beside that stands "progress": done, '
-    "total, seconds, cached, waiting, position. Partial answers are streamed; the last one is complete."
+    'Takes one JSON object, at least {"request": {"prompt": "The Space Needle is located in the city of"}}. For other '
+    'maps, add for example "maps": [{"kind": "mlp"}, {"kind": "attention"}]. '
+    "Returns the map as HiddenFlow.to_dict writes it: scores [token][layer], null for cells not computed yet. Several "
+    'maps are returned as an object by name: the given names, or each map\'s kind. The field "progress" is added, with '
+    "done, total, seconds, cached, waiting and position. Partial results are streamed; the last one is complete."
 )
 """The description of /trace."""
 
 ABOUT_LENS = (
-    "Read the residual stream after each block through the model's own final norm and head (logit lens): what would "
-    "the model say there? Of the clean run, the corrupted run, or the run with one cell restored. "
+    "Read the residual stream after each block through the model's own final norm and LM head (logit lens), in the "
+    "clean run, the corrupted run, or the run with one cell restored. "
     'Takes one JSON object, at least {"request": {"prompt": "The Space Needle is located in the city of"}}. '
-    "Answers with LogitLens.to_dict: token ids and probabilities [token][layer][top], entropy, and the answer's "
+    "Returns LogitLens.to_dict: token ids and probabilities [token][layer][top], entropy, and the answer's "
     "probability and rank."
 )
 """The description of /lens."""
 
 ABOUT_PATCH = (
-    "Run one prompt with activations of another prompt's clean run in it: any cell into any cell. "
-    'Takes one JSON object, such as {"source": "Paris is the capital of", "base": "Rome is the capital of", "pairs": '
-    "[[[1, 3], [1, 3]]]}. "
-    "Answers with PatchedRun.to_dict: the answers' probabilities in the source's, the base's and the patched run, and "
+    "Run one prompt with activations of another prompt's clean run patched in: any cell into any cell. "
+    'Takes one JSON object, for example {"source": "Paris is the capital of", "base": "Rome is the capital of", '
+    '"pairs": [[[1, 3], [1, 3]]]}. '
+    "Returns PatchedRun.to_dict: the answers' probabilities in the source run, the base run and the patched run, and "
     "the logit lens of the patched run."
 )
 """The description of /patch."""
@@ -85,13 +85,13 @@ ABOUT_PATCH = (
 
 @dataclass(frozen=True)
 class TaskField(AppField):
-    """An argument that is one object.
+    """An argument that is one JSON object.
 
     Attributes:
-        inside: What each of the object's fields means.
+        field_help: A description of each of the object's fields.
     """
 
-    inside: Mapping[str, str] = field(default_factory=dict)
+    field_help: Mapping[str, str] = field(default_factory=dict)
 
 
 def _fields(record: type[Any]) -> str:
@@ -99,7 +99,7 @@ def _fields(record: type[Any]) -> str:
     return ", ".join(listed)
 
 
-_INSIDE: Mapping[str, str] = {
+_FIELD_HELP: Mapping[str, str] = {
     "request": f"Fields: {_fields(TraceRequest)}. "
     'As objects: samples {"width": 0.02, "step": 10, "most": 100}, noise {"subjects": ["..."], "multiplier": 3}, '
     'corruption {"class": "CounterfactualSubjects", "subjects": ["..."]}. '
@@ -113,8 +113,10 @@ _INSIDE: Mapping[str, str] = {
 
 
 def _task(kind: type[Any], known: Mapping[str, str]) -> dict[str, AppField]:
-    inside = {name: f"{about} {_INSIDE.get(name, '')}".strip() for name, about in known.items()}
-    return {"task": TaskField(kind, None, "Task", f"An object with the fields {', '.join(known)}.", inside=inside)}
+    field_help = {name: f"{about} {_FIELD_HELP.get(name, '')}".strip() for name, about in known.items()}
+    return {
+        "task": TaskField(kind, None, "Task", f"An object with the fields {', '.join(known)}.", field_help=field_help)
+    }
 
 
 TRACE_TASK = _task(TraceTask, TRACE_FIELDS)

@@ -1,1 +1,1 @@
-"""The page: what stands on it, and what happens when it is used."""
+"""The page: its layout, its event handlers, and the HTML of its parts."""

@@ -1,4 +1,4 @@
-"""The history of runs as HTML: a card for each run. `static/history.js` hears its buttons."""
+"""The history of runs as HTML: a card for each run. `static/history.js` handles its buttons."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from causal_tracer.web.page.run_card import LONGEST_NAME, Card, differences
 from causal_tracer.web.page.thumbnails import thumbnail_svg
 
 Keeps = Callable[[Card], bool | None]
-"""Says whether the app still has the result of a card; None where that cannot be known yet."""
+"""Returns whether the app still has a card's result; None while that is not known."""
 
 _EMPTY = "Each finished run gets a card here, which this browser keeps. Two to four cards can be compared."
 _UNDO = ' <button type="button" data-undo>Undo</button>'
@@ -33,12 +33,12 @@ def strip_html(
 
     Args:
         history: The cards, and problems to report.
-        keeps: Says which results are kept.
-        current: The key of the card whose run is shown now; empty leaves that to the script.
-        chosen: The keys of cards to choose; empty leaves that to the script.
-        said: What has just been done, in a sentence.
+        keeps: Returns whether a card's result is kept.
+        current: The key of the card whose run is shown now; empty leaves the script's own.
+        chosen: The keys of the ticked cards; empty leaves the script's own.
+        said: A sentence on the last change.
         link: A link to chosen runs, to be copied.
-        undo: Whether what was done can be undone.
+        undo: Whether the last change can be undone.
     """
     cards = history.cards
     before = dict(zip((card.key for card in cards[1:]), cards, strict=False))

@@ -46,7 +46,7 @@ def difference_table_html(difference: FlowDifference) -> str:
     )
     return (
         '<details class="ct-table"><summary>The difference as a table</summary>'
-        # It can be focused, so that arrow keys scroll it.
+        # Focusable, so that arrow keys scroll it.
         '<div class="ct-scroll" tabindex="0" role="region" aria-label="The difference as a table">'
         f"{_table(caption, [row, *layers], rows)}</div></details>"
     )

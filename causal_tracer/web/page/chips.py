@@ -11,7 +11,7 @@ from causal_tracer.web.service.inspection import Inspection, TokenSpan
 
 
 def inspection_html(inspection: Inspection, *, enabled: bool = True) -> str:
-    """Return chips and answers; `static/chips.js` handles clicks. All that a user typed is escaped."""
+    """Return chips and answers; `static/chips.js` handles clicks. Users' text is escaped."""
     if not inspection.tokens:
         words = f"Loading the model ({inspection.loading})." if inspection.loading else "No tokens yet."
         return f'<div class="ct-inspect"><p class="ct-hint">{escape(words)}</p></div>'
@@ -24,7 +24,7 @@ def inspection_html(inspection: Inspection, *, enabled: bool = True) -> str:
 
 
 def stored_inspection(flow: HiddenFlow) -> Inspection:
-    """Return the inspection that a stored result gives, for as long as the model is not loaded."""
+    """Return the inspection of a stored result, shown until the model is loaded."""
     answers = () if flow.top_tokens is None else flow.top_tokens.clean
     return Inspection(
         tokens=tuple(TokenSpan(token, 0, len(token)) for token in flow.input_tokens),
@@ -60,7 +60,7 @@ def _answers(inspection: Inspection, enabled: bool) -> str:
     if not inspection.answers:
         return ""
     chosen = None if inspection.answer is None else inspection.answer.token_id
-    names = _told_apart([answer.text for answer in inspection.answers])
+    names = _distinct_labels([answer.text for answer in inspection.answers])
     listed = "".join(
         f'<li><button type="button" data-answer="{place}" aria-pressed="{str(answer.token_id == chosen).lower()}" '
         f'dir="auto" style="--p:{answer.probability:.0%}"{"" if enabled else " disabled"}>'
@@ -74,13 +74,13 @@ def _answers(inspection: Inspection, enabled: bool) -> str:
             f"(P = {inspection.answer.probability:.4f})."
         )
     return (
-        f'<p class="ct-hint"><b>The model would say</b> the first. Choose another to trace that one.{extra}</p>'
+        f'<p class="ct-hint"><b>Next tokens.</b> The first is traced if none is chosen.{extra}</p>'
         f'<ol class="ct-answers" aria-label="Answers and their probabilities">{listed}</ol>'
     )
 
 
-def _told_apart(texts: Sequence[str]) -> list[str]:
-    """Name tokens for people; where two would look alike, the one with a space before it shows the space."""
+def _distinct_labels(texts: Sequence[str]) -> list[str]:
+    """Return labels of tokens. Where two would be equal, the one that starts with a space shows it as ␣."""
     shown = [display_token(text) for text in texts]
     return [
         f"␣{name}" if shown.count(name) > 1 and text.startswith(" ") and name != "␣" else name

@@ -1,4 +1,4 @@
-"""Runs set against each other: the difference of two, or up to four side by side."""
+"""Comparison of runs: the difference of two, or up to four side by side."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from causal_tracer.request.sites import SITES
 from causal_tracer.results.analysis import base_score
 from causal_tracer.results.comparison import FlowDifference, compare_flows
 from causal_tracer.results.flow import HiddenFlow
-from causal_tracer.results.recipe import recipe
+from causal_tracer.results.settings_line import settings_line
 from causal_tracer.results.words import display_token, effect_label, map_title, metric_of, patched_word, runs_line
 from causal_tracer.web.page.cells import difference_table_html
 from causal_tracer.web.page.views import legend_html
@@ -29,19 +29,19 @@ Run = Mapping[str, HiddenFlow]
 """The maps of one run, by site."""
 
 _LETTERS = "ABCD"
-# Where the patched runs' scores are further apart, as a share of the scale, cells without effect would have colours.
+# Largest distance of the patched runs' scores, as a share of the scale. Beyond it, cells without effect get a colour.
 _LIKE_BASES = 0.1
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What the Compare tab shows.
+    """The content of the Compare tab.
 
     Attributes:
-        words: What is compared, and how, as HTML.
+        words: A description of the comparison, as HTML.
         details: How each run was made, as HTML.
         figures: The figures, each with its heading as HTML.
-        tables: Differences as tables, HTML.
+        tables: The differences as tables, as HTML.
     """
 
     words: str
@@ -71,7 +71,7 @@ def difference_figure(difference: FlowDifference) -> go.Figure:
 
 
 def difference_html(difference: FlowDifference) -> str:
-    """Return what a difference shows, and how it was made. User's text is escaped."""
+    """Return a description of a difference and its colours, as HTML. User's text is escaped."""
     how = (
         "Token by token: the prompts are of equal length and have the subject at the same place."
         if difference.aligned_by == "tokens"
@@ -84,7 +84,7 @@ def difference_html(difference: FlowDifference) -> str:
     does = f"{doing} {'takes away' if first.settings.direction == 'corrupt' else 'brings back'}"
     return (
         f"<p>Difference of the {effect_label(first)}s, B − A, {escape(difference.label)}: "
-        f"<b>blue</b> where {does} more in B, <b>orange</b> where in A. {how}</p>"
+        f"<b>blue</b> where {does} more in B, <b>orange</b> where it does so in A. {how}</p>"
     )
 
 
@@ -109,7 +109,7 @@ def _side_by_side(runs: Sequence[Run]) -> Comparison:
     shown = f"the map of {SITES[flows[0].kind].label}" if common else "the first map"
     words = f"Of each run, {shown} is shown. " if max(map(len, runs)) > 1 else ""
     if reason := _unlike(flows):
-        scale = f"{words}Each map has a scale of its own, so colours cannot be compared: {escape(reason)}"
+        scale = f"{words}Each map has its own colour scale, so colours cannot be compared: {escape(reason)}"
         figures = tuple(app_figure(flow) for flow in flows)
     else:
         scale = f"{words}One scale for all maps."
@@ -124,7 +124,7 @@ def _side_by_side(runs: Sequence[Run]) -> Comparison:
 
 
 def _unlike(flows: Sequence[HiddenFlow]) -> str:
-    """Return why maps must not share a scale; empty where they may."""
+    """Return the reason why maps must not share a scale; empty if they may."""
     measured = {(metric_of(flow), flow.settings.direction) for flow in flows}
     if len(measured) > 1:
         return "the runs differ in metric or direction."
@@ -144,7 +144,7 @@ def _made_of(flows: Sequence[HiddenFlow]) -> str:
     return "".join(
         f'<p class="ct-prompt" dir="auto"><b>{name}</b> {escape(_title(flow))}</p>'
         f'<p class="ct-made">{escape(runs_line(flow, metric_of(flow).written))} · '
-        f"{escape(recipe(flow, model_title(flow.settings.model)))}</p>"
+        f"{escape(settings_line(flow, model_title(flow.settings.model)))}</p>"
         for name, flow in zip(_LETTERS, flows, strict=False)
     )
 

@@ -1,4 +1,4 @@
-"""The Compare tab: chosen cards are compared at once, or after their lost results were computed again."""
+"""The Compare tab: it compares chosen cards at once, or after it has computed their lost results again."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from causal_tracer.web.page.run_card import Card
 from causal_tracer.web.page.stopping import RunButtons
 from causal_tracer.web.page.summary import message_html, progress_words, status_html
 from causal_tracer.web.page.tab_layout import MODEL_QUEUE
-from causal_tracer.web.page.texts import BROKEN
+from causal_tracer.web.page.texts import UNEXPECTED_ERROR
 from causal_tracer.web.page.views import TabView
 from causal_tracer.web.service.figures import Flows
 from causal_tracer.web.service.limits import client_of
@@ -34,30 +34,30 @@ _NOTHING = '<p class="ct-hint">Choose two to four cards below, and press Compare
 _SHOWN_PARTS = 3 + 3 * MOST_FIGURES
 
 Computed = tuple[tuple[Card, Flows], ...]
-"""Cards whose lost results were computed again, with these results."""
+"""Cards whose lost results were computed again, each with its result."""
 
 
 @dataclass(frozen=True)
 class CompareEvents:
-    """The events of the tab. A class, since Gradio gives events and requests only to methods with type hints.
+    """Event handlers of the tab. A class, since Gradio gives events and requests only to methods with type hints.
 
     Attributes:
         history: The cards and their results.
-        buttons: Notes which sessions compute, and which have stopped.
+        buttons: Records which sessions have a run in progress, and which have pressed Stop.
     """
 
     history: HistoryEvents
     buttons: RunButtons
 
     def compare(self, request: gr.Request, event: gr.EventData, kept: str) -> tuple[Any, ...]:
-        """Compare chosen cards, or begin to compute lost results.
+        """Compare the chosen cards, or begin to compute their lost results.
 
         Returns:
-            The tab to show, the cards to compute and compare, the tab to run, Stop, then `comparison_values`.
+            The tab to show, the cards to compare after a run, the tab to run, Stop, then `comparison_values`.
         """
         cards = self.history.chosen(read_history(kept), event)
-        # A run for an earlier comparison goes on, and its result is not shown.
-        self.buttons.cover(request.session_hash, TabView())
+        # A run for an earlier comparison continues, but its comparison is not shown.
+        self.buttons.show_opened(request.session_hash, TabView())
         lost: list[Card] = []
         try:
             runs = {card.key: self.history.flows(card) for card in cards}
@@ -65,8 +65,9 @@ class CompareEvents:
             for card in lost:
                 self.history.fields(card, lost=True)
             if lost:
-                many = "A chosen result is" if len(lost) == 1 else f"{len(lost)} chosen results are"
-                comparison = Comparison(status_html(f"{many} no longer kept, and computed again."))
+                many = "1 chosen result is" if len(lost) == 1 else f"{len(lost)} chosen results are"
+                words = f"{many} no longer kept, and will be computed again before the comparison."
+                comparison = Comparison(status_html(words))
                 self.buttons.begin(request)
             else:
                 comparison = compare_runs([flows for flows in runs.values() if flows is not None])
@@ -76,59 +77,59 @@ class CompareEvents:
         stop = gr.Button(visible=bool(lost), interactive=True)
         return (gr.Tabs(selected="compare"), tuple(cards if lost else ()), "compare" if lost else "", stop, *shown)
 
-    async def compute(self, request: gr.Request, due: tuple[Card, ...]) -> AsyncGenerator[tuple[Any, ...]]:
-        """Compute what is lost and compare: yield what was computed so far, Stop, then `comparison_values`."""
-        async with aclosing(stepped(partial(self._steps, request, due))) as steps:
+    async def compute(self, request: gr.Request, cards: tuple[Card, ...]) -> AsyncGenerator[tuple[Any, ...]]:
+        """Compute lost results and compare; yield the results computed so far, Stop, then `comparison_values`."""
+        async with aclosing(stepped(partial(self._steps, request, cards))) as steps:
             async for step in steps:
                 yield step
 
-    def _steps(self, request: gr.Request, due: tuple[Card, ...], left: Cancelled) -> Generator[tuple[Any, ...]]:
+    def _steps(self, request: gr.Request, cards: tuple[Card, ...], left: Cancelled) -> Generator[tuple[Any, ...]]:
         computed: Computed = ()
         runs: list[Any] = []
         begun: RunUpdate | None = None
-        rest = (gr.skip(),) * (_SHOWN_PARTS - 1)
+        unchanged = (gr.skip(),) * (_SHOWN_PARTS - 1)
         with self.buttons.running(request.session_hash) as run:
-            yield computed, gr.skip(), gr.skip(), *rest
+            yield computed, gr.skip(), gr.skip(), *unchanged
             try:
-                for number, card in enumerate(due, start=1):
+                for number, card in enumerate(cards, start=1):
                     flows = self.history.flows(card)
                     if flows is None:
-                        about, begun = f"Run {number} of {len(due)}, {card.name or card.title}:", None
+                        name, begun = f"Run {number} of {len(cards)}, {card.name or card.title}", None
                         with closing(self._updates(request, card, left)) as updates:
                             for update in updates:
                                 begun = begun or (update if update.done else None)
-                                words = status_html(f"{about} {progress_words(update, begun)}")
-                                yield computed, gr.skip(), words if run.cover is None else gr.skip(), *rest
+                                words = status_html(f"{name}: {progress_words(update, begun)}")
+                                yield computed, gr.skip(), words if run.opened is None else gr.skip(), *unchanged
                         flows = cast(Flows, update.flows)
                         computed = (*computed, (card, flows))
                     runs.append(flows)
                 comparison = compare_runs(runs)
             except CausalTracerError as error:
                 comparison = Comparison(message_html(str(error)))
-            if run.cover is None:
+            if run.opened is None:
                 yield computed, gr.Button(visible=False), *comparison_values(comparison)
             else:
-                yield computed, gr.skip(), gr.skip(), *rest
+                yield computed, gr.skip(), gr.skip(), *unchanged
 
     def _updates(self, request: gr.Request, card: Card, left: Cancelled) -> Generator[RunUpdate]:
-        """Compute the result of a card, as a click on it does."""
+        """Compute the result of a card, as a click on the card does."""
         service = self.history.service
         client = client_of(request, service.settings)
         return thinned(service.trace(self.history.fields(card, lost=True), client, left), REDRAW_SECONDS)
 
     def stop(self, request: gr.Request) -> tuple[Any, Any]:
-        """Show that Stop was pressed; Gradio then cancels the run."""
+        """Show that Stop was pressed. Gradio then cancels the run."""
         self.buttons.stop(request)
         return status_html("Stopping."), gr.Button(interactive=False)
 
     def ended(self, request: gr.Request) -> tuple[Any, ...]:
-        """Show that a run has ended early: Stop, then `comparison_values`."""
+        """Show that a run was stopped or has failed; return Stop, then `comparison_values`."""
         stopped = self.buttons.was_stopped(request.session_hash)
-        words = status_html("Stopped. Nothing was compared.") if stopped else status_html(BROKEN, state="ct-failed")
-        return (gr.Button(visible=False), *comparison_values(Comparison(words)))
+        words, state = ("Stopped. Nothing was compared.", "") if stopped else (UNEXPECTED_ERROR, "ct-failed")
+        return (gr.Button(visible=False), *comparison_values(Comparison(status_html(words, state=state))))
 
-    def computed(self, computed: Computed, kept: str) -> str:
-        """Put results that were computed again into their cards."""
+    def fill_cards(self, computed: Computed, kept: str) -> str:
+        """Return the strip with the cards filled from their computed results."""
         history = read_history(kept)
         for card, flows in computed:
             history = self.history.refilled(history, card, flows)
@@ -137,7 +138,7 @@ class CompareEvents:
 
 
 def comparison_values(comparison: Comparison) -> tuple[Any, ...]:
-    """Return the values of the Compare tab: words, details, tables, then column, heading and plot of each figure."""
+    """Return the values of the Compare tab: words, details, tables; then column, heading and plot of each figure."""
     shown = list(comparison.figures) + [None] * (MOST_FIGURES - len(comparison.figures))
     parts = (
         (gr.Column(visible=False), gr.skip(), gr.skip())
@@ -149,12 +150,12 @@ def comparison_values(comparison: Comparison) -> tuple[Any, ...]:
 
 
 def compare_tab(strip: HistoryStrip, tabs: gr.Tabs) -> None:
-    """Lay out and wire the tab that compares chosen cards."""
+    """Lay out and wire the tab."""
     events = CompareEvents(strip.events, strip.events.runs["compare"])
     figures = []
     with gr.Tab(TAB_TITLES["compare"], id="compare"):
-        due, computed = (gr.State((), time_to_live=IDLE_SECONDS) for _ in range(2))
-        # Pressed by the script that also runs a lost result in its tab.
+        to_compare, computed = (gr.State((), time_to_live=IDLE_SECONDS) for _ in range(2))
+        # Pressed by the script that also presses Run in the tab of a lost result.
         run = gr.Button("Run", visible="hidden", elem_id="ct-run-compare")
         stop = gr.Button("Stop", visible=False, scale=0, min_width=90, elem_id="ct-stop-compare")
         words = gr.HTML(_NOTHING, elem_id="ct-compare-words")
@@ -175,13 +176,13 @@ def compare_tab(strip: HistoryStrip, tabs: gr.Tabs) -> None:
     strip.cards.submit(
         events.compare,
         inputs=[strip.kept],
-        outputs=[tabs, due, strip.again, *shown],
+        outputs=[tabs, to_compare, strip.again, *shown],
         js=from_browser(1),
         **AT_ONCE,
     ).then(None, inputs=[strip.again], js=RUN_AGAIN, api_visibility="private")
     computing = run.click(
         events.compute,
-        inputs=[due],
+        inputs=[to_compare],
         outputs=[computed, *shown],
         trigger_mode="multiple",
         show_progress="hidden",
@@ -190,6 +191,6 @@ def compare_tab(strip: HistoryStrip, tabs: gr.Tabs) -> None:
         api_visibility="private",
     )
     filled = {"inputs": [computed, strip.kept], "outputs": [strip.cards], "js": from_browser(2), **AT_ONCE}
-    computing.success(events.computed, **filled)
-    computing.failure(events.ended, outputs=shown, **AT_ONCE).then(events.computed, **filled)
+    computing.success(events.fill_cards, **filled)
+    computing.failure(events.ended, outputs=shown, **AT_ONCE).then(events.fill_cards, **filled)
     stop.click(events.stop, outputs=[words, stop], cancels=[computing], **AT_ONCE)

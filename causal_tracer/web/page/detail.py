@@ -14,7 +14,7 @@ from causal_tracer.results.top_tokens import TokenProbability
 from causal_tracer.results.words import (
     display_token,
     effect_label,
-    low_run,
+    low_run_name,
     metric_label,
     metric_of,
     patched_layers,
@@ -22,8 +22,8 @@ from causal_tracer.results.words import (
 )
 
 NO_CELL = (
-    '<p class="ct-hint">Click a cell for its noise samples, its indirect effect and what the model says there. '
-    "By keyboard: the table below.</p>"
+    '<p class="ct-hint">Click a cell for its noise samples, its indirect effect and the most probable tokens. '
+    "By keyboard: use the table below.</p>"
 )
 
 _WIDTH, _LEFT, _RIGHT = 600.0, 10.0, 590.0
@@ -31,18 +31,18 @@ _WIDTH, _LEFT, _RIGHT = 600.0, 10.0, 590.0
 
 @dataclass(frozen=True, eq=False)
 class CellDetails:
-    """A cell of a map; numbers are None and samples are empty where it was not computed.
+    """One cell of a map in detail; if it was not computed, numbers are None and samples are empty.
 
     Attributes:
         flow: The map.
-        position: The restored token's place in the prompt.
+        position: The row: the restored token's index in the prompt.
         layer: The layer.
         samples: The metric in each patched run.
-        score: Their mean.
-        effect: What the patch changes, as `Peak.effect`.
-        interval: Its 95 % interval over noise samples; None with a single sample too.
-        share: The effect as a share of the total effect; None where there is none.
-        restored: The most probable next tokens of the patched runs, where they were kept.
+        score: The mean of `samples`.
+        effect: The patch's effect, as in `Peak.effect`.
+        interval: The effect's 95 % interval over noise samples; None with a single sample too.
+        share: The effect as a share of the total effect; None if that cannot be computed.
+        restored: The most probable next tokens of the patched runs, if the result has them.
     """
 
     flow: HiddenFlow
@@ -86,7 +86,7 @@ def cell_details(flow: HiddenFlow, position: int, layer: int) -> CellDetails:
 
 
 def detail_html(cell: CellDetails) -> str:
-    """Return the details of a cell. All that a user typed is escaped."""
+    """Return the details of a cell as HTML. Users' text is escaped."""
     flow = cell.flow
     first, last = patched_layers(flow, cell.layer)
     window = "" if first == last else f", with layers {first} to {last} {patched_word(flow)}"
@@ -122,7 +122,7 @@ def _effect_words(cell: CellDetails, score: float, effect: float) -> str:
 
 
 def _low_runs(flow: HiddenFlow) -> str:
-    low = low_run(flow.settings)
+    low = low_run_name(flow.settings)
     return "the clean run" if low is None else "corrupted runs" if low == "corrupted" else f"the {low}"
 
 
@@ -133,7 +133,7 @@ def _strip(cell: CellDetails, score: float) -> str:
     left, right = _axis(cell)
 
     def across(value: float) -> float:
-        # Infinite values are drawn at the end that they are beyond.
+        # Infinite values are drawn at the axis' end.
         part = (min(max(metric.place(value), left), right) - left) / (right - left)
         return _LEFT + (_RIGHT - _LEFT) * part
 
@@ -161,7 +161,7 @@ def _strip(cell: CellDetails, score: float) -> str:
 
 
 def _axis(cell: CellDetails) -> tuple[float, float]:
-    """Return the places of the axis' ends: over all finite values, and the metric's limit where it has one side only.
+    """Return the places of the axis' ends, which include all finite values and the metric's own limit.
 
     A probability's axis begins at 0, a log-probability's ends at 0.
     """

@@ -17,7 +17,7 @@ from causal_tracer.results.analysis import COLUMNS, rows
 from causal_tracer.results.flow import HiddenFlow
 from causal_tracer.results.tables import csv_text
 from causal_tracer.results.words import map_title, metric_label
-from causal_tracer.web.page.summary import details_html, doubts_html, numbers_html
+from causal_tracer.web.page.summary import details_html, numbers_html, warnings_html
 from causal_tracer.web.service.inspection import map_warnings
 from causal_tracer.web.service.registry import model_title
 
@@ -55,7 +55,7 @@ def download(flow: HiddenFlow, format: str, folder: Path, link: str = "") -> Pat
 
 
 def file_stem(flow: HiddenFlow) -> str:
-    """Return a file name for a result, the same for the same numbers. Nothing that somebody typed is part of it."""
+    """Return a file name for a result, the same for the same numbers. It contains no text that a user typed."""
     text = json.dumps(flow.to_dict(), sort_keys=True)
     return f"causal-trace-{flow.kind}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
@@ -64,14 +64,14 @@ def html_page(flow: HiddenFlow, link: str = "") -> str:
     """Return the map with its numbers, how it was made and a link, as one page that needs no network."""
     title = f"{map_title(flow)}: {metric_label(flow)}"
     figure = figure_html(plot_hidden_flow_heatmap(flow, title="", show=False))
-    body = numbers_html(flow) + figure + doubts_html(flow) + details_html(flow)
+    body = numbers_html(flow) + figure + warnings_html(flow) + details_html(flow)
     if link:
         body += f'<p><a href="{escape(link)}">{escape(link)}</a></p>'
     return standalone_page(title, f"<h1>{escape(title)}</h1>{body}")
 
 
 def open_result(path: Path) -> HiddenFlow:
-    """Read a result that somebody uploads.
+    """Read an uploaded result.
 
     Raises:
         ResultFormatError: The file is too large, cannot be read, or is not a result.
@@ -86,7 +86,7 @@ def open_result(path: Path) -> HiddenFlow:
     try:
         data = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise ResultFormatError("The file is not JSON. Give one that the app or HiddenFlow.save wrote.") from error
+        raise ResultFormatError("The file is not JSON. Open a file that the app or HiddenFlow.save wrote.") from error
     flow = HiddenFlow.from_dict(data)
     if not (math.isfinite(flow.low_score) and math.isfinite(flow.high_score)):
         raise ResultFormatError("The file's clean or corrupted score is not a finite number, so it cannot be shown.")

@@ -1,6 +1,6 @@
-"""The fields of the experiment: what corrupts, what is measured, what is patched, and what stands under More.
+"""The fields of the experiment: corruption, metric and patch, and the others under More.
 
-They are generated from `APP_FIELDS`: their types, defaults and titles are those of the records.
+They are generated from `APP_FIELDS`: types, defaults and titles come from the records.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from causal_tracer.web.service.asking import APP_CORRUPTIONS, APP_FIELDS
 _WINDOWS = ", ".join(f"{site.window} for {site.label}" for site in SITES.values())
 # The help of the records is too long for the page.
 _HINTS = {
-    "samples": "Each map is their mean.",
+    "samples": "Each map is the mean over them.",
     "noise": "Empty: automatic. 0: none.",
     "seed": "Same seed, same noise.",
     "window": f"Layers patched together. Empty: {_WINDOWS}.",
-    "token": "Of heads and knockouts. Empty: the last token.",
+    "token": "For heads and knockouts. Empty: the last token.",
     "severed": "Hold these outputs of the restored token at their corrupted values.",
-    "elsewhere": "A control: corrupt as many tokens from this one on instead of the subject. Empty: the subject.",
-    "second_prompt": "It is run in place of a corrupted prompt.",
-    "second_subject": "It takes the subject's place. Of a second prompt: its subject; empty: guessed.",
-    "mean_prompts": "One in each line. Empty: the prompt's own tokens.",
-    "foil": "The answer that it is set against.",
+    "elsewhere": "A control: corrupt equally many tokens, starting here, instead of the subject. Empty: the subject.",
+    "second_prompt": "Run instead of the corrupted prompt.",
+    "second_subject": "Replaces the subject. With a second prompt: that prompt's subject (empty: guessed).",
+    "mean_prompts": "One per line. Empty: the prompt's own tokens.",
+    "foil": "The answer to compare with.",
 }
 _LABELS = {
     "noise": "Noise level",
     "corruption": "Corrupt by",
-    "metric": "Measure",
+    "metric": "Metric",
     "second_subject": "Another subject",
-    "severed": "Sever from",
+    "severed": "Sever",
     "elsewhere": "Corrupt elsewhere, from token",
     "token": "At token",
     "foil": "Other answer",
@@ -61,16 +61,16 @@ _CHOICES = {
         "set to a mean": "mean",
     },
 }
-_AT_HAND = ("corruption", "second_prompt", "second_subject", "metric", "patch", "foil", "mean_prompts")
+_OUTSIDE_MORE = ("corruption", "second_prompt", "second_subject", "metric", "patch", "foil", "mean_prompts")
 _SEVERAL_LINES = ("second_prompt", "mean_prompts")
 
 
 def experiment_fields() -> tuple[dict[str, Any], gr.HTML]:
     """Lay out the fields; return them by name, with the line that shows the automatic noise level."""
-    fields = {name: _component(name, visible=name == "corruption") for name in _AT_HAND[:3]}
+    fields = {name: _component(name, visible=name == "corruption") for name in _OUTSIDE_MORE[:3]}
     with gr.Row():
-        fields |= {name: _component(name) for name in _AT_HAND[3:5]}
-    fields |= {name: _component(name, visible=False) for name in _AT_HAND[5:]}
+        fields |= {name: _component(name) for name in _OUTSIDE_MORE[3:5]}
+    fields |= {name: _component(name, visible=False) for name in _OUTSIDE_MORE[5:]}
     rest = [name for name in OTHER_FIELDS if name not in fields]
     boxes = [name for name in rest if APP_FIELDS[name].type is bool]
     with gr.Accordion("More", open=False, elem_id="ct-more"):
@@ -82,9 +82,12 @@ def experiment_fields() -> tuple[dict[str, Any], gr.HTML]:
     return fields, noise_level
 
 
-def shown_with(corruption: str, metric: str, patch: str) -> tuple[Any, ...]:
-    """Show what a choice needs: corruption, second prompt, another subject, other answer, prompts of a mean."""
-    # Zero and mean are put into the clean run, where nothing is corrupted.
+def visible_fields(corruption: str, metric: str, patch: str) -> tuple[Any, ...]:
+    """Return updates that show only the fields that the choices need.
+
+    The fields, in order: corruption, second prompt, another subject, other answer, prompts of a mean.
+    """
+    # Zero and mean are patched into the clean run, where nothing is corrupted.
     corrupted = patch not in ABLATIONS
     second = corrupted and corruption == SECOND_PROMPT
     another = corrupted and corruption in (SECOND_PROMPT, ANOTHER_SUBJECT)

@@ -1,4 +1,4 @@
-"""The result of a tab: one cell in detail, the map drawn again, files to download."""
+"""A tab's result after its run: one cell in detail, the map redrawn, files to download."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ MAP_TABS = (*KINDS, "all", "head", "knockout", "span_knockout")
 
 _LOST = (
     "The app no longer has this result: it was restarted, or the page was open for too long. Press Run again, or open "
-    "the result's link; what was finished usually comes back at once."
+    "the result's link: a finished result is usually still stored."
 )
 
 
@@ -44,59 +44,59 @@ def stored_flows(tab: str) -> Flows:
     return {kind: stored_map(kind) for kind in (KINDS if tab == "all" else (SITES[tab].name,))}
 
 
-def shown_flows(tab: str, flows: Flows | None, made: bool) -> Flows:
+def shown_flows(tab: str, flows: Flows | None, has_result: bool) -> Flows:
     """Return the maps that a tab shows: those of its last result, or the stored ones.
 
     Args:
         tab: The tab.
         flows: The result that the app keeps for the page.
-        made: Whether the page shows a result; the page knows it after the app has lost the result.
+        has_result: Whether the page shows a result. The browser keeps this even when the app has lost the result.
 
     Raises:
         ResultLostError: The app has lost the result: after a day, a restart, or many other pages.
     """
     if flows:
         return flows
-    if made:
+    if has_result:
         raise ResultLostError(_LOST)
     return stored_flows(tab)
 
 
 @dataclass(frozen=True)
 class CellChoice:
-    """A click on a map, or a choice in its table. A class: Gradio passes events only to functions with type hints."""
+    """Handles clicks on a map and in its table. A class, since Gradio passes events only to methods with type hints."""
 
     tab: str
     kind: SiteName
 
-    def show(self, event: gr.SelectData, flows: Flows | None, made: bool) -> str:
+    def show(self, event: gr.SelectData, flows: Flows | None, has_result: bool) -> str:
         """Return the chosen cell in detail, as HTML."""
         position, layer = event.index
         try:
-            flow = shown_flows(self.tab, flows, made)[self.kind]
+            flow = shown_flows(self.tab, flows, has_result)[self.kind]
             return detail_html(cell_details(flow, int(position), int(layer)))
         except CausalTracerError as error:
             return message_html(str(error))
 
 
-def redraw(tab: str, flows: Flows | None, made: bool, write_top_tokens: bool) -> tuple[Any, Any]:
-    """Return the map of a tab with or without the most probable tokens in its cells, and a message if it is lost."""
+def redraw(tab: str, flows: Flows | None, has_result: bool, write_top_tokens: bool) -> tuple[Any, Any]:
+    """Return a tab's map with or without the most probable tokens in its cells, and a message if the map is lost."""
     try:
-        (figure,) = app_figures(shown_flows(tab, flows, made), write_top_tokens=write_top_tokens)
+        (figure,) = app_figures(shown_flows(tab, flows, has_result), write_top_tokens=write_top_tokens)
     except CausalTracerError as error:
         return gr.skip(), message_html(str(error))
     return figure, gr.skip()
 
 
 def write_file(
-    tab: str, format: str, kind: str, flows: Flows | None, made: bool, link: str = ""
+    tab: str, format: str, kind: str, flows: Flows | None, has_result: bool, link: str = ""
 ) -> tuple[str | None, str]:
     """Return a file of a result to download, and a message if it could not be made.
 
-    What stands in the place of a link and is no address is left out.
+    The file names the link only if that is an http(s) address.
     """
     try:
-        shown = shown_flows(tab, flows, made)
+        shown = shown_flows(tab, flows, has_result)
         flow = next((flow for each, flow in shown.items() if each == kind), next(iter(shown.values())))
         folder = Path(tempfile.mkdtemp(prefix="causal-tracer-"))
         address = link if link.startswith(("http://", "https://")) else ""

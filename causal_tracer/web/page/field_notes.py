@@ -21,12 +21,12 @@ def field_notes(inspection: Inspection) -> tuple[str, ...]:
 
 
 def message_of(inspection: Inspection) -> str:
-    """Return the HTML of what belongs to no field with a note, and of warnings."""
+    """Return the HTML of warnings, and of problems whose field has no note."""
     return message_html(*_words(inspection, "settings"), warned=inspection.warnings)
 
 
 def refusal(inspection: Inspection) -> str:
-    """Return why a run is refused, to be shown beside Run; empty where it is not."""
+    """Return the reasons why a run is refused, shown beside Run; empty if it is not refused."""
     return " ".join(problem.words for problem in inspection.problems)
 
 

@@ -1,4 +1,4 @@
-"""What stands in the page's fields, as the service takes it."""
+"""Conversion between the values of the page's fields and the fields that the service takes (`APP_FIELDS`)."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from causal_tracer.web.service.inspection import Inspection, subject_of_tokens
 
 @dataclass(frozen=True)
 class Picked:
-    """What was chosen by clicks and does not stand in a text field in full; it holds while the fields stay as they are.
+    """The parts of a click's choice that the text fields cannot hold. They apply while those fields stay unchanged.
 
     Attributes:
-        prompt: The prompt in which it was chosen.
-        subject: The subject that was chosen.
-        occurrence: Which one is meant where that subject occurs more than once.
-        answer: The text of the answer that was chosen.
-        answer_id: Its token; None where no token was chosen.
-        answer_form: As in `TraceRequest`; the page has no field for it, but a link may have it.
+        prompt: The prompt in which the choice was made.
+        subject: The chosen subject.
+        occurrence: Which occurrence is meant, if the prompt has the subject more than once.
+        answer: The chosen answer's text.
+        answer_id: The chosen answer's token; None if no token was chosen.
+        answer_form: As in `TraceRequest`. The page has no field for it, but a link may set it.
     """
 
     prompt: str = ""
@@ -36,21 +36,21 @@ class Picked:
     answer_form: str = "auto"
 
 
-# How the answer's field names a token that has no text of its own.
+# The answer field's notation for a token that is given by its id.
 _NAMED_TOKEN = re.compile(r"token (\d{1,15})")
 
 ANOTHER_SUBJECT, SECOND_PROMPT = "another subject", "a second prompt"
-"""What the page's list of corruptions has beside those of the app: runs that take the place of a corrupted one."""
+"""Further choices in the page's list of corruptions: a second prompt is run instead of the corrupted one."""
 
 MAIN_FIELDS = ("model", "prompt", "subject", "answer", "chat")
-# Chosen by clicks, or by the tab that is run.
-_WITHOUT_A_BOX = {"kind", "occurrence", "answer_id", "answer_form"}
+# Set by clicks, by links, or by the tab that is run.
+_WITHOUT_COMPONENT = {"kind", "occurrence", "answer_id", "answer_form"}
 
-OTHER_FIELDS = tuple(name for name in APP_FIELDS if name not in {*MAIN_FIELDS, *_WITHOUT_A_BOX})
-"""Every other field of the app, which its page lays out by type."""
+OTHER_FIELDS = tuple(name for name in APP_FIELDS if name not in {*MAIN_FIELDS, *_WITHOUT_COMPONENT})
+"""All other fields with a component on the page, which depends on the field's type."""
 
 FIELD_NAMES = (*MAIN_FIELDS, *OTHER_FIELDS)
-"""The page's fields, in the order in which its events get them."""
+"""The page's fields, in the order in which event handlers receive their values."""
 
 
 def is_optional(name: str) -> bool:
@@ -62,16 +62,21 @@ _OPTIONAL_NUMBERS = {name: APP_FIELDS[name].title for name in OTHER_FIELDS if is
 
 
 def asked_for(kind: str, picked: Picked, *values: Any) -> dict[str, Any]:
-    """Return what the page asks for, by the names of `APP_FIELDS`; the values are in the order of `FIELD_NAMES`.
+    """Return the fields that the page asks for, by the names of `APP_FIELDS`.
+
+    Args:
+        kind: The kind of map: the tab that is run.
+        picked: The choices made by clicking.
+        values: The values of the page's fields, in the order of `FIELD_NAMES`.
 
     Raises:
-        SettingsError: Where a number is expected there is none.
+        SettingsError: A field that takes a number holds something else.
     """
     given = dict(zip(FIELD_NAMES, values, strict=True))
     for name, title in _OPTIONAL_NUMBERS.items():
         given[name] = optional_number(title, given[name])
     given |= _corrupted_by(given)
-    given |= _not_for(kind, given["patch"])
+    given |= _defaults_of_unused(kind, given["patch"])
     text = given.pop("answer") or ""
     same_prompt = picked.prompt == given["prompt"]
     same_answer = same_prompt and picked.answer == text
@@ -89,7 +94,7 @@ def asked_for(kind: str, picked: Picked, *values: Any) -> dict[str, Any]:
 
 
 def _corrupted_by(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The corruption and the second prompt that the page's list asks for; what the other choices take is left out."""
+    """Return the corruption and second prompt chosen in the page's list, with the other choices' fields cleared."""
     choice = given["corruption"]
     if choice not in (ANOTHER_SUBJECT, SECOND_PROMPT):
         return {"second_prompt": "", "second_subject": ""}
@@ -98,8 +103,8 @@ def _corrupted_by(given: Mapping[str, Any]) -> dict[str, Any]:
     return {"corruption": default, "noise": None, "elsewhere": None, **other}
 
 
-def _not_for(kind: str, patch: str) -> dict[str, Any]:
-    """Fields that say nothing to a map, at their defaults: the page keeps them for its other tabs and choices."""
+def _defaults_of_unused(kind: str, patch: str) -> dict[str, Any]:
+    """Return the defaults of fields that do not apply to a map; the page keeps their values for its other tabs."""
     site = SITES.get(kind)
     names: set[str] = set()
     if site is None or (site.rows == "tokens" and not site.blocks):
@@ -115,7 +120,7 @@ def _not_for(kind: str, patch: str) -> dict[str, Any]:
 
 
 def field_values(asked: Fields) -> tuple[Any, ...]:
-    """Return what the page shows for what is asked for, in the order of `FIELD_NAMES`: the other way round."""
+    """Return the page's values of requested fields, in the order of `FIELD_NAMES`: the inverse of `asked_for`."""
     asked = {**{name: field.default for name, field in APP_FIELDS.items()}, **asked}
     second = SECOND_PROMPT if asked["second_prompt"] else ANOTHER_SUBJECT if asked["second_subject"] else None
     shown = {
@@ -128,7 +133,7 @@ def field_values(asked: Fields) -> tuple[Any, ...]:
 
 
 def picked_by(asked: Fields) -> Picked:
-    """Return what a link has picked beyond what the fields show."""
+    """Return the choices of a link that the page's fields do not show."""
     kept = {name: asked[name] for name in ("subject", "occurrence", "answer_id", "answer_form") if name in asked}
     return Picked(prompt=asked["prompt"], answer=_answer_text(asked), **kept)
 
@@ -139,12 +144,12 @@ def _answer_text(asked: Fields) -> str:
 
 
 def optional_number(title: str, text: Any) -> float | None:
-    """The number in a text field; empty is None.
+    """Return the number in a text field; None if the field is empty.
 
-    Text fields, since Gradio's number field gives 0 when it is empty, and 0 is a noise level too.
+    A text field, since Gradio's number field gives 0 when it is empty, and 0 is a valid noise level.
 
     Raises:
-        SettingsError: It is no number.
+        SettingsError: The text is not a number.
     """
     shown = str(text or "").strip()
     if not shown:
@@ -152,21 +157,21 @@ def optional_number(title: str, text: Any) -> float | None:
     try:
         return float(shown)
     except ValueError as error:
-        raise SettingsError(f"{title} {shown!r} is no number. Give one, or leave the field empty.") from error
+        raise SettingsError(f"{title} must be a number (given: {shown!r}). Give one, or leave it empty.") from error
 
 
 def subject_picked(inspection: Inspection, prompt: str, first: int, last: int, picked: Picked) -> Picked:
-    """The subject that two clicked tokens mark.
+    """Return the choice with the subject that two clicked tokens mark.
 
     Raises:
-        SubjectError: It cannot be told from the same words elsewhere in the prompt.
+        SubjectError: The same words occur elsewhere in the prompt and cannot be told apart.
     """
     subject, occurrence = subject_of_tokens(inspection, prompt, first, last)
     return replace(picked, prompt=prompt, subject=subject, occurrence=occurrence)
 
 
 def answer_picked(inspection: Inspection, prompt: str, place: int, picked: Picked) -> Picked:
-    """The answer at a place of the list; the first one is the model's own, which needs no text."""
+    """Return the choice with the answer at this place of the list; the first is the model's own, without a text."""
     chosen = inspection.answers[place]
     if place == 0:
         return replace(picked, prompt=prompt, answer="", answer_id=None, answer_form="auto")

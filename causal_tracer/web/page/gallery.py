@@ -1,4 +1,4 @@
-"""The gallery on the page: a button, a dialog of cards, and what a chosen card shows."""
+"""The gallery on the page: a button, a dialog of cards, and the handler that shows a chosen card's result."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from causal_tracer.web.page.views import TabView, maps_view
 from causal_tracer.web.service.gallery import GALLERY, GalleryEntry, gallery_entry, gallery_flows, gallery_pictures
 from causal_tracer.web.service.registry import model_title
 
-_LEAD = "Stored results: a click shows one at once, with its settings. Run computes it again."
+_LEAD = "Stored results. A click shows one at once and fills in its settings; Run then computes it again."
 
 
 def gallery_html() -> str:
@@ -47,16 +47,20 @@ def _card_html(entry: GalleryEntry, picture: tuple[str, ...]) -> str:
 
 @dataclass(frozen=True)
 class GalleryEvents:
-    """A class, since Gradio gives events and requests only to methods with type hints.
+    """Event handlers of the gallery. A class, since Gradio gives events and requests only to methods with type hints.
 
     Attributes:
-        history: Shows results in their tabs.
+        history: The handlers of the history, which show results in their tabs.
     """
 
     history: HistoryEvents
 
     def open(self, request: gr.Request, event: gr.SelectData) -> tuple[Any, ...]:
-        """A card was chosen: the values of all tabs, of the fields, what was picked, the tab to show, and a message."""
+        """Show the chosen entry.
+
+        Returns:
+            The values of all tabs and of the fields, the clicked choices, the tab to show, and a message.
+        """
         try:
             entry = gallery_entry(str(event.value))
             flows, tab = gallery_flows(entry), str(entry.fields["kind"])
@@ -78,7 +82,7 @@ class GalleryEvents:
         except SettingsError:
             values = field_values({**asked, "model": gr.skip()})
             title = model_title(asked["model"])
-            return values, f" It was made with {title}, which this app does not have: Run takes the chosen model."
+            return values, f" It was made with {title}, which is not available here: Run uses the chosen model."
 
 
 def gallery_button() -> gr.HTML:
@@ -87,13 +91,13 @@ def gallery_button() -> gr.HTML:
 
 
 def wire_gallery(gallery: gr.HTML, history: HistoryEvents, inputs: Inputs, outputs: list[Any], tabs: gr.Tabs) -> None:
-    """Let a chosen card show its result.
+    """Wire the cards, so that a chosen one shows its result.
 
     Args:
-        gallery: The button.
-        history: Shows results in their tabs.
+        gallery: The button with its dialog.
+        history: The handlers that show results in their tabs.
         inputs: The fields.
-        outputs: What changes in all tabs of maps, in their order.
+        outputs: The components of all tabs of maps that change, in their order.
         tabs: The tabs.
     """
     gallery.select(

@@ -1,4 +1,4 @@
-"""What happens when something is typed, clicked or pressed. All that runs a model does so through the service."""
+"""Event handlers of the page: typing, clicks, Run. Those that run a model do so through the service."""
 
 from __future__ import annotations
 
@@ -39,20 +39,20 @@ from causal_tracer.web.service.updates import Cancelled, RunUpdate, stepped, thi
 # A browser redraws the whole map each time.
 REDRAW_SECONDS = 0.5
 COMPUTED = "computed just now"
-KEPT = "a kept result"
+KEPT = "computed earlier"
 
 
 @dataclass(frozen=True)
 class MapRun:
-    """Run of one tab, which ends where the page is closed or Stop is pressed.
+    """Handler of one tab's Run. The run ends early when the page is closed or Stop is pressed.
 
     A class, since Gradio gives its request only to methods with type hints.
 
     Attributes:
         service: The models.
         tab: One of `explore.MAP_TABS`.
-        maps: How many maps the tab has.
-        buttons: The tab's Run and Stop.
+        maps: Number of maps in the tab.
+        buttons: The handlers of the tab's Run and Stop.
     """
 
     service: TraceService
@@ -71,21 +71,22 @@ class MapRun:
     def _views(
         self, request: gr.Request, picked: Picked, write_top_tokens: bool, values: tuple[Any, ...], left: Cancelled
     ) -> Generator[TabView]:
+        """Yield the views of the run, or what the tab shows instead after a result was opened in it."""
         with (
             self.buttons.running(request.session_hash) as run,
-            closing(self._own_views(request, picked, write_top_tokens, values, left)) as views,
+            closing(self._run_views(request, picked, write_top_tokens, values, left)) as views,
         ):
             for view in views:
                 yield run.shown(view)
 
-    def _own_views(
+    def _run_views(
         self, request: gr.Request, picked: Picked, write_top_tokens: bool, values: tuple[Any, ...], left: Cancelled
     ) -> Generator[TabView]:
         yield TabView(status=status_html("Starting."), running=True)
         try:
             asked = asked_for(self.tab, picked, *values)
             inspection = self.service.inspect(asked)
-            # What stands there now may be about an earlier run.
+            # Replaces messages of an earlier run.
             yield TabView(message=message_of(inspection))
             if refused := refusal(inspection):
                 yield _failed(refused)
@@ -121,12 +122,12 @@ def _failed(words: str) -> TabView:
 
 
 def address_of(request: gr.Request) -> str:
-    """Return the address of the page, not of the request that Gradio makes behind it."""
+    """Return the page's address; the request's own address is that of Gradio's internal call."""
     return page_url(request.headers.get("referer") or f"http://{request.headers.get('host', '')}/")
 
 
 def result_link(service: TraceService, flows: Flows, request: gr.Request) -> str:
-    """Return the link that reproduces a result, or why there is none."""
+    """Return the link that reproduces a result, or the reason why there is none."""
     try:
         revision = next(iter(flows.values())).settings.revision
         return service.link(
@@ -137,18 +138,18 @@ def result_link(service: TraceService, flows: Flows, request: gr.Request) -> str
 
 
 def together(asked: Sequence[Fields]) -> Fields:
-    """Return what is asked for to get several maps in one run."""
+    """Return the fields that request several maps in one run, from the fields of each map."""
     first, *others = asked
     if not others:
         return first
     if any(other["window"] != first["window"] for other in others):
-        raise SettingsError("These maps have windows of their own, so the app has no link to them together.")
+        raise SettingsError("These maps differ in their windows, so the app's fields cannot describe them together.")
     return {**first, "kind": "all"}
 
 
 @dataclass(frozen=True)
 class PageEvents:
-    """Events that need to know what was clicked, or with which address the page was opened.
+    """Event handlers that need the clicked item, or the address with which the page was opened.
 
     A class, since Gradio gives events and requests only to methods with type hints.
     """
@@ -156,7 +157,7 @@ class PageEvents:
     service: TraceService
 
     def pick(self, event: gr.SelectData, picked: Picked, *values: Any) -> tuple[Any, ...]:
-        """A token or an answer was clicked: the new subject and answer, what was picked, and a message."""
+        """Handle a click on a token or an answer; return the new subject and answer, the choice, and a message."""
         try:
             asked = asked_for("hidden", picked, *values)
             inspection = self.service.inspect(asked)
@@ -170,7 +171,7 @@ class PageEvents:
         return now.subject, gr.skip(), now, gr.skip()
 
     def open_link(self, request: gr.Request) -> tuple[Any, ...]:
-        """What the page's address asks for: the fields' values, what was picked, the tab to open, and a message."""
+        """Read the page's address; return the fields' values, the choices, the tab to open, and a message."""
         parsed = self.service.open_link(dict(request.query_params))
         if not parsed.given:
             return (gr.skip(),) * (len(FIELD_NAMES) + 3)
@@ -182,7 +183,7 @@ class PageEvents:
 
 
 def inspect_fields(service: TraceService, picked: Picked, *values: Any) -> tuple[str, ...]:
-    """Return chips and answers for what stands in the fields, the message below them, and the note below each."""
+    """Return chips and answers for the fields' values, the message below the fields, and the note below each field."""
     try:
         inspection = service.inspect(asked_for("hidden", picked, *values))
     except CausalTracerError as error:
@@ -191,26 +192,26 @@ def inspect_fields(service: TraceService, picked: Picked, *values: Any) -> tuple
 
 
 def model_line(service: TraceService, model: str) -> tuple[str, str, gr.Timer]:
-    """Begin to load a model, and say how far it is, its automatic noise level, and whether to ask again."""
+    """Start loading a model; return its status, its automatic noise level, and the timer that asks again."""
     service.start_loading(model)
     status = service.status(model)
     line = status_html(model_words(status), state=f"ct-{status.state}")
-    noise = "" if status.noise is None else f"Automatic for this model: <b>{status.noise:.4g}</b>."
+    noise = "" if status.noise is None else f"Automatic noise level of this model: <b>{status.noise:.4g}</b>."
     return line, f'<p class="ct-hint">{noise}</p>', gr.Timer(active=not status.settled)
 
 
 def chat_box(service: TraceService, model: str, chat: bool) -> gr.Checkbox:
-    """The box is there where the model has a chat template, and where it is ticked."""
+    """Show the chat checkbox if the model has a chat template, or if the box is ticked."""
     return gr.Checkbox(visible=chat or service.status(model).chat)
 
 
-def named(tab: str) -> str:
-    """The tab that is shown now."""
+def selected_tab(tab: str) -> str:
+    """Return the name of the tab that was selected."""
     return tab
 
 
 def program_lines(service: TraceService, tab: str, picked: Picked, *values: Any) -> tuple[str, str]:
-    """The Python lines, and the command, that do what the fields ask for."""
+    """Return the Python lines and the command that compute what the fields ask for."""
     try:
         asked = asked_for(tab, picked, *values)
         checked, loading = check_fields(asked, service.settings), service.loading(asked["model"])

@@ -1,6 +1,6 @@
 """The history of a browser's runs: a list of cards, as the browser keeps it and as links hold a part of it.
 
-Both are checked like typed input.
+Both are untrusted, and checked like typed input.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ LONGEST_LINK = 6000
 
 @dataclass(frozen=True)
 class History:
-    """Cards from the oldest to the newest, and what was wrong with the list that they were read from."""
+    """Cards from the oldest to the newest, and the problems of the list that they were read from."""
 
     cards: tuple[Card, ...] = ()
     problems: tuple[str, ...] = ()
 
     def find(self, key: str) -> Card | None:
-        """Return the card of a key."""
+        """Return the card with this key; None if there is none."""
         return next((card for card in self.cards if card.key == key), None)
 
     def added(self, card: Card) -> History:
-        """Return it with a finished run: as the newest card, or in place of the same run's earlier one.
+        """Return the history with a finished run's card: as the newest, or in place of the same run's earlier card.
 
-        Where the list is full, the oldest card that is not pinned goes.
+        If the list is full, the oldest card that is not pinned is removed.
         """
         if (known := self.find(card.key)) is not None:
             return self.changed(card.key, replace(card, name=known.name or card.name, pinned=known.pinned))
@@ -47,38 +47,38 @@ class History:
             return replace(self, cards=cards)
         oldest = next((each for each in self.cards if not each.pinned), None)
         if oldest is None:
-            words = f"All {MOST_CARDS} cards are pinned, so the run has none. Unpin or delete a card."
+            words = f"All {MOST_CARDS} cards are pinned, so this run gets no card. Unpin or delete a card."
             return replace(self, problems=(*self.problems, words))
         return replace(self, cards=tuple(each for each in cards if each is not oldest))
 
     def changed(self, key: str, card: Card | None) -> History:
-        """Return it with another card, or none, in place of the one of a key."""
+        """Return the history with another card, or none, in place of the card with this key."""
         new = (card if each.key == key else each for each in self.cards)
         return replace(self, cards=tuple(each for each in new if each is not None))
 
     def to_text(self) -> str:
-        """Return it as the browser keeps it."""
+        """Return the history as the text that the browser stores."""
         return json.dumps([card.to_data() for card in self.cards], ensure_ascii=True, separators=(",", ":"))
 
 
 def read_history(text: Any, most: int = MOST_CARDS, place: str = "this browser's history") -> History:
-    """Return the cards that a text holds. Never raises: what cannot be read is left out, and reported in `problems`.
+    """Return the cards that a text holds. Never raises: unreadable entries are left out, and reported in `problems`.
 
     Args:
         text: JSON, as `History.to_text` or a link has it.
-        most: Entries that are read.
+        most: The largest number of entries that are read.
         place: Where the text comes from, for messages.
     """
     if not text:
         return History()
     if not isinstance(text, str) or len(text) > most * LONGEST_ENTRY:
-        return History(problems=(f"The list of {place} is too long to be read. It starts anew.",))
+        return History(problems=(f"The list of {place} is too long to be read, and was left out.",))
     try:
         entries = json.loads(text)
     except (ValueError, RecursionError):
         entries = None
     if not isinstance(entries, list):
-        return History(problems=(f"The list of {place} cannot be read. It starts anew.",))
+        return History(problems=(f"The list of {place} cannot be read, and was left out.",))
     cards: dict[str, Card] = {}
     problems: list[str] = []
     for entry in entries[:most]:
@@ -93,7 +93,7 @@ def read_history(text: Any, most: int = MOST_CARDS, place: str = "this browser's
 
 
 def runs_link(cards: Sequence[Card], page: str) -> str:
-    """Return the query of a link that opens several runs, after the page's address.
+    """Return a link that opens several runs: the page's address with the runs as its query.
 
     Raises:
         SettingsError: There are too many, an opened file is among them, or the link is too long.

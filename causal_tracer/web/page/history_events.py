@@ -1,4 +1,4 @@
-"""What happens to the history of runs: a run ends, a card is clicked, changed, compared or shared, a file is opened."""
+"""Event handlers of the history: a run ends, a card is clicked, changed, compared or shared, a file is opened."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ from causal_tracer.web.service.links import asked_fields, linked_revision
 from causal_tracer.web.service.tracing import TraceService
 
 _BUSY = (
-    "This result is no longer kept, and a run is in progress in its tab. Click the card again when the run is done, or "
-    "stop it first."
+    "This result is no longer kept, and another run is in progress in its tab. Stop that run or wait until it is done, "
+    "then click the card again."
 )
 
 
 @dataclass(frozen=True)
 class HistoryEvents:
-    """The events of the history. Each gets the browser's list as text and returns the strip, which holds the new list.
+    """Event handlers of the history. Each takes the browser's list as text, and returns the strip with the new list.
 
     A class, since Gradio gives events and requests only to methods with type hints.
 
     Attributes:
         service: The models and the results.
         tabs: The sites of each tab's maps, by the tab's name.
-        runs: Run and Stop of each tab of maps, and of the tab Compare.
+        runs: The handlers of Run and Stop, by the name of a tab of maps or "compare".
     """
 
     service: TraceService
@@ -54,18 +54,24 @@ class HistoryEvents:
         return strip_html(history, self._keeps, **more)
 
     def load(self, request: gr.Request, kept: str) -> str:
-        """The page is opened or the list has changed elsewhere: its cards, and those of a link to several runs."""
+        """Return the strip of a page that is opened: its cards, and those of a link to several runs."""
         history, linked = read_history(kept), request.query_params.get("runs", "")
         if not linked:
             return self.strip(history)
         return self._linked(history, linked)
 
     def redraw(self, kept: str) -> str:
-        """The list has changed in another window, or a change was undone."""
+        """Return the strip after a change in another window, or after an undo."""
         return self.strip(read_history(kept))
 
     def ended(self, finished: Flows | None, shown: Flows | None, kept: str) -> str:
-        """A run has ended: its card is the newest, unless it failed; it is shown unless a result covers it."""
+        """Add the card of a run that has ended, unless the run failed.
+
+        Args:
+            finished: The maps of the run; empty or None if the run failed.
+            shown: The maps that the tab shows: those of the run, or those of a result opened during the run.
+            kept: The browser's list.
+        """
         if not finished:
             unchanged: str = gr.skip()
             return unchanged
@@ -73,11 +79,11 @@ class HistoryEvents:
             card = self._card(tuple(finished.values()))
         except CausalTracerError as error:
             history = read_history(kept)
-            return self.strip(replace(history, problems=(*history.problems, f"The run has no card: {error}")))
+            return self.strip(replace(history, problems=(*history.problems, f"This run gets no card: {error}")))
         return self.strip(read_history(kept).added(card), current=card.key if shown is finished else "")
 
     def edit(self, event: gr.EventData, kept: str) -> str:
-        """A card is pinned, named or deleted."""
+        """Pin, unpin, name or delete a card."""
         history = read_history(kept)
         key, do, name = (getattr(event, part, "") for part in ("key", "do", "name"))
         card = history.find(str(key))
@@ -91,16 +97,16 @@ class HistoryEvents:
         return self.strip(history.changed(card.key, replace(card, name=printable(str(name), LONGEST_NAME))))
 
     def open(self, request: gr.Request, event: gr.SelectData, kept: str) -> tuple[Any, ...]:
-        """A card is clicked: its result in its tab and its request in the fields; a lost one is to be run again.
+        """Open a clicked card: show its result in its tab and its request in the fields; run it again if it is lost.
 
         Returns:
-            The values of all tabs, of the fields, what was picked, the tab to show, the strip, and the tab to run.
+            The values of all tabs and of the fields, the choices, the tab to show, the strip, and the tab to run.
         """
         history = read_history(kept)
         card = history.find(str(event.value))
         try:
             if card is None:
-                raise ResultLostError("This card is not in the browser's list any more.")
+                raise ResultLostError("This card is no longer in the browser's list.")
             flows, tab = self.flows(card), self._tab(card.kinds)
             fields = self.fields(card, lost=flows is None)
             if flows is None and tab in self.runs and self.runs[tab].in_progress(request.session_hash):
@@ -113,13 +119,13 @@ class HistoryEvents:
         if flows is None:
             shown, again = TabView(status=status_html("This result is computed again.")), tab
         else:
-            shown, again = self._view(tab, flows, "Restored from the history.", KEPT, request), ""
+            shown, again = self._view(tab, flows, "Opened from the history.", KEPT, request), ""
             history = history.added(self._filled(card, flows))
         views = self.views(tab, shown, request)
         return (*views, *values, gr.Tabs(selected=tab), self.strip(history, current=card.key), again)
 
     def open_file(self, request: gr.Request, path: str, kept: str) -> tuple[Any, ...]:
-        """A saved result was uploaded; return the values of all tabs, the tab to show, the strip, and a message."""
+        """Open an uploaded result; return the values of all tabs, the tab to show, the strip, and a message."""
         history = read_history(kept)
         try:
             flow = open_result(Path(path))
@@ -131,12 +137,12 @@ class HistoryEvents:
             card = card_of((flow,), opened=self.service.kept.keep_file(flow))
             history, current = history.added(card), card.key
         except CausalTracerError as error:
-            words = message_html(warned=[f"The file has no card in the history: {error}"])
+            words = message_html(warned=[f"The file gets no card in the history: {error}"])
         shown = self._view(tab, {flow.kind: flow}, "Opened from a file.", "opened from a file", request)
         return (*self.views(tab, shown, request), gr.Tabs(selected=tab), self.strip(history, current=current), words)
 
     def share(self, request: gr.Request, event: gr.EventData, kept: str) -> str:
-        """Chosen cards become a link."""
+        """Return the strip with a link to the chosen cards."""
         history = read_history(kept)
         cards = self.chosen(history, event)
         try:
@@ -155,18 +161,16 @@ class HistoryEvents:
         others = dict.fromkeys(filter(None, revisions))
         history = replace(history, problems=(*history.problems, *found.problems, *others))
         count = len(found.cards)
-        said = (
-            f"The link brought {count} {'run' if count == 1 else 'runs'}: click one, or compare them." if count else ""
-        )
+        said = f"The link has added {count} {'run' if count == 1 else 'runs'}. Click one to open it." if count else ""
         return self.strip(history, chosen=[card.key for card in found.cards], said=said)
 
     def chosen(self, history: History, event: gr.EventData) -> list[Card]:
-        """Return the cards that an event names by their keys, the oldest first."""
+        """Return the cards whose keys an event names, in the order of the history."""
         keys = getattr(event, "keys", None)
         return [card for card in history.cards if isinstance(keys, list) and card.key in keys]
 
     def refilled(self, history: History, card: Card, flows: Flows) -> History:
-        """Return a history whose card has its result again; one that was deleted meanwhile stays deleted."""
+        """Return the history with a card filled from its computed result; a card that was deleted stays deleted."""
         if history.find(card.key) is None:
             return history
         anew = self._card(tuple(flows.values()))
@@ -178,7 +182,7 @@ class HistoryEvents:
         return card_of(flows, self.service.status(flows[0].settings.model).model)
 
     def _with_revision(self, card: Card) -> Card:
-        """Return a card with a revision, as a link to its run alone has it."""
+        """Return a card with the revision that a link to this one run would name."""
         try:
             return replace(card, revision=linked_revision(self.service.revision(card.model, card.revision)))
         except SettingsError:
@@ -186,7 +190,7 @@ class HistoryEvents:
             return card
 
     def _filled(self, card: Card, flows: Flows) -> Card:
-        """Return a card with what its result shows, where a link brought it without."""
+        """Return a card completed from its result: a card that a link has added has no answer, number or thumbnail."""
         if card.number:
             return card
         return replace(card_of(tuple(flows.values()), card.model, card.asked, card.opened), name=card.name)
@@ -196,7 +200,7 @@ class HistoryEvents:
         return kept.has_file(card.opened) if card.opened else kept.has(card.model, card.asked)
 
     def flows(self, card: Card) -> Any:
-        """Return the maps of a card by site; None where they are not kept."""
+        """Return the maps of a card by site; None if they are no longer kept."""
         kept = self.service.kept
         if not card.opened:
             found = kept.flows(card.model, card.asked)
@@ -205,10 +209,10 @@ class HistoryEvents:
         return None if found is None else dict(zip(card.kinds, found, strict=True))
 
     def fields(self, card: Card, *, lost: bool) -> Fields | None:
-        """Return what the fields show for a card; None leaves them as they are, for results that they cannot describe.
+        """Return the fields of a card; None leaves the page's fields unchanged, if they cannot describe the result.
 
         Raises:
-            CausalTracerError: The result is lost, and cannot be asked for again.
+            CausalTracerError: The result is lost, and the fields cannot describe it, so it cannot be computed again.
         """
         if card.opened:
             if lost:
@@ -224,7 +228,7 @@ class HistoryEvents:
             return None
 
     def _asked_anew(self, history: History, card: Card, fields: Fields | None) -> tuple[History, Card]:
-        """Return a history with a card that asks as the app itself will, so that its run ends in it.
+        """Return the history and the card with the request that the app will run, so that its run fills this card.
 
         Raises:
             CausalTracerError: The request is over one of the app's limits.
@@ -252,15 +256,16 @@ class HistoryEvents:
         return maps_view(tab, flows, status=status_html(words), origin=origin, link=link)
 
     def views(self, shown: str, view: TabView, request: gr.Request | None = None) -> tuple[Any, ...]:
-        """Return the values of all tabs of maps: a view of one, the others as they are.
+        """Return the values of all tabs of maps: a view of one tab, and the others unchanged.
 
         Args:
-            shown: The tab.
-            view: Its view.
-            request: Of a result that is opened: a run in progress in the tab goes on behind it.
+            shown: The name of the tab with the view.
+            view: The view.
+            request: The request that opens a result, if the view is of one. A run in progress in the tab then
+                continues without changing the view.
         """
         if request is not None and shown in self.runs:
-            view = self.runs[shown].cover(request.session_hash, view)
+            view = self.runs[shown].show_opened(request.session_hash, view)
         parts = ((view if name == shown else TabView()).outputs(len(kinds)) for name, kinds in self.tabs.items())
         return tuple(chain.from_iterable(parts))
 

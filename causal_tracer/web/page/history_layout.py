@@ -16,7 +16,7 @@ from causal_tracer.web.page.inputs_layout import AT_ONCE, Inputs
 from causal_tracer.web.page.stopping import RunButtons
 from causal_tracer.web.service.tracing import TraceService
 
-# A lost result is computed by the tab's own Run, which stands there a moment after its tab is shown.
+# A lost result is computed by a press on its tab's Run, which appears shortly after the tab is shown.
 RUN_AGAIN = """tab => {
   const press = tries => {
     const run = document.querySelector(`#ct-run-${tab}`);
@@ -32,10 +32,10 @@ class HistoryStrip:
     """The strip of cards, which is wired before it is laid out.
 
     Attributes:
-        events: What happens.
+        events: The event handlers.
         cards: The strip. Its HTML holds the browser's list, which `static/history.js` stores.
-        kept: Stands for the browser's list as an input of events (`from_browser`).
-        again: The tab whose Run computes a lost result.
+        kept: The input of events that receives the browser's list (`from_browser`).
+        again: Holds the name of the tab whose Run computes a lost result.
     """
 
     events: HistoryEvents
@@ -44,23 +44,23 @@ class HistoryStrip:
     again: gr.Textbox
 
     def follow(self, running: Any, finished: gr.State, shown: gr.State) -> None:
-        """Give each finished run of a tab a card.
+        """Wire a tab, so that each of its finished runs gets a card.
 
         Args:
             running: The event of the run.
-            finished: The maps of the run once it is done.
-            shown: The result that the tab shows.
+            finished: Holds the maps of the run when it is done.
+            shown: Holds the maps that the tab shows.
         """
         inputs = [finished, shown, self.kept]
         running.success(self.events.ended, inputs=inputs, outputs=[self.cards], js=from_browser(3), **AT_ONCE)
 
     def lay_out(self) -> None:
-        """Place the strip here."""
+        """Render the strip at the current place of the layout."""
         self.cards.render()  # type: ignore[no-untyped-call]
 
 
 def history_strip(service: TraceService, tabs: Mapping[str, tuple[str, ...]]) -> HistoryStrip:
-    """Make the strip of an app whose tabs show maps of these sites."""
+    """Return the strip of an app; `tabs` has the sites of each tab's maps, by the tab's name."""
     empty = strip_html(History(), lambda card: None)
     script = static_text("history.js")
     cards = gr.HTML(empty, elem_id="ct-history", js_on_load=script, render=False)
@@ -70,7 +70,7 @@ def history_strip(service: TraceService, tabs: Mapping[str, tuple[str, ...]]) ->
 
 
 def from_browser(inputs: int) -> str:
-    """Return the script that puts the browser's list in place of the last of so many inputs."""
+    """Return the script that replaces the last of this number of inputs by the browser's list."""
     return static_text("history_kept.js").replace("INPUTS", str(inputs))
 
 
@@ -83,7 +83,7 @@ def wire_history(
         demo: The page.
         strip: The strip.
         inputs: The fields.
-        outputs: What changes in all tabs of maps, in their order.
+        outputs: The components of all tabs of maps that change, in their order.
         tabs: The tabs.
         upload: The button that opens a saved result.
     """

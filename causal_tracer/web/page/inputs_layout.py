@@ -1,4 +1,4 @@
-"""The setup: model, prompt, subject, answer, chips, the experiment and examples."""
+"""The setup column: prompt, subject, answer, token chips, experiment and examples; and the model's field above."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import gradio as gr
 from causal_tracer.web.page import handlers
 from causal_tracer.web.page.assets import static_text
 from causal_tracer.web.page.chips import inspection_html, stored_inspection
-from causal_tracer.web.page.experiment_layout import experiment_fields, shown_with
+from causal_tracer.web.page.experiment_layout import experiment_fields, visible_fields
 from causal_tracer.web.page.field_notes import NOTED_FIELDS, field_notes
 from causal_tracer.web.page.fields import FIELD_NAMES, Picked
 from causal_tracer.web.page.summary import message_html, model_words, status_html
@@ -22,22 +22,22 @@ from causal_tracer.web.service.stored import STORED_PROMPT, stored_map
 from causal_tracer.web.service.tracing import TraceService
 
 LOADING_POLL_SECONDS = 1.0
-# A page that lies open for a day still has its results; one that is closed loses them after an hour.
+# How long an open page keeps its results. Gradio drops those of a closed page after an hour.
 IDLE_SECONDS = 24 * 3600
 AT_ONCE: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """What all tabs share.
+    """The components that all tabs share.
 
     Attributes:
         values: The fields, in the order of `FIELD_NAMES`.
-        picked: What was chosen by clicks.
-        notes: What is wrong with a field, below it, in the order of `NOTED_FIELDS`.
-        message: What is wrong or doubtful beyond that.
-        link_message: What was wrong with the link that opened the page.
-        line: How far the model is.
+        picked: The choices made by clicking (`Picked`).
+        notes: The note below each of `NOTED_FIELDS`: the problems of that field.
+        message: Other problems, and warnings.
+        link_message: Problems of the link that opened the page.
+        model_status: The model's status.
     """
 
     values: list[Any]
@@ -45,15 +45,15 @@ class Inputs:
     notes: list[gr.HTML]
     message: gr.HTML
     link_message: gr.HTML
-    line: gr.HTML
+    model_status: gr.HTML
 
     def field(self, name: str) -> Any:
-        """A field by its name."""
+        """Return the component of a field."""
         return self.values[FIELD_NAMES.index(name)]
 
 
 def model_field(service: TraceService) -> tuple[gr.Dropdown, gr.HTML]:
-    """Lay out the choice of a model, and the line that says how far it is."""
+    """Lay out the list of models, and the line with the model's status."""
     statuses = service.statuses()
     model = gr.Dropdown(
         [(_model_label(status.title, status.size_words), status.model) for status in statuses],
@@ -70,7 +70,7 @@ def model_field(service: TraceService) -> tuple[gr.Dropdown, gr.HTML]:
 
 
 def input_fields(service: TraceService, demo: gr.Blocks, model: gr.Dropdown, line: gr.HTML) -> tuple[Inputs, Any]:
-    """Lay out the fields and wire them to the chips; return them with the event of a look at them."""
+    """Lay out the fields and wire them to the chips; return them, and the event that inspects them."""
     picked = gr.State(Picked())
     first = first_inspection()
     texts: dict[str, Any] = {}
@@ -83,13 +83,13 @@ def input_fields(service: TraceService, demo: gr.Blocks, model: gr.Dropdown, lin
         for name in NOTED_FIELDS[1:]:
             texts[name], note = _text_field(name, first)
             notes.append(note)
-    # Apart from what is said of the fields, which changes with them.
+    # Separate from the message about the fields, which is replaced whenever a field changes.
     link_message = gr.HTML(message_html(), elem_id="ct-link-message")
     message = gr.HTML(message_html(), elem_id="ct-message")
     experiment, noise_level = experiment_fields()
     with gr.Column(elem_id="ct-examples"):
         gr.Examples(
-            # Their subjects are those that are guessed; a typed one does not stay for another fact.
+            # Without a subject: it is guessed, and the subject of an earlier prompt is cleared.
             [[example.prompt, "", ""] for example in EXAMPLES],
             [texts["prompt"], texts["subject"], texts["answer"]],
             label="Examples: facts that the embedded model knows",
@@ -101,11 +101,11 @@ def input_fields(service: TraceService, demo: gr.Blocks, model: gr.Dropdown, lin
     _wire_model(service, demo, inputs, noise_level)
     chosen = [experiment[name] for name in ("corruption", "metric", "patch")]
     needed = [experiment[name] for name in ("corruption", "second_prompt", "second_subject", "foil", "mean_prompts")]
-    gr.on([each.change for each in chosen], shown_with, inputs=chosen, outputs=needed, **AT_ONCE)
+    gr.on([each.change for each in chosen], visible_fields, inputs=chosen, outputs=needed, **AT_ONCE)
     return inputs, _wire_prompt(service, inputs, chips)
 
 
-_PLACEHOLDERS = {"prompt": "A sentence that the model goes on with", "subject": "guessed", "answer": "the model's own"}
+_PLACEHOLDERS = {"prompt": "A sentence for the model to continue", "subject": "guessed", "answer": "the model's own"}
 
 
 def _text_field(name: Field, first: Inspection) -> tuple[gr.Textbox, gr.HTML]:
@@ -133,7 +133,7 @@ def _chat_field(service: TraceService) -> gr.Checkbox:
 
 
 def first_inspection() -> Inspection:
-    """Return what the page shows of its prompt before it has asked: the stored map's, with the subject as guessed."""
+    """Return the inspection that the page opens with: the stored map's, with its subject shown as guessed."""
     return replace(stored_inspection(stored_map("hidden")), guessed=True)
 
 
@@ -144,19 +144,19 @@ def _model_label(title: str, size: str) -> str:
 def _wire_model(service: TraceService, demo: gr.Blocks, inputs: Inputs, noise_level: gr.HTML) -> None:
     timer = gr.Timer(LOADING_POLL_SECONDS)
     model = inputs.field("model")
-    # `load` too, for a page that is opened long after it was built; and `change`, since links choose models as well.
-    # All in one event, so that no answer about an earlier model can come last.
+    # `load` for pages opened long after the app started; `change` since links choose models too. One event for all, so
+    # that an outdated answer cannot arrive last.
     gr.on(
         [timer.tick, demo.load, model.change],
         partial(handlers.model_line, service),
         inputs=[model],
-        outputs=[inputs.line, noise_level, timer],
+        outputs=[inputs.model_status, noise_level, timer],
         trigger_mode="always_last",
         **AT_ONCE,
     )
     chat = inputs.field("chat")
     gr.on(
-        [inputs.line.change, chat.change],
+        [inputs.model_status.change, chat.change],
         partial(handlers.chat_box, service),
         inputs=[model, chat],
         outputs=[chat],
@@ -166,7 +166,7 @@ def _wire_model(service: TraceService, demo: gr.Blocks, inputs: Inputs, noise_le
 
 
 def _wire_prompt(service: TraceService, inputs: Inputs, chips: gr.HTML) -> Any:
-    """Let chips, messages and notes follow the fields; return the event of that look at the fields."""
+    """Update chips, messages and notes when a field changes; return the event that inspects the fields."""
     prompt, subject, answer = (inputs.field(name) for name in ("prompt", "subject", "answer"))
     picked = inputs.picked
     subject.input(None, inputs=[subject], js=static_text("subject_typed.js"), api_visibility="private")
@@ -179,9 +179,9 @@ def _wire_prompt(service: TraceService, inputs: Inputs, chips: gr.HTML) -> Any:
         api_visibility="private",
     )
     inspected = gr.on(
-        # The model's line too: chips need its tokenizer, and come with it. All in one event, so that no answer to an
-        # earlier question can come last.
-        [field.change for field in (*inputs.values, picked, inputs.line)],
+        # The model's status too: chips need its tokenizer. One event for all, so that an outdated answer cannot arrive
+        # last.
+        [field.change for field in (*inputs.values, picked, inputs.model_status)],
         partial(handlers.inspect_fields, service),
         inputs=[picked, *inputs.values],
         outputs=[chips, inputs.message, *inputs.notes],

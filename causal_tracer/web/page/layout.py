@@ -27,7 +27,7 @@ from causal_tracer.web.service.tracing import TraceService
 
 
 def build_page(service: TraceService) -> gr.Blocks:
-    """Lay out and wire the page. Nothing is computed or loaded: what is shown at first is stored."""
+    """Lay out and wire the page. Nothing is computed or loaded here: the page opens with stored results."""
     demo: gr.Blocks
     with AppBlocks(title=f"{TITLE}: where does a language model keep a fact?", analytics_enabled=False) as demo:
         with gr.Row(elem_id="ct-top", equal_height=True):
@@ -76,8 +76,8 @@ def _use_from_python(service: TraceService, inputs: Inputs, inspected: Any, show
     with gr.Accordion("Use from Python or a shell", open=False, elem_id="ct-python") as python:
         lines = gr.Code("", language="python", interactive=False, show_label=False, elem_id="ct-python-lines")
         command = gr.Code("", language="shell", interactive=False, show_label=False, elem_id="ct-command-line")
-    # After the look at the fields and not on their changes: in Gradio 6.31, two events of one trigger set each other
-    # off without end if both wait for the last change.
+    # After the inspection of the fields, not on their changes: in Gradio 6.31, two "always_last" events on one trigger
+    # start each other endlessly.
     for event in (python.expand, inspected.then):
         event(
             partial(handlers.program_lines, service),

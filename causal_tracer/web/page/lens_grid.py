@@ -7,10 +7,10 @@ from html import escape
 
 from causal_tracer.results.lens import LogitLens
 from causal_tracer.results.top_tokens import Tokens
-from causal_tracer.results.words import display_token, isolated, probability_label
+from causal_tracer.results.words import bidi_isolated, display_token, probability_label
 
 SHADES = (("top token's probability", "top"), ("answer's probability", "answer"), ("entropy", "entropy"))
-"""What the cells' colour shows: labels and values of the switch. `static/lens.css` follows it."""
+"""The choices of the cells' colour, as label and value. `static/lens.css` reads the value."""
 
 NO_LENS_CELL = '<p class="ct-hint">Choose a cell to read it in detail: click it, or move with the arrow keys.</p>'
 
@@ -26,9 +26,9 @@ def grid_html(
     Args:
         lens: The lens.
         name: The grid's name, which the script reports with a chosen cell. Cells of the grid "source" can be dragged.
-        title: What stands above it; empty leaves it out. The prompt follows it.
+        title: The heading, which the prompt follows; empty for no heading.
         most: The entropy that gets the strongest colour; None takes that of `most_entropy`.
-        css: Returns the classes of a cell.
+        css: Returns the CSS classes of a cell.
     """
     layers = range(lens.entropies.shape[1])
     most = most or most_entropy(lens)
@@ -72,7 +72,7 @@ def lens_cell_html(lens: LogitLens, token: int, layer: int, before: LogitLens | 
         lens: The lens.
         token: The cell's token.
         layer: Its layer.
-        before: The lens of the same prompt's clean run, whose cell is shown beside it.
+        before: The lens of the base run, if `lens` is of a patched run; its cell is shown too.
 
     Raises:
         SettingsError: The lens has no such cell.
@@ -109,4 +109,4 @@ def _cell(lens: LogitLens, name: str, place: tuple[int, int], most: float, css: 
 
 
 def _quoted(token: str) -> str:
-    return f"“{escape(isolated(display_token(token)))}”"
+    return f"“{escape(bidi_isolated(display_token(token)))}”"

@@ -1,4 +1,4 @@
-"""The tab Lens: the logit lens of the prompt in the fields, which follows it while the tab is shown."""
+"""The tab Lens: the logit lens of the prompt in the fields. While the tab is shown, the lens follows the prompt."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from causal_tracer.web.page.lens_grid import NO_LENS_CELL, SHADES, grid_html, le
 from causal_tracer.web.page.single_run_files import single_run_file
 from causal_tracer.web.page.summary import message_html, model_words, status_html
 from causal_tracer.web.page.tab_layout import SAVE
-from causal_tracer.web.page.texts import BROKEN
+from causal_tracer.web.page.texts import UNEXPECTED_ERROR
 from causal_tracer.web.service.asking import Fields
 from causal_tracer.web.service.field_checks import check_fields
 from causal_tracer.web.service.limits import client_of
@@ -32,8 +32,8 @@ from causal_tracer.web.service.settings import ServiceSettings
 from causal_tracer.web.service.tracing import TraceService
 from causal_tracer.web.service.updates import Cancelled, stepped
 
-# Through the queue: in Gradio 6.31, a state that is set without it reports no change. One by one: two at a time would
-# both report the same change.
+# Options of events that set a state whose change starts another event. They use the queue, since in Gradio 6.31 a
+# state set without it reports no change, and run one at a time, since two would report the same change.
 NOTED: dict[str, Any] = {
     "concurrency_id": "noted",
     "concurrency_limit": 1,
@@ -42,11 +42,11 @@ NOTED: dict[str, Any] = {
 }
 
 _ABOUT = (
-    "What would the model say if it ended after this layer? A cell is the residual stream after a token and a layer, "
-    "read by the model's own final norm and head (logit lens). The last layer is what the model itself says."
+    "Logit lens: what would the model say if it ended after this layer? Each cell is the residual stream at one token "
+    "and layer, read by the model's final norm and LM head. The last layer is the model's own output."
 )
 _GONE = "The app no longer has this lens. Press Read again."
-# A lens depends on these only: it is not read again when, say, the number of samples changes.
+# A lens depends on these fields only: it is not read again when, say, the number of samples changes.
 _READ_FIELDS = ("model", "prompt", "chat", "answer", "answer_id", "answer_form")
 _IF_SHOWN = "(shown, ...rest) => [!!document.querySelector('#ct-lens-status')?.offsetParent, ...rest]"
 _SHOWN = "(shown, ...rest) => [true, ...rest]"
@@ -59,7 +59,7 @@ class LensEvents:
     service: TraceService
 
     def due(self, shown: bool, picked: Picked, *values: Any) -> tuple[Any, Any]:
-        """Return what is to be read, and what it waits for; nothing changes while the tab is hidden."""
+        """Return the key of the lens to read, and the status; nothing changes while the tab is hidden."""
         if not shown:
             return gr.skip(), gr.skip()
         try:
@@ -72,7 +72,7 @@ class LensEvents:
         return lens_key(asked), gr.skip()
 
     async def read(self, request: gr.Request, picked: Picked, *values: Any) -> AsyncGenerator[tuple[Any, ...]]:
-        """Read the lens: yield status, grid, details and lens; the earlier lens stays until the new one is there."""
+        """Read the lens: yield status, grid, details and lens. The earlier lens stays until the new one is read."""
         async with aclosing(stepped(partial(self._read, request, picked, values))) as steps:
             async for step in steps:
                 yield step
@@ -93,7 +93,7 @@ class LensEvents:
 
 
 def lens_request(asked: Fields, settings: ServiceSettings) -> TraceRequest:
-    """Return the request of a lens; a field of the experiment cannot keep it from being read.
+    """Return the request of a lens. The experiment's fields are left out, so that an invalid one does not prevent it.
 
     Raises:
         SettingsError, PromptError: As in `check_fields`.
@@ -102,12 +102,12 @@ def lens_request(asked: Fields, settings: ServiceSettings) -> TraceRequest:
 
 
 def lens_key(asked: Fields) -> str:
-    """Return a text that differs where another lens is asked for."""
+    """Return a text that identifies the requested lens: equal for equal lenses, different for others."""
     return repr(_read_fields(asked))
 
 
 def lens_queue(service: TraceService) -> dict[str, Any]:
-    """Return how events that read lenses are queued: the newest replaces what waits."""
+    """Return the queue options of events that read lenses: a newer event replaces the one that waits."""
     return {
         "trigger_mode": "always_last",
         "concurrency_id": "lens",
@@ -122,24 +122,24 @@ def _read_fields(asked: Fields) -> dict[str, Any]:
 
 
 def reading_html(service: TraceService, model: str, doing: str = "Reading") -> str:
-    """Return the line that says that a run has begun, or what it waits for."""
+    """Return the status of a run that has started, or that waits for another one."""
     waits = service.ahead(model)
     words = f"{doing}…" if not waits else "Waiting for another run on this model."
     return f'<div class="ct-reading">{status_html(words, state="ct-loading")}</div>'
 
 
 def failed_html(error: CausalTracerError) -> str:
-    """Return the line of a run that was refused or failed, and why."""
+    """Return the status of a run that was refused or failed, with the reason."""
     return status_html("Nothing was read.", state="ct-failed") + message_html(str(error))
 
 
-def broken() -> str:
-    """Return the line of a run in which something broke."""
-    return status_html(BROKEN, state="ct-failed")
+def unexpected_error_html() -> str:
+    """Return the status of a run that failed with an unexpected error."""
+    return status_html(UNEXPECTED_ERROR, state="ct-failed")
 
 
 def shade_switch(tab: str) -> gr.Radio:
-    """Lay out the switch of what a tab's lenses show by colour. CSS follows it, so it has no event."""
+    """Lay out the choice of what the colours in a tab's lenses show. CSS reads it, so it has no event."""
     return gr.Radio(
         list(SHADES), value="top", label="Colour", interactive=True, elem_id=f"ct-shade-{tab}", elem_classes="ct-shade"
     )
@@ -151,8 +151,8 @@ def download_row(tab: str, result: gr.State, status: gr.HTML, missing: str) -> N
     Args:
         tab: The tab's name.
         result: The lens or the patched run.
-        status: Where it is said that there is none.
-        missing: What is said then.
+        status: The line that reports a missing result.
+        missing: The message about a missing result.
     """
     saved = gr.File(visible=False)
     with gr.Row():
@@ -164,23 +164,23 @@ def download_row(tab: str, result: gr.State, status: gr.HTML, missing: str) -> N
 
 
 def result_file(format: str, missing: str, result: LogitLens | PatchedRun | None) -> tuple[str | None, Any]:
-    """Return a file of a result to download, and a message where there is no result."""
+    """Return a file of a result to download, or a message if there is no result."""
     if result is None:
         return None, status_html(missing, state="ct-failed")
     return str(single_run_file(result, format)), gr.skip()
 
 
 def lens_tab(service: TraceService, inputs: Inputs, inspected: Any) -> None:
-    """Lay out and wire the tab; `inspected` is the event of a look at the fields (`input_fields`)."""
+    """Lay out and wire the tab; `inspected` is the event that inspects the fields (`input_fields`)."""
     events = LensEvents(service)
     with gr.Tab(TAB_TITLES["lens"], id="lens") as page, gr.Column(elem_classes="ct-lens-tab"):
         due, lens = gr.State("", time_to_live=IDLE_SECONDS), gr.State(None, time_to_live=IDLE_SECONDS)
-        # Its value comes from the page, where a run begins.
+        # The browser sets its value when the event starts.
         shown = gr.Checkbox(False, visible=False)
         gr.HTML(f'<p class="ct-hint">{escape(_ABOUT)}</p>')
         with gr.Row(elem_classes="ct-run", equal_height=True):
             again = gr.Button("Read again", scale=0, min_width=150, elem_id="ct-lens-read")
-            line = status_html("The lens follows the prompt.")
+            line = status_html("The lens is read again when the prompt changes.")
             status = gr.HTML(line, scale=1, min_width=200, elem_id="ct-lens-status")
         shade_switch("lens")
         with gr.Row(equal_height=False):
@@ -198,7 +198,7 @@ def lens_tab(service: TraceService, inputs: Inputs, inspected: Any) -> None:
         inputs=asked,
         outputs=[status, grid, cell, lens],
         **lens_queue(service),
-    ).failure(broken, outputs=[status], **AT_ONCE)
+    ).failure(unexpected_error_html, outputs=[status], **AT_ONCE)
     grid.select(_cell, inputs=[lens], outputs=[cell], **AT_ONCE)
 
 

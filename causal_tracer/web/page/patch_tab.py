@@ -1,4 +1,4 @@
-"""The tab Patch: activations of the prompt in the fields put into a run of another prompt, cell by cell."""
+"""The tab Patch: activations of the prompt in the fields, patched into a run of another prompt, cell by cell."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from causal_tracer.web.page.inputs_layout import AT_ONCE, IDLE_SECONDS, Inputs
 from causal_tracer.web.page.lens_grid import NO_LENS_CELL, lens_cell_html
 from causal_tracer.web.page.lens_tab import (
     NOTED,
-    broken,
     download_row,
     failed_html,
     lens_queue,
     lens_request,
     reading_html,
     shade_switch,
+    unexpected_error_html,
 )
 from causal_tracer.web.page.patch_views import Pair, answers_html, lenses_html, pairs_html, patched_html
 from causal_tracer.web.page.summary import message_html, status_html
@@ -41,22 +41,22 @@ from causal_tracer.web.service.updates import Cancelled, stepped
 BASE_PROMPT = "The Eiffel Tower is located in the city of"
 
 _ABOUT = (
-    "Put activations of the source, the prompt of the setup, into a run of the base: any cell into any cell. If the "
-    "patched run then says the source's answer, these activations carry it."
+    "Patch activations of the source, the prompt in the setup, into a run of the base prompt: any cell into any cell. "
+    "If the patched run then gives the source's answer, these activations carry it."
 )
 _BEGIN = "Read both prompts, then choose pairs of cells."
-_CHOOSE = "Both are read. Choose pairs of cells."
+_CHOOSE = "Both prompts are read. Choose pairs of cells."
 _GONE = "The app no longer has these lenses. Press Read both again."
 _NOTHING = ("", "", "", None, "", "")
 
 
 @dataclass(frozen=True, eq=False)
 class ReadPrompts:
-    """Both prompts, as they were read.
+    """The lenses of both prompts.
 
     Attributes:
         model: The model's name in requests.
-        texts: Source and base.
+        texts: The source prompt and the base prompt.
         source: The source's lens.
         base: The base's lens; its answer is the source's.
     """
@@ -68,7 +68,7 @@ class ReadPrompts:
 
     @property
     def answers(self) -> dict[int, str]:
-        """The answers that are read in all runs, text by token id: the source's, and what the base's run says."""
+        """The answers whose probabilities are read, text by token id: the source's, and the base run's own."""
         return {
             self.source.answer_id: self.source.answer,
             **{top.token_id: top.text for top in self.base.top(-1, -1)[:1]},
@@ -84,7 +84,7 @@ class PatchEvents:
     async def read(
         self, request: gr.Request, base_prompt: str, picked: Picked, *values: Any
     ) -> AsyncGenerator[tuple[Any, ...]]:
-        """Read both prompts: yield status, lenses, what was read and the pairs, which begin anew."""
+        """Read both prompts: yield status, lenses as HTML, `ReadPrompts`, and the pairs, which are cleared."""
         async with aclosing(stepped(partial(self._read, request, base_prompt, picked, values))) as steps:
             async for step in steps:
                 yield step
@@ -155,7 +155,7 @@ def patch_tab(service: TraceService, inputs: Inputs) -> None:
             )
             choices = [(SITES[kind].title, kind) for kind in KINDS]
             site = gr.Radio(
-                choices, value="hidden", label="What is put in", scale=2, min_width=240, elem_id="ct-patch-site"
+                choices, value="hidden", label="Activations", scale=2, min_width=240, elem_id="ct-patch-site"
             )
         with gr.Row(elem_classes="ct-run", equal_height=True):
             button = gr.Button("Read both", variant="primary", scale=0, min_width=150, elem_id="ct-patch-read")
@@ -173,7 +173,7 @@ def patch_tab(service: TraceService, inputs: Inputs) -> None:
     queued = lens_queue(service)
     asked = [base, inputs.picked, *inputs.values]
     reading = button.click(events.read, inputs=asked, outputs=[status, lenses, read, pairs], **queued)
-    reading.failure(broken, outputs=[status], **AT_ONCE)
+    reading.failure(unexpected_error_html, outputs=[status], **AT_ONCE)
     lenses.select(_add, inputs=[read, pairs], outputs=[pairs, status], **NOTED)
     listed.select(_remove, inputs=[pairs], outputs=[pairs], **NOTED)
     shown = {"inputs": [read, pairs], "outputs": [listed], "trigger_mode": "multiple", **AT_ONCE}
@@ -182,7 +182,7 @@ def patch_tab(service: TraceService, inputs: Inputs) -> None:
     running = gr.on(
         [pairs.change, site.input], events.show_patched, inputs=[read, pairs, site], outputs=outputs, **queued
     )
-    running.failure(broken, outputs=[status], **AT_ONCE)
+    running.failure(unexpected_error_html, outputs=[status], **AT_ONCE)
     patched.select(_cell, inputs=[read, result], outputs=[cell], **AT_ONCE)
 
 
@@ -207,7 +207,7 @@ def _code(label: str, language: Literal["python", "shell"], name: str) -> gr.Cod
 
 
 def _add(event: gr.SelectData, read: ReadPrompts | None, pairs: tuple[Pair, ...]) -> tuple[Any, Any]:
-    """Return the pairs with one more. A base cell takes one value: an earlier pair with it goes."""
+    """Return the pairs with one more. A base cell takes one value, so its earlier pair is removed."""
     if read is None:
         return gr.skip(), status_html(_GONE, state="ct-failed")
     source_token, source_layer, base_token, base_layer = map(int, event.index)
@@ -225,7 +225,7 @@ def _listed(read: ReadPrompts | None, pairs: tuple[Pair, ...]) -> str:
 
 
 def _cell(event: gr.SelectData, read: ReadPrompts | None, run: PatchedRun | None) -> str:
-    """Return the chosen cell of the patched run and of the base run in detail."""
+    """Return the chosen cell in detail, in the patched run and in the base run."""
     if read is None or run is None:
         return message_html(_GONE)
     try:

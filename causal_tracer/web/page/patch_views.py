@@ -13,7 +13,7 @@ from causal_tracer.results.words import display_token, probability_label
 from causal_tracer.web.page.lens_grid import grid_html, legend_html, most_entropy
 
 Pair = tuple[Place, Place]
-"""A cell of the source and the cell of the base that takes its value: (token, layer) each."""
+"""A cell of the source, and the cell of the base into which its value is patched: (token, layer) each."""
 
 _HINT = (
     "Drag a cell of the source onto a cell of the base, or choose one of each: by click, or with arrow keys and Enter."
@@ -48,7 +48,7 @@ def pairs_html(source: LogitLens | None, base: LogitLens | None, pairs: Sequence
 
 
 def patched_html(run: PatchedRun, base: LogitLens) -> str:
-    """Return the lens of the patched run, with the causal cone and what changed."""
+    """Return the lens of the patched run, with the causal cone and the changed cells marked."""
     changed = run.lens.top_ids[..., 0] != base.top_ids[..., 0]
     inside = torch.nn.functional.pad(run.cone, (1, 1, 1, 1))
     targets = {tuple(place) for _, place in run.pairs}
@@ -64,7 +64,7 @@ def patched_html(run: PatchedRun, base: LogitLens) -> str:
 
     notes = "".join(f'<p class="ct-note">{escape(note)}</p>' for note in run.notes)
     legend = (
-        '<p class="ct-hint">Inside the orange line: the causal cone, all that the patch can change. '
+        '<p class="ct-hint">Inside the orange line: the causal cone, the only cells that the patch can change. '
         "<b><u>Bold</u></b>: another top token than in the base run. Choose a cell to compare both runs.</p>"
     )
     grid = grid_html(run.lens, "patched", title="Patched run of the base", most=most_entropy(run.lens, base), css=css)

@@ -1,4 +1,4 @@
-"""The logit lens of a newly typed prompt, in the place of a map that is of another prompt until Run is pressed."""
+"""The logit lens of a newly typed prompt, shown instead of the map of an earlier prompt until Run is pressed."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from causal_tracer.web.service.stored import STORED_PROMPT
 from causal_tracer.web.service.tracing import TraceService
 from causal_tracer.web.service.updates import Cancelled, stepped
 
-ABOUT = "What the model would say after each token and layer (logit lens). Run puts the map in its place."
-# The tab whose Run button can be seen; empty where a tab without maps is open.
+ABOUT = "Logit lens: the most probable next token after each token and layer. Run replaces it by the map."
+# Passes the name of the tab whose Run button is visible; empty if a tab without maps is open.
 _OPEN_TAB = """(tab, ...rest) => [
   [...document.querySelectorAll('[id^="ct-run-"]')].find(run => run.offsetParent)?.id.slice('ct-run-'.length) ?? '',
   ...rest,
@@ -35,12 +35,12 @@ _OPEN_TAB = """(tab, ...rest) => [
 
 @dataclass(frozen=True)
 class Seen:
-    """What the page's prompt was at the last look, and beside which prompt each tab's map stands.
+    """The prompts at the last check: that of the fields, and those that belong to each tab's map.
 
     Attributes:
         prompt: The prompt in the fields.
-        beside: The prompt of a tab's map, and the prompt in the fields that the map was put beside: another one for an
-            opened file, which leaves the fields as they are.
+        beside: By tab, the prompt of its map, and the prompt in the fields when the map came. The two differ for an
+            opened file, which leaves the fields unchanged.
     """
 
     prompt: Text = STORED_PROMPT
@@ -49,7 +49,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class PlacedLens:
-    """The lens of a prompt as HTML, with what it was read for; empty where the maps stay."""
+    """The lens of a prompt as HTML, with the tab and prompt that it was read for; empty if the maps are shown."""
 
     wanted: str = ""
     tab: str = ""
@@ -59,7 +59,7 @@ class PlacedLens:
 
 @dataclass(frozen=True)
 class PromptLensEvents:
-    """The events. A class, since Gradio gives its request only to methods with type hints.
+    """The event handlers. A class, since Gradio gives its request only to methods with type hints.
 
     Attributes:
         service: The models.
@@ -70,26 +70,26 @@ class PromptLensEvents:
     tabs: tuple[str, ...] = explore.MAP_TABS
 
     def wanted(self, tab: str, seen: Seen, *states: Any) -> tuple[Any, Any]:
-        """Return which lens belongs into a tab (empty where its map stays), and what was seen.
+        """Return the key of the lens to show in a tab (empty to show its map), and the prompts of this check.
 
         Args:
             tab: The open tab; empty for one without maps.
-            seen: What was seen at the last look.
-            states: The results of all tabs, what was picked, then the fields' values.
+            seen: The prompts at the last check.
+            states: The results of all tabs, the clicked choices, then the fields' values.
         """
         flows, picked, values = states[: len(self.tabs)], states[len(self.tabs)], states[len(self.tabs) + 1 :]
         try:
             asked = asked_for("hidden", picked, *values)
             prompt = lens_request(asked, self.service.settings).prompt
         except CausalTracerError:
-            # The page reports it at the fields.
+            # The page reports the error below the fields.
             return gr.skip(), gr.skip()
         if tab not in self.tabs:
             return gr.skip(), replace(seen, prompt=prompt)
         shown = _prompt_of(flows[self.tabs.index(tab)] or explore.stored_flows(tab))
         of_map, beside = seen.beside.get(tab, (STORED_PROMPT, STORED_PROMPT))
         if shown != of_map:
-            # A new map. Where the prompt was not typed since, the map was put beside it.
+            # A new map. If the prompt has not changed since, the map came while this prompt was in the fields.
             beside = prompt if prompt == seen.prompt else shown
         seen = Seen(prompt, {**seen.beside, tab: (shown, beside)})
         if prompt in (shown, beside):
@@ -99,7 +99,7 @@ class PromptLensEvents:
         return f"{tab} {lens_key(asked)}", seen
 
     def clear(self, wanted: str) -> tuple[Any, ...]:
-        """Bring the maps back at once where no lens is wanted; a lens that is being read would keep them waiting."""
+        """Show the maps again at once if no lens is wanted, without waiting for a lens that is being read."""
         return ("" if not wanted else gr.skip(),) * len(self.tabs)
 
     async def read(self, request: gr.Request, wanted: str, picked: Picked, *values: Any) -> AsyncGenerator[PlacedLens]:
@@ -130,9 +130,9 @@ class PromptLensEvents:
         yield PlacedLens(f"{tab} {lens_key(asked)}", tab, asks.prompt, html)
 
     def place(self, placed: PlacedLens, wanted: str, *flows: Flows | None) -> tuple[str, ...]:
-        """Return what stands in the place of each tab's map: the lens, if no map of its prompt came since.
+        """Return the HTML shown instead of each tab's map: the lens, unless a map of its prompt has come meanwhile.
 
-        A lens of a prompt that was typed over changes nothing: the next one is being read.
+        A lens of an outdated prompt changes nothing, since the next lens is being read.
         """
         nothing = ("",) * len(self.tabs)
         if not placed.tab or not wanted:
@@ -149,18 +149,18 @@ def _prompt_of(flows: Flows) -> Text:
     """Return the prompt of a tab's maps."""
     flow = next(iter(flows.values()))
     try:
-        return flow.asked().request.prompt
+        return flow.stored_request().request.prompt
     except CausalTracerError:
         return flow.prompt
 
 
 def wire_prompt_lens(service: TraceService, inputs: Inputs, inspected: Any, tabs: Sequence[MapTab]) -> None:
-    """Let the lens in the place of the maps follow the prompt.
+    """Wire the lens, so that it is shown instead of the maps when the prompt changes.
 
     Args:
         service: The models.
         inputs: The fields.
-        inspected: The event of a look at the fields (`input_fields`).
+        inspected: The event that inspects the fields (`input_fields`).
         tabs: The tabs of maps, in the order of `explore.MAP_TABS`.
     """
     events = PromptLensEvents(service)
@@ -175,7 +175,7 @@ def wire_prompt_lens(service: TraceService, inputs: Inputs, inspected: Any, tabs
     wanted.change(events.clear, inputs=[wanted], outputs=lenses, trigger_mode="multiple", **AT_ONCE)
     asked = [wanted, inputs.picked, *inputs.values]
     reading = wanted.change(events.read, inputs=asked, outputs=[placed], **lens_queue(service))
-    # Placed by an event of its own, which sees what was run meanwhile: a lens that comes late must not cover the map.
+    # Shown by a separate event, which gets the current maps: a late lens must not cover a newer map.
     reading.success(events.place, inputs=[placed, wanted, *(each.flows for each in tabs)], outputs=lenses, **AT_ONCE)
     for each in tabs:
         # A run does not wait for a lens that it will cover.

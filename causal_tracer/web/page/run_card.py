@@ -1,4 +1,4 @@
-"""The card of a run: what was asked for, what is shown of it without its result, and what differs between two."""
+"""The card of a run: its request, the summary shown without the result, and the differences between two cards."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from causal_tracer.request.record import changed_fields, from_data, record_field
 from causal_tracer.request.records import MapSpec, RunOptions, StoredRequest, TraceRequest
 from causal_tracer.request.sites import KINDS, SITES
 from causal_tracer.results.flow import HiddenFlow
-from causal_tracer.results.words import display_token, low_run, metric_of
+from causal_tracer.results.words import display_token, low_run_name, metric_of
 from causal_tracer.web.page.thumbnails import is_picture, levels
 from causal_tracer.web.service.links import linked_revision, read_revision, with_revision
 
 LONGEST_NAME = 60
-"""Characters of a card's name."""
+"""The most characters of a card's name."""
 
 LONGEST_ENTRY = 16_000
-"""Characters of a card as JSON."""
+"""The most characters of a card as JSON."""
 
 _MOST_MAPS = 6
 _LONGEST_TEXTS = {"model": 200, "revision": 100, "name": LONGEST_NAME, "answer": 80, "number": 40, "opened": 64}
@@ -32,18 +32,18 @@ _LONGEST_TEXTS = {"model": 200, "revision": 100, "name": LONGEST_NAME, "answer":
 
 @dataclass(frozen=True)
 class Card:
-    """One run of a history: what was asked for, and the little that its card shows without the result.
+    """One run of a history: its request, and the summary that its card shows without the result.
 
     Attributes:
         model: The model's name.
-        asked: What was asked for, one for each map of the run; all have the same request and options.
-        name: The name that the reader gave it.
-        pinned: Whether new runs may not push it out.
+        asked: The stored request of each map of the run; all have the same request and options.
+        name: The name that the user gave it.
+        pinned: Whether it stays when the history is full.
         answer: The answer's text; empty for a run that was not computed yet.
         number: Its main number as text: "total effect 0.470".
         thumbnail: Each map as rows of levels (`thumbnails.levels`).
         opened: The digest of an opened file (`KeptResults.keep_file`); empty for runs of the app.
-        revision: The revision of the model that the run was made with, or that a link names; empty where it has none.
+        revision: The revision of the model that the run was made with, or that a link names; empty if unknown.
     """
 
     model: str
@@ -58,37 +58,37 @@ class Card:
 
     @cached_property
     def key(self) -> str:
-        """The same for the same run."""
+        """A hash of the request: the same for the same run."""
         text = json.dumps([self._request_data(), self.opened], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The sites of its maps."""
+        """The sites of the run's maps."""
         return tuple(each.map.kind for each in self.asked)
 
     @property
     def title(self) -> str:
-        """What its maps are of."""
+        """The titles of the run's maps, as one text."""
         if self.kinds == KINDS:
             return "All three"
         return " and ".join(SITES[kind].title for kind in self.kinds)
 
     @property
     def prompt(self) -> str:
-        """The prompt as text: of a conversation, its last message."""
+        """The prompt as text; for a conversation, its last message."""
         prompt = self.asked[0].request.prompt
         messages = getattr(prompt, "messages", None)
         return str(messages[-1]["content"] if messages else getattr(prompt, "text", prompt))
 
     def to_data(self) -> dict[str, Any]:
-        """Return the card as JSON types; what is empty is left out."""
+        """Return the card as JSON types, without empty values."""
         own = {name: getattr(self, name) for name in ("name", "pinned", "answer", "number", "opened", "revision")}
         own |= {"thumbnail": list(self.thumbnail)}
         return {**self._request_data(), **{name: value for name, value in own.items() if value}}
 
     def linked_data(self) -> dict[str, Any]:
-        """Return what a link says of it: the request, the model's revision and the name."""
+        """Return the part of the card that a link holds: the request, the model's revision and the name."""
         return {**with_revision(self._request_data(), self.revision), **({"name": self.name} if self.name else {})}
 
     def _request_data(self) -> dict[str, Any]:
@@ -107,21 +107,21 @@ def card_of(
     """Return the card of a finished run or of an opened file.
 
     Args:
-        flows: Its maps.
+        flows: The run's maps.
         model: The name by which the app knows the model; empty takes the result's own.
-        asked: What was asked for, where that is known already.
+        asked: The stored requests, if they are known already.
         opened: The digest of the file.
 
     Raises:
-        SettingsError: The result does not store what was asked for.
+        SettingsError: The result does not store its request.
     """
     flow = flows[0]
     written = metric_of(flow).written
-    low = low_run(flow.settings)
+    low = low_run_name(flow.settings)
     number = f"clean {written(flow.high_score)}" if low is None else f"total effect {written(flow.total_effect)}"
     return Card(
         model=printable(model or flow.settings.model, _LONGEST_TEXTS["model"]),
-        asked=tuple(asked) or tuple(each.asked() for each in flows),
+        asked=tuple(asked) or tuple(each.stored_request() for each in flows),
         answer=printable(display_token(flow.answer), _LONGEST_TEXTS["answer"]),
         number=printable(number, _LONGEST_TEXTS["number"]),
         thumbnail=levels(flows),
@@ -131,15 +131,15 @@ def card_of(
 
 
 def printable(text: str, most: int) -> str:
-    """Return a text as a card holds it: cut, with blanks for characters that cannot be printed."""
+    """Return a text as a card holds it: at most this long, with blanks for characters that cannot be printed."""
     return "".join(character if character.isprintable() else " " for character in text)[:most].strip()
 
 
 def read_card(entry: Any) -> Card:
-    """Return the card of an entry of a list (`Card.to_data`), which may come from anybody.
+    """Return the card of an untrusted entry of a list (`Card.to_data`).
 
     Raises:
-        CausalTracerError: It is not an entry, or is too long.
+        CausalTracerError: The entry is invalid or too long.
     """
     if not isinstance(entry, Mapping):
         raise SettingsError(f"it must be an object (given: {shown(entry)}).")
@@ -148,7 +148,7 @@ def read_card(entry: Any) -> Card:
     texts = {name: _text(name, entry.get(name, ""), most) for name, most in _LONGEST_TEXTS.items()}
     maps, thumbnail = (_list(name, entry.get(name, [])) for name in ("maps", "thumbnail"))
     if not maps or not all(is_picture(grid) for grid in thumbnail):
-        raise SettingsError("it has no maps, or its picture is not one.")
+        raise SettingsError("it has no maps, or its thumbnail is invalid.")
     if texts["opened"] and not re.fullmatch("[0-9a-f]{64}", texts["opened"]):
         raise SettingsError("its file has no valid digest.")
     if texts["revision"]:
@@ -159,9 +159,9 @@ def read_card(entry: Any) -> Card:
 
 
 def differences(before: Card, after: Card) -> str:
-    """Return in a few words what one run asks for and another did not: "samples 10 → 20".
+    """Return the settings that changed from one run to another, as text: "samples 10 → 20".
 
-    The sites of their maps are left out: a card's title has them.
+    The sites of the maps are left out, since a card's title names them.
     """
     parts = [] if before.model == after.model else [f"model {after.model}"]
     pairs: list[tuple[Any, Any]] = [(before.asked[0].request, after.asked[0].request)]
@@ -214,5 +214,5 @@ def _text(name: str, value: Any, most: int) -> str:
 
 def _list(name: str, value: Any) -> list[Any]:
     if not isinstance(value, list) or len(value) > _MOST_MAPS:
-        raise SettingsError(f"its {name} must be a list of at most {_MOST_MAPS}.")
+        raise SettingsError(f"its {name} must be a list of at most {_MOST_MAPS} items.")
     return value

@@ -14,14 +14,14 @@ from causal_tracer.results.tables import csv_text
 
 
 def single_run_file(result: LogitLens | PatchedRun, format: str) -> Path:
-    """Write a result into a folder of its own, and return the file.
+    """Write a result into a new temporary folder, and return the file.
 
-    Its name is the same for the same numbers, and nothing that somebody typed is part of it.
+    The file name is the same for the same numbers, and contains no text that a user typed.
 
     Args:
         result: The result.
         format: "json" opens again with identical numbers; "csv" has a row for each token, layer and top token of the
-            lens, of a patched run its own.
+            lens (for a patched run, of that run's lens).
 
     Raises:
         ExportError: The file cannot be written.

@@ -1,9 +1,10 @@
-"""Run and Stop of one tab: what the page shows when they are pressed, and when a run has ended early.
+"""The buttons Run and Stop of one tab: what the page shows when they are pressed, and when a run has ended early.
 
-Gradio reports a cancelled run as a failure, like a broken one, at about the time when it reports the press on Stop. So
-presses are noted on the server, by session, and the end of a run waits a moment for one.
+Gradio reports a cancelled run as a failure, as it does a run with an error, at about the same time as the press on
+Stop. So presses are recorded on the server by session, and the handler of a failed run waits a moment for one.
 
-A result that is opened in the tab of a run covers it: the run goes on, and ends in its card of the history.
+If a result is opened in the tab during a run, the tab keeps showing that result. The run continues, and its result gets
+a card in the history.
 """
 
 from __future__ import annotations
@@ -17,41 +18,41 @@ from typing import Any
 import gradio as gr
 
 from causal_tracer.web.page.summary import message_html, status_html
-from causal_tracer.web.page.texts import BROKEN
+from causal_tracer.web.page.texts import UNEXPECTED_ERROR
 from causal_tracer.web.page.views import TabView
 
-_PATIENCE_SECONDS = 2.0
-_GOES_ON = "The run goes on. When it is done, it has a card below."
-_DONE = "The run that went on is done. Its card is below."
+_STOP_WAIT_SECONDS = 2.0
+_CONTINUES = "The run continues. Its card appears below when it is done."
+_DONE = "The run is done. Its card is below."
 
 
 class RunInProgress:
-    """A run of a tab, and the result that was opened in the tab meanwhile, if any."""
+    """A run in a tab, and the view of the result that was opened in the tab during the run, if any."""
 
     def __init__(self) -> None:
-        self.cover: TabView | None = None
+        self.opened: TabView | None = None
         self._repeated: TabView | None = None
 
     def shown(self, view: TabView) -> TabView:
-        """Return a view of the run, or what the page shows in its place once a result was opened in the tab."""
-        cover = self.cover
-        if cover is None:
+        """Return what the tab shows after an update of the run: `view`, unless a result was opened during the run."""
+        opened = self.opened
+        if opened is None:
             return view
-        # Shown again, once: a partial map may have been on its way to the page when the result was opened.
-        again = TabView() if cover is self._repeated else replace(_noted(cover, _GOES_ON), cell=None)
-        self._repeated = cover
+        # Sent once more, since a partial map may have reached the page after the result was opened.
+        repeat = TabView() if opened is self._repeated else replace(_with_note(opened, _CONTINUES), cell=None)
+        self._repeated = opened
         if view.running is not False:
-            return again
-        status = view.status if view.finished is None else _noted(cover, _DONE).status
-        return replace(again, message=view.message, status=status, finished=view.finished, running=False)
+            return repeat
+        status = view.status if view.finished is None else _with_note(opened, _DONE).status
+        return replace(repeat, message=view.message, status=status, finished=view.finished, running=False)
 
 
-def _noted(view: TabView, words: str) -> TabView:
-    return replace(view, status=f'{view.status or ""}<p class="ct-hint">{words}</p>')
+def _with_note(view: TabView, note: str) -> TabView:
+    return replace(view, status=f'{view.status or ""}<p class="ct-hint">{note}</p>')
 
 
 class RunButtons:
-    """Run and Stop of a tab with so many maps, for all sessions."""
+    """Handlers of Run and Stop in one tab, for all sessions; `maps` is the tab's number of maps."""
 
     def __init__(self, maps: int = 1) -> None:
         self._maps = maps
@@ -60,7 +61,7 @@ class RunButtons:
         self._running: dict[str | None, RunInProgress] = {}
 
     def begin(self, request: gr.Request) -> tuple[Any, ...]:
-        """Show that Run was pressed, at once: the run itself may have to wait for its turn."""
+        """Show at once that Run was pressed: the run itself may have to wait for its turn."""
         with self._pressed:
             self._stopped.discard(request.session_hash)
         self._running[request.session_hash] = RunInProgress()
@@ -69,34 +70,34 @@ class RunButtons:
 
     @contextmanager
     def running(self, session: str | None) -> Iterator[RunInProgress]:
-        """Give the run of a session that has begun; it is in progress until the block or `ended` ends it."""
+        """Provide the current run of a session. It ends with the block, or in `ended` if it fails or is stopped."""
         run = self._running.setdefault(session, RunInProgress())
         yield run
-        self._over(session, run)
+        self._end(session, run)
 
     def forget(self, request: gr.Request) -> None:
-        """A page was closed: nothing is kept for it."""
+        """Drop the run of a page that was closed."""
         self._running.pop(request.session_hash, None)
 
     def in_progress(self, session: str | None) -> bool:
-        """Return whether a session has a run in the tab."""
+        """Return whether a session has a run in progress in the tab."""
         return session in self._running
 
-    def cover(self, session: str | None, view: TabView) -> TabView:
-        """Return the view of a result that is opened in the tab, and keep a run that is in progress from drawing."""
+    def show_opened(self, session: str | None, view: TabView) -> TabView:
+        """Return the view of a result that is opened in the tab; a run in progress no longer changes what it shows."""
         run = self._running.get(session)
         if run is None:
             return view
-        run.cover = replace(view, running=None)
-        return _noted(run.cover, _GOES_ON)
+        run.opened = replace(view, running=None)
+        return _with_note(run.opened, _CONTINUES)
 
-    def _over(self, session: str | None, run: RunInProgress | None) -> None:
+    def _end(self, session: str | None, run: RunInProgress | None) -> None:
         # A stopped run may end after the next one has begun.
         if run is not None and self._running.get(session) is run:
             del self._running[session]
 
     def stop(self, request: gr.Request) -> tuple[Any, ...]:
-        """Show that Stop was pressed; Gradio then cancels the run, which ends between two blocks of the model."""
+        """Show that Stop was pressed. Gradio then cancels the run, which ends between two blocks of the model."""
         with self._pressed:
             self._stopped.add(request.session_hash)
             self._pressed.notify_all()
@@ -104,22 +105,24 @@ class RunButtons:
         return (*parts[:-1], gr.Button(interactive=False))
 
     def ended(self, request: gr.Request) -> tuple[Any, ...]:
-        """Show that a run has ended early, because it was stopped or because something broke."""
+        """Show that a run has ended early: it was stopped, or an unexpected error occurred."""
         session = request.session_hash
         run = self._running.get(session)
         stopped = self.was_stopped(session)
-        covered = run is not None and run.cover is not None
-        words = "The run was stopped." if covered else "Stopped. Cells that were not computed are grey."
+        opened = run is not None and run.opened is not None
+        words = "The run was stopped." if opened else "Stopped. Cells that were not computed are grey."
         view = TabView(status=status_html(words), running=False)
         if not stopped:
-            view = replace(view, message=message_html(BROKEN), status=status_html(BROKEN, state="ct-failed"))
+            view = replace(
+                view, message=message_html(UNEXPECTED_ERROR), status=status_html(UNEXPECTED_ERROR, state="ct-failed")
+            )
         return view.outputs(self._maps)
 
     def was_stopped(self, session: str | None) -> bool:
-        """End a run that has ended early, and return whether it was stopped; wait a moment for the press on Stop."""
+        """End a run that failed or was stopped; wait a moment for a press on Stop, and return whether there was one."""
         run = self._running.get(session)
         with self._pressed:
-            stopped = self._pressed.wait_for(lambda: session in self._stopped, _PATIENCE_SECONDS)
+            stopped = self._pressed.wait_for(lambda: session in self._stopped, _STOP_WAIT_SECONDS)
             self._stopped.discard(session)
-        self._over(session, run)
+        self._end(session, run)
         return stopped

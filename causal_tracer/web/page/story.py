@@ -1,7 +1,7 @@
 """The introduction that the page opens with: one stored result in four steps, as HTML that needs no model.
 
 The same picture, token x layer, is shown four times: all activations clean, those after the noise corrupted, one of
-them restored, and the map of restoring each in turn. `static/story.js` moves it.
+them restored, and the map of restoring each in turn. `static/story.js` switches between the steps.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from causal_tracer.web.page.texts import LEAD
 
 @dataclass(frozen=True)
 class Step:
-    """One step: its name, its text, and the probability that it ends with, with its label."""
+    """One step: its name, its text, and the probability that it ends with, with a label."""
 
     name: str
     words: str
     probability: float
-    says: str
+    label: str
 
 
 def story_steps(flow: HiddenFlow) -> tuple[Step, ...]:
@@ -46,25 +46,25 @@ def story_steps(flow: HiddenFlow) -> tuple[Step, ...]:
     measured = escape(metric_label(flow))
     answer = f"<b>{_shown(flow.answer)}</b>"
     subject = f"“{escape(flow.subject)}”"
-    position, layer = told_cell(flow)
+    position, layer = restored_cell(flow)
     token = f"“{_shown(flow.input_tokens[position])}”"
     restored = float(flow.scores[position, layer])
     return (
         Step(
             "The clean run",
-            f"A language model reads the prompt and says {answer}. Where in the model does it know that from?",
+            f"A language model reads the prompt and says {answer}. Where in the model is this fact?",
             flow.high_score,
             measured,
         ),
         Step(
             "The corrupted run",
-            f"Noise on the subject, {subject}, spoils what follows from it. The answer is lost{_says_now(flow)}.",
+            f"Noise is added to the embeddings of the subject, {subject}. The answer is lost{_top_words(flow)}.",
             flow.low_score,
             measured,
         ),
         Step(
             "One restored run",
-            f"Noise again, but one activation is put back to its clean value: {token}, layer {layer}. "
+            f"The same noise, but one activation is put back to its clean value: {token}, layer {layer}. "
             "The answer comes back.",
             restored,
             measured,
@@ -72,25 +72,26 @@ def story_steps(flow: HiddenFlow) -> tuple[Step, ...]:
         Step(
             "The whole map",
             "Each cell is one restored run. The stronger its colour, the more of the answer comes back: at the "
-            "subject's last token in early layers, and at the last token in late ones.",
+            "subject's last token in early layers, and at the prompt's last token in late layers.",
             flow.peaks(1)[0].score,
             f"Strongest: {measured}",
         ),
     )
 
 
-def _says_now(flow: HiddenFlow) -> str:
-    """Return what the corrupted run says instead, as far as these are words."""
+def _top_words(flow: HiddenFlow) -> str:
+    """Return a clause with the most probable words of the corrupted run; empty if its top tokens are not words."""
     if flow.top_tokens is None:
         return ""
     words = [token for token in flow.top_tokens.corrupted if any(map(str.isalpha, token.text))][:2]
     if not words:
         return ""
     told = " or ".join(f"<b>{_shown(token.text)}</b>" for token in words)
-    return f": it now says {told} or anything else, none above {flow.top_tokens.corrupted[0].probability:.2f}"
+    top = flow.top_tokens.corrupted[0].probability
+    return f": words such as {told} are now the most probable, none with more than {top:.2f}"
 
 
-def told_cell(flow: HiddenFlow) -> tuple[int, int]:
+def restored_cell(flow: HiddenFlow) -> tuple[int, int]:
     """Return the cell that the third step restores: the best layer of the subject's last token."""
     position = flow.subject_range[1] - 1
     return position, int(flow.scores[position].nan_to_num(0.0).argmax())
@@ -125,7 +126,7 @@ def _article(number: int, step: Step) -> str:
     shown = f"{step.probability:.{2 if step.probability >= 0.01 else 3}f}"
     return (
         f'<article data-for="{number}"{hidden}><h2>{step.name}</h2><p>{step.words}</p>'
-        f'<p class="ct-says">{step.says} <strong>{shown}</strong></p>'
+        f'<p class="ct-says">{step.label} <strong>{shown}</strong></p>'
         f'<div class="ct-meter" aria-hidden="true"><i style="width:{max(step.probability, 0.004):.1%}"></i></div>'
         "</article>"
     )
@@ -135,7 +136,7 @@ def _grid(flow: HiddenFlow) -> Iterator[str]:
     """Yield rows of a label and a cell per layer, then the layer axis."""
     layers = int(flow.scores.shape[1])
     subject_start = flow.subject_range[0]
-    told = told_cell(flow)
+    restored = restored_cell(flow)
     span = max(flow.high_score - flow.low_score, 1e-6)
     last = len(flow.input_tokens) - 1
     best_last = int(flow.scores[last].nan_to_num(0.0).argmax())
@@ -147,8 +148,8 @@ def _grid(flow: HiddenFlow) -> Iterator[str]:
             classes = "".join(
                 (
                     " ct-noisy" if position >= subject_start else "",
-                    " ct-told" if (position, layer) == told else "",
-                    " ct-peak" if (position, layer) in (told, (last, best_last)) else "",
+                    " ct-told" if (position, layer) == restored else "",
+                    " ct-peak" if (position, layer) in (restored, (last, best_last)) else "",
                 )
             )
             yield f'<i class="ct-cell{classes}" style="--c:{_color(share)}"></i>'
@@ -166,7 +167,7 @@ def _color(share: float) -> str:
 
 
 def _picture_label(flow: HiddenFlow) -> str:
-    position, layer = told_cell(flow)
+    position, layer = restored_cell(flow)
     tokens, layers = flow.scores.shape
     return (
         f"The prompt's {tokens} tokens down, the model's {layers} layers across. Restoring layer {layer} at "

@@ -1,4 +1,4 @@
-"""The tab of stored studies: findings in words and numbers, and one figure at a time."""
+"""The tab Studies: a stored study's findings in words and numbers, and one figure at a time."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import plotly.graph_objects as go
 
 from causal_tracer.errors import CausalTracerError, StudyError
 from causal_tracer.files import write_atomically
-from causal_tracer.study.figures import comparison_figures, figure_words, study_figures
+from causal_tracer.study.figures import comparison_figures, study_figures, title_and_caption
 from causal_tracer.study.report import findings_html, report_page
-from causal_tracer.study.store import require_tables
+from causal_tracer.study.store import require_pyarrow
 from causal_tracer.study.stored import StoredStudy, named_effects, stored_studies
 from causal_tracer.web.page.explore import TAB_TITLES
 from causal_tracer.web.page.inputs_layout import AT_ONCE
@@ -29,8 +29,8 @@ from causal_tracer.web.service.settings import variable
 from causal_tracer.web.service.tracing import TraceService
 
 SHIPPED_STUDIES = Path(__file__).parents[1] / "stored" / "studies"
-ALONE = -1
-"""The choice of no second study."""
+NO_OTHER_STUDY = -1
+"""The value of the choice "no other study"."""
 
 Opened = tuple[str, Mapping[str, go.Figure], Mapping[str, tuple[str, str]]]
 """A study's findings as HTML, its figures by name, and each one's title and caption."""
@@ -41,18 +41,18 @@ _CLEAR = "rgba(0,0,0,0)"
 
 
 @dataclass(frozen=True)
-class StudyShelf:
+class StudyList:
     """The studies that the app shows.
 
     Attributes:
-        studies: Those that come with it, then those of the operator's folder.
+        studies: Those that come with the app, then those of the operator's folder.
     """
 
     studies: tuple[StoredStudy, ...] = ()
 
     @classmethod
-    def of(cls, folder: str = "") -> StudyShelf:
-        """Find the studies that come with the app, and those in a folder: of one study or of several; "" for none."""
+    def of(cls, folder: str = "") -> StudyList:
+        """Find the studies that come with the app, and those of a folder, which holds one or several ("" for none)."""
         own = stored_studies(Path(folder)) if folder else ()
         return cls(tuple(study for study in (*stored_studies(SHIPPED_STUDIES), *own) if study.traced))
 
@@ -68,10 +68,10 @@ class StudyShelf:
             return gr.skip(), gr.skip(), message_html(str(error)), gr.skip()
         name = figure if figure and figure in figures else next(iter(figures))
         listed = gr.Dropdown(choices=[(words[each][0], each) for each in figures], value=name)
-        return listed, _on_the_page(figures[name]), f'<p class="ct-made">{words[name][1]}</p>', findings
+        return listed, _with_page_background(figures[name]), f'<p class="ct-made">{words[name][1]}</p>', findings
 
     def write_report(self, number: int | None, other: int | None) -> tuple[str | None, Any]:
-        """Return the report as a file to download, and a message where it could not be made."""
+        """Return the report as a file to download, or a message if it could not be made."""
         try:
             study, *others = map(StoredStudy.open, self._folders(number, other))
             page = report_page(study, others)
@@ -90,34 +90,36 @@ class StudyShelf:
         """Return the folders of a study and of the one that it is compared with.
 
         Raises:
-            StudyError: There is none of this number, or studies cannot be read here.
+            StudyError: There is no study with this number, or studies cannot be read here.
         """
-        require_tables()
+        require_pyarrow()
         if not self.studies:
             raise StudyError(
-                "There is no study to show. Run one, causal-tracer study --out FOLDER, and name that folder in "
-                f"{variable('studies_folder')}."
+                "There is no study to show. Run `causal-tracer study --out FOLDER`, and set "
+                f"{variable('studies_folder')} to that folder."
             )
         folders = []
-        for each in [number] if other in (None, ALONE, number) else [number, other]:
+        for each in [number] if other in (None, NO_OTHER_STUDY, number) else [number, other]:
             if each is None or not 0 <= each < len(self.studies):
-                raise StudyError(f"There is no study {each} among the {len(self.studies)}. Choose one of the list.")
+                raise StudyError(f"There is no study {each} of {len(self.studies)}. Choose one of the list.")
             folders.append(self.studies[each].folder)
         return folders
 
 
 def studies_tab(service: TraceService) -> None:
-    """Lay out and wire the tab. Records are read when somebody opens it."""
-    shelf = StudyShelf.of(service.settings.studies_folder)
+    """Lay out and wire the tab. The studies' records are read when the tab is opened."""
+    study_list = StudyList.of(service.settings.studies_folder)
     with gr.Tab(TAB_TITLES["studies"], id="studies") as tab:
         gr.Markdown(STUDIES, elem_classes="ct-help")
         with gr.Row():
-            study = gr.Dropdown(shelf.choices(), value=0, label="Study", elem_id="ct-study", min_width=280)
-            others = [("no other study", ALONE), *shelf.choices()]
-            other = gr.Dropdown(others, value=ALONE, label="Compare with", elem_id="ct-study-other", min_width=280)
+            study = gr.Dropdown(study_list.choices(), value=0, label="Study", elem_id="ct-study", min_width=280)
+            others = [("no other study", NO_OTHER_STUDY), *study_list.choices()]
+            other = gr.Dropdown(
+                others, value=NO_OTHER_STUDY, label="Compare with", elem_id="ct-study-other", min_width=280
+            )
         figure = gr.Dropdown([], label="Figure", elem_id="ct-study-figure")
         plot = gr.Plot(
-            _nothing_yet(),
+            _empty_figure(),
             label="Figure",
             show_label=False,
             elem_id="ct-study-plot",
@@ -129,13 +131,13 @@ def studies_tab(service: TraceService) -> None:
         saved = gr.File(visible=False)
     gr.on(
         [tab.select, study.input, other.input, figure.input],
-        shelf.show,
+        study_list.show,
         inputs=[study, other, figure],
         outputs=[figure, plot, caption, findings],
         **AT_ONCE,
     )
     report.click(
-        shelf.write_report,
+        study_list.write_report,
         inputs=[study, other],
         outputs=[saved, caption],
         show_progress="hidden",
@@ -144,7 +146,11 @@ def studies_tab(service: TraceService) -> None:
 
 
 def opened(*folders: Path) -> Opened:
-    """Return what a study has to show, for two its comparison's figures; kept until a file changes."""
+    """Return a study's findings and figures, or the figures that compare two studies; cached until a file changes.
+
+    Raises:
+        StudyError: A study cannot be read, or two have no kind of map in common.
+    """
     return _open_once(tuple((folder, _changed_at(folder)) for folder in folders))
 
 
@@ -154,7 +160,7 @@ def _open_once(folders: tuple[tuple[Path, tuple[float, ...]], ...]) -> Opened:
     figures = study_figures(studies[0].effects) if len(studies) == 1 else comparison_figures(named_effects(studies))
     if not figures:
         raise StudyError("These two studies have no kind of map in common. Choose another one to compare with.")
-    words = {name: figure_words(name, studies[0].settings.request.direction) for name in figures}
+    words = {name: title_and_caption(name, studies[0].settings.request.direction) for name in figures}
     return findings_html(studies[0]), figures, words
 
 
@@ -163,14 +169,14 @@ def _changed_at(folder: Path) -> tuple[float, ...]:
     return tuple(path.stat().st_mtime for path in sorted(folder.rglob("*.*")) if path.suffix in _STUDY_FILES)
 
 
-def _nothing_yet() -> go.Figure:
+def _empty_figure() -> go.Figure:
     """Return an empty figure: Gradio's own picture of an empty plot breaks an accessibility rule."""
     hidden = {"visible": False}
     return go.Figure(layout={"paper_bgcolor": _CLEAR, "plot_bgcolor": _CLEAR, "xaxis": hidden, "yaxis": hidden})
 
 
-def _on_the_page(figure: go.Figure) -> go.Figure:
-    """Return a figure on the page's own ground, light or dark; the kept one stays as it is."""
+def _with_page_background(figure: go.Figure) -> go.Figure:
+    """Return a copy of a figure with the page's own background, light or dark; the cached figure stays unchanged."""
     shown = go.Figure(figure)
     shown.update_layout(paper_bgcolor=_CLEAR, plot_bgcolor=_CLEAR)
     shown.update_xaxes(gridcolor=_GRID, zerolinecolor=_GRID)

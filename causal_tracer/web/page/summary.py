@@ -1,4 +1,4 @@
-"""The texts beside a map: numbers, peaks, warnings, and how it was made, as words and as safe HTML."""
+"""The texts beside a map: numbers, peaks, warnings, status, and how the map was made, as escaped HTML."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from causal_tracer.request.sites import SITES
-from causal_tracer.results.analysis import Peak, acts, effects
+from causal_tracer.results.analysis import Peak, effects, has_expected_sign
 from causal_tracer.results.flow import HiddenFlow
-from causal_tracer.results.recipe import recipe
-from causal_tracer.results.words import display_token, low_run, map_title, metric_label, metric_of
+from causal_tracer.results.settings_line import settings_line
+from causal_tracer.results.words import display_token, low_run_name, map_title, metric_label, metric_of
 from causal_tracer.web.service.inspection import map_warnings
 from causal_tracer.web.service.registry import ModelStatus, model_title
 from causal_tracer.web.service.updates import RunUpdate
@@ -27,7 +27,7 @@ def numbers_html(*flows: HiddenFlow, filling: bool = False) -> str:
         ("Answer", f"“{display_token(flow.answer)}”", _answer_words(flow)),
         ("Clean run", metric.written(flow.high_score), label),
     ]
-    if (low := low_run(flow.settings)) is not None:
+    if (low := low_run_name(flow.settings)) is not None:
         name = "Corrupted run" if low == "corrupted" else low.capitalize()
         numbers += [
             (name, metric.written(flow.low_score), f"mean {label}"),
@@ -42,8 +42,8 @@ def numbers_html(*flows: HiddenFlow, filling: bool = False) -> str:
     return f'<dl class="ct-cards">{cards}</dl>{peaks}'
 
 
-def doubts_html(*flows: HiddenFlow) -> str:
-    """Return warnings and notes of maps of one prompt, each note once; one that not all maps have names its maps."""
+def warnings_html(*flows: HiddenFlow) -> str:
+    """Return warnings and notes of maps of one prompt. Each note comes once, with its maps if not all have it."""
     noted = {note: [flow for flow in flows if note in flow.notes] for flow in flows for note in flow.notes}
     notes = [
         note if len(having) == len(flows) else f"{' and '.join(SITES[flow.kind].label for flow in having)}: {note}"
@@ -54,7 +54,7 @@ def doubts_html(*flows: HiddenFlow) -> str:
 
 def peaks_html(flow: HiddenFlow) -> str:
     """Return a sentence that names the strongest cells: token, layers, score and share of the total effect."""
-    strongest = [peak for peak in flow.peaks(2) if acts(flow, peak.effect)]
+    strongest = [peak for peak in flow.peaks(2) if has_expected_sign(flow, peak.effect)]
     what, corrupt = metric_of(flow).restored, flow.settings.direction == "corrupt"
     done = f"takes {what} away" if corrupt else f"brings {what} back"
     if not strongest:
@@ -64,9 +64,9 @@ def peaks_html(flow: HiddenFlow) -> str:
 
 
 def details_html(flow: HiddenFlow, *, origin: str = "") -> str:
-    """Return what the map is of, how it was made, and where it came from. User's text is escaped."""
+    """Return the map's prompt, title and settings, and where it comes from. User's text is escaped."""
     subject = f"“{flow.subject}”" + (" (guessed)" if flow.subject_guessed else "")
-    made = recipe(flow, model_title(flow.settings.model)) + (f" · {origin}" if origin else "")
+    made = settings_line(flow, model_title(flow.settings.model)) + (f" · {origin}" if origin else "")
     others = {"Second prompt": flow.settings.second, "Placebo": flow.settings.placebo}
     other = "".join(
         f'<p class="ct-prompt" dir="auto"><b>{name}</b> {escape(text)}</p>' for name, text in others.items() if text
@@ -81,20 +81,21 @@ def details_html(flow: HiddenFlow, *, origin: str = "") -> str:
 
 
 def progress_words(update: RunUpdate, begun: RunUpdate | None = None) -> str:
-    """Return how far a run is, and how long it may still take.
+    """Return the progress of a run, and about how long it still takes.
 
     Args:
-        update: The run now.
-        begun: The run when its first cells came. Some of these need no computation, so the rate is measured from there.
+        update: The latest update.
+        begun: The first update with computed cells. Some of its cells need no computation, so the speed is measured
+            from this update on.
     """
     if update.waiting:
         return f"Waiting for {update.waiting}."
     if update.cached:
-        return "Done: this result was computed before and is kept."
+        return "Done: this result was computed earlier."
     if update.done >= update.total:
         return f"Done: {update.total} restored runs in {_duration(update.seconds)}."
     if not update.done:
-        return f"Clean and corrupted run done; {update.total} restored runs to do."
+        return f"Clean and corrupted run done. {update.total} restored runs to do."
     done, seconds = update.done, update.seconds
     if begun is not None:
         done, seconds = done - begun.done, seconds - begun.seconds
@@ -103,7 +104,7 @@ def progress_words(update: RunUpdate, begun: RunUpdate | None = None) -> str:
 
 
 def model_words(status: ModelStatus) -> str:
-    """Return how far the model is, for people."""
+    """Return the model's status as a sentence."""
     if status.state == "ready":
         license_words = f", under the {status.license}" if status.license else ""
         return f"Model ready: {status.title}{license_words}."
@@ -111,17 +112,17 @@ def model_words(status: ModelStatus) -> str:
         return f"{status.title} could not be loaded. {status.error}"
     if status.state == "waiting":
         return f"{status.title} is loaded when it is first needed."
-    return f"Loading {status.loading_words}. Run waits for it; the maps are stored ones."
+    return f"Loading {status.loading_words}. Run waits until it is ready; the maps shown are stored."
 
 
 def status_html(words: str, *, state: str = "") -> str:
-    """Return a line that screen readers read out when it changes."""
+    """Return a status line, which screen readers read out when it changes."""
     return f'<div class="ct-status {escape(state)}" role="status" aria-live="polite">{escape(words)}</div>'
 
 
 def message_html(*problems: str, warned: Sequence[str] = ()) -> str:
-    """Return what is wrong or doubtful, beside the fields; nothing where all is well."""
-    # A long one scrolls, by keyboard too.
+    """Return problems and warnings as HTML; an empty text if there are none."""
+    # Focusable, so that a long message can be scrolled by keyboard.
     error = '<div class="ct-error" role="alert" tabindex="0">'
     wrong = "".join(f"{error}{escape(words)}</div>" for words in problems if words)
     return wrong + "".join(f'<div class="ct-warning" role="status">{escape(words)}</div>' for words in warned)
@@ -145,9 +146,9 @@ def _peak(flow: HiddenFlow, peak: Peak) -> str:
 
 
 def _stretch(flow: HiddenFlow, peak: Peak) -> tuple[int, int]:
-    """Return the first and last of the layers around a peak that have much of its effect."""
+    """Return the first and last of the consecutive layers around a peak with at least half of its effect."""
     least = _STRETCH * abs(peak.effect)
-    strong = [acts(flow, effect) and abs(effect) >= least for effect in effects(flow)[peak.row].tolist()]
+    strong = [has_expected_sign(flow, effect) and abs(effect) >= least for effect in effects(flow)[peak.row].tolist()]
     before, after = strong[: peak.layer][::-1], strong[peak.layer + 1 :]
     return peak.layer - [*before, False].index(False), peak.layer + [*after, False].index(False)
 

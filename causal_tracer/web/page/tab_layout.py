@@ -18,7 +18,7 @@ from causal_tracer.web.page.detail import NO_CELL
 from causal_tracer.web.page.downloads import FORMATS
 from causal_tracer.web.page.history_layout import HistoryStrip
 from causal_tracer.web.page.inputs_layout import AT_ONCE, IDLE_SECONDS, Inputs
-from causal_tracer.web.page.summary import details_html, doubts_html, status_html
+from causal_tracer.web.page.summary import details_html, status_html, warnings_html
 from causal_tracer.web.page.texts import NO_LINK_YET
 from causal_tracer.web.page.views import map_id, numbers
 from causal_tracer.web.service.figures import app_figures
@@ -26,21 +26,21 @@ from causal_tracer.web.service.tracing import TraceService
 
 MODEL_QUEUE = "model"
 
-# The browser's own way to save a file; it needs an address, which Gradio gives to the hidden file component.
+# Saves a file through the browser. That needs a URL, which Gradio gives to a hidden file component.
 SAVE = """file => { if (!file) return; const a = document.createElement('a'); a.href = file.url;
 a.download = file.orig_name || file.path.split('/').pop(); document.body.append(a); a.click(); a.remove(); }"""
 
 
 @dataclass(frozen=True, eq=False)
 class MapTab:
-    """A tab of maps, as it was laid out.
+    """The components of one tab of maps.
 
     Attributes:
         page: The tab.
         run: Its Run button.
-        flows: Its result, which the app keeps for the page.
-        lens: Stands in the place of the map while that is of another prompt.
-        outputs: What changes in it, for `TabView.outputs`.
+        flows: Its result, which the app keeps for each open page.
+        lens: The logit lens, shown instead of the map while the map is of another prompt.
+        outputs: The components that change, in the order of `TabView.outputs`.
     """
 
     page: gr.Tab
@@ -51,18 +51,18 @@ class MapTab:
 
 
 def map_tab(service: TraceService, name: str, inputs: Inputs, history: HistoryStrip, shown: gr.State) -> MapTab:
-    """Lay out and wire a tab of one kind or of all."""
+    """Lay out and wire a tab (`explore.MAP_TABS`); `shown` holds the name of the selected tab."""
     stored = explore.stored_flows(name)
     kinds = tuple(stored)
     with gr.Tab(explore.TAB_TITLES[name], id=name) as page:
         # Inside the tab: Gradio counts components between tabs as tabs.
         flows, finished = (gr.State(None, time_to_live=IDLE_SECONDS) for _ in range(2))
-        # Whether a result is shown: the browser keeps this when the app has lost the result.
-        made = gr.Checkbox(False, visible=False)
+        # Whether a result is shown. The browser keeps this even when the app has lost the result.
+        has_result = gr.Checkbox(False, visible=False)
         with gr.Row(elem_classes="ct-run", equal_height=True):
             run = gr.Button("Run", variant="primary", scale=0, min_width=120, elem_id=f"ct-run-{name}")
             stop = gr.Button("Stop", interactive=False, scale=0, min_width=90, elem_id=f"ct-stop-{name}")
-            line = status_html("A stored map. Run computes one for the prompt.")
+            line = status_html("A stored map. Run computes the map of your prompt.")
             status = gr.HTML(line, scale=1, min_width=200, elem_id=f"ct-status-{name}")
         script = static_text("lens_grid.js")
         lens = gr.HTML("", elem_id=f"ct-prompt-lens-{name}", elem_classes="ct-prompt-lens", js_on_load=script)
@@ -74,22 +74,22 @@ def map_tab(service: TraceService, name: str, inputs: Inputs, history: HistorySt
             ]
             with gr.Column(scale=0 if len(kinds) == 1 else 1, min_width=280, elem_classes="ct-beside"):
                 cell = gr.HTML(NO_CELL, elem_id=f"ct-cell-{name}")
-        doubts = gr.HTML(doubts_html(*stored.values()), elem_id=f"ct-doubts-{name}")
-        label = "Write into each cell what the model says there"
+        warnings = gr.HTML(warnings_html(*stored.values()), elem_id=f"ct-doubts-{name}")
+        label = "Write the most probable next token into each cell"
         write = gr.Checkbox(False, label=label, elem_id=f"ct-write-{name}", visible=len(kinds) == 1)
         tables = [_table(name, kind, flow) for kind, flow in stored.items()]
         made_of = details_html(stored[kinds[0]], origin="a stored result")
         details = gr.HTML(made_of, elem_id=f"ct-details-{name}")
-        link = _sharing(name, kinds, [flows, made], inputs)
+        link = _sharing(name, kinds, [flows, has_result], inputs)
     outputs = [
         inputs.message,
         status,
         above,
-        doubts,
+        warnings,
         cell,
         details,
         flows,
-        made,
+        has_result,
         link,
         lens,
         finished,
@@ -98,12 +98,12 @@ def map_tab(service: TraceService, name: str, inputs: Inputs, history: HistorySt
         run,
         stop,
     ]
-    page.select(partial(handlers.named, name), outputs=[shown], **AT_ONCE)
+    page.select(partial(handlers.selected_tab, name), outputs=[shown], **AT_ONCE)
     for kind, table in zip(kinds, tables, strict=True):
-        table.select(explore.CellChoice(name, kind).show, inputs=[flows, made], outputs=[cell], **AT_ONCE)
+        table.select(explore.CellChoice(name, kind).show, inputs=[flows, has_result], outputs=[cell], **AT_ONCE)
     if len(kinds) == 1:
         redrawn = [*figures, inputs.message]
-        write.input(partial(explore.redraw, name), inputs=[flows, made, write], outputs=redrawn, **AT_ONCE)
+        write.input(partial(explore.redraw, name), inputs=[flows, has_result, write], outputs=redrawn, **AT_ONCE)
     buttons = history.events.runs[name]
     running = _run(handlers.MapRun(service, name, len(kinds), buttons), outputs, [inputs.picked, write, *inputs.values])
     history.follow(running, finished, flows)

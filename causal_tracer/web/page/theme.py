@@ -1,4 +1,4 @@
-"""Colours, fonts and CSS of the app. Nothing is fetched: the fonts are the system's own."""
+"""Colours, fonts and CSS of the app. No font is downloaded: the page uses the system's fonts."""
 
 from __future__ import annotations
 

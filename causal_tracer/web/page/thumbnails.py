@@ -1,4 +1,4 @@
-"""Maps as pictures of 48 x 32 pixels: a text of levels, which a card keeps, and the SVG drawn from it."""
+"""Maps as pictures of 48 x 32 pixels: a text of levels, which a card stores, and the SVG drawn from it."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from causal_tracer.web.service.figures import SHARED_SCALE
 
 WIDTH, HEIGHT = 48, 32
 _MOST_ROWS, _MOST_COLUMNS = 16, 24
-# Levels from "0", no effect, to "8"; "w" goes the wrong way, "." was not computed.
+# Levels from "0", no effect, to "8"; "w" is an effect in the wrong direction, "." a cell that was not computed.
 _GRID = re.compile(rf"[0-8w.]{{1,{_MOST_COLUMNS}}}(/[0-8w.]{{1,{_MOST_COLUMNS}}}){{0,{_MOST_ROWS - 1}}}")
 _WRONG_WAY = "#d3bd7c"
 _NOT_COMPUTED = "#b8b8b8"
-# Below this share of the strongest effect, a cell that goes the wrong way has no colour.
+# Below this share of the strongest effect, a cell with an effect in the wrong direction has no colour.
 _WRONG_FROM = 0.25
 
 
@@ -33,16 +33,16 @@ def levels(flows: Sequence[HiddenFlow]) -> tuple[str, ...]:
 
 
 def is_picture(text: Any) -> bool:
-    """Return whether a text is one that `levels` gives."""
+    """Return whether a value is a text of levels in the form that `levels` returns."""
     return isinstance(text, str) and bool(_GRID.fullmatch(text)) and len({len(row) for row in text.split("/")}) == 1
 
 
 def thumbnail_svg(grids: Sequence[str], kinds: Sequence[str]) -> str:
-    """Draw maps side by side, in few elements: one path for each level of each map. For the eye only.
+    """Return maps side by side as SVG with few elements: one path for each level of each map. Screen readers skip it.
 
     Args:
-        grids: The maps as `levels` gives them; none draws an empty frame.
-        kinds: Their sites.
+        grids: The maps as `levels` returns them; none gives an empty picture.
+        kinds: The maps' sites.
     """
     space = WIDTH / max(len(grids), 1)
     parts = []
@@ -82,8 +82,8 @@ def _level(share: float) -> str:
 
 
 def _merged(values: Tensor) -> Tensor:
-    """Return values with so few rows and columns that a picture has room for them: of neighbours, the strongest."""
-    # A cell that was not computed counts for less than any other.
+    """Return values reduced to the rows and columns of a picture; of merged neighbours, the strongest is kept."""
+    # A cell that was not computed is weaker than any other.
     known = values.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-1e300)
     rows, columns = (min(most, size) for most, size in zip((_MOST_ROWS, _MOST_COLUMNS), known.shape, strict=True))
     small = torch.nn.functional.adaptive_max_pool2d(known[None], (rows, columns))[0]

@@ -1,4 +1,4 @@
-"""The parts of a tab of maps that a run changes, as values for Gradio."""
+"""The parts of a tab of maps that a run changes, as values of Gradio components."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from causal_tracer.results.flow import HiddenFlow
 from causal_tracer.results.words import metric_label, metric_of
 from causal_tracer.web.page.cells import table_html
 from causal_tracer.web.page.detail import NO_CELL
-from causal_tracer.web.page.summary import details_html, doubts_html, numbers_html
+from causal_tracer.web.page.summary import details_html, numbers_html, warnings_html
 from causal_tracer.web.service.figures import SHARED_SCALE, Flows, app_figures
 
 
@@ -28,22 +28,22 @@ class TabView:
         message: Problems beside the fields, as HTML.
         status: The line beside the Run button, as HTML.
         numbers: The numbers above the maps, as HTML.
-        doubts: Warnings and notes about the maps, as HTML.
+        warnings: Warnings and notes about the maps, as HTML.
         figures: The maps.
-        tables: The maps as tables, HTML.
+        tables: The maps as tables, as HTML.
         cell: One cell in detail, as HTML.
         details: How the maps were made, as HTML.
-        flows: The maps, which the app keeps for the page; the page then knows that it shows a result.
-        link: The link that reproduces them.
-        lens: What stands in the place of the maps, as HTML.
-        finished: The maps of a run that is done; empty where one begins.
-        running: Whether Run is off and Stop is on.
+        flows: The maps, which the app keeps for the page. The page then also notes that it shows a result.
+        link: The link that reproduces the maps.
+        lens: The logit lens shown instead of the maps, as HTML; empty shows the maps.
+        finished: The maps of a run when it is done; empty when a run begins.
+        running: Whether Run is disabled and Stop enabled.
     """
 
     message: str | None = None
     status: str | None = None
     numbers: str | None = None
-    doubts: str | None = None
+    warnings: str | None = None
     figures: tuple[go.Figure, ...] = ()
     tables: tuple[str, ...] = ()
     cell: str | None = None
@@ -55,12 +55,12 @@ class TabView:
     running: bool | None = None
 
     def outputs(self, maps: int) -> tuple[Any, ...]:
-        """Return the values of the components of a tab with so many maps, in the order of `map_tab`."""
-        made = None if self.flows is None else True
+        """Return the values of a tab's components in the order of `map_tab`; `maps` is the tab's number of maps."""
+        has_result = None if self.flows is None else True
         run, stop = (None, None) if self.running is None else (not self.running, self.running)
         parts = (
-            *(self.message, self.status, self.numbers, self.doubts, self.cell, self.details),
-            *(self.flows, made, self.link, self.lens, self.finished),
+            *(self.message, self.status, self.numbers, self.warnings, self.cell, self.details),
+            *(self.flows, has_result, self.link, self.lens, self.finished),
             *(self.figures or (None,) * maps),
             *(self.tables or (None,) * maps),
             *(None if on is None else gr.Button(interactive=on) for on in (run, stop)),
@@ -83,11 +83,11 @@ def maps_view(
     filling: bool = False,
     write_top_tokens: bool = False,
 ) -> TabView:
-    """Return all parts of a result, also while it fills in, so that all that the page shows is of one prompt."""
+    """Return all parts of a result, partial or complete, so that everything that the page shows is of one prompt."""
     return TabView(
         status=status,
         numbers=numbers(flows, filling=filling),
-        doubts=doubts_html(*flows.values()),
+        warnings=warnings_html(*flows.values()),
         figures=app_figures(flows, write_top_tokens=write_top_tokens),
         tables=tuple(table_html(flow, map_id(tab, kind)) for kind, flow in flows.items()),
         cell=NO_CELL,

@@ -1,1 +1,1 @@
-"""What the web app does, without Gradio."""
+"""The web app's service, without Gradio: models, checked requests, limits and stored results."""

@@ -1,7 +1,7 @@
-"""What a person or a program asks of the app: fields by name, and the records that they make.
+"""The app's fields: name, type, default, title and help of everything that the page or a program can set.
 
-The fields are those of `TraceRequest`, `MapSpec` and `RunOptions`, with their types, defaults and help, and a few of
-the app's own. Page, links, endpoints and the log take them from `APP_FIELDS`: a new field of a record is there at once.
+The fields are those of `TraceRequest`, `MapSpec` and `RunOptions`, and a few of the app's own. Page, links, endpoints
+and log take them from `APP_FIELDS`, so a new field of a record appears in all of them.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from causal_tracer.request.records import MapSpec, RunOptions, TraceRequest
 from causal_tracer.request.sites import SITES
 
 Asked = Literal["hidden", "mlp", "attention", "all", "head", "knockout", "span_knockout"]
-"""One kind of map, or the first three of them in one sweep."""
+"""A kind of map, or "all": the first three kinds in one sweep."""
 
 ASKED_KINDS: tuple[str, ...] = get_args(Asked)
 TOP_TOKENS = 5
-"""How many of the most probable next tokens a result keeps for each cell."""
+"""Number of most probable next tokens that a result keeps for each cell."""
 
 Fields = Mapping[str, Any]
-"""What is asked for, by the names of `APP_FIELDS`, as it comes in: nothing is checked yet."""
+"""Requested values, by the names of `APP_FIELDS`, not checked yet."""
 
-# Far more than a token has characters: longer prompts are turned away before they are tokenized.
+# Far more characters than a token has: longer prompts are refused before they are tokenized.
 CHARACTERS_PER_TOKEN = 50
 LONGEST_ANSWER = 200
 MOST_TEXTS = 100
-"""Texts that a mean is over, or answers of a patched run."""
+"""The most prompts of a mean, and the most answers of a patched run."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,11 @@ class AppField:
     """A field of the app.
 
     Attributes:
-        type: Of its values, as programs see it.
-        default: What is taken where it is left out.
-        title: What the page calls it.
-        help: What it means.
-        record: The record that it is a field of; None for the app's own.
+        type: The type of its values, as published to programs.
+        default: The value if the field is left out.
+        title: The field's name on the page.
+        help: The field's meaning.
+        record: The record that the field belongs to; None for the app's own fields.
     """
 
     type: Any
@@ -54,27 +54,27 @@ class AppField:
 
 RECORDS: tuple[type[Any], ...] = (TraceRequest, MapSpec, RunOptions)
 """The records whose fields the app has."""
-"""The records whose fields the app has."""
-WITHOUT_A_FIELD = frozenset("second direction mean_over source".split())
-"""Fields of the records that follow from the app's own."""
+
+DERIVED_FIELDS = frozenset("second direction mean_over source".split())
+"""Fields of the records that the app derives from its own fields."""
 
 ONLY_RECORDS = frozenset("read placebo top_tokens positions engine audit".split())
 """Fields of the records that the page does not have."""
 
 PatchRule = Literal["restore", "corrupt", "zero", "mean"]
-"""What is put where: clean activations into the corrupted run, corrupted ones into the clean run, or zero or a mean
-into the clean run."""
+"""The patch: clean activations into the corrupted run, corrupted activations into the clean run, or zero or a mean into
+the clean run."""
 
-# The app's maps restore: without a corruption they are empty.
+# Without "none": a restoring map without a corruption would be empty.
 APP_CORRUPTIONS = tuple(name for name, named in CORRUPTIONS.items() if named.corrupts)
 
-# Without the objects of Python, and what is meant where a field is left out: its type, and its help where that differs.
+# Types for forms and JSON, without Python's objects; and the help, if it differs from the record's.
 _APP_FORMS: Mapping[str, tuple[Any, str]] = {
     "prompt": (str, ""),
-    "corruption": (Literal[APP_CORRUPTIONS], "What is done to the subject's embeddings."),
+    "corruption": (Literal[APP_CORRUPTIONS], "How the subject's embeddings are corrupted."),
     "metric": (
         Literal["automatic", *METRICS],
-        "What is read; automatic takes the probability, with a second prompt the logit difference.",
+        "The metric of each run. automatic takes the probability, or with a second prompt the logit difference.",
     ),
     "severed": (
         Literal["none", "mlp", "attention"],
@@ -82,17 +82,17 @@ _APP_FORMS: Mapping[str, tuple[Any, str]] = {
     ),
     "token": (
         int | None,
-        "Of heads: the token at which they are restored. Of knockouts: the token that may not attend. Negative numbers "
-        "count from the end; null takes the last.",
+        "For heads, the token at which they are restored; for knockouts, the token whose attention is blocked. "
+        "Negative numbers count from the end; null takes the last token.",
     ),
     "noise": (float | None, "Standard deviation of the noise; null takes the model's automatic level, 0 adds none."),
-    "samples": (int, "Noise samples."),
+    "samples": (int, "Number of noise samples."),
     "window": (
         int | None,
-        "Layers restored or blocked together; null takes "
+        "Number of layers restored or blocked together; null takes "
         f"{', '.join(f'{site.window} for {site.label}' for site in SITES.values())}.",
     ),
-    "batch_size": (int | None, "Rows that go through the model together; null takes the app's."),
+    "batch_size": (int | None, "Batch rows of one forward pass; null takes the app's own value."),
 }
 _APP_DEFAULTS = {"metric": "automatic", "severed": "none"}
 _OWN = {
@@ -111,28 +111,28 @@ _OWN = {
         'and "mean" set activations to zero, or to their mean over mean_prompts, in the clean run.',
     ),
     "second_prompt": AppField(
-        str, "", "Second prompt", "A prompt that is run in place of a corrupted one; empty takes none."
+        str, "", "Second prompt", "A prompt that is run instead of the corrupted prompt; empty for none."
     ),
     "second_subject": AppField(
         str,
         "",
         "Its subject",
-        "The second prompt's subject; empty has it guessed. Without a second prompt: a subject that takes the place of "
-        "the prompt's, which makes the second prompt.",
+        "The second prompt's subject; if empty, it is guessed. Without a second prompt: the subject that replaces the "
+        "prompt's own, which gives the second prompt.",
     ),
     "mean_prompts": AppField(
         str,
         "",
         "Prompts to average over",
-        'For patch "mean": prompts, one in each line; empty takes the prompt itself.',
+        'For patch "mean": the prompts to average over, one per line; empty takes the prompt itself.',
     ),
     "model": AppField(str, "", "Model", "One of the app's models (/models); empty takes the first."),
     "chat": AppField(
         bool,
         False,
         "Chat message",
-        "The prompt is a user's message, written by the model's chat template (/models says which have one); the "
-        "answer is the start of the assistant's.",
+        "Format the prompt as a user's message with the model's chat template (/models says which models have one). "
+        "The answer is then the start of the assistant's reply.",
     ),
 }
 
@@ -141,7 +141,7 @@ def _of_records() -> dict[str, AppField]:
     found: dict[str, AppField] = {}
     for record in RECORDS:
         for name, info in record_fields(record).items():
-            if name in ONLY_RECORDS | WITHOUT_A_FIELD or name in _OWN:
+            if name in ONLY_RECORDS | DERIVED_FIELDS or name in _OWN:
                 continue
             kind, about = _APP_FORMS.get(name, (info.annotation, ""))
             default = None if info.is_required() or info.default_factory else info.default
@@ -154,4 +154,4 @@ def _of_records() -> dict[str, AppField]:
 
 
 APP_FIELDS: Mapping[str, AppField] = {**_of_records(), **_OWN}
-"""By name."""
+"""The app's fields, by name."""

@@ -1,4 +1,4 @@
-"""The command line that does what the page's fields ask for."""
+"""The command line that reproduces a run of the page."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from causal_tracer.request.records import OtherPrompt, TraceRequest
 from causal_tracer.web.service.field_checks import CheckedFields
 
 _IN_THE_CLEAN_RUN = {"direction": "corrupt", "corruption": "none"}
-# Fields without an option, beside those whose values are objects.
+# Fields that have no option; fields whose values are objects have none either.
 _ONLY_PYTHON = ("elsewhere", "read", "positions", "answer_id")
 
 
 def trace_command(checked: CheckedFields, model: str, revision: str | None = None) -> str:
-    """Return the command that reproduces a run, quoted for a shell; where there is none, a comment that says why.
+    """Return the command that reproduces a run, quoted for a shell; or a comment with the reason if there is none.
 
     Args:
-        checked: What was asked for.
-        model: What `load_model` takes.
-        revision: The hub revision to load; None for models that have one only.
+        checked: The request.
+        model: The model, as `load_model` takes it.
+        revision: The hub revision to load; None for models that have only one.
     """
     try:
         options = {
@@ -36,22 +36,22 @@ def trace_command(checked: CheckedFields, model: str, revision: str | None = Non
     except SettingsError as error:
         return f"# {error} Use the Python lines.\n"
     if all(spec.in_clean_run for spec in checked.specs.values()) and _IN_THE_CLEAN_RUN.items() <= options.items():
-        # The command's own choice for such maps.
+        # The command's defaults for such maps.
         options = {name: value for name, value in options.items() if name not in _IN_THE_CLEAN_RUN}
     options |= {} if model == "embedded" else {"model": model}
     options |= {} if revision is None else {"revision": revision}
     prompt = _typed(checked.request.prompt)
     words = [word for name, value in options.items() for word in _words(name, value)]
-    # Options first: what follows "--" is a prompt, even where it begins with a dash.
+    # Options first: the prompt follows "--", since it may begin with a dash.
     line = shlex.join(["causal-tracer", "trace", *words, "--", prompt]) + "\n"
-    return f"# Traces the map that is not severed too.\n{line}" if "severed" in options else line
+    return f"# Also traces the map without severed paths.\n{line}" if "severed" in options else line
 
 
 def _of_request(request: TraceRequest) -> dict[str, Any]:
     """Return the options of a request.
 
     Raises:
-        SettingsError: The command has none for a part of it.
+        SettingsError: The command has no option for a part of the request.
     """
     given = changed_fields(replace(request, top_tokens=0))
     given.pop("prompt")
@@ -65,10 +65,10 @@ def _of_request(request: TraceRequest) -> dict[str, Any]:
 
 
 def _of_maps(specs: Mapping[str, MapSpec]) -> dict[str, Any]:
-    """Return the options of maps, which the command gives to each of them.
+    """Return the options of maps, which the command applies to each of them.
 
     Raises:
-        SettingsError: The maps differ in them, or the command has no option for one.
+        SettingsError: The maps differ in a setting, or the command has no option for one.
     """
     maps = list(specs.values())
     given = [changed_fields(spec) for spec in maps]
@@ -82,18 +82,18 @@ def _of_maps(specs: Mapping[str, MapSpec]) -> dict[str, Any]:
     if any(each != rest[0] for each in rest):
         raise SettingsError("The command takes the same settings for all maps, and these differ.")
     if "severed" in rest[0] and found["kind"] != ("hidden",):
-        raise SettingsError("The command severs maps of hidden states only.")
+        raise SettingsError("The command can sever paths only in maps of hidden states.")
     source = rest[0].pop("source", None)
     if source is not None and "severed" in rest[0]:
-        raise SettingsError("The command severs no paths of an ablation.")
+        raise SettingsError("The command cannot sever paths of an ablation.")
     return {**found, **_plain(rest[0]), **({} if source is None else {"ablate": source})}
 
 
 def _plain(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return values that an option can hold.
+    """Return values after checking that the command's options can hold them.
 
     Raises:
-        SettingsError: One is an object, or several values where the option takes one.
+        SettingsError: A value is an object, or has several parts where the option takes one.
     """
     for name, value in given.items():
         if name in _ONLY_PYTHON or not (isinstance(value, str | int | float) or name == "mean_over"):
@@ -106,7 +106,7 @@ def _typed(prompt: Any) -> str:
 
 
 def _words(name: str, value: Any) -> list[str]:
-    """Return an option as words; one with several values stands once for each."""
+    """Return an option as words of a command line; an option with several values is repeated."""
     flag = f"--{name.replace('_', '-')}"
     if isinstance(value, bool):
         return [flag if value else f"--no-{flag[2:]}"]

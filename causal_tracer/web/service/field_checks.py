@@ -1,4 +1,4 @@
-"""What the app's fields ask for, checked as far as can be said without the model, and made into records."""
+"""Checks of the app's fields, as far as possible without the model, and the records made of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from causal_tracer.arguments import choice, flag, real_number, shown, whole_numb
 from causal_tracer.errors import PromptError, SettingsError
 from causal_tracer.prompts.chat import ChatText
 from causal_tracer.prompts.encoding import check_text
-from causal_tracer.prompts.subject import with_another_subject
+from causal_tracer.prompts.subject import replace_subject
 from causal_tracer.request.map_spec import ABLATIONS
 from causal_tracer.request.records import MapSpec, OtherPrompt, RunOptions, TraceRequest
 from causal_tracer.request.sites import KINDS
@@ -25,20 +25,20 @@ from causal_tracer.web.service.asking import (
 )
 from causal_tracer.web.service.settings import ServiceSettings, limit
 
-# JSON's whole numbers are exact up to it.
+# JSON numbers are exact integers up to this one.
 _LARGEST_NUMBER = 2**53
 _LIMITED = {"samples": "max_samples", "batch_size": "batch_size"}
 
 
 @dataclass(frozen=True)
 class CheckedFields:
-    """What fields ask for, checked as far as can be said without the model.
+    """The records made of the app's fields, checked as far as possible without the model.
 
     Attributes:
-        request: The prompt, and what is measured.
+        request: The request.
         specs: The maps, by name.
-        options: How they are computed.
-        model: The model's name; empty takes the app's first.
+        options: How the maps are computed.
+        model: The model's name; empty takes the app's first model.
     """
 
     request: TraceRequest
@@ -48,14 +48,14 @@ class CheckedFields:
 
 
 def check_fields(fields: Fields, settings: ServiceSettings) -> CheckedFields:
-    """Return the records that fields make.
+    """Return the records made of the app's fields.
 
     Raises:
-        SettingsError: A value is none of those that it can have, or over one of the app's limits.
-        PromptError: Prompt, subject or answer are no texts, or too long.
+        SettingsError: A value is invalid, or over one of the app's limits.
+        PromptError: Prompt, subject or answer is not a text, or is too long.
     """
     if unknown := [name for name in fields if name not in APP_FIELDS]:
-        raise SettingsError(f"{shown(unknown[0])} is no field of the app. Its fields are {', '.join(APP_FIELDS)}.")
+        raise SettingsError(f"The app has no field {shown(unknown[0])}. Its fields are {', '.join(APP_FIELDS)}.")
     given = {name: _plain(name, fields.get(name, field.default)) for name, field in APP_FIELDS.items()}
     given["typed"], given["prompt"] = given["prompt"], _prompt(given, settings)
     given["answer"] = _answer("answer", given["answer"])
@@ -90,7 +90,7 @@ def _maps(given: Mapping[str, Any], settings: dict[str, Any]) -> dict[str, MapSp
 
 
 def _experiment(given: Mapping[str, Any], settings: ServiceSettings, in_clean_run: bool) -> dict[str, Any]:
-    """What follows from the fields of the experiment: corruption, second prompt, direction, metric."""
+    """Return the request's fields for the experiment: corruption, second prompt, direction, metric."""
     metric = {} if given["metric"] == "automatic" else {"metric": given["metric"]}
     direction = "corrupt" if given["patch"] == "corrupt" else "restore"
     second, foil = _second(given, settings), _answer("foil", given["foil"])
@@ -111,10 +111,10 @@ def _experiment(given: Mapping[str, Any], settings: ServiceSettings, in_clean_ru
 
 
 def _mean_over(given: Mapping[str, Any], settings: ServiceSettings) -> tuple[str, ...]:
-    """The prompts of a mean: one in each line, or the prompt itself."""
+    """Return the prompts of a mean: one per line, or the prompt itself."""
     lines = [line for line in check_text("mean_prompts", _filled(given["mean_prompts"])).splitlines() if line.strip()]
     if given["chat"] and not lines:
-        raise SettingsError("mean_prompts is empty, and a chat message is no prompt to average over. Give one.")
+        raise SettingsError("mean_prompts is empty, and a chat message cannot be averaged over. Give a prompt.")
     if len(lines) > MOST_TEXTS:
         raise SettingsError(
             f"mean_prompts has {len(lines)} lines, and this app takes at most {MOST_TEXTS}. Give fewer."
@@ -125,19 +125,19 @@ def _mean_over(given: Mapping[str, Any], settings: ServiceSettings) -> tuple[str
 
 
 def _second(given: Mapping[str, Any], settings: ServiceSettings) -> OtherPrompt | None:
-    """The second prompt, as it is given or with another subject in the first one's place."""
+    """Return the second prompt: the given one, or the first prompt with another subject; None without either."""
     text, subject = (check_text(name, _filled(given[name])) for name in ("second_prompt", "second_subject"))
     if not text.strip() and not subject.strip():
         return None
     if not text.strip():
-        text = with_another_subject(given["typed"], given["subject"], given["occurrence"], subject.strip())
+        text = replace_subject(given["typed"], given["subject"], given["occurrence"], subject.strip())
     return OtherPrompt(_prompt({**given, "prompt": text}, settings), subject.strip() or None)
 
 
 def _plain(name: str, value: Any) -> Any:
-    """A value as the records take it, and none of the objects and rules that only Python has.
+    """Return a value as the records take it, without the objects that only Python has.
 
-    Forms and JSON give 10 as 10.0.
+    Forms and JSON may give the integer 10 as 10.0.
     """
     kind = APP_FIELDS[name].type
     kinds = {kind, *get_args(kind)}

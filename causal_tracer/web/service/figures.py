@@ -24,7 +24,7 @@ def app_figure(flow: HiddenFlow, *, limits: ColorLimits | None = None, write_top
 
     Args:
         flow: The map.
-        limits: The scale that the map shares with others beside it; None draws one of its own.
+        limits: The colour scale shared with the maps beside it; None gives the map its own scale, and draws it.
         write_top_tokens: Write into each cell the most probable token of the restored run.
     """
     alone = limits is None
@@ -49,17 +49,17 @@ def app_figure(flow: HiddenFlow, *, limits: ColorLimits | None = None, write_top
 
 
 def app_figures(flows: Flows, *, write_top_tokens: bool = False) -> tuple[go.Figure, ...]:
-    """Draw the maps of a tab: one with its own scale, or several on one scale."""
+    """Draw the maps of a tab: one map with its own colour scale, or several maps with a common one."""
     maps = tuple(flows.values())
     limits = shared_limits(maps) if len(maps) > 1 else None
     return tuple(app_figure(flow, limits=limits, write_top_tokens=write_top_tokens) for flow in maps)
 
 
 def scale_above(figure: go.Figure) -> None:
-    """Put a map's scale above it: beside the map, it would take half of a phone's width."""
+    """Put a map's colour scale above it: beside the map, it would take half of a phone's width."""
     place = {"orientation": "h", "x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom", "ypad": 2}
     (heatmap,) = figure.data
-    # There, the title has room for one line.
+    # Above the map, the scale's title has room for one line only.
     title = {"side": "top", "text": str(heatmap.colorbar.title.text).replace("<br>", " ")}
     heatmap.update(colorbar={**place, "len": 0.6, "thickness": 10, "title": title})
     figure.update_layout(height=figure.layout.height + 30)

@@ -1,6 +1,6 @@
-"""The gallery: stored results, each with what it was asked for and one sentence on what it shows.
+"""The gallery: stored results, each with its settings and one sentence on what it shows.
 
-`examples/make_stored_maps.py` computes them. A result is read when somebody asks for it, not before.
+`examples/make_stored_maps.py` computes the results. A result is read only when it is opened.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from causal_tracer.web.service.stored import STORED_PROMPT, STORED_SUBJECT
 
 FOLDER = files("causal_tracer.web") / "stored" / "gallery"
 PICTURES = "pictures.json"
-"""The file of all small pictures."""
+"""The file with the thumbnails of all entries."""
 
 _GEMMA, _CHAT_MODEL = "embedded:gemma-3-270m", "embedded:smollm2-135m-instruct"
 _CLASSIC = {"model": _GEMMA, "prompt": STORED_PROMPT, "subject": STORED_SUBJECT}
@@ -31,9 +31,9 @@ class GalleryEntry:
 
     Attributes:
         name: Its name in files and on the page.
-        title: What it is an example of.
-        sentence: What it shows.
-        fields: What was asked for, by the names of `APP_FIELDS`.
+        title: Its heading.
+        sentence: What it shows, as a sentence.
+        fields: Its settings, by the names of `APP_FIELDS`.
     """
 
     name: str
@@ -144,14 +144,14 @@ GALLERY = (
         {**_CLASSIC, "noise": 30.0, "kind": "mlp"},
     ),
 )
-"""In the order in which they are shown."""
+"""The entries, in the order in which they are shown."""
 
 
 def gallery_entry(name: str) -> GalleryEntry:
-    """Return the entry of a name.
+    """Return the entry with this name.
 
     Raises:
-        SettingsError: There is none.
+        SettingsError: There is no such entry.
     """
     for entry in GALLERY:
         if entry.name == name:
@@ -167,7 +167,7 @@ def gallery_flows(entry: GalleryEntry) -> Flows:
 
 
 def gallery_pictures() -> Mapping[str, tuple[str, ...]]:
-    """Return the small pictures of the entries by name, as `thumbnails.levels` gives them."""
+    """Return the thumbnails of the entries by name, as `thumbnails.levels` gives them."""
     stored = json.loads((FOLDER / PICTURES).read_text(encoding="utf-8"))
     return {name: tuple(grids) for name, grids in stored.items()}
 

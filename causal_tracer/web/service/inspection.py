@@ -1,4 +1,4 @@
-"""Inspecting a prompt before it is traced: its tokens, its subject, the model's answers, problems and warnings."""
+"""Inspection of a prompt before it is traced: tokens, subject, the model's answers, problems and warnings."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from causal_tracer.errors import CausalTracerError, PromptError, SettingsError, SubjectError
-from causal_tracer.experiment.answers import asked_answer
+from causal_tracer.experiment.answers import resolve_answer
 from causal_tracer.experiment.set_up import TracingContext, prompt_for
 from causal_tracer.metrics.descriptions import METRIC_DESCRIPTIONS, MetricDescription
 from causal_tracer.model.runs import clean_run
-from causal_tracer.prompts.chat import ChatText, written
+from causal_tracer.prompts.chat import ChatText, render_chat
 from causal_tracer.prompts.decoding import decode_together, token_text
 from causal_tracer.prompts.encoding import encode_with_spans
 from causal_tracer.prompts.prompt import Prompt
-from causal_tracer.prompts.subject import Occurrence, guess_subject, not_found, occurrences
+from causal_tracer.prompts.subject import Occurrence, guess_subject, occurrences, subject_not_found_message
 from causal_tracer.request.records import Text, TraceRequest
 from causal_tracer.results.flow import HiddenFlow
 from causal_tracer.results.top_tokens import TokenProbability
@@ -33,9 +33,9 @@ class TokenSpan:
     """A token of the prompt.
 
     Attributes:
-        text: Its label, as the map's axis has it.
-        start: Its first character in what was typed: the prompt, or the user's message.
-        end: One past its last; equal to `start` for tokens that are no part of it.
+        text: Its label, as on the map's axis.
+        start: Index of its first character in the typed text: the prompt, or the user's message.
+        end: One past its last character; equal to `start` for tokens outside the typed text.
     """
 
     text: str
@@ -45,11 +45,11 @@ class TokenSpan:
 
 @dataclass(frozen=True)
 class Problem:
-    """Why a prompt cannot be traced as it is.
+    """A reason why a prompt cannot be traced as it is.
 
     Attributes:
-        field: What to change.
-        words: What is wrong with it, and what to do.
+        field: The field to change.
+        words: The message: what is wrong, and what to do.
     """
 
     field: Field
@@ -58,19 +58,19 @@ class Problem:
 
 @dataclass(frozen=True)
 class Inspection:
-    """A prompt before it is traced.
+    """The result of inspecting a prompt before it is traced.
 
     Attributes:
-        tokens: Its tokens; empty while the model loads.
-        subject: The subject, given or guessed; empty where there is none.
-        subject_range: Its first token and one past its last.
-        guessed: Whether it was guessed.
+        tokens: The prompt's tokens; empty while the model loads.
+        subject: The subject, given or guessed; empty if there is none.
+        subject_range: The subject's first token, and one past its last.
+        guessed: Whether the subject was guessed.
         answers: The most probable answers, best first.
-        answer: The one that would be traced.
-        problems: What keeps it from being traced.
-        warnings: What makes a map of it hard to read.
-        noise: The automatic noise level.
-        loading: While the model loads: how far it is, in words.
+        answer: The answer that would be traced.
+        problems: The reasons why the prompt cannot be traced.
+        warnings: The reasons why a map of the prompt would be hard to read.
+        noise: The model's automatic noise level.
+        loading: While the model loads, its loading status in words.
     """
 
     tokens: tuple[TokenSpan, ...] = ()
@@ -86,12 +86,12 @@ class Inspection:
 
 
 def inspect_prompt(context: TracingContext, request: TraceRequest, typed: str, settings: ServiceSettings) -> Inspection:
-    """Inspect a prompt with one clean run at most; what somebody typed wrong is in `problems`.
+    """Inspect a prompt with at most one clean run; invalid input is reported in `problems`.
 
     Args:
         context: The model.
-        request: What is asked for.
-        typed: The prompt, or the user's message.
+        request: The request.
+        typed: The typed text: the prompt, or the user's message.
         settings: The app's limits.
 
     Raises:
@@ -117,13 +117,13 @@ def inspect_prompt(context: TracingContext, request: TraceRequest, typed: str, s
 
 
 def inspect_unloaded(text: str, subject: str | None, loading: str) -> Inspection:
-    """Inspect a prompt without the model: only its subject."""
+    """Inspect the subject of a prompt, which needs no model."""
     try:
         guessed = guess_subject(text) if subject is None else subject
     except SubjectError as error:
         return Inspection(problems=(Problem("subject", str(error)),), loading=loading)
     if not occurrences(text, guessed):
-        return Inspection(problems=(Problem("subject", not_found(text, guessed)),), loading=loading)
+        return Inspection(problems=(Problem("subject", subject_not_found_message(text, guessed)),), loading=loading)
     return Inspection(subject=guessed, guessed=subject is None, loading=loading)
 
 
@@ -131,13 +131,12 @@ def subject_of_tokens(inspection: Inspection, prompt: str, first: int, last: int
     """Return the text of a range of tokens as a subject, and which of its occurrences it is.
 
     Args:
-        inspection: Of the prompt.
+        inspection: The prompt's inspection.
         prompt: The prompt.
-        first, last: The first and the last token of the subject.
+        first, last: The first and the last token of the subject, in either order.
 
     Raises:
-        SubjectError: The tokens have no text, or a text that occurs in the prompt more than twice and is neither the
-            first occurrence nor the last.
+        SubjectError: The tokens have no text, or are neither the first nor the last occurrence of their text.
     """
     chosen = inspection.tokens[max(0, min(first, last)) : max(first, last) + 1]
     covered = [token for token in chosen if token.end > token.start]
@@ -159,11 +158,11 @@ def subject_of_tokens(inspection: Inspection, prompt: str, first: int, last: int
 
 
 def map_warnings(flow: HiddenFlow) -> tuple[str, ...]:
-    """Return why a map should not be read, if it should not."""
+    """Return the reasons why a map should not be interpreted; empty if there are none."""
     metric, label = metric_of(flow), metric_label(flow)
-    found = list(_doubts(metric, label, flow.high_score))
+    found = list(_answer_warnings(metric, label, flow.high_score))
     if made_in_clean_run(flow):
-        # Nothing needs to be corrupted there.
+        # Without a corruption, there is no total effect to judge.
         return tuple(found)
     worse = flow.total_effect if metric.higher_is_better else -flow.total_effect
     if not worse > 0 or worse < metric.readable_effect:
@@ -178,8 +177,8 @@ def map_warnings(flow: HiddenFlow) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _doubts(metric: MetricDescription, label: str, clean: float) -> tuple[str, ...]:
-    """Return a warning where the clean run is unsure of its answer."""
+def _answer_warnings(metric: MetricDescription, label: str, clean: float) -> tuple[str, ...]:
+    """Return a warning if the clean run is unsure of its answer."""
     limit_ = metric.doubtful_beyond
     if limit_ is None or (clean >= limit_ if metric.higher_is_better else clean <= limit_):
         return ()
@@ -191,12 +190,12 @@ def _doubts(metric: MetricDescription, label: str, clean: float) -> tuple[str, .
 
 
 def _typed_spans(context: TracingContext, text: Text, typed: str, prompt: Prompt) -> Sequence[tuple[int, int]]:
-    """Return where each token is in what was typed; what the chat template adds is nowhere in it."""
+    """Return each token's character span in the typed text; the chat template's own tokens have empty spans."""
     spans = encode_with_spans(context.tokenizer, prompt.text, prompt.special_tokens)[1]
     if not isinstance(text, ChatText):
         return spans
-    start, end = written(context.tokenizer, text)[1][0]
-    # Templates trim messages; one that rewrites them leaves nothing to click on.
+    start, end = render_chat(context.tokenizer, text)[1][0]
+    # A template may trim the message. If it rewrites the message, no token can be clicked.
     shift = typed.find(prompt.text[start:end])
     if shift < 0:
         return [(0, 0)] * len(spans)
@@ -205,7 +204,7 @@ def _typed_spans(context: TracingContext, text: Text, typed: str, prompt: Prompt
 
 
 def _prompt(context: TracingContext, request: TraceRequest, typed: str) -> tuple[Prompt, tuple[Problem, ...]]:
-    """Return the prompt; where its subject is wrong, with all of it as the subject, and the problem."""
+    """Return the prompt and its problems. If its subject is wrong, the whole prompt is taken as the subject."""
     try:
         return prompt_for(context, request.prompt, request.subject, request.occurrence), ()
     except SubjectError as error:
@@ -223,7 +222,7 @@ def _with_answers(context: TracingContext, request: TraceRequest, prompt: Prompt
 
     answers = tuple(candidate(int(token)) for token in best.indices)
     try:
-        asked = asked_answer(context, request, prompt)
+        asked = resolve_answer(context, request, prompt)
     except (PromptError, SettingsError) as error:
         problem = Problem("answer", str(error))
         return replace(found, answers=answers, problems=(*found.problems, problem), warnings=prompt.notes)
@@ -231,5 +230,5 @@ def _with_answers(context: TracingContext, request: TraceRequest, prompt: Prompt
     if len(asked.ids) > 1:
         answer = replace(answer, text=decode_together(context.tokenizer, asked.ids), probability=asked.probability)
     metric = METRIC_DESCRIPTIONS["probability"]
-    doubts = _doubts(metric, metric.labelled("answer"), answer.probability)
-    return replace(found, answers=answers, answer=answer, warnings=(*prompt.notes, *asked.notes, *doubts))
+    unsure = _answer_warnings(metric, metric.labelled("answer"), answer.probability)
+    return replace(found, answers=answers, answer=answer, warnings=(*prompt.notes, *asked.notes, *unsure))

@@ -1,4 +1,4 @@
-"""What a program asks of the app as one JSON object: checked, within the app's limits, and made into records.
+"""Checks of the JSON objects that programs send, against the app's limits too, and the records made of them.
 
 The fields of a request, of its maps and of the options are those of `TraceRequest`, `MapSpec` and `RunOptions`, in the
 form that `request.record.to_data` writes. A prompt is a text or a conversation.
@@ -15,10 +15,10 @@ from causal_tracer.corruption import CounterfactualSubjects
 from causal_tracer.errors import SettingsError
 from causal_tracer.metrics.metric import METRICS
 from causal_tracer.request.record import from_data, record_fields
-from causal_tracer.request.records import MapSpec, OtherPrompt, RunOptions, Text, TraceRequest, in_the_clean_run
+from causal_tracer.request.records import MapSpec, OtherPrompt, RunOptions, Text, TraceRequest, with_clean_run_defaults
 from causal_tracer.request.sites import SITES, SiteName
 from causal_tracer.web.service.field_checks import CheckedFields
-from causal_tracer.web.service.json_values import at_most, check_sizes, few, object_with, prompt_of, short_text
+from causal_tracer.web.service.json_values import at_most, check_sizes, object_with, prompt_of, short_list, short_text
 from causal_tracer.web.service.limits import most_samples
 from causal_tracer.web.service.settings import ServiceSettings
 from causal_tracer.web.service.single_runs import MOST_TOP_TOKENS
@@ -26,13 +26,13 @@ from causal_tracer.web.service.single_runs import MOST_TOP_TOKENS
 MOST_MAPS = 12
 
 _LONGEST_NAME = 100
-# An answer has it beside the maps.
+# The answer has this key beside the maps' names.
 _RESERVED = "progress"
 
 _REQUEST = "An object with the fields of a request; only prompt is required."
 _OPTIONS = "An object with the fields of RunOptions: how the runs are computed."
 _MODEL = "One of the app's models (/models); empty takes the first."
-_TOP = f"How many of the most probable tokens are kept, 1 to {MOST_TOP_TOKENS}; 5 if not given."
+_TOP = f"Number of most probable tokens to return, 1 to {MOST_TOP_TOKENS}; 5 if not given."
 
 TRACE_FIELDS: Mapping[str, str] = {
     "request": _REQUEST,
@@ -41,35 +41,35 @@ TRACE_FIELDS: Mapping[str, str] = {
     "options": _OPTIONS,
     "model": _MODEL,
 }
-"""The fields of what /trace takes, and what they mean."""
+"""The fields of the object that /trace takes, with their descriptions."""
 
 LENS_FIELDS: Mapping[str, str] = {
     "request": _REQUEST,
     "top": _TOP,
-    "corrupted": "true reads the corrupted run instead of the clean one.",
-    "restored": "[row, layer] reads the run of this cell of the map instead.",
-    "map": "An object with the fields of the map that restored is a cell of; hidden states if not given.",
+    "corrupted": "true reads the corrupted run instead of the clean run.",
+    "restored": "[row, layer] of a cell: reads the run in which this cell of the map is restored instead.",
+    "map": "The map that restored is a cell of: an object with the fields of a map; hidden states if not given.",
     "options": _OPTIONS,
     "model": _MODEL,
 }
-"""The same of /lens."""
+"""The fields of the object that /lens takes, with their descriptions."""
 
 PATCH_FIELDS: Mapping[str, str] = {
     "source": "The prompt whose activations are taken: a text or a conversation.",
-    "base": "The prompt that is run with them.",
-    "pairs": "A list of [[source token, source layer], [base token, base layer]]; of heads [token, layer, head]. "
-    "Negative tokens count from the end.",
+    "base": "The prompt that is run with these activations patched in.",
+    "pairs": "A list of [[source token, source layer], [base token, base layer]]; for heads, each cell is "
+    "[token, layer, head]. Negative tokens count from the end.",
     "site": 'Which activations: "hidden" (if not given), "mlp", "attention" or "head".',
     "answers": "A list of texts or token ids whose probabilities are read; if not given, both prompts' own answers.",
     "top": _TOP,
     "model": _MODEL,
 }
-"""The same of /patch."""
+"""The fields of the object that /patch takes, with their descriptions."""
 
 
 @dataclass(frozen=True)
 class LensRequest:
-    """What /lens is asked for; fields as in `CausalTracer.lens`."""
+    """A checked request to /lens; fields as in `CausalTracer.lens`."""
 
     request: TraceRequest
     top: int
@@ -82,7 +82,7 @@ class LensRequest:
 
 @dataclass(frozen=True)
 class PatchRequest:
-    """What /patch is asked for; fields as in `CausalTracer.patch`."""
+    """A checked request to /patch; fields as in `CausalTracer.patch`."""
 
     source: Text
     base: Text
@@ -94,11 +94,11 @@ class PatchRequest:
 
 
 def check_trace(asked: Any, settings: ServiceSettings) -> CheckedFields:
-    """Return the records of what /trace is asked for.
+    """Return the records of a JSON object sent to /trace.
 
     Raises:
-        SettingsError: A field is not known, or has a value that it cannot have or that is over a limit of the app.
-        PromptError: A text is no text, or too long.
+        SettingsError: A field is unknown, or its value is invalid or over one of the app's limits.
+        PromptError: A text is not a string, or is too long.
     """
     given = _task("/trace", asked, TRACE_FIELDS, settings)
     specs = _maps(given.get("maps"))
@@ -107,7 +107,7 @@ def check_trace(asked: Any, settings: ServiceSettings) -> CheckedFields:
 
 
 def check_lens(asked: Any, settings: ServiceSettings) -> LensRequest:
-    """Return what /lens is asked for; errors as in `check_trace`."""
+    """Return the checked request of a JSON object sent to /lens; errors as in `check_trace`."""
     given = _task("/lens", asked, LENS_FIELDS, settings)
     spec = _map("map", _or_empty(given.get("map")))
     cell = given.get("restored")
@@ -128,14 +128,14 @@ def check_lens(asked: Any, settings: ServiceSettings) -> LensRequest:
 
 
 def check_patch(asked: Any, settings: ServiceSettings) -> PatchRequest:
-    """Return what /patch is asked for; errors as in `check_trace`."""
+    """Return the checked request of a JSON object sent to /patch; errors as in `check_trace`."""
     given = _task("/patch", asked, PATCH_FIELDS, settings)
     for name in ("source", "base", "pairs"):
         if name not in given:
             raise SettingsError(f"/patch needs {name!r}. {PATCH_FIELDS[name]}")
     answers = given.get("answers")
     if answers is not None:
-        answers = [_answer("Each of answers", answer) for answer in few("answers", answers)]
+        answers = [_answer("Each of answers", answer) for answer in short_list("answers", answers)]
     site = choice("site", given.get("site", "hidden"), [name for name, each in SITES.items() if not each.blocks])
     return PatchRequest(
         prompt_of("source", given["source"]),
@@ -213,15 +213,15 @@ def _request(given: Mapping[str, Any], specs: Collection[MapSpec], settings: Ser
         if isinstance(asked.get(name), str):
             short_text(name, asked[name])
     if "mean_over" in asked:
-        made["mean_over"] = tuple(few("mean_over", asked["mean_over"]))
+        made["mean_over"] = tuple(short_list("mean_over", asked["mean_over"]))
     if "metric" in asked:
         choice("metric", asked["metric"], METRICS)
     if "corruption" in asked and not isinstance(asked["corruption"], str | Mapping):
         raise SettingsError(
             f"corruption must be a name, or an object with its class (given: {shown(asked['corruption'])})."
         )
-    # Only where all maps are made in the clean run is nothing corrupted.
-    made = in_the_clean_run(made) if all(spec.in_clean_run for spec in specs) else made
+    # Nothing is corrupted only if all maps are made in the clean run.
+    made = with_clean_run_defaults(made) if all(spec.in_clean_run for spec in specs) else made
     request = from_data(TraceRequest, made)
     at_most("samples", most_samples(request), "max_samples", settings)
     if isinstance(request.corruption, CounterfactualSubjects):

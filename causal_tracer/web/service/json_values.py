@@ -1,4 +1,4 @@
-"""Values of a JSON object that a program sends: objects, texts, conversations and lists, within the app's limits."""
+"""Checks of values in a program's JSON object: objects, texts, conversations and lists, within the app's limits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from causal_tracer.web.service.asking import CHARACTERS_PER_TOKEN, LONGEST_ANSWE
 from causal_tracer.web.service.settings import ServiceSettings, limit
 
 _MOST_ITEMS = 1000
-# All texts of an object together may have as many characters as this many prompts.
+# The most characters of all texts in an object together, in prompts of the greatest length.
 _PROMPTS_OF_TEXT = 20
 _LONGEST_PLACE = 60
 _CONVERSATION = ("messages", "thinking", "assistant_prefix")
@@ -22,10 +22,10 @@ _MESSAGE = ("role", "content")
 
 
 def object_with(name: str, value: Any, known: Collection[str]) -> dict[str, Any]:
-    """Return an object whose fields are all among the known ones.
+    """Return an object after checking that all its fields are known.
 
     Raises:
-        SettingsError: It is none, or has another field.
+        SettingsError: The value is not an object, or has an unknown field.
     """
     if not isinstance(value, Mapping):
         raise SettingsError(f"{name} must be an object with the fields {', '.join(known)} (given: {shown(value)}).")
@@ -35,11 +35,11 @@ def object_with(name: str, value: Any, known: Collection[str]) -> dict[str, Any]
 
 
 def check_sizes(asked: Any, settings: ServiceSettings) -> None:
-    """Check the lengths of all texts and lists, at any depth, before anything is made of them.
+    """Check the lengths of all texts and lists, at any depth, before they are parsed.
 
     Raises:
-        SettingsError: A list is too long.
-        PromptError: A text is too long, or holds half a character; or all texts together are too long.
+        SettingsError: A list or object has too many items.
+        PromptError: A text is too long or has an unpaired surrogate, or all texts together are too long.
     """
     longest = CHARACTERS_PER_TOKEN * settings.max_prompt_tokens
     most = max(_MOST_ITEMS, settings.max_prompt_tokens)
@@ -68,10 +68,10 @@ def check_sizes(asked: Any, settings: ServiceSettings) -> None:
 
 
 def prompt_of(name: str, value: Any) -> Text:
-    """Return a prompt: a text, or a conversation with nothing in it but its own fields.
+    """Return a prompt: a text, or a conversation without unknown fields.
 
     Raises:
-        PromptError, SettingsError: It is neither.
+        PromptError, SettingsError: The value is neither.
     """
     if isinstance(value, str):
         return value
@@ -91,21 +91,21 @@ def prompt_of(name: str, value: Any) -> Text:
 
 
 def short_text(name: str, value: str) -> str:
-    """Return an answer, which may be so long only.
+    """Return an answer after checking its length.
 
     Raises:
-        PromptError: It is longer.
+        PromptError: The text has more than `LONGEST_ANSWER` characters.
     """
     if len(value) > LONGEST_ANSWER:
         raise PromptError(f"{name} has {len(value)} characters. Give at most {LONGEST_ANSWER}.")
     return value
 
 
-def few(name: str, value: Any) -> list[Any]:
-    """Return the items of a list of texts or answers.
+def short_list(name: str, value: Any) -> list[Any]:
+    """Return the items of a list of texts or answers after checking their number.
 
     Raises:
-        SettingsError: It is no list, or has too many.
+        SettingsError: The value is not a list, or has more than `MOST_TEXTS` items.
     """
     items = list(several(name, value))
     if len(items) > MOST_TEXTS:
@@ -117,7 +117,7 @@ def at_most(name: str, value: int, setting: str, settings: ServiceSettings) -> N
     """Check a number against a setting of the app.
 
     Raises:
-        SettingsError: It is larger.
+        SettingsError: The number is above the setting.
     """
     most = getattr(settings, setting)
     if value > most:

@@ -1,4 +1,4 @@
-"""The app's limits: work for a model's size, turns on a model, and a client's share."""
+"""The app's limits: length of texts, work of a request, the queue of a model, and each client's share."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from causal_tracer.tracing.lens import whole_prompt
 from causal_tracer.web.service.settings import REFERENCE_PARAMETERS, ServiceSettings, limit
 
 _SHARE_SECONDS = 600.0
-# Beyond this many, the clients seen longest ago are forgotten.
+# Above this number, the clients seen longest ago are dropped.
 _MOST_CLIENTS = 10_000
 
 
-def asked_work(context: TracingContext, request: TraceRequest, specs: Mapping[str, MapSpec]) -> tuple[int, int, int]:
+def request_size(context: TracingContext, request: TraceRequest, specs: Mapping[str, MapSpec]) -> tuple[int, int, int]:
     """Return the tokens of a request's prompt, the cells of its maps, and the samples of each cell.
 
     Raises:
-        SettingsError: A map has no layers of this model.
+        SettingsError: A map's layers are out of the model's range.
         PromptError, SubjectError, TokenizerError: The prompt cannot be traced.
-        ModelStructureError: A map is of heads, and the model has none that can be told apart.
+        ModelStructureError: A map is of heads, and the model's heads cannot be told apart.
     """
     prompt = prompt_for(context, request.prompt, request.subject, request.occurrence)
     return len(prompt), sum(_cells(context, prompt, spec) for spec in specs.values()), _samples(request)
@@ -47,7 +47,7 @@ def _cells(context: TracingContext, prompt: Prompt, spec: MapSpec) -> int:
 
 
 def _samples(request: TraceRequest) -> int:
-    """Return the samples of a request: corruptions without chance have as many as they have."""
+    """Return the number of samples of a request, which a deterministic corruption fixes."""
     corruption = request.corruption
     if isinstance(corruption, CounterfactualSubjects):
         return len(corruption.subjects)
@@ -57,12 +57,12 @@ def _samples(request: TraceRequest) -> int:
 
 
 def most_samples(request: TraceRequest) -> int:
-    """Return the samples that are drawn at most, of corruptions with chance."""
+    """Return the largest number of samples that a random corruption may draw."""
     return request.samples.most if isinstance(request.samples, SamplesUntil) else request.samples
 
 
 def other_texts(request: TraceRequest) -> Mapping[str, tuple[Text, ...]]:
-    """Return the texts that are run beside a request's prompt, by what messages call them."""
+    """Return the texts that are run beside a request's prompt, by their names in messages."""
     others = {"second prompt": request.second, "placebo": request.placebo}
     found: dict[str, tuple[Text, ...]] = {name: (other.text,) for name, other in others.items() if other is not None}
     return {**found, "text of mean_over": request.mean_over}
@@ -72,8 +72,8 @@ def check_other_texts(context: TracingContext, request: TraceRequest, settings: 
     """Check that no text that is run beside a request's prompt has too many tokens.
 
     Raises:
-        PromptError: One has, or it is none.
-        TokenizerError: Its tokens cannot be aligned with it.
+        PromptError: A text has too many tokens, or is not valid.
+        TokenizerError: The tokens of a text cannot be aligned with it.
     """
     for name, texts in other_texts(request).items():
         for text in texts:
@@ -82,7 +82,7 @@ def check_other_texts(context: TracingContext, request: TraceRequest, settings: 
 
 
 def too_long(tokens: int, settings: ServiceSettings, name: str = "prompt") -> str:
-    """Return why a prompt of so many tokens is not traced; empty where it is."""
+    """Return the message about a prompt with too many tokens; empty if it is short enough."""
     most = settings.max_prompt_tokens
     words = (
         f"The {name} has {tokens} tokens, and this app takes at most {limit('max_prompt_tokens', most)}. Shorten it."
@@ -104,10 +104,10 @@ def check_request(
 
     Raises:
         PromptError, SubjectError, TokenizerError: A text is too long, or cannot be traced.
-        SettingsError: A map has no layers of this model, or there is too much work.
-        ModelStructureError: As in `asked_work`.
+        SettingsError: A map's layers are out of the model's range, or there is too much work.
+        ModelStructureError: As in `request_size`.
     """
-    tokens, cells, samples = asked_work(context, request, specs)
+    tokens, cells, samples = request_size(context, request, specs)
     if words := too_long(tokens, settings):
         raise PromptError(words)
     check_other_texts(context, request, settings)
@@ -121,7 +121,7 @@ def check_work(cells: int, samples: int, parameters: int, settings: ServiceSetti
         The work, in restored runs of a model of 0.3 billion parameters.
 
     Raises:
-        SettingsError: It is above the limit, which the message names.
+        SettingsError: The work is above the limit, which the message names.
     """
     runs = cells * samples
     weight = max(1.0, parameters / REFERENCE_PARAMETERS)
@@ -136,8 +136,8 @@ def check_work(cells: int, samples: int, parameters: int, settings: ServiceSetti
     return int(runs * weight)
 
 
-class Line:
-    """The queue of a model: one run at a time, in order of arrival. Any thread may take and give back a turn."""
+class RunQueue:
+    """The queue of a model: one run at a time, in order of arrival. Any thread may join and leave it."""
 
     def __init__(self, most_waiting: int) -> None:
         self._most = most_waiting
@@ -145,34 +145,35 @@ class Line:
         self._changed = threading.Condition()
 
     def __len__(self) -> int:
-        """Return how many are in it, the one that runs included."""
+        """Return the number of runs in the queue, including the current one."""
         with self._changed:
             return len(self._tickets)
 
     def join(self) -> object:
-        """Join the end of the line and return a ticket; call `leave` with it in any case.
+        """Join the end of the queue and return a ticket; `leave` must be called with the ticket in any case.
 
         Raises:
-            BusyError: The line is full.
+            BusyError: The queue is full.
         """
         ticket = object()
         with self._changed:
             if len(self._tickets) > self._most:
+                count = "1 request is" if self._most == 1 else f"{self._most} requests are"
                 raise BusyError(
-                    f"{self._most} requests are waiting already, the most that this app takes "
+                    f"{count} waiting already, the most that this app takes "
                     f"({limit('max_queue', self._most)}). Try again in a minute."
                 )
             self._tickets.append(ticket)
         return ticket
 
     def wait(self, ticket: object, seconds: float) -> int:
-        """Wait at most so many seconds for this ticket's turn; return how many are before it, 0 when it is its turn."""
+        """Wait up to this time for the ticket's turn; return the number of runs before it, 0 if it is its turn."""
         with self._changed:
             self._changed.wait_for(lambda: self._tickets[0] is ticket, seconds)
             return self._tickets.index(ticket)
 
     def leave(self, ticket: object) -> None:
-        """Give back the turn or the place."""
+        """Give up the ticket's turn or place."""
         with self._changed:
             if ticket in self._tickets:
                 self._tickets.remove(ticket)
@@ -180,7 +181,7 @@ class Line:
 
 
 class ClientShares:
-    """The running requests of each client, and its work of the last ten minutes. The client "" has no limits."""
+    """The running requests of each client, and its work in the last ten minutes. The client "" has no limits."""
 
     def __init__(self, settings: ServiceSettings, clock: Callable[[], float] = time.monotonic) -> None:
         self._settings = settings
@@ -191,16 +192,17 @@ class ClientShares:
 
     @contextmanager
     def request(self, client: str) -> Iterator[None]:
-        """Count one request of a client, while it runs or waits.
+        """Count one request of a client while it runs or waits.
 
         Raises:
-            BusyError: It has as many running as it may.
+            BusyError: The client has its largest number of requests running or waiting.
         """
         most = self._settings.max_client_runs
         with self._guard:
             if client and most and self._running[client] >= most:
+                count = "1 request" if most == 1 else f"{most} requests"
                 raise BusyError(
-                    f"You have {most} requests running or waiting, the most for one client "
+                    f"You have {count} running or waiting, the most for one client "
                     f"({limit('max_client_runs', most)}). Wait until one is done, or stop one."
                 )
             self._running[client] += 1
@@ -214,7 +216,7 @@ class ClientShares:
         """Count work against a client's share.
 
         Raises:
-            BusyError: It has used up its share.
+            BusyError: The work is more than is left of the client's share.
         """
         most = self._settings.max_client_cell_samples
         if not client or not most:
@@ -245,10 +247,10 @@ class ClientShares:
 
 
 def client_of(request: Any, settings: ServiceSettings) -> str:
-    """Return who sent a request (a `gr.Request`): the address that the trusted proxies saw, or the connection's.
+    """Return the client of a request (a `gr.Request`): the address that the trusted proxies saw, or the connection's.
 
-    Of X-Forwarded-For, only as many entries count as there are trusted proxies, from the end: the client may have
-    written the others itself.
+    Of X-Forwarded-For, only the last entries count, one for each trusted proxy: the client may have written the others
+    itself.
     """
     if settings.trusted_proxies:
         forwarded = str((getattr(request, "headers", None) or {}).get("x-forwarded-for", ""))

@@ -1,7 +1,7 @@
 """Links that reproduce a result.
 
-A link is a query string of plain names and values. Whoever opens one gets it checked like anything else that was typed:
-what is no value of its name is reported and left out.
+A link is a query string of plain names and values. It is checked like typed input: invalid values are reported and
+left out.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from causal_tracer.web.service.asking import APP_FIELDS, ONLY_RECORDS, Fields
 
 _SPACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _LONGEST_TEXT = 20_000
-_ONLY_THE_PACKAGE = "This result was made in a way that only the package has, so the app has no link to it."
+_ONLY_THE_PACKAGE = "This result was made with settings that only the package has, so the app has no link to it."
 
 
 @dataclass(frozen=True)
 class ParsedLink:
-    """What a link asks for.
+    """The content of a link.
 
     Attributes:
-        fields: What the link has a sensible value for.
-        problems: What was left out, and why.
-        given: Whether the link asks for anything at all.
-        revision: The revision of the model that the link was made with; empty where it has none.
+        fields: The fields for which the link has a valid value.
+        problems: Messages about the values that were left out.
+        given: Whether the link has any field.
+        revision: The model's revision with which the link was made; empty if it names none.
     """
 
     fields: Fields
@@ -47,9 +47,9 @@ class ParsedLink:
 
 
 def page_url(request_url: str, environ: Mapping[str, str] = os.environ) -> str:
-    """The address of the page without its query: on a Space the Space page's own, which hands its query on.
+    """Return the page's address without its query; on a Space, the Space's address, which passes its query on.
 
-    Empty, for a link to the page that it stands on, where `request_url` is no address of a page.
+    If `request_url` is not an http(s) address, the result is empty: the link is then relative to the page it is on.
     """
     space = environ.get("SPACE_ID", "")
     if _SPACE.fullmatch(space):
@@ -60,54 +60,56 @@ def page_url(request_url: str, environ: Mapping[str, str] = os.environ) -> str:
     return urlunsplit((parts.scheme, parts.netloc, parts.path, "", ""))
 
 
-# What a reader looks for comes first.
+# The fields that a reader looks for come first.
 _FIRST = ("prompt", "subject", "model", "kind")
 _ORDER = (*_FIRST, *(name for name in APP_FIELDS if name not in _FIRST))
 
 
 def share_link(fields: Fields, page: str, *, revision: str | None = None) -> str:
-    """Return the link to a page that reproduces what was asked for.
+    """Return the link that reproduces a request.
 
     Args:
-        fields: What was asked for, valid.
+        fields: The request's fields, valid.
         page: The page's address (`page_url`).
-        revision: The model's revision, so that whoever opens the link is told if it has changed.
+        revision: The model's revision. Who opens the link later is warned if the app has another one.
     """
     said = {name: _written(fields[name]) for name in _ORDER if name in fields and _worth_saying(name, fields[name])}
     return f"{page}?{urlencode(with_revision(said, revision))}"
 
 
-def with_revision(said: Mapping[str, Any], revision: str | None) -> dict[str, Any]:
-    """Return what a link says of a run with the model's revision, where it has one."""
+def with_revision(values: Mapping[str, Any], revision: str | None) -> dict[str, Any]:
+    """Return the values of a link with the model's revision added, if it has one that a link can name."""
     named = linked_revision(revision)
-    return {**said, **({"revision": named} if named else {})}
+    return {**values, **({"revision": named} if named else {})}
 
 
 def read_revision(text: str) -> str:
-    """Return a revision that a link names.
+    """Return the revision that a link names, after a check of its characters and length.
 
     Raises:
-        SettingsError: It cannot be one.
+        SettingsError: The text is not a valid revision.
     """
     if not linked_revision(text):
-        raise SettingsError(f"revision={shown(text)} cannot be the revision of a model.")
+        raise SettingsError(
+            f"revision={shown(text)} is not a valid revision. It must have 1 to 100 of A-Z, a-z, 0-9 and ._/-."
+        )
     return text
 
 
 def revision_problem(revision: str, here: str | None) -> str:
-    """Return what to say where a link names another revision of a model than the app has; else an empty text."""
+    """Return the warning about a link whose revision differs from the app's (`here`); empty if it does not differ."""
     if not revision or here in (None, revision):
         return ""
-    return f"The link was made with revision {revision} of the model, and this app has {here}: numbers may differ."
+    return f"The link was made with revision {revision} of the model, and this app has {here}. Numbers may differ."
 
 
 def linked_revision(revision: str | None) -> str:
-    """Return a model's revision as links name it; empty where it has none that they can name."""
+    """Return a model's revision if a link can name it; else an empty text."""
     return revision if revision and re.fullmatch(r"[A-Za-z0-9._/-]{1,100}", revision) else ""
 
 
 def parse_link(query: Mapping[str, Any]) -> ParsedLink:
-    """Return what the query of a page asks for. Never raises: what is wrong is in `problems`."""
+    """Return the content of a page's query. Never raises: invalid values are reported in `problems`."""
     found: dict[str, Any] = {}
     problems: list[str] = []
     for name in (*APP_FIELDS, "revision"):
@@ -117,30 +119,30 @@ def parse_link(query: Mapping[str, Any]) -> ParsedLink:
         try:
             found[name] = _read(name, text if isinstance(text, str) else "")
         except (ValueError, CausalTracerError):
-            problems.append(f"{name}={shown(text)} in the link is none of its values, and was left out.")
+            problems.append(f"{name}={shown(text)} in the link is not a valid value, and was left out.")
     revision = found.pop("revision", "")
     return ParsedLink(found, tuple(problems), bool(found or problems), revision)
 
 
 def fields_of(flow: HiddenFlow, model: str = "") -> dict[str, Any]:
-    """Return what to ask the app for to get a result again.
+    """Return the app's fields that give a result again.
 
     Args:
         flow: The result, perhaps an uploaded one.
         model: The name by which the app knows the model; empty takes the result's own.
 
     Raises:
-        SettingsError: The result was made in a way that the app does not have, or does not store how it was made.
+        SettingsError: The result has settings that the app does not have, or does not store its settings.
     """
     noise = None if flow.settings.noise_rule == AUTOMATIC_NOISE_RULE else flow.settings.noise
-    return asked_fields(flow.asked(), model or flow.settings.model, noise)
+    return asked_fields(flow.stored_request(), model or flow.settings.model, noise)
 
 
 def asked_fields(stored: StoredRequest, model: str, noise: Any) -> dict[str, Any]:
-    """Return what to ask the app for to get what a stored request asks for, with a noise level or None for automatic.
+    """Return the app's fields of a stored request, with a noise level or None for the automatic one.
 
     Raises:
-        SettingsError: The request asks for what the app does not have.
+        SettingsError: The request has settings that the app does not have.
     """
     found: dict[str, Any] = {"kind": stored.map.kind, "model": model}
     for record in (stored.request, stored.map, stored.options):
@@ -160,10 +162,10 @@ _CHANGES_NO_NUMBER = {"engine", "audit", "top_tokens"}
 
 
 def _experiment(request: TraceRequest, spec: MapSpec) -> dict[str, Any]:
-    """The app's own fields of a result: what was patched, the second prompt, and what is left to its default.
+    """Return the app's own fields of a request: patch, second prompt, metric, window and severed paths.
 
     Raises:
-        SettingsError: The app has no fields for it.
+        SettingsError: The app's fields cannot describe the request.
     """
     usual = "probability" if request.second is None else "logit difference"
     found = {
@@ -190,7 +192,7 @@ def _experiment(request: TraceRequest, spec: MapSpec) -> dict[str, Any]:
 
 
 def _typed(text: Text) -> str | None:
-    """What is typed into the page to get a text or a conversation; None where nothing is."""
+    """Return the text to type into the page for a prompt; None if the page cannot give this conversation."""
     if not isinstance(text, ChatText):
         return text if isinstance(text, str) else None
     message = text.messages[-1]["content"]
@@ -198,13 +200,13 @@ def _typed(text: Text) -> str | None:
 
 
 def _worth_saying(name: str, value: Any) -> bool:
-    """Whether a link names a value: where it is not the default, and always what a reader wants to see there."""
+    """Return whether a link names a value: if it is not the default, and always for kind, samples and seed."""
     shown_always = name in ("kind", "samples", "seed")
     return value not in (None, "", ()) and (shown_always or value != APP_FIELDS[name].default)
 
 
 def _written(value: Any) -> str:
-    """A value as short as it can be written and read back the same."""
+    """Return a value as the shortest text that reads back as the same value."""
     if isinstance(value, bool):
         return str(int(value))
     if isinstance(value, int | float):
@@ -213,10 +215,10 @@ def _written(value: Any) -> str:
 
 
 def _read(name: str, text: str) -> Any:
-    """The value that a link's text stands for.
+    """Return the value of a text in a link.
 
     Raises:
-        ValueError, CausalTracerError: It stands for none that the field can have.
+        ValueError, CausalTracerError: The text is not a valid value of the field.
     """
     if name == "revision":
         return read_revision(text)
@@ -235,14 +237,14 @@ def _read(name: str, text: str) -> Any:
         raise ValueError
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         raise ValueError
-    # A token is right for some kinds only, which the link names elsewhere.
+    # Only some kinds of map take a token, and the kind is another field of the link.
     if field.record is not None and name not in ("prompt", "token"):
         _check(field.record, name, value)
     return value
 
 
 def _check(record: type[Any], name: str, value: Any) -> None:
-    """Let the record refuse a value of one of its fields."""
+    """Check a value of one field of a record by making the record."""
     needed = {"prompt": "x"} if "prompt" in record_fields(record) else {}
     record(**needed, **{name: value})
 

@@ -1,4 +1,4 @@
-"""The app's log: one JSON object a line, without prompts unless the operator asks for them."""
+"""The app's log: one JSON object per line, without prompts unless the operator asks for them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LONGEST_MESSAGE = 2000
 
 
 class JsonFormatter(logging.Formatter):
-    """Write a record as one line of JSON, so that no text in it can look like another line."""
+    """Formats a log record as one line of JSON, so that no text in it can look like a line of the log."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
@@ -36,7 +36,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure(settings: ServiceSettings) -> None:
-    """Send the log to stderr: warnings of all kinds, and each request of the app."""
+    """Send the log to stderr: warnings of all modules, and each request to the app."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
@@ -47,10 +47,10 @@ def configure(settings: ServiceSettings) -> None:
 
 @contextmanager
 def logged(event: str, prompt: Any, settings: ServiceSettings) -> Iterator[dict[str, object]]:
-    """Log a request when it is over, with its outcome; with its prompt only where the operator asks for prompts.
+    """Log a request when it has ended, with its outcome; with its prompt only if the operator asks for prompts.
 
     Yields:
-        The fields of its line, for more to be added.
+        The fields of the log line, to which the caller may add.
     """
     line: dict[str, object] = {"event": event, "outcome": "done"}
     begun = time.monotonic()
@@ -74,6 +74,6 @@ def logged(event: str, prompt: Any, settings: ServiceSettings) -> Iterator[dict[
 
 
 def prompt_in(asked: Any) -> Any:
-    """Return the prompt of fields, or of a JSON object that holds a request; None where there is none."""
+    """Return the prompt of fields, or of a JSON object that holds a request; None if there is none."""
     request = asked.get("request", asked) if isinstance(asked, Mapping) else None
     return request.get("prompt") if isinstance(request, Mapping) else None

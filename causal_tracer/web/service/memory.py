@@ -1,4 +1,4 @@
-"""The app's memory: errors of the app's own where it runs out, and free memory returned to the system."""
+"""Memory of the app: out-of-memory errors turned into the app's own, and free memory returned to the system."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from causal_tracer.errors import BusyError
 
 
 @contextmanager
-def memory_errors_in_words() -> Iterator[None]:
-    """Turn an out-of-memory error into a `BusyError`, and free what can be freed: the app keeps serving."""
+def memory_errors_as_busy() -> Iterator[None]:
+    """Turn an out-of-memory error into a `BusyError`, and free what can be freed, so that the app keeps serving."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -32,14 +32,14 @@ def memory_errors_in_words() -> Iterator[None]:
         ) from None
 
 
-def hand_back_freed_memory() -> None:
-    """Return free memory to the system.
+def return_freed_memory() -> None:
+    """Return freed memory to the system.
 
-    glibc keeps it in the arena of each thread, so that an app with many threads grows for hours.
+    glibc keeps it in the arena of each thread, so an app with many threads would grow for hours.
     """
     if sys.platform != "linux":
         return
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    # Other C libraries have no such call, and do not keep memory like this.
+    # Other C libraries have no `malloc_trim`, and do not keep memory in this way.
     if trim is not None:
         trim(0)

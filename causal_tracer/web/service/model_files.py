@@ -1,4 +1,4 @@
-"""What a model's name and files tell before it is loaded: its revision, its identity, its size."""
+"""Revision, identity and size of a model, read from its name and files before it is loaded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from causal_tracer.errors import ModelLoadError, SettingsError
 from causal_tracer.files import cache_root
 from causal_tracer.loading.embedded import find_embedded_model, is_embedded_name
-from causal_tracer.loading.gguf_files import local_gguf
+from causal_tracer.loading.gguf_files import find_local_gguf
 from causal_tracer.loading.gguf_header import read_gguf_header
 from causal_tracer.loading.models import public_model_name
 
@@ -24,31 +24,31 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def split_source(source: str) -> tuple[str, str | None]:
-    """Return a model's name and its revision, where "name@revision" gives one.
+    """Return the name and the revision of "name@revision"; the revision is None if there is none.
 
     Raises:
-        SettingsError: The revision is not one that a hub could have.
+        SettingsError: The revision is not a valid branch, tag or commit.
     """
     if Path(source).expanduser().exists() or "@" not in source:
         return source, None
     name, _, revision = source.rpartition("@")
     if not name or not _REVISION.fullmatch(revision) or ".." in revision:
         raise SettingsError(
-            f"{source!r} is not a model and a revision. Write owner/name@revision, with a branch, tag or commit."
+            f"{source!r} is not a model name with a revision. Write owner/name@revision: a branch, tag or commit."
         )
     return name, revision
 
 
 def public_name(source: str) -> str:
-    """Return the name by which a model is asked for: its own, or that of its folder or file."""
+    """Return a model's name in requests: its own, or that of its folder or file."""
     return public_model_name(split_source(source)[0])
 
 
 def stored_identity(source: str) -> str | None:
-    """Return a text that identifies a model's weights, or None where they must be loaded first.
+    """Return a text that identifies a model's weights; None if the model must be loaded first.
 
-    A pinned commit identifies a hub model, the hash of its file an embedded one, the names, sizes and times of its
-    files a folder or a GGUF file.
+    A hub model is identified by a pinned commit, an embedded model by its file's hash, and a folder or GGUF file by the
+    names, sizes and modification times of its files.
     """
     name, revision = split_source(source)
     if is_embedded_name(name):
@@ -62,29 +62,29 @@ def stored_identity(source: str) -> str | None:
 
 
 def stored_parameters(source: str) -> int | None:
-    """Return how many parameters the model's weight files have; None where they are not on this machine."""
+    """Return the number of parameters in the model's weight files; None if they are not on this machine."""
     try:
         path = Path(split_source(source)[0]).expanduser()
-        gguf = local_gguf(source, path) if path.exists() else None
+        gguf = find_local_gguf(source, path) if path.exists() else None
         if gguf is not None:
             return sum(tensor.elements for tensor in read_gguf_header(gguf).tensors)
         return _counted(_weight_files(source))
     except (OSError, ValueError, SafetensorError, ModelLoadError):
-        # Loading the model reports damaged files.
+        # Damaged files are reported when the model is loaded.
         return None
 
 
 def require_safetensors(source: str) -> None:
-    """Refuse a folder whose weights are neither safetensors nor GGUF: other formats can run code.
+    """Refuse a folder without safetensors or GGUF weights: other formats can run code.
 
     Raises:
-        ModelLoadError: It has none.
+        ModelLoadError: The folder has neither.
     """
     folder = Path(source).expanduser()
     if folder.is_dir() and not any(folder.glob("*.safetensors")) and not any(folder.glob("*.gguf")):
         raise ModelLoadError(
-            f"The folder {folder.name!r} has no .safetensors or .gguf weights, and this app takes no others. Save the "
-            "model with save_pretrained, which writes safetensors."
+            f"The folder {folder.name!r} has no .safetensors or .gguf weights, and this app loads no other formats. "
+            "Save the model with save_pretrained, which writes safetensors."
         )
 
 

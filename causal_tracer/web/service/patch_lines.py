@@ -1,4 +1,4 @@
-"""The Python lines and the command that do a patched run of the app."""
+"""The Python lines and the command that reproduce a patched run of the app."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def patch_lines(
     """Return the lines of Python that reproduce a patched run, with texts as literals.
 
     Args:
-        source: The prompt that activations come from.
+        source: The prompt that the activations come from.
         base: The prompt that is run.
-        pairs: Cells of the source, and of the base.
-        site: Which activations.
-        answers: Token ids of the answers that are read.
-        model: What `load_model` takes.
-        revision: The hub revision to load; None for models that have one only.
+        pairs: Pairs of a cell of the source and a cell of the base.
+        site: Which activations are patched.
+        answers: Token ids of the answers whose probabilities are read.
+        model: The model, as `load_model` takes it.
+        revision: The hub revision to load; None for models that have only one.
     """
     chat = not (isinstance(source, str) and isinstance(base, str))
     lines = [
@@ -61,7 +61,7 @@ def patch_command(
 ) -> str:
     """Return the command that reproduces a patched run; arguments as in `patch_lines`, answers as texts.
 
-    The command takes texts only: for chat messages a comment says so.
+    The command takes no conversations: for these, the result is a comment.
     """
     if not (isinstance(source, str) and isinstance(base, str)):
         return "# The command takes no chat messages: use the Python lines.\n"
@@ -72,5 +72,5 @@ def patch_command(
         *("--model", model),
         *(() if revision is None else ("--revision", revision)),
     ]
-    # Options first: what follows "--" is a prompt, even where it begins with a dash.
+    # Options first: the prompts follow "--", since they may begin with a dash.
     return shlex.join(["causal-tracer", "patch", *given, "--", source, base]) + "\n"

@@ -1,4 +1,4 @@
-"""The Python lines that do what the page's fields ask for."""
+"""The Python lines that reproduce a run of the page."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ def python_lines(checked: CheckedFields, model: str, revision: str | None = None
     """Return the lines of Python that reproduce a run, with texts as literals.
 
     Args:
-        checked: What was asked for.
-        model: What `load_model` takes.
-        revision: The hub revision to load; None for models that have one only.
+        checked: The request.
+        model: The model, as `load_model` takes it.
+        revision: The hub revision to load; None for models that have only one.
     """
     request = replace(checked.request, top_tokens=0)
     chat = ["from causal_tracer.prompts.chat import ChatText"] if isinstance(request.prompt, ChatText) else []
@@ -45,5 +45,5 @@ def loading_arguments(model: str, revision: str | None) -> str:
 
 
 def literal(value: Any) -> str:
-    """Return a value as code; a conversation of the app has one message."""
+    """Return a value as Python code; a conversation of the app has one message only."""
     return f"ChatText.from_user({value.messages[-1]['content']!r})" if isinstance(value, ChatText) else repr(value)

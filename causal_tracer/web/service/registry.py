@@ -1,4 +1,4 @@
-"""The models of the app: each is loaded in a thread of its own, and has a status at any time."""
+"""The models of the app. Each is loaded in its own thread, and has a status at any time."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ from causal_tracer.loading.embedded import find_embedded_model, is_embedded_name
 from causal_tracer.loading.models import load_model
 from causal_tracer.prompts.chat import has_chat_template
 from causal_tracer.request.records import MapSpec, RunOptions, TraceRequest
-from causal_tracer.sweep.engine import choose_engine, known_engine_checks
+from causal_tracer.sweep.engine import choose_engine
 from causal_tracer.tracer import CausalTracer
 from causal_tracer.tracing.loop import MapsUpdate, trace_maps
-from causal_tracer.web.service.engine_check_files import adopt_stored_engine_checks, store_engine_checks
-from causal_tracer.web.service.limits import Line
+from causal_tracer.web.service.limits import RunQueue
 from causal_tracer.web.service.model_files import (
     public_name,
     require_safetensors,
@@ -38,11 +37,11 @@ Report = Callable[[str, float], None]
 TraceMaps = Callable[
     [TracingContext, TraceRequest, Mapping[str, MapSpec], RunOptions | None, Callable[[], bool]], Iterator[MapsUpdate]
 ]
-"""Like `trace_maps`; closed when nobody waits for it any more."""
+"""A function like `trace_maps`; its iterator is closed when nobody waits for it any more."""
 
 _logger = logging.getLogger(__name__)
 
-# A model that could not be loaded, without memory or a connection, may be tried again after a while.
+# A model that could not be loaded, for example without memory or a connection, may be tried again after this time.
 _RETRY_SECONDS = 60.0
 
 
@@ -55,13 +54,13 @@ class ModelStatus:
         title: Its name on the page.
         state: "waiting" until loading starts, then "loading", then "ready" or "failed".
         stage: While it loads: the current stage.
-        fraction: While it loads: from 0 to 1, or None where it is not known.
-        error: Why it failed, and what to do.
-        license: Of the model, where it is known.
+        fraction: While it loads: the fraction of the stage that is done, from 0 to 1; None if it is not known.
+        error: Why loading failed, and what to do.
+        license: The model's licence, if it is known.
         noise: The automatic noise level, once it is ready.
         layers: Number of blocks, once it is ready.
-        parameters: Number of parameters, where it is known.
-        revision: Of its weights, once it is ready and where it has one.
+        parameters: Number of parameters, if it is known.
+        revision: The revision of its weights, once it is ready and if it has one.
         chat: Whether its tokenizer has a chat template, once it is ready.
     """
 
@@ -86,7 +85,7 @@ class ModelStatus:
 
     @property
     def size_words(self) -> str:
-        """The size as people write it, such as "268M parameters"; empty where it is not known."""
+        """The size in words, such as "268M parameters"; empty if it is not known."""
         if self.parameters is None:
             return ""
         if self.parameters >= 1e9:
@@ -104,8 +103,8 @@ class ModelIdentity:
     """The identity of a model's weights.
 
     Attributes:
-        text: The same for the same weights, and for no others.
-        lasting: Whether that holds beyond this process.
+        text: Identifies the weights: the same for the same weights only.
+        lasting: Whether the text identifies the weights in other processes too.
     """
 
     text: str
@@ -114,13 +113,13 @@ class ModelIdentity:
 
 @dataclass(frozen=True, eq=False)
 class LoadedTracer:
-    """A tracer with title and licence of its model.
+    """A tracer with the title and licence of its model.
 
     Attributes:
         tracer: Inspects prompts and, by default, traces them.
         title: The model's name on the page.
-        license: The model's licence, where it is known.
-        run: Computes maps: `trace_maps`, or a function that has them computed elsewhere.
+        license: The model's licence, if it is known.
+        run: Computes maps: `trace_maps`, or a function that computes them in another process.
     """
 
     tracer: CausalTracer
@@ -130,26 +129,24 @@ class LoadedTracer:
 
 
 Loader = Callable[[str, Report], LoadedTracer]
-"""Loads what `load_model` takes."""
+"""Loads a model, which is named as `load_model` takes it, and reports its progress."""
 
 
 def load_tracer(source: str, report: Report, *, device_map: str = "") -> LoadedTracer:
-    """Load a model and make a tracer of it; safetensors and GGUF files only, and never a model's code."""
+    """Load a model and make a tracer of it. It loads safetensors and GGUF files only, and never runs a model's code."""
     asked, revision = split_source(source)
     require_safetensors(asked)
     loaded = load_model(asked, revision=revision, device_map=device_map or None, progress=report)
     report("finding its layers", 1.0)
     name = loaded.public_name
     tracer = CausalTracer(loaded.model, loaded.tokenizer, model_id=name, revision=loaded.revision)
-    adopt_stored_engine_checks(name, loaded.revision)
     report("comparing the fast sweep with the full one", 1.0)
     choose_engine(tracer.context.traced, "auto", 1)
-    store_engine_checks(name, loaded.revision, known_engine_checks())
     return LoadedTracer(tracer, loaded.title, loaded.license)
 
 
 def model_title(name: str) -> str:
-    """Return the title of a model's name."""
+    """Return a model's name on the page."""
     return find_embedded_model(name).title if is_embedded_name(name) else name
 
 
@@ -157,7 +154,7 @@ class ModelSlot:
     """One model of the app.
 
     Attributes:
-        line: The requests that wait for their turn on the model, with the one that runs.
+        queue: The queue of the requests that run or wait for the model.
     """
 
     def __init__(
@@ -174,7 +171,7 @@ class ModelSlot:
         self._status = ModelStatus(model=name, title=model_title(name), parameters=stored_parameters(source))
         self._identity = stored_identity(source)
         self._in_this_process = uuid.uuid4().hex
-        self.line = Line(most_waiting)
+        self.queue = RunQueue(most_waiting)
 
     @property
     def status(self) -> ModelStatus:
@@ -184,7 +181,7 @@ class ModelSlot:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The model's names in requests: its own, and the one that results have."""
+        """The model's names in requests: its own, and the one that results store."""
         name = self._status.model
         return (name, find_embedded_model(name).name) if is_embedded_name(name) else (name,)
 
@@ -200,14 +197,14 @@ class ModelSlot:
 
     @property
     def hub_revision(self) -> str | None:
-        """The revision on the hub; None for models that come with pip or from a local folder or file."""
+        """The model's revision on the hub; None for models from a pip package, a local folder or a file."""
         name, asked = split_source(self._source)
         if is_embedded_name(name) or Path(name).expanduser().exists():
             return None
         return self.status.revision or asked
 
     def start(self) -> None:
-        """Start loading in a thread, unless that has begun already or failed just now."""
+        """Start loading in a thread, unless loading has started already or has just failed."""
         with self._guard:
             failed = self._status.state == "failed" and self._clock() >= self._retry_at
             if self._status.state != "waiting" and not failed:
@@ -217,14 +214,14 @@ class ModelSlot:
         threading.Thread(target=self._run, name=f"load {self._status.model}", daemon=True).start()
 
     def wait(self, seconds: float) -> bool:
-        """Wait at most so many seconds; return whether the model is ready or has failed."""
+        """Wait up to this time; return whether the model is ready or has failed."""
         return self._settled.wait(seconds)
 
     def loaded(self) -> LoadedTracer:
-        """Return the model.
+        """Return the loaded model.
 
         Raises:
-            ModelLoadError: It could not be loaded, or is not loaded yet.
+            ModelLoadError: The model could not be loaded, or is not loaded yet.
         """
         if self._loaded is None:
             status = self.status
@@ -259,7 +256,7 @@ class ModelSlot:
             self._settled.set()
 
     def _failed(self, words: str) -> None:
-        # The name of a folder or file is public, its place is not.
+        # The name of a folder or file is public, its full path is not.
         words = words.replace(str(Path(self._source).expanduser()), self._status.model)
         self._retry_at = self._clock() + _RETRY_SECONDS
         self._set(state="failed", stage="", fraction=None, error=words)

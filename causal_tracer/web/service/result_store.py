@@ -1,12 +1,12 @@
-"""Finished results in memory and in a folder, by a key of everything that determines them.
+"""Finished results in memory and in a folder, by a key made of everything that determines them.
 
     store = ResultStore(folder, memory_bytes, disk_bytes)
     key = result_key(identity, StoredRequest(request, spec, options))
     flow = store.get(key)
     store.put(key, flow)
 
-A file's first line is the SHA-256 of the rest: a file that was damaged is removed, and its result computed again.
-Several apps may share a folder. A result is shown whatever goes wrong with the disk.
+A file's first line is the SHA-256 of the rest. A damaged file is removed, and its result computed again. Several apps
+may share a folder. Disk errors are logged and never prevent a result from being shown.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _logger = logging.getLogger(__name__)
 
 _SUFFIX = ".flow"
 _LEFTOVER_SECONDS = 3600.0
-# A token with its probability, as Python holds it.
+# About the memory of one token with its probability in Python.
 _TOP_TOKEN_BYTES = 200
 
 
@@ -49,8 +49,8 @@ class ResultKey:
     """The key of a result.
 
     Attributes:
-        digest: SHA-256 of everything that determines it, in hexadecimal.
-        lasting: Whether it may be found again by another process.
+        digest: SHA-256 of everything that determines the result, in hexadecimal.
+        lasting: Whether the key is valid in other processes too.
     """
 
     digest: str
@@ -58,7 +58,7 @@ class ResultKey:
 
 
 def result_key(identity: ModelIdentity, asked: StoredRequest) -> ResultKey:
-    """Return the key of one map: the model's weights, what is asked for, and the versions at work."""
+    """Return the key of one map: a hash of the model's weights, the request and the installed versions."""
     everything = {"model": identity.text, "asked": to_data(asked), "runtime": _runtime()}
     text = json.dumps(everything, sort_keys=True, ensure_ascii=True)
     return ResultKey(hashlib.sha256(text.encode("ascii")).hexdigest(), identity.lasting)
@@ -66,7 +66,7 @@ def result_key(identity: ModelIdentity, asked: StoredRequest) -> ResultKey:
 
 @cache
 def _runtime() -> tuple[str, ...]:
-    """Return what else changes the last digits of a result."""
+    """Return the versions and the device, which may change the last digits of a result."""
     accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     return (__version__, torch.__version__, version("transformers"), accelerator)
 
@@ -75,9 +75,9 @@ class ResultStore:
     """Finished results in memory and on disk, for all threads; the least recently used are removed first.
 
     Args:
-        folder: Where they are kept on disk; None keeps them in memory only.
-        memory_bytes: The most memory that they take.
-        disk_bytes: The most disk space.
+        folder: Where results are stored on disk; None stores them in memory only.
+        memory_bytes: The most memory for results.
+        disk_bytes: The most disk space for results.
     """
 
     def __init__(self, folder: Path | None, memory_bytes: int, disk_bytes: int) -> None:
@@ -95,14 +95,14 @@ class ResultStore:
             return self._size
 
     def __contains__(self, key: ResultKey) -> bool:
-        """Return whether there is a result of this key, without reading it."""
+        """Return whether there is a result with this key, without reading it."""
         with self._guard:
             if key.digest in self._held:
                 return True
         return self._folder is not None and key.lasting and _path(self._folder, key).exists()
 
     def get(self, key: ResultKey) -> HiddenFlow | None:
-        """Return the result of this key; None where there is none that can be read."""
+        """Return the result with this key; None if there is none that can be read."""
         with self._guard:
             if key.digest in self._held:
                 self._held.move_to_end(key.digest)
@@ -113,7 +113,7 @@ class ResultStore:
         return flow
 
     def put(self, key: ResultKey, flow: HiddenFlow) -> None:
-        """Keep a finished result, without its activations, which no page shows."""
+        """Store a finished result, without its activations, which the page does not show."""
         flow = replace(flow, layer_outputs=OrderedDict())
         self._hold(key, flow)
         if self._folder is not None and key.lasting:
@@ -149,7 +149,7 @@ class ResultStore:
                 path.unlink(missing_ok=True)
             return None
         with suppress(OSError):
-            # Read just now: it goes last when room is made.
+            # Marks the file as just read, so that it is removed last when space is needed.
             os.utime(path)
         return flow
 
@@ -164,8 +164,8 @@ class ResultStore:
             _logger.warning("A result could not be stored on disk (%s): it is kept in memory.", error.strerror)
 
     def _make_room(self, folder: Path) -> None:
-        """Remove what was read longest ago, and what a killed process left half written."""
-        # Where another process has the lock, it is doing this.
+        """Remove the files read longest ago, and half-written files of killed processes."""
+        # If another process holds the lock, it is doing this already.
         with suppress(Timeout), FileLock(folder / "lock", timeout=0):
             found, now = [], time.time()
             for path in folder.iterdir():
@@ -188,7 +188,7 @@ def _path(folder: Path, key: ResultKey) -> Path:
 
 
 def memory_of(flow: HiddenFlow) -> int:
-    """Return about how much memory a result takes, in bytes."""
+    """Return the approximate memory of a result, in bytes."""
     tensors = sum(value.nbytes for value in vars(flow).values() if isinstance(value, Tensor))
     tops = flow.top_tokens
     tokens = 0 if tops is None else sum(map(len, (tops.clean, tops.corrupted, *tops.restored.values())))

@@ -1,4 +1,4 @@
-"""The operator's settings of the app: models, limits, and what is kept and logged."""
+"""The operator's settings of the app: models, limits, storage and log."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from causal_tracer.files import cache_root
 PREFIX = "CAUSAL_TRACER_"
 
 REFERENCE_PARAMETERS = 300_000_000
-"""The model size that the limits on work are for; a larger model gets less, in proportion."""
+"""The model size to which the limits on work apply; a larger model gets proportionally less."""
 
 _WORDS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
-_BESIDE_THE_LINES = 32
+# Requests let in beside those of the models' queues: for results that are known, and for error messages.
+_EXTRA_REQUESTS = 32
 _MAY_BE_ZERO = ("max_client_runs", "max_client_cell_samples", "trusted_proxies")
 
 
@@ -24,29 +25,29 @@ class ServiceSettings:
     """Models and limits of the app. Each is read from the environment variable `CAUSAL_TRACER_` + its name in capitals.
 
     Attributes:
-        models: The models that may be asked for, the default first: what `load_model` takes, separated by commas. A
-            hub id may carry its revision, "openai-community/gpt2@607a30d", and the name of a GGUF file,
+        models: The available models, the default first: names as `load_model` takes them, separated by commas. A hub
+            id may have a revision, "openai-community/gpt2@607a30d", and the name of a GGUF file,
             "owner/repo:file.gguf".
-        max_prompt_tokens: The longest prompt.
-        max_samples: The most noise samples.
+        max_prompt_tokens: The most tokens of a prompt.
+        max_samples: The most noise samples of a request.
         max_cell_samples: The most restored runs of one request (cells times samples), for a model of 0.3 billion
             parameters.
-        max_seconds: The longest run, once it has begun.
-        max_queue: How many requests may wait for a model.
-        max_client_runs: How many requests of one client may run or wait; 0 sets no limit.
-        max_client_cell_samples: The most restored runs of one client in ten minutes, weighed as `max_cell_samples`; 0
-            sets no limit.
-        max_sessions: How many open pages the app remembers, about 0.4 MiB each; a program's request counts as one.
-        trusted_proxies: How many proxies before the app report in X-Forwarded-For who asks.
-        batch_size: Rows that go through the model together. A small batch gives the first cells sooner, and Stop stops
-            sooner.
-        device_map: "auto" spreads a model over several GPUs; empty takes one, or the CPU.
-        result_bytes: Memory for finished results.
-        result_disk_bytes: Disk space for finished results.
-        results_folder: Where finished results are kept; empty keeps them in memory only.
-        studies_folder: A study's folder, or one that holds several: they are shown after those that come with the app.
+        max_seconds: The longest computation of one request, in seconds; waiting does not count.
+        max_queue: The most requests that may wait for a model.
+        max_client_runs: The most requests of one client that may run or wait; 0 sets no limit.
+        max_client_cell_samples: The most restored runs of one client in ten minutes, weighted as in
+            `max_cell_samples`; 0 sets no limit.
+        max_sessions: The most open pages whose state the app keeps, about 0.4 MiB each; a program's request counts as
+            one.
+        trusted_proxies: Number of proxies in front of the app whose entries in X-Forwarded-For are trusted.
+        batch_size: Batch rows of one forward pass. A small batch gives the first cells sooner, and Stop stops sooner.
+        device_map: "auto" spreads a model over several GPUs; empty takes one GPU, or the CPU.
+        result_bytes: Memory for finished results, in bytes.
+        result_disk_bytes: Disk space for finished results, in bytes.
+        results_folder: Where finished results are stored; empty stores them in memory only.
+        studies_folder: A folder of one study or of several, shown after the studies that come with the app.
         mcp: Whether the JSON endpoints are offered to MCP clients.
-        log_prompts: Whether prompts may stand in the log.
+        log_prompts: Whether prompts are written to the log.
     """
 
     models: tuple[str, ...] = ("embedded",)
@@ -70,7 +71,7 @@ class ServiceSettings:
 
     def __post_init__(self) -> None:
         if not self.models:
-            raise SettingsError(f"{variable('models')} has no model. Leave it out, or give one.")
+            raise SettingsError(f"{variable('models')} has no model. Give at least one, or leave it out.")
         for item in fields(self):
             least = 0 if item.name in _MAY_BE_ZERO else 1
             if item.type == "int" and getattr(self, item.name) < least:
@@ -80,17 +81,17 @@ class ServiceSettings:
 
     @property
     def workers(self) -> int:
-        """How many requests Gradio lets in: all that the models' queues hold, and some that need no model.
+        """The number of requests that Gradio lets in: all that the models' queues hold, and some more.
 
-        So a known result does not wait, and who comes to a full queue gets an error.
+        With these, a known result does not wait, and a request to a full queue gets an error message.
         """
-        return (self.max_queue + 1) * len(self.models) + _BESIDE_THE_LINES
+        return (self.max_queue + 1) * len(self.models) + _EXTRA_REQUESTS
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> ServiceSettings:
         """Return the settings that the environment gives, with the defaults for the rest.
 
-        Finished results are kept on disk in the cache folder, unless a variable names another one.
+        Finished results are stored in the cache folder, unless a variable names another folder.
 
         Raises:
             SettingsError: A variable is not an integer or not yes or no, or its number is too small.
@@ -121,9 +122,11 @@ def _read(name: str, kind: str, text: str) -> object:
         return "" if text.lower() in ("off", "none") else text
     if kind == "bool":
         if text.lower() not in _WORDS:
-            raise SettingsError(f"{variable(name)}={text!r} is neither yes nor no. Give one of {', '.join(_WORDS)}.")
+            raise SettingsError(
+                f"{variable(name)} must be yes or no (given: {text!r}). Give one of {', '.join(_WORDS)}."
+            )
         return _WORDS[text.lower()]
     try:
         return int(text)
     except ValueError as error:
-        raise SettingsError(f"{variable(name)}={text!r} is not an integer. Give one.") from error
+        raise SettingsError(f"{variable(name)} must be an integer (given: {text!r}).") from error

@@ -14,7 +14,7 @@ from causal_tracer.results.patched import PatchedRun, Place
 from causal_tracer.tracer import CausalTracer
 from causal_tracer.tracing.lens import whole_prompt
 from causal_tracer.web.service.limits import ClientShares, check_other_texts, most_samples, too_long
-from causal_tracer.web.service.memory import hand_back_freed_memory, memory_errors_in_words
+from causal_tracer.web.service.memory import memory_errors_as_busy, return_freed_memory
 from causal_tracer.web.service.registry import ModelSlot
 from causal_tracer.web.service.settings import ServiceSettings
 from causal_tracer.web.service.updates import Cancelled
@@ -22,7 +22,7 @@ from causal_tracer.web.service.updates import Cancelled
 MOST_TOP_TOKENS = 50
 MOST_PAIRS = 1000
 LENS_WORK = 20
-"""What a run with the head at each layer is charged, in restored runs."""
+"""The work of a run with the LM head at each layer, in restored runs, for the client's share."""
 
 _POLL_SECONDS = 0.25
 
@@ -52,17 +52,17 @@ class SingleRuns:
         options: RunOptions | None = None,
         cancelled: Cancelled = lambda: False,
     ) -> LogitLens:
-        """Read a run through the model's own head after each block; other arguments as in `CausalTracer.lens`.
+        """Compute the logit lens of a run; other arguments as in `CausalTracer.lens`.
 
         Args:
             slot: The model.
-            client: Whose limits apply.
+            client: The client whose limits apply.
             cancelled: Called while the run waits for its turn; True ends it.
 
         Raises:
-            SettingsError, PromptError: As in `CausalTracer.lens`, or one of the app's limits is passed.
+            SettingsError, PromptError: As in `CausalTracer.lens`, or the request is over one of the app's limits.
             ModelLoadError: The model could not be loaded.
-            BusyError: The line is full, or the client's share is used up.
+            BusyError: The queue is full, or the client's share is used up.
             TraceCancelled: `cancelled` returned True.
         """
         _check_top(top)
@@ -85,7 +85,7 @@ class SingleRuns:
         top: int = 5,
         cancelled: Cancelled = lambda: False,
     ) -> PatchedRun:
-        """Run a prompt with activations of another in it; arguments as in `CausalTracer.patch`, errors as in `lens`."""
+        """Run a prompt with activations of another patched in, as `CausalTracer.patch` does; errors as in `lens`."""
         _check_top(top)
         if len(pairs) > MOST_PAIRS:
             raise SettingsError(f"{len(pairs)} pairs were given, and this app takes at most {MOST_PAIRS}. Give fewer.")
@@ -96,22 +96,22 @@ class SingleRuns:
 
     @contextmanager
     def _turn(self, slot: ModelSlot, client: str, runs: int, cancelled: Cancelled) -> Iterator[CausalTracer]:
-        """Wait for a model and for a turn on it, for so many runs."""
+        """Wait for a model and for a turn on it; `runs` is the number of runs to charge the client for."""
         with self.shares.request(client):
             slot.start()
             while not slot.wait(_POLL_SECONDS):
                 _require_wanted(cancelled)
             loaded = slot.loaded()
             self.shares.charge(client, LENS_WORK * runs)
-            ticket = slot.line.join()
+            ticket = slot.queue.join()
             try:
-                while slot.line.wait(ticket, _POLL_SECONDS):
+                while slot.queue.wait(ticket, _POLL_SECONDS):
                     _require_wanted(cancelled)
-                with memory_errors_in_words():
+                with memory_errors_as_busy():
                     yield loaded.tracer
             finally:
-                slot.line.leave(ticket)
-                hand_back_freed_memory()
+                slot.queue.leave(ticket)
+                return_freed_memory()
 
     def _check_length(self, tracer: CausalTracer, text: Text) -> None:
         tokens = len(whole_prompt(tracer.context, text))

@@ -16,7 +16,7 @@ STORED_SUBJECT = "The Space Needle"
 
 
 def stored_request(kind: SiteName) -> TraceRequest:
-    """Return what was asked for to get a stored map, with the paper's windows."""
+    """Return the request of a stored map, which has the paper's window."""
     request = TraceRequest(STORED_PROMPT, STORED_SUBJECT, top_tokens=TOP_TOKENS)
     return replace(request, direction="corrupt", corruption="none") if SITES[kind].blocks else request
 

@@ -1,12 +1,12 @@
-"""What the web app does, without Gradio: models, and traces that hand on a map as it fills in.
+"""The web app's service, without Gradio: its models, and traces that yield partial maps as cells are computed.
 
     service = TraceService(ServiceSettings.from_environment())
     service.start_loading()
     for update in service.trace({"prompt": "The Space Needle is located in the city of"}):
         ...
 
-Finished results are kept in a `ResultStore`; one that is there is returned at once, without the model. One trace runs
-on a model at a time, the others wait in its line. Whoever leaves the iteration early frees the model.
+Finished results are stored in a `ResultStore`; a stored result is returned at once, without the model. One trace runs
+on a model at a time, the others wait in its queue. Closing the iteration early frees the model.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from causal_tracer.web.service.kept import KeptResults
 from causal_tracer.web.service.limits import ClientShares, check_request
 from causal_tracer.web.service.links import ParsedLink
 from causal_tracer.web.service.logs import logged, prompt_in
-from causal_tracer.web.service.memory import hand_back_freed_memory, memory_errors_in_words
+from causal_tracer.web.service.memory import memory_errors_as_busy, return_freed_memory
 from causal_tracer.web.service.python_lines import python_lines
 from causal_tracer.web.service.registry import Loader, ModelSlot, ModelStatus, load_tracer
 from causal_tracer.web.service.result_store import ResultKey, ResultStore, result_key
 from causal_tracer.web.service.settings import ServiceSettings, limit
 from causal_tracer.web.service.single_runs import SingleRuns
-from causal_tracer.web.service.updates import Cancelled, RunUpdate, behind, finished
+from causal_tracer.web.service.updates import Cancelled, RunUpdate, queued_update, stored_update
 
 _POLL_SECONDS = 0.25
 
@@ -50,10 +50,10 @@ class TraceService:
 
     Args:
         settings: Models and limits.
-        load: What loads a model; None takes the real loader.
+        load: Loads a model; None takes `load_tracer`.
 
     Attributes:
-        kept: The finished results, for a history of runs.
+        kept: The stored results, for the history of runs.
     """
 
     def __init__(self, settings: ServiceSettings | None = None, load: Loader | None = None) -> None:
@@ -71,33 +71,33 @@ class TraceService:
 
     @property
     def models(self) -> tuple[str, ...]:
-        """The models that may be asked for, the default first."""
+        """The names of the available models, the default first."""
         return tuple(self._slots)
 
     def start_loading(self, model: str = "") -> None:
-        """Begin to load a model in the background, where that has not begun already."""
+        """Start loading a model in the background, unless loading has started already."""
         self._slot(model).start()
 
     def status(self, model: str = "") -> ModelStatus:
-        """How far a model is."""
+        """Return the status of a model."""
         return self._slot(model).status
 
     def statuses(self) -> tuple[ModelStatus, ...]:
-        """How far each model is, the default first."""
+        """Return the status of each model, the default first."""
         return tuple(slot.status for slot in self._slots.values())
 
     def ahead(self, model: str = "") -> int:
-        """Return how many requests a new one on a model would wait for."""
-        return len(self._slot(model).line)
+        """Return the number of requests that a new request on a model would wait for."""
+        return len(self._slot(model).queue)
 
     def health(self) -> dict[str, Any]:
-        """Whether the app can serve, for monitors: "ok" unless no model could be loaded."""
+        """Return the app's state for monitoring: "ok", or "failed" if no model could be loaded; and counts."""
         models = {name: slot.status.state for name, slot in self._slots.items()}
         return {
             "status": "failed" if all(state == "failed" for state in models.values()) else "ok",
             "models": models,
-            "waiting": sum(max(0, len(slot.line) - 1) for slot in self._slots.values()),
-            "running": sum(min(1, len(slot.line)) for slot in self._slots.values()),
+            "waiting": sum(max(0, len(slot.queue) - 1) for slot in self._slots.values()),
+            "running": sum(min(1, len(slot.queue)) for slot in self._slots.values()),
             "result_bytes": self._results.nbytes,
         }
 
@@ -109,25 +109,25 @@ class TraceService:
         *,
         check: Callable[[Any, ServiceSettings], CheckedFields] = check_fields,
     ) -> Generator[RunUpdate]:
-        """Trace one prompt, waiting for the model and for its turn where it has to.
+        """Trace one prompt, after waiting for the model and for a turn on it if necessary.
 
         Args:
-            asked: What to trace, as `check` takes it.
-            client: Who asks (`limits.client_of`), for the limits of each client; the empty one has none.
-            cancelled: True stops the run between two blocks of the model; to leave the iteration stops it too, but
-                only when the next update is there.
-            check: Makes records of what is asked, within the app's limits: of the page's fields by the names of
-                `APP_FIELDS`, or `json_requests.check_trace` of a JSON object.
+            asked: The request, as `check` takes it.
+            client: The client (`limits.client_of`), for the limits of each client; the empty one has no limits.
+            cancelled: Returning True stops the run between two blocks of the model. Closing the iteration stops it
+                too, but only at the next update.
+            check: Checks the request and makes records of it: `check_fields` takes the page's fields by the names of
+                `APP_FIELDS`, `json_requests.check_trace` a JSON object.
 
         Yields:
-            Updates that say what is waited for, then the maps as they fill in; or the finished maps at once, where
-            they are known already.
+            Updates that name what the run waits for, then partial maps as cells are computed; or the finished maps at
+            once, if they are stored.
 
         Raises:
             SettingsError: A value is out of range, or over one of the app's limits.
             PromptError, SubjectError, TokenizerError: The prompt or its subject cannot be traced.
             ModelLoadError: The model could not be loaded.
-            BusyError: The line is full, the client's share is used up, or the run took too long or too much memory.
+            BusyError: The queue is full, the client's share is used up, or the run took too long or too much memory.
             NumericsError: A run gave NaN or infinite logits.
             TraceCancelled: `cancelled` returned True.
         """
@@ -142,10 +142,10 @@ class TraceService:
                     yield from self._compute(slot, checked, client, outcome, cancelled)
                 return
             outcome["outcome"] = "cached"
-            yield finished(known)
+            yield stored_update(known)
 
     def lens(self, request: TraceRequest, model: str = "", client: str = "", **given: Any) -> LogitLens:
-        """Read a run through the model's own head after each block; the rest as in `SingleRuns.lens`."""
+        """Compute the logit lens of a run; other arguments as in `SingleRuns.lens`."""
         with logged("lens", request.prompt, self.settings) as outcome:
             slot = self._slot(model)
             outcome["model"] = slot.status.model
@@ -154,14 +154,14 @@ class TraceService:
     def patch(
         self, source: Text, base: Text, pairs: Any, model: str = "", client: str = "", **given: Any
     ) -> PatchedRun:
-        """Run a prompt with activations of another in it; the rest as in `SingleRuns.patch`."""
+        """Run a prompt with activations of another patched in; other arguments as in `SingleRuns.patch`."""
         with logged("patch", base, self.settings) as outcome:
             slot = self._slot(model)
             outcome["model"] = slot.status.model
             return self._single.patch(slot, source, base, pairs, client=client, **given)
 
     def inspect(self, fields: Fields, client: str = "") -> Inspection:
-        """Look at a prompt before it is traced: tokens, subject, answers; what is wrong with it is in `problems`."""
+        """Inspect a prompt before it is traced: tokens, subject, answers. Errors are reported in `problems`."""
         try:
             slot = self._slot(fields.get("model", ""))
             request = check_fields(fields, self.settings).request
@@ -178,10 +178,10 @@ class TraceService:
             return Inspection(problems=(Problem("settings", str(error)),))
 
     def link(self, fields: Fields, page: str, *, revision: str | None = None) -> str:
-        """Return the link that reproduces what was asked for, with the model and its revision.
+        """Return the link that reproduces a request, with the model and its revision.
 
         Args:
-            fields: What was asked for, valid.
+            fields: The request's fields, valid.
             page: The page's address (`links.page_url`).
             revision: The revision that a result was made with; None takes that of the app's model.
         """
@@ -189,30 +189,28 @@ class TraceService:
         return links.share_link({**fields, "model": model}, page, revision=self.revision(model, revision))
 
     def revision(self, model: str, made_with: str | None = None) -> str | None:
-        """Return the revision that a link names: that of a result, or else of the app's model."""
+        """Return the revision for a link: the one that a result was made with, or else that of the app's model."""
         return made_with or self.status(model).revision
 
     def revision_problem(self, model: str, revision: str) -> str:
-        """Return what to say of a link's revision of a model; empty where the app has no other one."""
+        """Return the warning about a link whose revision differs from that of the app's model; else an empty text."""
         name = model or self.models[0]
         here = next((slot.status.revision for slot in self._slots.values() if name in slot.names), None)
         return links.revision_problem(revision, here)
 
     def open_link(self, query: Mapping[str, Any]) -> ParsedLink:
-        """What a link asks of this app; what it cannot have is reported and left out."""
+        """Return the content of a link; values that this app cannot take are reported and left out."""
         parsed = links.parse_link(query)
         problems = list(parsed.problems)
         model = parsed.fields.get("model", "")
         if model and not any(model in slot.names for slot in self._slots.values()):
-            problems.append(
-                f"model={shown(model)} in the link is none of this app's models: {self.models[0]} is taken."
-            )
+            problems.append(f"model={shown(model)} in the link is not available here: {self.models[0]} is used.")
             parsed = replace(parsed, fields={**parsed.fields, "model": ""})
         problems += filter(None, [self.revision_problem(model, parsed.revision)])
         return replace(parsed, problems=tuple(problems))
 
     def python_lines(self, fields: Fields) -> str:
-        """The lines of Python that reproduce a run.
+        """Return the lines of Python that reproduce a run.
 
         Raises:
             SettingsError, PromptError: As in `trace`.
@@ -220,18 +218,16 @@ class TraceService:
         return python_lines(check_fields(fields, self.settings), *self.loading(fields.get("model", "")))
 
     def loading(self, model: str = "") -> tuple[str, str | None]:
-        """Return what loads a model in Python: its name, and the revision of one from the hub."""
+        """Return the arguments that load a model in Python: its name, and its revision if it is from the hub."""
         slot = self._slot(model)
         return slot.status.model, slot.hub_revision
 
     def _slot(self, model: str) -> ModelSlot:
         name = (model or self.models[0]) if isinstance(model, str) else None
-        # Results call an embedded model by its full name, whatever it was asked for by.
+        # Results store an embedded model's full name, also if the request had the short one.
         slot = next((slot for slot in self._slots.values() if name is not None and name in slot.names), None)
         if slot is None:
-            raise SettingsError(
-                f"model={shown(model)} is none of this app's models. Choose one of {', '.join(self.models)}."
-            )
+            raise SettingsError(f"model={shown(model)} is not available here. Available: {', '.join(self.models)}.")
         return slot
 
     def _keys(self, slot: ModelSlot, checked: CheckedFields) -> dict[str, ResultKey]:
@@ -247,7 +243,7 @@ class TraceService:
     def _compute(
         self, slot: ModelSlot, checked: CheckedFields, client: str, outcome: dict[str, object], cancelled: Cancelled
     ) -> Generator[RunUpdate]:
-        """Trace what is not known yet, in turn."""
+        """Trace the maps that are not stored yet, after waiting for the model and for a turn on it."""
         slot.start()
         while not slot.wait(_POLL_SECONDS):
             yield RunUpdate(waiting=slot.status.loading_words)
@@ -255,22 +251,22 @@ class TraceService:
         parameters = slot.status.parameters or 0
         work = check_request(context, checked.request, checked.specs, parameters, self.settings)
         self._shares.charge(client, work)
-        ticket = slot.line.join()
+        ticket = slot.queue.join()
         try:
-            while ahead := slot.line.wait(ticket, _POLL_SECONDS):
-                yield behind(ahead)
-            # Whoever was before may have asked for the same.
+            while ahead := slot.queue.wait(ticket, _POLL_SECONDS):
+                yield queued_update(ahead)
+            # A request that ran before may have computed the same maps.
             known = self._known(slot, checked)
             missing = {kind: spec for kind, spec in checked.specs.items() if kind not in known}
             if not missing:
                 outcome["outcome"] = "cached"
-                yield finished(known)
+                yield stored_update(known)
                 return
             run = partial(slot.loaded().run, context, checked.request, missing, checked.options, cancelled)
             yield from self._traced(slot, checked, run, known, outcome)
         finally:
-            slot.line.leave(ticket)
-            hand_back_freed_memory()
+            slot.queue.leave(ticket)
+            return_freed_memory()
 
     def _traced(
         self,
@@ -283,7 +279,7 @@ class TraceService:
         begun = time.monotonic()
         keys = self._keys(slot, checked)
         most = self.settings.max_seconds
-        with memory_errors_in_words(), closing(cast(Generator[MapsUpdate], run())) as updates:
+        with memory_errors_as_busy(), closing(cast(Generator[MapsUpdate], run())) as updates:
             for update in updates:
                 seconds = time.monotonic() - begun
                 new = update.flows

@@ -1,4 +1,4 @@
-"""The updates of a run on their way to a page or a program: not too often, and only while somebody waits for them."""
+"""The updates of a run for a page or a program: thinned out, and computed only while somebody waits for them."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class RunUpdate:
         flows: The maps by name, NaN in cells not computed yet; empty while the run has not begun.
         done: Restored runs done.
         total: Restored runs in all.
-        seconds: Since the computation began.
+        seconds: Seconds since the computation began.
         waiting: What the run waits for; empty once it has begun.
-        cached: Whether the maps were there already.
-        position: How many have to finish first, in the model's line.
+        cached: Whether the maps were stored already.
+        position: Number of runs before this one in the model's queue.
     """
 
     flows: Mapping[str, HiddenFlow] = field(default_factory=dict)
@@ -46,26 +46,26 @@ class RunUpdate:
         return next(iter(self.flows.values()), None)
 
 
-def finished(flows: Mapping[str, HiddenFlow]) -> RunUpdate:
-    """Return the update of maps that were there already."""
+def stored_update(flows: Mapping[str, HiddenFlow]) -> RunUpdate:
+    """Return the update of maps that were stored already."""
     runs = sum(int((~flow.sample_scores.isnan()).sum()) for flow in flows.values())
     return RunUpdate(flows, runs, runs, cached=True)
 
 
-def behind(ahead: int) -> RunUpdate:
-    """Return the update of a run that has so many before it in the model's line."""
+def queued_update(ahead: int) -> RunUpdate:
+    """Return the update of a run that waits in the model's queue, behind this number of runs."""
     words = "another run on this model" if ahead == 1 else f"{ahead} runs before this one on this model"
     return RunUpdate(waiting=words, position=ahead)
 
 
 def thinned(updates: Generator[RunUpdate], seconds: float) -> Generator[RunUpdate]:
-    """Yield the first and the last update, and at most one in so many seconds between them."""
+    """Yield the first and the last update, and between them at most one in this number of seconds."""
     shown: RunUpdate | None = None
     latest: RunUpdate | None = None
     shown_at = 0.0
     try:
         for latest in updates:
-            # The first cells come at once.
+            # The first cells and changes in waiting are shown at once.
             news = shown is None or latest.waiting != shown.waiting or (shown.done == 0) != (latest.done == 0)
             if news or time.monotonic() - shown_at >= seconds:
                 yield latest
@@ -77,12 +77,12 @@ def thinned(updates: Generator[RunUpdate], seconds: float) -> Generator[RunUpdat
 
 
 async def stepped(begin: Callable[[Cancelled], Generator[Step]]) -> AsyncGenerator[Step]:
-    """Yield the steps of a generator, each taken in a thread, until nobody waits for them any more.
+    """Yield the steps of a generator, each taken in a thread, until the iteration is closed.
 
-    Gradio itself would count a cancelled run as running until its step is over, which may take seconds.
+    Without this, Gradio counts a cancelled run as running until its current step is over, which may take seconds.
 
     Args:
-        begin: Makes the generator, from a function that returns whether it was left.
+        begin: Returns the generator. It is given a function that returns whether the iteration was closed.
     """
     steps = _Steps(begin)
     try:
@@ -93,7 +93,7 @@ async def stepped(begin: Callable[[Cancelled], Generator[Step]]) -> AsyncGenerat
 
 
 class _Steps(Generic[Step]):
-    """A generator that one thread steps through, and that another may leave during a step."""
+    """A generator whose steps run in one thread, and which another thread may close during a step."""
 
     def __init__(self, begin: Callable[[Cancelled], Generator[Step]]) -> None:
         self._left = threading.Event()
@@ -104,13 +104,13 @@ class _Steps(Generic[Step]):
         """Return the next step; None after the last one."""
         with self._stepping:
             step = next(self._steps, None)
-        # Whoever left it during the step could not close it.
+        # `leave` cannot close the generator during a step.
         if self._left.is_set():
             self._close()
         return step
 
     def leave(self) -> None:
-        """End the generator, at once or after the current step."""
+        """Close the generator, at once or after the current step."""
         self._left.set()
         self._close()
 

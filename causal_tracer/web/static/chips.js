@@ -18,7 +18,7 @@ element.addEventListener('click', event => {
   const chip = event.target.closest('[data-token], [data-answer]');
   if (!chip || chip.disabled) return;
   if ('answer' in chip.dataset) {
-    // `fields_changed.js` lets it go with its prompt.
+    // `fields_changed.js` clears the answer when its prompt changes.
     page.answer = chip.firstChild.textContent;
     page.answerPrompt = typedPrompt();
     trigger('select', { index: Number(chip.dataset.answer), value: 'answer' });
@@ -30,7 +30,7 @@ element.addEventListener('click', event => {
   const [first, last] = [Math.min(from, place), Math.max(from, place)];
   mark(first, last);
   const end = place => element.querySelector(`[data-token="${place}"]`).dataset;
-  // Offsets count characters as Python does.
+  // Offsets count Unicode characters, as in Python.
   page.clicked = [...typedPrompt()].slice(end(first).start, end(last).end).join('').trim();
   trigger('select', { index: [first, last], value: 'subject' });
 });
@@ -46,7 +46,7 @@ element.addEventListener('keydown', event => {
   next.focus();
 });
 
-// Chips are drawn anew when the server has looked at the prompt: the focus goes back to where it was.
+// Chips are redrawn after the server has inspected the prompt: the focus returns to the same chip.
 element.addEventListener('focusin', event => {
   const chip = event.target.closest('[data-token], [data-answer]');
   focused = chip && ('token' in chip.dataset ? `[data-token="${chip.dataset.token}"]` : `[data-answer="${chip.dataset.answer}"]`);

@@ -1,7 +1,7 @@
-// From a cell that is clicked on a Plotly map, or chosen in the table, to Gradio:
+// Reports a cell that is clicked on a Plotly map, or chosen in the table, to Gradio:
 // trigger('select', {index: [row, column], value: ''}), which reaches Python as a gr.SelectData.
-// The component's root holds <div data-plot="id of the map's component"> and the table. Plots are drawn anew as a map
-// fills in, so each new one is found by an observer; a plot that is taken already is left alone.
+// The component's root holds <div data-plot="id of the map's component"> and the table. Plots are redrawn as a map
+// fills in, so an observer finds each new one; a plot that has its listener already is skipped.
 const taken = new WeakSet();
 
 function plotted() {
@@ -25,13 +25,13 @@ function take() {
     taken.add(plot);
     plot.on('plotly_click', event => {
       const point = event.points[0];
-      // Of a point, `y` is a place on the axis; rows and columns count from 0, as the axes do.
+      // A point's `x` and `y` are places on the axes, which count from 0 as rows and columns do.
       choose(Math.round(point.y), Math.round(point.x));
     });
   });
 }
 
-// Gradio draws each update of a map into a new element. The window's resize listener would keep the old one.
+// Gradio draws each update of a map into a new element. The window's resize listener would keep the old one in memory.
 function release(node) {
   if (node.isConnected || !node.querySelectorAll) return;
   [node, ...node.querySelectorAll('.js-plotly-plot')].forEach(plot => {

@@ -10,7 +10,7 @@ element.addEventListener('click', event => {
   } else if (button) {
     dialog.close();
     if (!button.dataset.entry) return;
-    // The fields get a subject and an answer that belong to the prompt that comes with them (`fields_changed.js`).
+    // The entry's subject and answer belong to the entry's prompt, which comes with them (`fields_changed.js`).
     const page = window.causalTracer ??= {};
     page.subject = page.answer = null;
     page.noRun?.();
@@ -20,7 +20,7 @@ element.addEventListener('click', event => {
 });
 
 dialog.addEventListener('keydown', event => {
-  // Behind the dialog, arrow keys move the story.
+  // Else the arrow keys would also move the story behind the dialog.
   event.stopPropagation();
   const at = cards.indexOf(event.target);
   const to = { ArrowRight: at + 1, ArrowDown: at + 1, ArrowLeft: at - 1, ArrowUp: at - 1, Home: 0, End: cards.length - 1 }[event.key];

@@ -1,7 +1,7 @@
-// The cards of finished runs. The strip that Python draws holds the whole list, which is stored here; events take it
-// from the storage again (`history_kept.js`), so that pages of one browser share it.
+// The cards of finished runs. The strip that Python draws holds the whole list, which is stored in the browser here.
+// Events read it from the storage (`history_kept.js`), so that all pages of a browser share it.
 // trigger('select', {value: key}) opens a card, 'edit' changes one, 'submit' compares, 'copy' makes a link, and 'input'
-// draws the stored list anew.
+// redraws the stored list.
 const KEY = 'causal-tracer-history';
 const page = window.causalTracer ??= {};
 const chosen = new Set();
@@ -18,7 +18,7 @@ function store(text) {
     localStorage.setItem(KEY, text);
     delete page.unstored;
   } catch {
-    // Storage is off or full: the list lasts as long as the page.
+    // Storage is disabled or full: the list is lost when the page is closed.
     page.unstored = text;
   }
 }
@@ -46,7 +46,7 @@ function mark() {
 }
 
 function stopAt(card) {
-  // One card is in the order of the Tab key; arrows move to the others.
+  // The Tab key stops at one card only; arrow keys move to the others.
   cards().forEach(each => each.querySelectorAll('button, input').forEach(one => { one.tabIndex = each === card ? 0 : -1; }));
 }
 
@@ -59,13 +59,13 @@ function focusCard(card, selector = '[data-open]') {
 }
 
 function showTabs() {
-  // Where the map is out of sight, as on a phone, what was asked for would not be seen to come.
+  // The map may be out of sight, as on a phone: scroll to it, so that the result is seen.
   const tabs = document.querySelector('#ct-tabs');
   const { top } = tabs.getBoundingClientRect();
   if (top < -400 || top > innerHeight - 200) tabs.scrollIntoView();
 }
 page.showTabs = showTabs;
-// What is shown now is no run of the list.
+// Called when a result is shown that is not a run of the list.
 page.noRun = () => { current = ''; mark(); };
 
 function drawn() {
@@ -84,7 +84,7 @@ function drawn() {
     link.select();
     navigator.clipboard?.writeText(link.value).catch(() => {});
   } else if (focused && (document.activeElement === document.body || element.contains(document.activeElement))) {
-    // The focus is where it was in the list that was drawn before, perhaps on another card.
+    // The focus returns to its card; if that was deleted, to the card now in its place.
     const { key, place, selector } = focused;
     const same = cards().find(card => card.dataset.card === key);
     focusCard(same ?? cards()[Math.min(place, cards().length - 1)], same ? selector : undefined);
@@ -118,7 +118,7 @@ function rename(card) {
   box.addEventListener('keydown', event => {
     event.stopPropagation();
     if (event.key !== 'Enter' && event.key !== 'Escape') return;
-    // Else Enter would press the button that gets the focus.
+    // Otherwise Enter would also press the button that gets the focus.
     event.preventDefault();
     leave(event.key === 'Enter', true);
   });
@@ -131,7 +131,7 @@ element.addEventListener('click', event => {
   const card = cardOf(button);
   const data = button.dataset;
   if ('open' in data) {
-    // The fields get a subject and an answer that belong to the prompt that comes with them (`fields_changed.js`).
+    // The card's subject and answer belong to the card's prompt, which comes with them (`fields_changed.js`).
     page.subject = page.answer = null;
     current = card.dataset.card;
     mark();

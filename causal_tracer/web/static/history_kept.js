@@ -1,6 +1,6 @@
 (...values) => {
-  // The browser's list of runs in place of the last input. What could not be stored is newer than what is.
+  // Replaces the last input by the browser's list of runs. A list that could not be stored is newer than the stored.
   let kept = window.causalTracer?.unstored;
-  try { kept ??= localStorage.getItem('causal-tracer-history'); } catch { /* Without storage, the page's own. */ }
+  try { kept ??= localStorage.getItem('causal-tracer-history'); } catch { /* Storage is disabled: take the page's own list. */ }
   return [...values.slice(0, INPUTS - 1), kept ?? ''];
 }

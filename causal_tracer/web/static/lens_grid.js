@@ -1,4 +1,4 @@
-// Cells of lenses. Arrow keys, Home and End move; a click, Enter or Space chooses:
+// The cells of lenses. Arrow keys, Home and End move the focus; a click, Enter or Space chooses a cell:
 // trigger('select', {index: [row, column], value: the grid's name}).
 // A cell of the grid "source" and one of the grid "base", chosen in any order or dragged one onto the other, make a pair:
 // trigger('select', {index: [source row, source column, base row, base column], value: 'pair'}).
@@ -104,7 +104,7 @@ element.addEventListener('dragend', () => {
   clear();
 });
 
-// A grid is drawn anew with each reading: focus, chosen cell and scroll position go back to where they were.
+// A grid is redrawn with each new lens: focus and scroll position are restored.
 element.addEventListener('focusin', event => {
   const cell = cellOf(event);
   focused = cell && { name: nameOf(cell), at: place(cell) };

@@ -1,5 +1,5 @@
-// The chosen pairs: a button removes one or all, trigger('select', {index: its place or -1, value: 'remove'}). The cells
-// of the pairs are marked in the lenses of source and base.
+// The chosen pairs. A button removes one pair or all: trigger('select', {index: its place or -1, value: 'remove'}). The
+// pairs' cells are marked in the lenses of source and base.
 function mark() {
   const lenses = document.querySelector('#ct-patch-lenses');
   lenses?.querySelectorAll('.ct-paired').forEach(cell => cell.classList.remove('ct-paired'));

@@ -1,7 +1,7 @@
-// Moves the story: buttons, arrow keys, and Page Up/Down of a presenter while the story has the focus.
+// Switches the story's steps: by buttons, arrow keys, and Page Up/Down of a presenter while the story has the focus.
 const story = element.querySelector('.ct-story');
 const steps = story.querySelectorAll('article').length;
-// It greets a first visit; a link leads to the tool. A browser that keeps nothing is greeted each time.
+// Open at the first visit, unless a link opened the page. Without storage, every visit counts as the first.
 const SEEN = 'causal-tracer-story-seen';
 const link = new URLSearchParams(location.search).has('prompt');
 let seen = false;

@@ -1,4 +1,4 @@
 subject => {
-  // Only what a person types comes here: examples, links and clicks do not.
+  // Called only when a person types: examples, links and clicks do not call it.
   (window.causalTracer ??= {}).typed = subject;
 }

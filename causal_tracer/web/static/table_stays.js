@@ -1,4 +1,4 @@
-// The table is drawn anew with each result: it stays as open as it was.
+// The table is redrawn with each result: it stays open or closed as it was.
 let open = false;
 element.addEventListener('toggle', event => { if (event.target.isConnected) open = event.target.open; }, true);
 watch('value', () => { const table = element.querySelector('details'); if (table) table.open = open; });

@@ -1,18 +1,18 @@
 """Tracing on ZeroGPU, which lends a GPU to one call at a time, and runs that call in a process forked for it.
 
-    models = place_models(settings.models)                    # at module scope, before the page is there
+    models = place_models(settings.models)                    # at module scope, before the page starts
 
     @spaces.GPU(duration=seconds_asked)
     def trace_on_gpu(asked):
-        yield from models.work(asked)
+        yield from models.compute(asked)
 
     main(load=models.loader(trace_on_gpu))
 
-The page's process has no GPU. There each model is twice: on the CPU, for what the page asks by itself (tokens, likely
-answers), and as weights that ZeroGPU moves to the GPU of whichever process has one. A map's request goes to that
-process as JSON text and its cells come back as JSON text, errors too: of an exception ZeroGPU hands on the class's name
-only. No lock, cache or engine check is shared: the process has its own, and engine checks travel with the request and
-with the answer, so that a model is checked in one call and not in each.
+The page's process has no GPU. It holds each model twice: on the CPU, for inspecting prompts, and as weights that
+ZeroGPU moves to the GPU of the process that has one. A map's request is sent to that process as JSON text. Its cells
+come back as JSON text, and so do errors: of an exception, ZeroGPU itself passes on only the class's name. The processes
+share no locks, caches or engine checks. Engine checks are sent with the request and with the answer, so that a model is
+checked in one call only.
 
 Tested with a stand-in that forks as ZeroGPU does; not run on ZeroGPU itself.
 """
@@ -43,33 +43,32 @@ from causal_tracer.results.flow import HiddenFlow
 from causal_tracer.sweep.engine import adopt_engine_checks, known_engine_checks
 from causal_tracer.tracer import CausalTracer
 from causal_tracer.tracing.loop import MapsUpdate, trace_maps
-from causal_tracer.web.service.engine_check_files import adopt_stored_engine_checks, store_engine_checks
-from causal_tracer.web.service.limits import asked_work
+from causal_tracer.web.service.limits import request_size
 from causal_tracer.web.service.model_files import require_safetensors, split_source
 from causal_tracer.web.service.registry import LoadedTracer, Loader, Report
 
 Call = Callable[[str], Generator[str, None, None]]
-"""From a request's text to those of its answers: what `spaces.GPU` makes of a generator function."""
+"""Takes a request as JSON text and yields answers as JSON text: a generator function decorated by `spaces.GPU`."""
 
 LONGEST_SECONDS = 120
-"""The longest call that is asked for; ZeroGPU lends for a minute by default, and visitors have minutes a day."""
+"""The longest duration of a call, in seconds. ZeroGPU's default is a minute; a visitor has a few minutes a day."""
 
 _START_SECONDS = 5.0
 _CHECK_SECONDS = 10.0
-# Cautious figures for the GPUs that are lent: what is not used of a call's time is not charged.
+# Cautious figures for ZeroGPU's GPUs: the unused time of a call is not charged.
 _MOVED_BYTES_A_SECOND = 2e9
 _OPERATIONS_A_SECOND = 1e13
-# Each answer is a whole map.
+# The shortest time between two answers, since each is a whole map.
 _SEND_SECONDS = 0.5
 
 
 @dataclass(frozen=True, eq=False)
 class PlacedModel:
-    """A model as ZeroGPU needs it.
+    """The two copies of a model on ZeroGPU.
 
     Attributes:
-        loaded: The copy on the CPU, and what people should know of the model.
-        on_gpu: The copy whose weights are on the GPU, in a process that has one; its parts are named as in the other.
+        loaded: The copy on the CPU, with the model's title and licence.
+        on_gpu: The copy whose weights are on the GPU, in a process that has one; its modules have the same names.
     """
 
     loaded: LoadedTracer
@@ -77,7 +76,7 @@ class PlacedModel:
 
 
 class ZeroGpuModels:
-    """The models of a Space on ZeroGPU, by what `load_model` takes."""
+    """The models of a Space on ZeroGPU, by the names that `load_model` takes."""
 
     def __init__(self, models: Mapping[str, PlacedModel]) -> None:
         self._models = dict(models)
@@ -86,19 +85,21 @@ class ZeroGpuModels:
         self._guard = threading.Lock()
 
     def loader(self, call: Call) -> Loader:
-        """What gives the app its models: they are there already, and have their maps computed by `call`."""
+        """Return the app's loader: it returns the models loaded before, whose maps are computed by `call`."""
 
         def load(source: str, report: Report) -> LoadedTracer:
             placed = self._models.get(source)
             if placed is None:
                 known = ", ".join(self._models)
-                raise ModelLoadError(f"{source!r} was not loaded before the page; on ZeroGPU only {known} can be.")
+                raise ModelLoadError(
+                    f"{source!r} was not loaded before the page, as models on ZeroGPU must be. Available: {known}."
+                )
             return replace(placed.loaded, run=partial(self._run, source, call))
 
         return load
 
-    def work(self, asked: str) -> Iterator[str]:
-        """Compute a request: what the process does that has the GPU."""
+    def compute(self, asked: str) -> Iterator[str]:
+        """Compute a request, in the process that has the GPU; yield the answers as JSON text."""
         try:
             yield from self._answers(json.loads(asked))
         except (CausalTracerError, torch.OutOfMemoryError) as error:
@@ -132,9 +133,9 @@ class ZeroGpuModels:
         options: RunOptions | None = None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Iterator[MapsUpdate]:
-        """As `trace_maps`, but computed by `call`; the maps have no `layer_outputs`.
+        """Compute maps as `trace_maps` does, but by `call`; the maps have no `layer_outputs`.
 
-        The other process is not asked within a batch: a run that is cancelled ends with its next answer.
+        The other process cannot be interrupted within a batch: a cancelled run ends with its next answer.
         """
         with self._guard:
             engine_checks, checked = dict(self._engine_checks), source in self._answered
@@ -146,7 +147,7 @@ class ZeroGpuModels:
             "engine_checks": engine_checks,
             "seconds": gpu_seconds(context, request, specs, checked=checked),
         }
-        with _words_of_zero_gpu(), closing(call(json.dumps(asked, ensure_ascii=False))) as answers:
+        with _zero_gpu_errors(), closing(call(json.dumps(asked, ensure_ascii=False))) as answers:
             for text in answers:
                 if cancelled():
                     raise TraceCancelled("The run was cancelled.")
@@ -158,46 +159,41 @@ class ZeroGpuModels:
                 yield MapsUpdate(flows, answer["done"], answer["total"])
 
     def _take(self, source: str, engine_checks: Mapping[str, Any]) -> None:
-        """Note what a call has found out, here and on disk."""
+        """Keep a call's engine checks for the next call's process."""
         with self._guard:
             self._answered.add(source)
-            if engine_checks.keys() <= self._engine_checks.keys():
-                return
             self._engine_checks.update(engine_checks)
-            found = dict(self._engine_checks)
-        context = self._models[source].loaded.tracer.context
-        store_engine_checks(context.model_id, context.revision, found)
 
 
 def place_models(sources: tuple[str, ...]) -> ZeroGpuModels:
     """Load models, find and check their parts on the CPU, and put a copy of each where ZeroGPU looks for weights.
 
     Args:
-        sources: What `load_model` takes, or "owner/name@revision".
+        sources: The models' names, as `load_model` takes them, or "owner/name@revision".
 
     Raises:
         CausalTracerError: A model cannot be loaded or traced.
     """
-    # On ZeroGPU it is said to be there, and moving weights to it takes note of them.
+    # ZeroGPU reports a CUDA device in this process too; weights moved to it are recorded and moved later.
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return ZeroGpuModels({source: _placed(source, device) for source in sources})
 
 
 def gpu_seconds(context: TracingContext, request: TraceRequest, specs: Mapping[str, MapSpec], *, checked: bool) -> int:
-    """How long a call may take: moving the weights, and every restored run in full.
+    """Return the seconds that a call may take: moving the weights, and every restored run as a full forward pass.
 
     Args:
         context: The model.
-        request: What is asked for.
+        request: The request.
         specs: The maps.
         checked: Whether the model's sweep has been checked.
 
     Raises:
-        SettingsError: It is more than can be asked for.
+        SettingsError: The duration is above `LONGEST_SECONDS`.
         PromptError, SubjectError, TokenizerError: The prompt cannot be traced.
     """
     traced = context.traced
-    tokens, cells, samples = asked_work(context, request, specs)
+    tokens, cells, samples = request_size(context, request, specs)
     runs = cells * samples
     numbers = sum(parameter.numel() for parameter in traced.model.parameters())
     moving = numbers * traced.dtype.itemsize / _MOVED_BYTES_A_SECOND
@@ -205,14 +201,14 @@ def gpu_seconds(context: TracingContext, request: TraceRequest, specs: Mapping[s
     seconds = math.ceil(_START_SECONDS + moving + (0 if checked else _CHECK_SECONDS) + computing)
     if seconds > LONGEST_SECONDS:
         raise SettingsError(
-            f"The maps ask for {runs} restored runs, about {seconds} seconds of a GPU, and this Space asks for at most "
-            f"{LONGEST_SECONDS}. Give fewer samples, fewer layers, or the subject's tokens only."
+            f"The maps need {runs} restored runs, about {seconds} seconds of a GPU, and this Space takes at most "
+            f"{LONGEST_SECONDS}. Ask for fewer samples, fewer layers, or the subject's tokens only."
         )
     return seconds
 
 
 def seconds_asked(asked: str) -> int:
-    """The time that a request asks for: what `spaces.GPU` takes as its duration."""
+    """Return the duration of a request's call in seconds, for `spaces.GPU`."""
     return int(json.loads(asked)["seconds"])
 
 
@@ -221,14 +217,13 @@ def _placed(source: str, device: str) -> PlacedModel:
     require_safetensors(name)
     loaded = load_model(name, revision=revision, dtype="auto", device="cpu")
     tracer = CausalTracer(loaded.model, loaded.tokenizer, model_id=loaded.public_name, revision=loaded.revision)
-    adopt_stored_engine_checks(tracer.context.model_id, tracer.context.revision)
     copied = copy.deepcopy(tracer.model).to(device)
     on_gpu = replace(tracer.context.traced, model=copied)
     return PlacedModel(LoadedTracer(tracer, loaded.title, loaded.license), on_gpu)
 
 
 def _error(name: str, words: str) -> Exception:
-    """The exception that was raised in the other process."""
+    """Return the exception that was raised in the other process."""
     if name == torch.OutOfMemoryError.__name__:
         return torch.OutOfMemoryError(words)
     kind = getattr(errors, name, CausalTracerError)
@@ -237,14 +232,14 @@ def _error(name: str, words: str) -> Exception:
 
 
 @contextmanager
-def _words_of_zero_gpu() -> Iterator[None]:
-    """Hand on what ZeroGPU says, such as that a visitor's time is used up, as one of the app's own errors."""
+def _zero_gpu_errors() -> Iterator[None]:
+    """Raise ZeroGPU's errors, for example a used-up quota, as one of the app's own."""
     import gradio as gr
 
     try:
         yield
     except gr.Error as error:
-        raise BusyError(f"ZeroGPU has not computed the maps: {error.message}") from error
+        raise BusyError(f"ZeroGPU did not compute the maps: {error.message}") from error
 
 
 def _generator(updates: Iterator[MapsUpdate]) -> Generator[MapsUpdate, None, None]:

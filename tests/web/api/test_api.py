@@ -52,7 +52,7 @@ def client(address) -> Iterator[gradio_client.Client]:
 
 
 def described(client: gradio_client.Client) -> dict[str, Any]:
-    """What the API description says of every endpoint, as the snapshot holds it."""
+    """Return the API's description of every endpoint, in the snapshot's form."""
     endpoints = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
     return {
         name: {
@@ -73,7 +73,7 @@ def described(client: gradio_client.Client) -> dict[str, Any]:
 
 
 def task(*maps: dict[str, Any], prompt: Any = PROMPT, model: str = "", **request: Any) -> dict[str, Any]:
-    """What /trace takes, of the tests' prompt."""
+    """Return the arguments of /trace for the tests' prompt."""
     made = {"request": {"prompt": prompt, "subject": SUBJECT, **request}, "maps": list(maps), "model": model}
     return made if maps else {name: made[name] for name in ("request", "model")}
 
@@ -203,7 +203,7 @@ def test_one_client_may_not_have_all_of_the_app():
         waiting = client.submit(task(seed=2, samples=1), api_name="/trace")
         progress = next(iter(waiting))["progress"]
         assert (progress["position"], progress["waiting"]) == (1, "another run on this model")
-        with pytest.raises(gradio_client.exceptions.AppError, match="1 requests running"):
+        with pytest.raises(gradio_client.exceptions.AppError, match="1 request running"):
             client.predict(task(seed=3, samples=1), api_name="/trace")
         held.close()
         assert waiting.result()["progress"]["position"] == 0
@@ -341,10 +341,10 @@ def test_mcp_offers_the_json_endpoints_only():
         ({"seed": 1.5}, "seed must be an integer (given: 1.5)"),
         ({"prompt": f"{PROMPT} " * 4}, "40 (CAUSAL_TRACER_MAX_PROMPT_TOKENS)"),
         ({"second": {"text": f"{PROMPT} " * 4}}, "The second prompt has"),
-        ({"model": "gpt9"}, "none of this app's models"),
+        ({"model": "gpt9"}, "is not available here"),
         ({"prompt": {"messages": [{"role": "user", "content": PROMPT}]}}, "has no chat template"),
         ({"answer": "a", "answer_id": 1}, "are both given"),
-        ({"answer_id": 10**6}, "not in the vocabulary"),
+        ({"answer_id": 10**6}, "answer_id=1000000 is out of range"),
         ({"occurrence": "second"}, "occurrence='second' is not known"),
         ({"corruption": "acid"}, "corruption='acid' is not known"),
         ({"promt": "x"}, "request has no field 'promt'"),

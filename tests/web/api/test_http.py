@@ -66,7 +66,7 @@ def events(address: str, endpoint: str, body: Any, by: str = "call") -> list[tup
 
 
 def complete(address: str, endpoint: str, body: Any, by: str = "call") -> Any:
-    """What a call that succeeds answers."""
+    """Return the answer of a call that succeeds."""
     kind, data = events(address, endpoint, body, by)[-1]
     assert kind == "complete", data
     return data
@@ -95,14 +95,14 @@ def test_named_values_are_taken_too(address, endpoint):
 def test_too_many_values_are_refused_with_the_names_of_those_there_are(address, endpoint, capfd):
     values = VALUES[endpoint] + [None] * 20
     words = refused(address, endpoint, values)
-    assert words.endswith(f"and {len(values)} were given. Its values, in order: {ORDER[endpoint]}.")
+    assert words.endswith(f"(given: {len(values)} values). Its values, in order: {ORDER[endpoint]}.")
     assert "Traceback" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("endpoint", [name for name, values in VALUES.items() if values])
 def test_too_few_values_are_refused_with_the_one_that_is_missing(address, endpoint, capfd):
     first = ORDER[endpoint].split(",")[0]
-    assert refused(address, endpoint, []).startswith(f"/{endpoint} needs '{first}', and 0 were given.")
+    assert refused(address, endpoint, []).startswith(f"/{endpoint} needs '{first}' (given: 0 values).")
     assert "Traceback" not in capfd.readouterr().err
 
 

@@ -1,4 +1,4 @@
-"""Whatever is asked, the answer is a result or an error in words: of validators, links, inspections and endpoints."""
+"""Any input gives a result or an error in words: of validators, links, inspections and endpoints."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ def quick(examples: int = EXAMPLES):
 
 
 def in_words(words: str) -> bool:
-    """Whether an error's message is one for people: short, and without a line of code."""
+    """Return whether an error's message is one for people: short, and without a line of code."""
     return 0 < len(words) < 1000 and TRACE not in words
 
 

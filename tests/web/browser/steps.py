@@ -1,4 +1,4 @@
-"""What a person does with the page, and assertions that wait: on a busy machine the page is always a little behind."""
+"""Steps of a person on the page, and assertions that wait: on a busy machine the page is always a little behind."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def expect_no_overflow(page: Any) -> None:
 
 
 def expect_true(page: Any, expression: str, arg: Any = None) -> None:
-    """What JavaScript says of the page becomes true."""
+    """A JavaScript expression becomes true."""
     page.wait_for_function(expression, arg=arg, timeout=120_000)
 
 

@@ -90,7 +90,7 @@ def test_no_rule_is_broken_on_a_phone(visits, axe):
 
 
 def test_all_that_is_shown_lies_on_the_page(visits):
-    """What is wider than its place is cut off: the page does not scroll sideways."""
+    """The page does not scroll sideways, so anything wider than its place would be cut off."""
     page = visits.open()
     for name in ("hidden", "all", "head", "knockout"):
         open_tab(page, TAB_TITLES[name])

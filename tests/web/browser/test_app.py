@@ -43,7 +43,7 @@ def test_stored_maps_before_the_model_is_there(visits, app):
     expect(page.locator("#ct-status-hidden")).to_contain_text("Done")
     expect(page.locator("#ct-model")).to_contain_text("Model ready: Tiny GPT-2, under the MIT.")
     open_more(page)
-    expect(page.locator("#ct-noise-level")).to_contain_text("Automatic for this model: 0.5")
+    expect(page.locator("#ct-noise-level")).to_contain_text("Automatic noise level of this model: 0.5")
 
 
 @pytest.mark.parametrize(("kind", "title"), TABS)
@@ -139,10 +139,10 @@ def test_a_result_that_is_opened_during_a_run_stays_and_the_run_gets_its_card(vi
     expect(page.locator("#ct-status-hidden")).to_contain_text("Starting")
     page.get_by_role("button", name="Gallery", exact=True).click()
     page.locator("[data-entry=classic]").click()
-    expect(page.locator("#ct-status-hidden")).to_contain_text("The run goes on")
+    expect(page.locator("#ct-status-hidden")).to_contain_text("The run continues")
     expect(page.locator("#ct-run-hidden")).to_be_disabled()
     app.may_run.set()
-    expect(page.locator("#ct-status-hidden")).to_contain_text("The run that went on is done")
+    expect(page.locator("#ct-status-hidden")).to_contain_text("The run is done")
     expect(page.locator("#ct-status-hidden")).to_contain_text("The fact is in two places")
     expect(page.locator("#ct-details-hidden")).to_contain_text("a stored result")
     expect(page.locator("#ct-run-hidden")).to_be_enabled()

@@ -80,7 +80,7 @@ def lasting(tmp_path_factory: Any) -> Iterator[Lasting]:
 
 @pytest.fixture(scope="module")
 def app(lasting: Lasting) -> Lasting:
-    """What the pages of `visits` open."""
+    """The app whose pages `visits` opens."""
     return lasting
 
 
@@ -134,7 +134,7 @@ def test_a_click_brings_a_run_back_without_computing(visits, lasting, record_pro
     )
     open_card(page, 1)
     expect(page.locator("#ct-details-hidden")).to_contain_text(PROMPT)
-    expect(page.locator("#ct-details-hidden")).to_contain_text("a kept result")
+    expect(page.locator("#ct-details-hidden")).to_contain_text("computed earlier")
     expect_marked_rows(page, "ct-map-hidden", ["Space*", "Needle*"])
     expect(field(page, "prompt")).to_have_value(PROMPT)
     expect(field(page, "subject")).to_have_value(SUBJECT)
@@ -167,7 +167,7 @@ def test_a_reload_and_a_restart_keep_the_strip(visits, lasting):
     runs = lasting.runs[0]
     open_card(page, 1)
     expect(page.locator("#ct-details-hidden")).to_contain_text(PROMPT)
-    expect(page.locator("#ct-status-hidden")).to_contain_text("Restored from the history")
+    expect(page.locator("#ct-status-hidden")).to_contain_text("Opened from the history")
     assert lasting.runs[0] == runs
 
 
@@ -189,7 +189,7 @@ def test_a_lost_result_says_so_and_is_computed_by_a_click(visits, lasting):
     expect(cards(page)).to_have_count(3)
     expect(cards(page).first).not_to_contain_text("No longer kept")
     expect(cards(page).nth(1)).to_contain_text("No longer kept")
-    # A comparison computes what it needs.
+    # A comparison computes the lost results.
     choose(page, 1, 2)
     page.get_by_role("button", name="Compare").click()
     expect(page.locator("#ct-compare-words")).to_contain_text("By token role")

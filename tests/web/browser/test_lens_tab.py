@@ -1,4 +1,4 @@
-"""What a person does with the tab Lens, in a headless Chromium with a tiny model."""
+"""The tab Lens in a headless Chromium with a tiny model."""
 
 from __future__ import annotations
 

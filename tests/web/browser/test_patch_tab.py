@@ -1,4 +1,4 @@
-"""What a person does with the tab Patch, in a headless Chromium with a tiny model."""
+"""The tab Patch in a headless Chromium with a tiny model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def open_both(visits, app, **context):
     field(page, "patch-base").fill(OTHER_PROMPT)
     page.locator("#ct-patch-read").click()
     expect(page.locator("#ct-patch-lenses table")).to_have_count(2)
-    expect(page.locator(STATUS)).to_contain_text("Both are read")
+    expect(page.locator(STATUS)).to_contain_text("Both prompts are read")
     return page
 
 

@@ -1,4 +1,4 @@
-"""What a person does with the tool, step by step, in a headless Chromium with a tiny model."""
+"""Tracing, saving, sharing and comparing on the page, step by step, in a headless Chromium with a tiny model."""
 
 from __future__ import annotations
 
@@ -388,7 +388,7 @@ def test_a_page_whose_result_the_app_has_lost_says_so_and_runs_again(visits, app
     page.locator("#ct-json-hidden").click()
     expect(page.locator("#ct-message")).to_contain_text("Press Run again")
     run(page, "hidden")
-    expect(page.locator("#ct-details-hidden")).to_contain_text("a kept result")
+    expect(page.locator("#ct-details-hidden")).to_contain_text("computed earlier")
     click_cell(page, "ct-map-hidden", 7, 1, 15, 3)
     expect(page.locator("#ct-cell-hidden")).to_contain_text(", layer 1")
 

@@ -26,7 +26,7 @@ TABS = {kind: (kind,) for kind in KINDS}
 
 
 def two_cards(service: Any) -> History:
-    """A run that the app keeps, then one that it has lost."""
+    """Return the cards of a kept result and of a lost one."""
     kept = flow_of(service, {**ASKED, "noise": 0.5})
     lost = flow_of(tiny_service(), {**ASKED, "noise": 0.5, "seed": 5})
     return History((card_of([kept], "tiny"), card_of([lost], "tiny")))
@@ -40,38 +40,38 @@ def events_of(service: Any) -> CompareEvents:
     return CompareEvents(HistoryEvents(service, TABS), RunButtons())
 
 
-def test_a_lost_result_is_computed_compared_and_back_in_its_card() -> None:
+def test_a_lost_result_is_computed_compared_and_put_into_its_card() -> None:
     service = tiny_service()
     events, history = events_of(service), two_cards(service)
-    tab, due, again, stop, words, *_ = events.compare(PAGE, chosen(history), history.to_text())
-    assert (tab.selected, due, again, stop.visible) == ("compare", history.cards, "compare", True)
-    assert "A chosen result is no longer kept, and computed again." in words
-    first, *filling, last = all_of(events.compute(PAGE, due))
+    tab, cards, again, stop, words, *_ = events.compare(PAGE, chosen(history), history.to_text())
+    assert (tab.selected, cards, again, stop.visible) == ("compare", history.cards, "compare", True)
+    assert "1 chosen result is no longer kept, and will be computed again" in words
+    first, *filling, last = all_of(events.compute(PAGE, cards))
     assert first[0] == ()
     assert "Run 2 of 2, Hidden states: " in filling[-1][2]
     assert "Difference of the" in last[2]
     assert last[1].visible is False
     named = replace(history.cards[1], name="Second", number="")
-    strip = events.computed(last[0], History((history.cards[0], named)).to_text())
+    strip = events.fill_cards(last[0], History((history.cards[0], named)).to_text())
     found = re.search(r'data-kept="([^"]*)"', strip)
     assert found is not None
     second = read_history(unescape(found[1])).cards[1]
     assert (second.name, second.number) == ("Second", history.cards[1].number)
     # A card that was deleted meanwhile does not come back.
-    assert named.key not in events.computed(last[0], History(history.cards[:1]).to_text())
+    assert named.key not in events.fill_cards(last[0], History(history.cards[:1]).to_text())
     # Now both are kept, and compared at once.
-    _, due, again, stop, words, *_ = events.compare(PAGE, chosen(history), history.to_text())
-    assert (due, again, stop.visible) == ((), "", False)
+    _, cards, again, stop, words, *_ = events.compare(PAGE, chosen(history), history.to_text())
+    assert (cards, again, stop.visible) == ((), "", False)
     assert "Difference of the" in words
 
 
-def test_what_cannot_be_computed_is_named_in_words() -> None:
+def test_a_result_that_cannot_be_computed_is_reported() -> None:
     service = tiny_service(max_samples=4)
     events, history = events_of(service), two_cards(service)
     opened = replace(history.cards[1], opened="0" * 64)
     with_file = History((history.cards[0], opened))
-    _, due, again, _, words, *_ = events.compare(PAGE, chosen(with_file), with_file.to_text())
-    assert (due, again) == ((), "")
+    _, cards, again, _, words, *_ = events.compare(PAGE, chosen(with_file), with_file.to_text())
+    assert (cards, again) == ((), "")
     assert "The opened file is no longer kept. Open it again." in words
     over = replace(history.cards[1].asked[0], request=replace(history.cards[1].asked[0].request, samples=99))
     last = all_of(events.compute(PAGE, (history.cards[0], replace(history.cards[1], asked=(over,)))))[-1]
@@ -79,11 +79,11 @@ def test_what_cannot_be_computed_is_named_in_words() -> None:
     assert last[:1] == ((),)
 
 
-def test_a_later_comparison_is_not_drawn_over() -> None:
+def test_an_earlier_run_does_not_replace_a_later_comparison() -> None:
     service = tiny_service()
     events, history = events_of(service), two_cards(service)
-    _, due, *_ = events.compare(PAGE, chosen(history), history.to_text())
-    steps = events._steps(PAGE, due, lambda: False)
+    _, cards, *_ = events.compare(PAGE, chosen(history), history.to_text())
+    steps = events._steps(PAGE, cards, lambda: False)
     next(steps)
     kept = History((history.cards[0], card_of([flow_of(service, {**ASKED, "noise": 0.5, "seed": 6})], "tiny")))
     assert "Difference of the" in events.compare(PAGE, chosen(kept), kept.to_text())[4]
@@ -92,10 +92,10 @@ def test_a_later_comparison_is_not_drawn_over() -> None:
     assert all(part == gr.skip() for part in last[1:])
 
 
-def test_a_stopped_run_is_called_stopped() -> None:
+def test_a_stopped_run_is_reported_as_stopped() -> None:
     events = events_of(tiny_service())
     assert "Stopping" in events.stop(PAGE)[0]
     stop, words, *_ = events.ended(PAGE)
     assert stop.visible is False
     assert "Stopped. Nothing was compared." in words
-    assert events.computed((), History((card_of([tiny_flow()], "tiny"),)).to_text()) == gr.skip()
+    assert events.fill_cards((), History((card_of([tiny_flow()], "tiny"),)).to_text()) == gr.skip()

@@ -31,7 +31,7 @@ def never(*_: Any) -> Any:
 
 
 def opened(service: TraceService, name: str) -> tuple[tuple[Any, ...], dict[str, Any], tuple[Any, ...]]:
-    """What changes in the tabs, the fields by name, and what was picked, the tab and the message."""
+    """Return what changes in the tabs, the fields by name, and what was picked, the tab and the message."""
     events = GalleryEvents(HistoryEvents(service, TABS))
     outputs = events.open(PAGE, gr.SelectData(None, {"index": 0, "value": name}))
     fields = len(FIELD_NAMES)
@@ -87,7 +87,7 @@ def test_without_its_model_the_page_says_so_and_keeps_the_chosen_one() -> None:
     assert fields["model"] == gr.skip()
     assert fields["prompt"] == gallery_entry("classic").fields["prompt"]
     assert "Gemma 3 270M" in status_of(parts)
-    assert "does not have: Run takes the chosen model." in status_of(parts)
+    assert "is not available here: Run uses the chosen model." in status_of(parts)
 
 
 def test_an_unknown_name_changes_nothing_and_is_said() -> None:

@@ -1,4 +1,4 @@
-"""What Gradio calls, called without Gradio's server."""
+"""The page's event handlers, called without Gradio's server."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_whoever_leaves_within_a_step_does_not_wait_for_its_end_and_the_step_is_
         watching.cancel()
         with pytest.raises(asyncio.CancelledError):
             await watching
-        # The step goes on: whoever waited for it is gone before.
+        # The step continues: nobody waits for it any more.
         assert run.left()
         assert not run.closed.is_set()
         run.may_step.set()

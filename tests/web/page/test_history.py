@@ -250,7 +250,7 @@ class TestLinks:
         bare = tuple(replace(each, answer="", number="", thumbnail=()) for each in cards)
         assert read_history(kept[1].replace("&quot;", '"')).cards == bare
         assert f'data-chosen="{cards[0].key} {cards[1].key}"' in html
-        assert "The link brought 2 runs" in html
+        assert "The link has added 2 runs" in html
 
     def test_it_has_the_revision_as_a_link_to_one_run_has_it(self) -> None:
         service = tiny_service()
@@ -266,7 +266,7 @@ class TestLinks:
         assert found is not None
         entries = json.loads(unquote_plus(unescape(found[1])))
         assert [entry.get("revision") for entry in entries] == ["r1", None]
-        words = "The link was made with revision r0 of the model, and this app has r1: numbers may differ."
+        words = "The link was made with revision r0 of the model, and this app has r1. Numbers may differ."
         for revision, said in (("r0", True), ("r1", False), ("", False)):
             linked = json.dumps([replace(own, revision=revision).linked_data()])
             opened = HistoryEvents(service, TABS).load(gr.Request(query_params={"runs": linked}), "")
@@ -299,9 +299,9 @@ class TestEvents:
         strip = events.ended(finished, finished, "")
         kept = History((card_of([flow], "tiny"),))
         assert f'data-current="{kept.cards[0].key}"' in strip
-        # Behind another result, it has a card and is not shown.
-        behind = events.ended(finished, {"hidden": tiny_flow()}, "")
-        assert (kept.cards[0].key in behind, 'data-current=""' in behind) == (True, True)
+        # If another result is shown, the run gets a card that is not marked as current.
+        not_shown = events.ended(finished, {"hidden": tiny_flow()}, "")
+        assert (kept.cards[0].key in not_shown, 'data-current=""' in not_shown) == (True, True)
         click = gr.SelectData(None, {"index": 0, "value": kept.cards[0].key})
         outputs = events.open(PAGE, click, kept.to_text())
         assert flow.scores is next(o for o in outputs if isinstance(o, dict) and "hidden" in o)["hidden"].scores
@@ -313,7 +313,7 @@ class TestEvents:
         events = HistoryEvents(tiny_service(), TABS)
         assert events.ended({}, {"hidden": tiny_flow()}, "") == gr.skip()
 
-    def test_a_result_covers_the_run_of_its_tab_and_a_lost_one_waits_for_it(self) -> None:
+    def test_a_result_opens_during_a_run_in_its_tab_and_a_lost_result_waits_for_the_run(self) -> None:
         runs, page = {"hidden": RunButtons()}, gr.Request(headers=PAGE.headers, query_params={}, session_hash="a")
         service = tiny_service()
         flow = flow_of(service, {**ASKED, "noise": 0.5})
@@ -321,11 +321,11 @@ class TestEvents:
         click = gr.SelectData(None, {"index": 0, "value": kept.cards[0].key})
         with runs["hidden"].running("a") as run:
             outputs = HistoryEvents(service, TABS, runs).open(page, click, kept.to_text())
-            assert any("The run goes on" in str(each) for each in outputs)
-            assert run.cover is not None
+            assert any("The run continues" in str(each) for each in outputs)
+            assert run.opened is not None
             lost = HistoryEvents(tiny_service(), TABS, runs).open(page, click, kept.to_text())
             assert opened_values(lost)[1] == ""
-            assert "a run is in progress in its tab" in opened_values(lost)[0]
+            assert "another run is in progress in its tab" in opened_values(lost)[0]
 
     def test_a_lost_run_over_the_app_s_limits_is_refused_with_words(self) -> None:
         over = changed(samples=99)
@@ -358,7 +358,7 @@ class TestEvents:
         flow = flow_of(service, {**ASKED, "noise": 0.5})
         forged = replace(flow, scores=flow.scores * 0)
         service.kept.keep_file(forged)
-        found = service.kept.flows("tiny", [flow.asked()])
+        found = service.kept.flows("tiny", [flow.stored_request()])
         assert found is not None
         assert found[0].scores.equal(flow.scores)
 
@@ -409,7 +409,7 @@ class TestComparisons:
     def test_where_one_scale_would_mislead_each_map_has_its_own(self, changes: dict[str, Any], words: str) -> None:
         flow = stored_map("hidden")
         apart = compare_runs([{"hidden": flow}, {"hidden": flow}, {"hidden": replace(flow, **changes)}])
-        assert "a scale of its own" in apart.words
+        assert "its own colour scale" in apart.words
         assert words in apart.words
         assert all(figure.data[0].showscale is not False for _, figure in apart.figures)
 

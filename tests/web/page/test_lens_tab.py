@@ -129,7 +129,7 @@ class TestRead:
     def test_it_says_that_it_waits_for_another_run(self) -> None:
         events = ready_events()
         slot = events.service._slot("tiny")
-        ticket = slot.line.join()
+        ticket = slot.queue.join()
 
         async def left_early():
             async with aclosing(events.read(gr.Request(), Picked(), *fields())) as answers:
@@ -137,14 +137,14 @@ class TestRead:
 
         reading = awaited(left_early())
         assert "Waiting for another run on this model" in reading[0]
-        slot.line.leave(ticket)
+        slot.queue.leave(ticket)
 
     @pytest.mark.parametrize(
         ("values", "settings", "words"),
         [
             (fields(), {"max_prompt_tokens": 4}, "The prompt has 11 tokens"),
             (fields(""), {}, "prompt is empty"),
-            (fields(noise="loud"), {}, "&#x27;loud&#x27; is no number"),
+            (fields(noise="loud"), {}, "must be a number (given: &#x27;loud&#x27;)"),
         ],
     )
     def test_a_problem_stands_in_place_of_the_lens(self, values: Any, settings: Any, words: str) -> None:
@@ -163,11 +163,11 @@ class TestRead:
     def test_a_full_line_is_named_in_words(self) -> None:
         events = ready_events(max_queue=1)
         slot = events.service._slot("tiny")
-        tickets = [slot.line.join(), slot.line.join()]
+        tickets = [slot.queue.join(), slot.queue.join()]
         status = read(events)[-1][0]
         for ticket in tickets:
-            slot.line.leave(ticket)
-        assert "1 requests are waiting already" in status
+            slot.queue.leave(ticket)
+        assert "1 request is waiting already" in status
 
 
 def test_files_have_the_lens() -> None:

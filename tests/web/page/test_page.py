@@ -23,7 +23,7 @@ from causal_tracer.prompts.prompt import guess_subject
 from causal_tracer.request.other_prompt import OtherPrompt
 from causal_tracer.request.sites import SITES
 from causal_tracer.results.comparison import compare_flows
-from causal_tracer.results.recipe import recipe
+from causal_tracer.results.settings_line import settings_line
 from causal_tracer.results.top_tokens import TokenProbability
 from causal_tracer.web.page import explore, views
 from causal_tracer.web.page.assets import static_text
@@ -34,8 +34,8 @@ from causal_tracer.web.page.downloads import html_page
 from causal_tracer.web.page.field_notes import field_notes, message_of, refusal
 from causal_tracer.web.page.fields import FIELD_NAMES, Picked, asked_for, field_values, subject_picked
 from causal_tracer.web.page.inputs_layout import first_inspection
-from causal_tracer.web.page.story import story_html, story_steps, told_cell
-from causal_tracer.web.page.summary import doubts_html, numbers_html, peaks_html, progress_words
+from causal_tracer.web.page.story import restored_cell, story_html, story_steps
+from causal_tracer.web.page.summary import numbers_html, peaks_html, progress_words, warnings_html
 from causal_tracer.web.page.texts import EXAMPLES, Example
 from causal_tracer.web.service import figures
 from causal_tracer.web.service.asking import APP_FIELDS
@@ -60,7 +60,7 @@ class TestStory:
     def test_its_numbers_are_those_of_the_result(self) -> None:
         flow = stored_map("hidden")
         clean, corrupted, restored, whole = story_steps(flow)
-        position, layer = told_cell(flow)
+        position, layer = restored_cell(flow)
         assert position == flow.subject_range[1] - 1
         assert (clean.probability, corrupted.probability) == (flow.high_score, flow.low_score)
         assert restored.probability == float(flow.scores[position].max()) == float(flow.scores[position, layer])
@@ -75,7 +75,7 @@ class TestStory:
         assert f"<b>{words[0]}</b>" in story_steps(flow)[1].words
 
     def test_the_last_step_is_true_of_the_stored_result(self) -> None:
-        # "at the subject's last token in early layers, and at the last token in late ones"
+        # "at the subject's last token in early layers, and at the prompt's last token in late layers"
         flow = stored_map("hidden")
         strongest = {peak.position: peak.layer for peak in flow.peaks(2)}
         subject, last, layers = flow.subject_range[1] - 1, len(flow.input_tokens) - 1, flow.scores.shape[1]
@@ -273,20 +273,20 @@ class TestPeaks:
             assert part in sentence
 
     def test_a_map_that_should_not_be_read_warns_below_it(self) -> None:
-        assert doubts_html(stored_map("hidden")) == ""
-        assert "unsure" in doubts_html(replace(stored_map("hidden"), high_score=0.05, low_score=0.0))
-        assert "too small" in doubts_html(replace(stored_map("hidden"), low_score=0.47))
+        assert warnings_html(stored_map("hidden")) == ""
+        assert "unsure" in warnings_html(replace(stored_map("hidden"), high_score=0.05, low_score=0.0))
+        assert "too small" in warnings_html(replace(stored_map("hidden"), low_score=0.47))
 
     def test_notes_are_shown_below_the_maps_once_and_name_the_maps_that_have_them(self) -> None:
         hidden, mlp, attention = (
             replace(stored_map(kind), notes=("Read twice.", *more))
             for kind, more in (("hidden", ()), ("mlp", ("Few <layers>.",)), ("attention", ("Few <layers>.",)))
         )
-        notes = re.findall(r'<p class="ct-note">(.*?)</p>', doubts_html(hidden, mlp, attention))
+        notes = re.findall(r'<p class="ct-note">(.*?)</p>', warnings_html(hidden, mlp, attention))
         assert notes == ["Read twice.", "MLP and attention: Few &lt;layers&gt;."]
-        assert re.findall(r'<p class="ct-note">(.*?)</p>', doubts_html(mlp)) == ["Read twice.", "Few &lt;layers&gt;."]
+        assert re.findall(r'<p class="ct-note">(.*?)</p>', warnings_html(mlp)) == ["Read twice.", "Few &lt;layers&gt;."]
         view = views.maps_view("all", {"hidden": hidden, "mlp": mlp, "attention": attention}, status="", origin="")
-        assert view.doubts == doubts_html(hidden, mlp, attention)
+        assert view.warnings == warnings_html(hidden, mlp, attention)
 
     def test_notes_are_in_the_html_file(self) -> None:
         assert "Read twice." in html_page(replace(stored_map("hidden"), notes=("Read twice.",)))
@@ -320,7 +320,7 @@ class TestRecipe:
     def test_it_says_what_was_done_to_the_subject(self, corruption: str, words: str) -> None:
         flow = stored_map("hidden")
         settings = replace(flow.settings, corruption=corruption, noise=0.5, noise_rule="given", samples=10, seed=1)
-        assert words in recipe(replace(flow, settings=settings))
+        assert words in settings_line(replace(flow, settings=settings))
 
     def test_every_corruption_has_its_name_in_the_list(self) -> None:
         labels = [named.label for named in CORRUPTIONS.values()]
@@ -389,7 +389,7 @@ class TestFields:
 
     @pytest.mark.parametrize("field", ["noise", "end_layer", "batch_size"])
     def test_no_number_is_said(self, field: str) -> None:
-        with pytest.raises(SettingsError, match="'loud' is no number"):
+        with pytest.raises(SettingsError, match=r"must be a number .given: 'loud'"):
             asked_for("hidden", Picked(), *with_fields(**{field: "loud"}))
 
     def test_a_picked_answer_holds_for_its_prompt_and_its_text_only(self) -> None:

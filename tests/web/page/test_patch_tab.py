@@ -91,7 +91,7 @@ class TestHtml:
 class TestReadBoth:
     def test_both_lenses_have_the_sources_answer_and_pairs_begin_anew(self) -> None:
         status, lenses, read, pairs = read_both(PatchEvents(tiny_service()))
-        assert "Both are read" in status
+        assert "Both prompts are read" in status
         assert 'data-lens="source"' in lenses
         assert 'data-lens="base"' in lenses
         assert (read.source.prompt, read.base.prompt, pairs) == (PROMPT, OTHER_PROMPT, ())

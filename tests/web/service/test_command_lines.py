@@ -72,7 +72,7 @@ def checked(**changes: Any) -> CheckedFields:
 
 
 def as_asked(fields: CheckedFields) -> tuple[Any, ...]:
-    """What a command can ask for: the app keeps top tokens for its page."""
+    """Return the request as a command can make it: without the top tokens, which the app adds for its page."""
     return replace(fields.request, top_tokens=0), list(fields.specs.values()), fields.options
 
 
@@ -90,7 +90,7 @@ def test_the_command_asks_for_the_same(read_back: Any, name: str) -> None:
 
 def test_a_severed_map_comes_with_the_one_that_is_not(read_back: Any) -> None:
     line = trace_command(checked(severed="mlp"), "embedded")
-    assert "not severed too" in line
+    assert "without severed paths" in line
     asked = read_back(line)
     assert list(asked["specs"].values()) == [MapSpec("hidden"), MapSpec("hidden", severed="mlp")]
     assert asked["model"] == ("embedded", None)
@@ -110,8 +110,8 @@ def test_the_gallery_has_commands(read_back: Any, entry: Any) -> None:
 @pytest.mark.parametrize(
     ("made", "words"),
     [
-        (checked(kind="mlp", severed="attention"), "severs maps of hidden states only"),
-        (checked(patch="zero", severed="mlp"), "severs no paths of an ablation"),
+        (checked(kind="mlp", severed="attention"), "only in maps of hidden states"),
+        (checked(patch="zero", severed="mlp"), "cannot sever paths of an ablation"),
         (checked(elsewhere=5), "no option for elsewhere"),
         (checked(answer_id=7), "no option for answer_id=7"),
         (checked(chat=True, second_prompt="Is Big Ben in Rome?", second_subject="Big Ben"), "is a conversation"),

@@ -97,7 +97,7 @@ def one_token_restores(subject: str, answer: str) -> Callable[[GalleryEntry], No
 
 def chat(entry: GalleryEntry) -> None:
     flow = only(entry)
-    assert isinstance(flow.asked().request.prompt, ChatText)
+    assert isinstance(flow.stored_request().request.prompt, ChatText)
     assert (flow.answer, flow.input_tokens[flow.subject_range[0]]) == ("Paris", " France")
     assert best(flow, flow.subject_range[0]) > 0.95
     assert flow.top_tokens is not None
@@ -192,7 +192,7 @@ def test_a_result_is_what_the_app_computes_for_its_fields(entry: GalleryEntry) -
     flows = gallery_flows(entry)
     assert list(flows) == list(checked.specs)
     for kind, flow in flows.items():
-        assert flow.asked() == StoredRequest(checked.request, checked.specs[kind], checked.options)
+        assert flow.stored_request() == StoredRequest(checked.request, checked.specs[kind], checked.options)
         assert flow.scores.isfinite().all()
         assert flow.settings.model == entry.fields["model"]
         assert bool(map_warnings(flow)) == (entry.name == "unread")
@@ -212,7 +212,7 @@ def test_its_link_asks_for_it(entry: GalleryEntry) -> None:
         parsed = parse_link(dict(parse_qsl(link.partition("?")[2], keep_blank_values=True)))
         assert not parsed.problems
         checked = check_fields(parsed.fields, ServiceSettings())
-        assert StoredRequest(checked.request, checked.specs[flow.kind], checked.options) == flow.asked()
+        assert StoredRequest(checked.request, checked.specs[flow.kind], checked.options) == flow.stored_request()
 
 
 @pytest.mark.model
@@ -221,7 +221,7 @@ def test_its_link_asks_for_it(entry: GalleryEntry) -> None:
 def test_it_comes_out_again(entry: GalleryEntry) -> None:
     tracer = CausalTracer.from_pretrained(entry.fields["model"], progress=False)
     for flow in gallery_flows(entry).values():
-        asked, layer = flow.asked(), flow.peaks(1)[0].layer
+        asked, layer = flow.stored_request(), flow.peaks(1)[0].layer
         spec: Any = replace(asked.map, start_layer=layer, end_layer=layer + 1)
         again = tracer.trace_maps(asked.request, {flow.kind: spec}, asked.options)[flow.kind]
         torch.testing.assert_close(again.scores[:, layer], flow.scores[:, layer], atol=1e-3, rtol=1e-3)

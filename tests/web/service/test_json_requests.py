@@ -16,7 +16,7 @@ from causal_tracer.request.records import MapSpec, OtherPrompt, RunOptions, Samp
 from causal_tracer.tracing.loop import trace_maps
 from causal_tracer.web.service.json_requests import MOST_MAPS, check_lens, check_patch, check_trace
 from causal_tracer.web.service.json_values import MOST_TEXTS
-from causal_tracer.web.service.limits import asked_work
+from causal_tracer.web.service.limits import request_size
 from causal_tracer.web.service.settings import ServiceSettings
 from tests.support.tiny_models import PROMPT, SUBJECT
 from tests.support.web_tiny import last, load_tiny_chat, tiny_service
@@ -94,8 +94,8 @@ class TestTrace:
             (task(second={"texts": "x"}), "request.second has no field 'texts'"),
             (task(placebo={"text": 5}), "placebo.text must be a text, or a conversation"),
             (task(corruption=[1]), "corruption must be a name, or an object with its class"),
-            (task(corruption={"class": "GaussianNoise", "seed": 1}), "level of the GaussianNoise is wrong"),
-            (task(corruption={"class": "user's own"}), "an object of the user's own"),
+            (task(corruption={"class": "GaussianNoise", "seed": 1}), "level of the GaussianNoise is not valid"),
+            (task(corruption={"class": "user's own"}), "a user-defined object"),
             (task(metric={"class": "ZeroEmbedding"}), "metric={'class': 'ZeroEmbedding'} is not known"),
             (task(mean_over="abc"), "mean_over must be a list"),
             ({**task(), "maps": {"kind": "mlp"}}, "maps.kind must be an object with the fields kind"),
@@ -232,7 +232,7 @@ class TestWork:
     def test_it_is_counted_as_it_is_done(self, service, asked):
         checked = check_trace(asked, SETTINGS)
         context = service._slots["tiny"].loaded().tracer.context
-        _, cells, samples = asked_work(context, checked.request, checked.specs)
+        _, cells, samples = request_size(context, checked.request, checked.specs)
         assert cells * samples == last(trace_maps(context, checked.request, checked.specs)).total
 
     def test_all_maps_count_together(self):

@@ -16,7 +16,7 @@ from causal_tracer import CausalTracer
 from causal_tracer.errors import BusyError, ModelLoadError, NumericsError, SettingsError, SubjectError
 from causal_tracer.tracing.loop import trace_maps
 from causal_tracer.web.service import logs
-from causal_tracer.web.service.limits import ClientShares, Line, check_work, client_of
+from causal_tracer.web.service.limits import ClientShares, RunQueue, check_work, client_of
 from causal_tracer.web.service.model_files import require_safetensors, split_source, stored_identity
 from causal_tracer.web.service.registry import ModelSlot, ModelStatus, load_tracer
 from causal_tracer.web.service.settings import ServiceSettings
@@ -32,53 +32,53 @@ class Clock:
         return self.now
 
 
-class TestLine:
+class TestRunQueue:
     def test_turns_come_in_order(self):
-        line = Line(5)
-        tickets = [line.join() for _ in range(3)]
-        assert [line.wait(ticket, 0) for ticket in tickets] == [0, 1, 2]
-        line.leave(tickets[1])
-        line.leave(tickets[0])
-        assert line.wait(tickets[2], 0) == 0
-        assert len(line) == 1
+        queue = RunQueue(5)
+        tickets = [queue.join() for _ in range(3)]
+        assert [queue.wait(ticket, 0) for ticket in tickets] == [0, 1, 2]
+        queue.leave(tickets[1])
+        queue.leave(tickets[0])
+        assert queue.wait(tickets[2], 0) == 0
+        assert len(queue) == 1
 
     def test_leaving_wakes_the_next_one(self):
-        line = Line(5)
-        first, second = line.join(), line.join()
+        queue = RunQueue(5)
+        first, second = queue.join(), queue.join()
         reached: list[int] = []
-        waiting = threading.Thread(target=lambda: reached.append(line.wait(second, 30)))
+        waiting = threading.Thread(target=lambda: reached.append(queue.wait(second, 30)))
         waiting.start()
-        line.leave(first)
+        queue.leave(first)
         waiting.join(timeout=10)
         assert reached == [0]
 
     def test_full_is_said_with_the_limit(self):
-        line = Line(2)
+        queue = RunQueue(2)
         for _ in range(3):
-            line.join()
+            queue.join()
         with pytest.raises(BusyError, match=r"2 requests are waiting already.*2 \(CAUSAL_TRACER_MAX_QUEUE\)"):
-            line.join()
+            queue.join()
 
-    def test_a_full_line_leaves_room_for_what_needs_no_model(self):
+    def test_a_full_queue_leaves_room_for_what_needs_no_model(self):
         service = tiny_service(max_queue=1)
         known = last(service.trace(ASKED))
         runs = [service.trace({**ASKED, "samples": 9, "seed": seed}) for seed in (2, 3)]
         while next(runs[0]).done == 0:
             pass
         assert next(runs[1]).position == 1
-        with pytest.raises(BusyError, match="1 requests are waiting"):
+        with pytest.raises(BusyError, match="1 request is waiting already"):
             next(service.trace({**ASKED, "seed": 4}))
         assert next(service.trace(ASKED)).flow.to_dict() == known.flow.to_dict()
-        assert service.settings.workers > len(service._slots["tiny"].line)
+        assert service.settings.workers > len(service._slots["tiny"].queue)
         for run in runs:
             run.close()
 
     def test_leaving_twice_does_no_harm(self):
-        line = Line(2)
-        ticket = line.join()
-        line.leave(ticket)
-        line.leave(ticket)
-        assert len(line) == 0
+        queue = RunQueue(2)
+        ticket = queue.join()
+        queue.leave(ticket)
+        queue.leave(ticket)
+        assert len(queue) == 0
 
 
 class TestShares:
@@ -113,7 +113,7 @@ class TestShares:
         first = service.trace(ASKED, "a")
         while next(first).done == 0:
             pass
-        with pytest.raises(BusyError, match="1 requests running"):
+        with pytest.raises(BusyError, match="1 request running"):
             next(service.trace({**ASKED, "seed": 2}, "a"))
         assert next(service.trace({**ASKED, "seed": 2}, "b")).position == 1
         first.close()
@@ -335,7 +335,7 @@ class TestModelFiles:
 
     @pytest.mark.parametrize("source", ["a/b@", "@main", "a/b@../../x", "a/b@x y", "a/b@-x", "a/b@" + "x" * 200])
     def test_a_revision_that_is_none(self, source):
-        with pytest.raises(SettingsError, match="is not a model and a revision"):
+        with pytest.raises(SettingsError, match="is not a model name with a revision"):
             tiny_service(models=(source,))
 
 

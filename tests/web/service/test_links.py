@@ -175,7 +175,7 @@ class TestOfTheService:
         service.start_loading()
         assert service._slots["tiny"].wait(300)
         opened = service.open_link({"model": "<gpt9>", "prompt": PROMPT})
-        assert "'<gpt9>' in the link is none of this app's models: tiny is taken" in opened.problems[0]
+        assert "'<gpt9>' in the link is not available here: tiny is used" in opened.problems[0]
         assert opened.fields["model"] == ""
         opened = service.open_link({"model": "tiny", "revision": "r0", "prompt": PROMPT})
         assert "revision r0 of the model, and this app has r1" in opened.problems[0]
@@ -299,7 +299,7 @@ class TestInputOfAResult:
 
     def test_an_object_of_the_user_s_own_is_said(self):
         request = TraceRequest(PROMPT, SUBJECT, metric=METRICS["logit"])
-        with pytest.raises(SettingsError, match="an object of the user's own"):
+        with pytest.raises(SettingsError, match="a user-defined object"):
             fields_of(replace(tiny_flow(), request=stored(request, MapSpec())))
 
     @pytest.mark.parametrize(
@@ -317,7 +317,7 @@ def test_a_stored_map_of_the_app_gives_its_request():
 
 
 def test_a_result_that_does_not_store_its_request_has_no_link():
-    with pytest.raises(SettingsError, match="does not store how it was made"):
+    with pytest.raises(SettingsError, match="does not store its request"):
         fields_of(replace(tiny_flow(), request=None))
 
 

@@ -8,7 +8,7 @@ import sys
 import psutil
 import pytest
 
-from causal_tracer.web.service.memory import hand_back_freed_memory
+from causal_tracer.web.service.memory import return_freed_memory
 
 
 def resident() -> int:
@@ -24,11 +24,11 @@ def test_what_is_freed_between_pieces_in_use_is_handed_back():
     kept = pieces[::50]
     del pieces
     before = resident()
-    hand_back_freed_memory()
+    return_freed_memory()
     assert before - resident() > 50 * 2**20
     assert sum(map(len, kept)) == 100_000 * len(kept)
 
 
 def test_a_c_library_without_the_call_is_left_alone(monkeypatch):
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
-    hand_back_freed_memory()
+    return_freed_memory()

@@ -1,4 +1,4 @@
-"""Finished results: found again by all that determines them, whatever happens to the disk."""
+"""Finished results: found again by everything that determines them, also after failures of the disk."""
 
 from __future__ import annotations
 

@@ -94,9 +94,9 @@ class TestModels:
         assert calls == ["tiny"]
 
     def test_only_allowed_models(self, service):
-        with pytest.raises(SettingsError, match=r"'gpt9' is none of this app's models\. Choose one of tiny"):
+        with pytest.raises(SettingsError, match=r"'gpt9' is not available here\. Available: tiny"):
             service.status("gpt9")
-        with pytest.raises(SettingsError, match="none of this app's models"):
+        with pytest.raises(SettingsError, match="is not available here"):
             last(service.trace({**ASKED, "model": "../../etc"}))
 
     def test_a_folder_is_known_by_its_name_only(self, tmp_path):
@@ -229,7 +229,7 @@ class TestTraces:
 
     def test_memory_is_handed_back_after_each_run_and_after_one_that_is_left(self, service, monkeypatch):
         handed = []
-        monkeypatch.setattr("causal_tracer.web.service.tracing.hand_back_freed_memory", lambda: handed.append(True))
+        monkeypatch.setattr("causal_tracer.web.service.tracing.return_freed_memory", lambda: handed.append(True))
         last(service.trace({**ASKED, "seed": 501}))
         assert len(handed) == 1
         left = service.trace({**ASKED, "seed": 502})
@@ -263,8 +263,8 @@ class TestInput:
             ({"prompt": "a \ud800 b"}, PromptError, "half a character"),
             ({"answer": "\udfff"}, PromptError, "half a character"),
             ({"answer": "x" * 201}, PromptError, "201 characters"),
-            ({"answer_id": 10**6}, SettingsError, "Answer id 1000000 is not in the vocabulary"),
-            ({"answer_id": -1}, SettingsError, "Answer id -1 is not in the vocabulary"),
+            ({"answer_id": 10**6}, SettingsError, "answer_id=1000000 is out of range"),
+            ({"answer_id": -1}, SettingsError, "answer_id=-1 is out of range"),
             ({"answer_id": True}, SettingsError, "answer_id must be an integer (given: True)"),
             ({"answer": 12}, PromptError, "answer must be a text (given: 12)"),
             ({"answer": "Rome", "answer_id": 7}, SettingsError, "answer='Rome' and answer_id=7 are both given"),
@@ -277,14 +277,14 @@ class TestInput:
             ({"batch_size": 65}, SettingsError, "64 (CAUSAL_TRACER_BATCH_SIZE)"),
             ({"batch_size": 0}, SettingsError, "batch_size=0 is too small. Give 1 or more"),
             ({"subject_tokens_only": "no"}, SettingsError, "subject_tokens_only must be True or False (given: 'no')"),
-            ({"windows": 5}, SettingsError, "'windows' is no field of the app"),
+            ({"windows": 5}, SettingsError, "The app has no field 'windows'"),
             ({"metric": "beauty"}, SettingsError, "metric='beauty' is not known"),
             ({"patch": "placebo"}, SettingsError, "patch='placebo' is not known"),
             ({"second_prompt": 5}, PromptError, "second_prompt"),
-            ({"second_subject": "Rome", "noise": 1.0}, SettingsError, "a second prompt takes its place"),
+            ({"second_subject": "Rome", "noise": 1.0}, SettingsError, "does not apply with a second prompt"),
             ({"subject": "Atlantis", "second_subject": "Rome"}, SubjectError, "is not in the prompt"),
-            ({"token": 1}, SettingsError, "token=1 is for kind='head' and knockouts only"),
-            ({"kind": "knockout", "patch": "zero"}, SettingsError, "blocks attention. Leave it out"),
+            ({"token": 1}, SettingsError, "token=1 does not apply to kind='hidden'"),
+            ({"kind": "knockout", "patch": "zero"}, SettingsError, "blocks attention and restores nothing"),
             ({"patch": "mean", "chat": True}, SettingsError, "mean_prompts is empty"),
             ({"patch": "mean", "mean_prompts": "a\n" * 101}, SettingsError, "mean_prompts has 101 lines"),
             ({"patch": "mean", "mean_prompts": "a" * 6401}, PromptError, "6401 characters"),
@@ -313,9 +313,9 @@ class TestInput:
             ({"noise": "2 sigma"}, SettingsError, "noise must be a finite number (given: '2 sigma')"),
             ({"noise": 1e16}, SettingsError, "noise=1e+16 is not a noise level"),
             ({"noise": 10**400}, SettingsError, "noise must be a number (given: 1000"),
-            ({"start_layer": 3}, SettingsError, "names no layers"),
-            ({"end_layer": 9}, SettingsError, "names no layers"),
-            ({"typo": 1}, SettingsError, "'typo' is no field of the app. Its fields are prompt, subject"),
+            ({"start_layer": 3}, SettingsError, "is not a range of layers"),
+            ({"end_layer": 9}, SettingsError, "is not a range of layers"),
+            ({"typo": 1}, SettingsError, "The app has no field 'typo'. Its fields are prompt, subject"),
             ({"start_layer": None}, SettingsError, "start_layer must be an integer (given: None)"),
         ],
     )
@@ -370,9 +370,9 @@ class TestSettings:
     @pytest.mark.parametrize(
         ("environ", "words"),
         [
-            ({"CAUSAL_TRACER_MAX_QUEUE": "many"}, "CAUSAL_TRACER_MAX_QUEUE='many' is not an integer"),
+            ({"CAUSAL_TRACER_MAX_QUEUE": "many"}, "CAUSAL_TRACER_MAX_QUEUE must be an integer .given: 'many'"),
             ({"CAUSAL_TRACER_MAX_SAMPLES": "0"}, "CAUSAL_TRACER_MAX_SAMPLES=0 is too small"),
-            ({"CAUSAL_TRACER_MCP": "perhaps"}, "CAUSAL_TRACER_MCP='perhaps' is neither yes nor no"),
+            ({"CAUSAL_TRACER_MCP": "perhaps"}, "CAUSAL_TRACER_MCP must be yes or no .given: 'perhaps'"),
             ({"CAUSAL_TRACER_TRUSTED_PROXIES": "-1"}, "CAUSAL_TRACER_TRUSTED_PROXIES=-1 is too small. Give 0"),
             ({"CAUSAL_TRACER_MODELS": " , "}, "CAUSAL_TRACER_MODELS has no model"),
         ],
@@ -386,7 +386,7 @@ class TestWords:
     def test_user_text_is_escaped(self, service):
         prompt = "<b>The</b> Space Needle <img src=x onerror=alert(1)> is in"
         flow = replace(flow_of(service, app_fields(prompt, "", samples=1)), answer="<i>", notes=("<script>",))
-        shown = summary.numbers_html(flow) + summary.doubts_html(flow) + summary.details_html(flow)
+        shown = summary.numbers_html(flow) + summary.warnings_html(flow) + summary.details_html(flow)
         assert "&lt;script&gt;" in shown
         for tag in ("<img", "<b>The", "<i>", "<script>"):
             assert tag not in shown

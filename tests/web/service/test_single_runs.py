@@ -58,16 +58,16 @@ class TestLens:
         lens = tiny_service(load_tiny_chat).lens(TraceRequest(chat))
         assert lens.prompt.endswith("[assistant]\n")
 
-    def test_whoever_waits_may_leave_the_line(self, service):
+    def test_whoever_waits_may_leave_the_queue(self, service):
         service.lens(REQUEST)
-        line = service._slot("tiny").line
-        ticket = line.join()
+        queue = service._slot("tiny").queue
+        ticket = queue.join()
         with pytest.raises(TraceCancelled, match="while it waited"):
             service.lens(REQUEST, cancelled=lambda: True)
         with pytest.raises(TraceCancelled, match="while it waited"):
             service.patch(PROMPT, OTHER, PAIRS, cancelled=lambda: True)
-        line.leave(ticket)
-        assert len(line) == 0
+        queue.leave(ticket)
+        assert len(queue) == 0
         # Whoever has the turn gets the lens.
         assert service.lens(REQUEST, cancelled=lambda: True).prompt == PROMPT
 
@@ -139,17 +139,17 @@ class TestTurns:
         run = service.trace({**ASKED, "samples": 9}, "a")
         while next(run).done == 0:
             pass
-        with pytest.raises(BusyError, match="1 requests running"):
+        with pytest.raises(BusyError, match="1 request running"):
             service.lens(REQUEST, client="a")
         run.close()
 
-    def test_a_full_line_refuses(self):
+    def test_a_full_queue_refuses(self):
         service = tiny_service(max_queue=1)
         runs = [service.trace({**ASKED, "samples": 9, "seed": seed}) for seed in (1, 2)]
         while next(runs[0]).done == 0:
             pass
         assert next(runs[1]).position == 1
-        with pytest.raises(BusyError, match="1 requests are waiting"):
+        with pytest.raises(BusyError, match="1 request is waiting already"):
             service.patch(PROMPT, OTHER, PAIRS)
         for run in runs:
             run.close()
@@ -160,7 +160,7 @@ class TestTurns:
 
         with pytest.raises(ModelLoadError, match=r"No\."):
             tiny_service(load).lens(REQUEST)
-        with pytest.raises(SettingsError, match="none of this app's models"):
+        with pytest.raises(SettingsError, match="is not available here"):
             service.patch(PROMPT, OTHER, PAIRS, "gpt9")
 
 

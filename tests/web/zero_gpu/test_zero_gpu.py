@@ -20,7 +20,6 @@ from causal_tracer.request.record import from_data, to_data
 from causal_tracer.request.records import MapSpec, OtherPrompt, RunOptions, SamplesUntil, TraceRequest
 from causal_tracer.sweep import engine
 from causal_tracer.tracing.loop import trace_maps
-from causal_tracer.web.service.engine_check_files import adopt_stored_engine_checks, store_engine_checks
 from causal_tracer.web.service.settings import ServiceSettings
 from causal_tracer.web.service.tracing import TraceService
 from causal_tracer.web.zero_gpu import tracing as zero_gpu
@@ -56,7 +55,6 @@ def checks(monkeypatch, tmp_path):
 
     monkeypatch.setattr(engine, "check_resume_modes", noted)
     monkeypatch.setattr(engine, "_engine_checks", {})
-    monkeypatch.setenv("CAUSAL_TRACER_CACHE", str(tmp_path / "cache"))
     return lambda: len(log.read_text().splitlines())
 
 
@@ -69,7 +67,7 @@ class Placed:
 
         @self.gpu(duration=duration)
         def trace_on_gpu(asked):
-            yield from self.models.work(asked)
+            yield from self.models.compute(asked)
 
         self.load = self.models.loader(trace_on_gpu)
         self.loaded = self.load(source, lambda stage, fraction: None)
@@ -108,34 +106,6 @@ def test_a_model_is_checked_in_one_call_and_not_in_each(placed, checks):
     for _ in range(3):
         placed.trace()
     assert checks() == 1
-
-
-def test_a_later_start_need_not_check_a_known_revision(folder, checks, monkeypatch):
-    tracer = CausalTracer(build_tiny_model("gpt2"), tiny_tokenizer())
-    engine.choose_engine(tracer.context.traced, "auto", 1)
-    known = engine.known_engine_checks()
-    store_engine_checks("owner/tiny", "abc123", known)
-    monkeypatch.setattr(engine, "_engine_checks", {})
-    adopt_stored_engine_checks("owner/tiny", "other")
-    assert engine.known_engine_checks() == {}
-    adopt_stored_engine_checks("owner/tiny", "abc123")
-    engine.choose_engine(tracer.context.traced, "auto", 1)
-    assert checks() == 1
-    assert engine.known_engine_checks() == known
-
-
-@pytest.mark.parametrize("damage", ["", "{", "[]", '{"a": 1}', '{"a": {"mode": {"name": 1}, "tried": []}}'])
-def test_a_damaged_file_of_engine_checks_is_passed_over(checks, tmp_path, damage):
-    folder = tmp_path / "cache" / "engine_checks"
-    folder.mkdir(parents=True)
-    (folder / "owner-tiny-abc.json").write_text(damage)
-    adopt_stored_engine_checks("owner/tiny", "abc")
-    assert engine.known_engine_checks() == {}
-
-
-def test_engine_checks_of_a_model_without_a_revision_are_not_kept(checks, tmp_path):
-    store_engine_checks("a-folder", None, {})
-    assert not (tmp_path / "cache").exists()
 
 
 def test_locks_that_the_page_holds_do_not_stop_a_call(placed):
@@ -182,7 +152,7 @@ def test_threads_that_the_page_computes_with_do_not_stop_a_call(placed, monkeypa
     [
         (TraceRequest(PROMPT, SUBJECT, answer_id=10**6, samples=1), MapSpec(), SettingsError, "1000000"),
         (TraceRequest(PROMPT, SUBJECT, samples=1), MapSpec(positions=(99,)), SettingsError, "positions"),
-        (TraceRequest(PROMPT, SUBJECT, metric=METRICS["logit"]), MapSpec(), SettingsError, "object of the user's own"),
+        (TraceRequest(PROMPT, SUBJECT, metric=METRICS["logit"]), MapSpec(), SettingsError, "user-defined object"),
     ],
 )
 def test_errors_of_the_other_process_keep_class_and_words(placed, request_, spec, error, words):

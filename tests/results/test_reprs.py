@@ -1,4 +1,4 @@
-"""What a first hour meets: short reprs, figures in notebooks, pickles, and names that a user looks for."""
+"""First use in a notebook: short reprs, figures, pickles, and names that a user looks for."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_a_notebook_shows_the_figure(heads: HiddenFlow) -> None:
 
 
 def test_without_plotly_a_notebook_shows_the_text(heads: HiddenFlow, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("causal_tracer.results.short_forms.find_spec", lambda name: None)
+    monkeypatch.setattr("causal_tracer.results.reprs.find_spec", lambda name: None)
     assert some_flow()._repr_html_() is None
     assert heads._repr_html_() is None
 
@@ -132,7 +132,7 @@ def test_a_map_of_heads_reads_saves_and_compares_like_any_map(heads: HiddenFlow,
     loaded = HiddenFlow.load(tmp_path / "heads.json")
     assert torch.equal(known(loaded.sample_scores), known(heads.sample_scores))
     assert (repr(loaded), loaded.peaks(), loaded.request) == (repr(heads), heads.peaks(), heads.request)
-    assert loaded.asked().map == MapSpec("head")
+    assert loaded.stored_request().map == MapSpec("head")
     assert plot_hidden_flow_heatmap(loaded, show=False) == plot_hidden_flow_heatmap(heads, show=False)
     token = len(heads.input_tokens) - 1
     best = heads.peaks(1)[0]

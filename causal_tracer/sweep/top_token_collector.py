@@ -1,4 +1,4 @@
-"""Keeping the most probable next tokens of restored runs as their logits are computed."""
+"""Collects the most probable next tokens of restored runs as their logits are computed."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from causal_tracer.experiment.base_run import Watched
+from causal_tracer.experiment.base_run import RowLogits
 from causal_tracer.metrics.metric import largest_and_log_total
 from causal_tracer.results.top_tokens import TokenProbability, Tokens
 
 
-class TopTokenWatch:
-    """Averages the probabilities of each cell's rows over samples, and keeps its most probable tokens.
+class TopTokenCollector:
+    """Averages each cell's next-token probabilities over samples, and keeps the most probable tokens.
 
-    Rows of one cell come after each other, so at most one cell's distribution is unfinished at a time.
+    The rows of a cell follow each other, so at most one cell's distribution is incomplete at a time.
     """
 
     def __init__(self, count: int, samples: int, text: Callable[[int], str]):
@@ -25,11 +25,11 @@ class TopTokenWatch:
         self._open: dict[int, tuple[Tensor, int]] = {}
         self._found: dict[int, Tokens] = {}
 
-    def __call__(self, watched: Watched) -> None:
-        """Take the logits of some rows, at the first position read; see `base_run.Watch`."""
-        logits = watched.logits[:, 0]
+    def __call__(self, computed: RowLogits) -> None:
+        """Add the logits of some rows at the first position read; see `base_run.LogitsCallback`."""
+        logits = computed.logits[:, 0]
         largest, log_total = largest_and_log_total(logits)
-        numbers, counts = torch.unique_consecutive(watched.cells, return_counts=True)
+        numbers, counts = torch.unique_consecutive(computed.cells, return_counts=True)
         start = 0
         for number, rows in zip(numbers.tolist(), counts.tolist(), strict=True):
             part = slice(start, start + rows)
@@ -43,12 +43,12 @@ class TopTokenWatch:
             else:
                 self._found[number] = self._top(total / seen)
 
-    def begin_again(self) -> None:
-        """Forget a cell with only some of its samples: all of them will be computed again."""
+    def discard_partial(self) -> None:
+        """Discard a cell with only some of its samples, all of which will be recomputed."""
         self._open.clear()
 
     def of_cell(self, number: int) -> Tokens | None:
-        """Return the top tokens of a cell of the plan, once all its samples are known; -1 is the base run."""
+        """Return the top tokens of a cell of the plan, or None if samples are missing; -1 is the base run."""
         return self._found.get(number)
 
     def of_logits(self, logits: Tensor) -> Tokens:

@@ -1,4 +1,4 @@
-"""How a map was made, in one line."""
+"""The main settings of a map in one line of text."""
 
 from __future__ import annotations
 
@@ -10,13 +10,18 @@ from causal_tracer.results.words import audit_words
 if TYPE_CHECKING:
     from causal_tracer.results.flow import HiddenFlow
 
-# What results call the corruptions that a noise level changes, and those that a seed does not.
+# The descriptions, in results, of corruptions that depend on a noise level, and of those that ignore the seed.
 _WITH_LEVEL = {named.make(1, 0).description for named in CORRUPTIONS.values() if named.takes_level}
 _WITHOUT_CHANCE = {named.make(1, 0).description for named in CORRUPTIONS.values() if not named.is_random}
 
 
-def recipe(flow: HiddenFlow, model: str = "") -> str:
-    """Return how a map was made, in one line; `model` is the model's title, by default its name."""
+def settings_line(flow: HiddenFlow, model: str = "") -> str:
+    """Return the model, window, corruption, sweep and audit of a map in one line.
+
+    Args:
+        flow: The map.
+        model: The model's title; "" takes the model's name.
+    """
     settings = flow.settings
     window = "single layers" if settings.window == 1 else f"windows of {settings.window} layers"
     tokens = ", subject tokens only" if settings.subject_tokens_only else ""
@@ -25,7 +30,7 @@ def recipe(flow: HiddenFlow, model: str = "") -> str:
 
 
 def _corruption(flow: HiddenFlow) -> str:
-    """Return what was done to the subject: samples and seed where it is random, a level where it takes one."""
+    """Return the corruption, with samples and seed if it is random, and with the noise level if it takes one."""
     settings = flow.settings
     parts = []
     if settings.corruption not in _WITHOUT_CHANCE and settings.second is None:

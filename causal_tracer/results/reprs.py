@@ -1,4 +1,4 @@
-"""What Python and notebooks show of a result or a tracer: a few lines, or the figure."""
+"""Short forms of results for `repr` (a few lines) and for notebooks (the figure)."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def flow_lines(flow: HiddenFlow) -> str:
 
 
 def flow_figure(flow: HiddenFlow) -> str | None:
-    """Return a map's figure as HTML for a notebook; None without Plotly, where a notebook shows the text."""
+    """Return a map's figure as HTML for a notebook; None if Plotly is not installed."""
     if find_spec("plotly") is None:
         return None
     from causal_tracer.plots.heatmap import plot_hidden_flow_heatmap
@@ -57,7 +57,7 @@ def lens_lines(lens: LogitLens) -> str:
         f"  {tokens} tokens x {layers} layers",
         f"  after {lens.input_tokens[-1]!r}:",
     ]
-    # Layers that say the same as the one before are left out.
+    # A layer with the same top token as the one before is left out.
     before = None
     for layer in range(layers):
         best = lens.top(-1, layer)[0]
@@ -70,7 +70,7 @@ def lens_lines(lens: LogitLens) -> str:
 
 
 def lens_figure(lens: LogitLens) -> str | None:
-    """Return a lens's figure as HTML for a notebook; None without Plotly, where a notebook shows the text."""
+    """Return a lens's figure as HTML for a notebook; None if Plotly is not installed."""
     if find_spec("plotly") is None:
         return None
     from causal_tracer.plots.lens import plot_lens
@@ -88,7 +88,7 @@ def patched_lines(run: PatchedRun) -> str:
     for source, base in run.pairs[:_MOST_PAIRS]:
         lines.append(f"  {_cell(run.source_tokens, source)} into {_cell(run.base_tokens, base)}")
     if (more := len(run.pairs) - _MOST_PAIRS) > 0:
-        lines.append(f"  and {more} pairs more")
+        lines.append(f"  and {more} more pairs")
     lines += [
         f"  P({answer.text!r}): source {answer.source:.4g}, base {answer.base:.4g}, patched {answer.patched:.4g}"
         for answer in run.answers
@@ -103,10 +103,10 @@ def _cell(tokens: Sequence[str], place: Sequence[int]) -> str:
 
 
 def _framed(figure: go.Figure, title: str) -> str:
-    """Return a figure as a frame for a notebook."""
+    """Return a figure as an iframe for a notebook."""
     from causal_tracer.plots.pages import figure_html, standalone_page
 
-    # A page of its own in a frame: it needs no network, and nothing else on the notebook's page.
+    # A whole page in an iframe needs no network and nothing else of the notebook.
     fill = "<style>body { margin: 0; padding: 0; max-width: none; }</style>"
     page = html.escape(standalone_page("Causal tracing", fill + figure_html(figure)))
     height = int(figure.layout.height or 450) + 20
@@ -119,7 +119,7 @@ def _samples(flow: HiddenFlow) -> str:
 
 
 def _short(text: str) -> str:
-    """Return a text as Python writes it, its middle left out where it is long."""
+    """Return the `repr` of a text, without the middle if the text is long."""
     if len(text) <= _LONGEST_TEXT:
         return repr(text)
     half = _LONGEST_TEXT // 2
