@@ -77,7 +77,7 @@ def test_markup_in_a_subject_is_text_wherever_it_is_refused(visits, app):
 
 @pytest.mark.parametrize(
     ("name", "value", "words"),
-    [("samples", "0", "samples=0"), ("noise", "-1", "noise=-1"), ("noise", "loud", "no number")],
+    [("samples", "0", "samples=0"), ("noise", "-1", "noise=-1"), ("noise", "loud", "must be a number")],
 )
 def test_a_bad_setting_is_said_below_the_fields_and_beside_run(visits, app, name, value, words):
     app.let_load()
