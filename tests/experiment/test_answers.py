@@ -333,7 +333,7 @@ def test_an_appended_eos_changes_no_number(kind: str) -> None:
         torch.testing.assert_close(one.scores, other.scores, atol=0, rtol=0)
         assert one.input_tokens == other.input_tokens
         assert one.answer_ids == other.answer_ids
-        assert any(EOS in note and "before" in note for note in other.notes)
+        assert any(EOS in note and "adds" in note for note in other.notes)
 
 
 @pytest.mark.slow
