@@ -70,8 +70,7 @@ def one_thread_for_tiny_products() -> Iterator[None]:
 def no_checks_on_disk() -> Iterator[None]:
     """Each process checks its models itself: tests replace parts of the sweep, and leave no files."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(check_files, "stored_check", lambda *_: None)
-        patch.setattr(check_files, "store_check", lambda *_: None)
+        patch.setattr(check_files, "check_file", lambda *_: None)
         yield
 
 

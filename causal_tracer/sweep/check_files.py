@@ -12,6 +12,7 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,20 @@ _PACKAGE = Path(__file__).parents[1]
 _VALUES_A_WEIGHT = 8
 
 
-def stored_check(traced: TracedModel, key: str) -> EngineCheck | None:
-    """Return the check that an earlier process stored under a key, or None; an unreadable file is logged."""
-    path = _path(traced, key)
+def check_file(traced: TracedModel, key: str) -> Path | None:
+    """Return the file of a check; None if the weights cannot be read, such as those that are loaded for each call."""
     try:
-        return None if path is None else check_from_data(json.loads(path.read_text(encoding="utf-8")))
+        weights = _sample(traced.model)
+    except FAILURES:
+        return None
+    identity = hashlib.sha256(repr((key, weights, _device(traced), _source_digest())).encode()).hexdigest()
+    return cache_root() / "engine_checks" / f"{identity}.json"
+
+
+def stored_check(path: Path) -> EngineCheck | None:
+    """Return the check that an earlier process stored, or None; an unreadable file is logged."""
+    try:
+        return check_from_data(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
     except (OSError, KeyError, TypeError, ValueError) as error:
@@ -44,12 +54,10 @@ def stored_check(traced: TracedModel, key: str) -> EngineCheck | None:
         return None
 
 
-def store_check(traced: TracedModel, key: str, check: EngineCheck) -> None:
+def store_check(path: Path, check: EngineCheck) -> None:
     """Store a check for later processes; a failed write is logged only."""
-    path = _path(traced, key)
     try:
-        if path is not None:
-            write_atomically(path, json.dumps(asdict(check)))
+        write_atomically(path, json.dumps(asdict(check)))
     except OSError as error:
         _logger.warning("The first-use check of a model could not be stored in %s: %s.", path, error)
 
@@ -64,16 +72,6 @@ def check_from_data(data: Mapping[str, Any]) -> EngineCheck:
     return EngineCheck(None if mode is None else ResumeMode(**mode), tuple(str(reason) for reason in data["tried"]))
 
 
-def _path(traced: TracedModel, key: str) -> Path | None:
-    """Return the file of a check; None if the weights cannot be read, as those that are loaded for each call."""
-    try:
-        weights = _sample(traced.model)
-    except FAILURES:
-        return None
-    identity = hashlib.sha256(repr((key, weights, _device(traced), _source_digest())).encode()).hexdigest()
-    return cache_root() / "engine_checks" / f"{identity}.json"
-
-
 def _device(traced: TracedModel) -> str:
     """Return what the device's kernels depend on: machines with other processors may share a cache folder."""
     device = traced.input_device
@@ -83,9 +81,9 @@ def _device(traced: TracedModel) -> str:
 
 
 def _sample(model: nn.Module) -> str:
-    """Return a hash of a few values of each weight, spread over it."""
+    """Return a hash of a few values of each weight and buffer, spread over it. Some quantised weights are buffers."""
     digest = hashlib.sha256()
-    for weight in model.parameters():
+    for weight in chain(model.parameters(), model.buffers()):
         flat = weight.detach().flatten()
         spread = flat[:: max(1, len(flat) // _VALUES_A_WEIGHT)]
         digest.update(repr(spread.to("cpu", torch.float64).tolist()).encode())

@@ -75,11 +75,13 @@ def choose_engine(traced: TracedModel, choice: EngineChoice, n_tokens: int, *, k
         key = hashlib.sha256(repr(identity).encode()).hexdigest()
         known = _engine_checks.get(key)
         if known is None:
-            known = check_files.stored_check(traced, key) if found.portable else None
+            file = check_files.check_file(traced, key) if found.portable else None
+            known = None if file is None else check_files.stored_check(file)
             if known is None:
                 known = check_resume_modes(traced, length, every_token=every_token, knockout=knockout)
-                if found.portable:
-                    check_files.store_check(traced, key, known)
+                # A failed mode is tried again by the next process: the cause may have been a lack of memory.
+                if file is not None and not known.tried:
+                    check_files.store_check(file, known)
             _engine_checks[key] = known
             if known.mode != RESUME_MODES[0]:
                 logger.warning(

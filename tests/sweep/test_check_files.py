@@ -14,7 +14,8 @@ from causal_tracer import CausalTracer
 from causal_tracer.files import CACHE_VARIABLE
 from causal_tracer.sweep import check_files, engine
 from causal_tracer.sweep.check import EngineCheck
-from causal_tracer.sweep.check_files import _source_digest, store_check, stored_check
+from causal_tracer.sweep.check_files import _source_digest, check_file
+from causal_tracer.sweep.resume_mode import RESUME_MODES
 from tests.support.tiny_models import build_tiny_model, tiny_tokenizer
 
 
@@ -26,8 +27,7 @@ def no_hook(_module: Any, _inputs: Any, output: Any) -> Any:
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of the checks, which here are read and written."""
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
-    monkeypatch.setattr(check_files, "stored_check", stored_check)
-    monkeypatch.setattr(check_files, "store_check", store_check)
+    monkeypatch.setattr(check_files, "check_file", check_file)
     return tmp_path / "engine_checks"
 
 
@@ -63,6 +63,10 @@ def changes_a_weight(model: Any) -> None:
         model.transformer.h[1].mlp.c_fc.weight += 1e-3
 
 
+def changes_a_buffer(model: Any) -> None:
+    model.register_buffer("scale", torch.ones(3))
+
+
 def changes_the_dtype(model: Any) -> None:
     model.double()
 
@@ -71,7 +75,7 @@ def changes_the_attention(model: Any) -> None:
     model.set_attn_implementation("eager")
 
 
-@pytest.mark.parametrize("change", [changes_a_weight, changes_the_dtype, changes_the_attention])
+@pytest.mark.parametrize("change", [changes_a_weight, changes_a_buffer, changes_the_dtype, changes_the_attention])
 def test_a_model_that_differs_is_checked(checked_in_a_new_process: Any, change: Any) -> None:
     checked_in_a_new_process(build_tiny_model("gpt2"))
     model = build_tiny_model("gpt2")
@@ -109,6 +113,18 @@ def test_weights_that_cannot_be_read_mean_no_file(
     for _ in range(2):
         assert checked_in_a_new_process(build_tiny_model("gpt2"))
     assert not folder.exists()
+
+
+def test_a_check_with_a_failed_mode_is_repeated(
+    checked_in_a_new_process: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The failure may be due to the moment, such as little memory."""
+    slower = EngineCheck(RESUME_MODES[1], ("The sweep 'resumed' failed on this model.",))
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "check_resume_modes", lambda *_, **__: slower)
+        checked_in_a_new_process(build_tiny_model("gpt2"))
+    assert not folder.exists()
+    assert checked_in_a_new_process(build_tiny_model("gpt2"))
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"a": 1}', '{"mode": {"name": 1}, "tried": []}'])
