@@ -48,6 +48,13 @@ def run(page: Any, tab: str) -> None:
     page.locator(f"#ct-run-{tab}").click()
 
 
+def start_held_run(page: Any, app: Any) -> None:
+    """Start a run of hidden states that computes nothing until `app.may_run` is set."""
+    app.may_run.clear()
+    run(page, "hidden")
+    expect(page.locator("#ct-status-hidden")).to_contain_text("Starting")
+
+
 def done(page: Any, tab: str) -> None:
     """Run to the end; an earlier run's "Done" does not count."""
     page.locator(f"#ct-status-{tab} .ct-status").evaluate("line => { line.dataset.earlier = ''; }")

@@ -17,7 +17,7 @@ AXE = Path(__file__).parent / "node_modules" / "axe-core" / "axe.min.js"
 # The page as it comes to rest: what is still being drawn or faded in breaks rules that its end does not.
 VIOLATIONS = """async () => {
   let found = [];
-  for (let look = 0; look < 40; look++) {
+  for (let look = 0; look < 3; look++) {
     found = (await axe.run(document, { resultTypes: ['violations'] })).violations.flatMap(
       rule => rule.nodes.map(node => `${rule.id}: ${node.target} ${node.failureSummary}`));
     if (!found.length) break;
@@ -25,6 +25,9 @@ VIOLATIONS = """async () => {
   }
   return found;
 }"""
+
+
+STILL = "!document.getAnimations().some(its => its.playState === 'running' && its.effect.getTiming().iterations === 1)"
 
 
 @pytest.fixture(scope="session")
@@ -35,6 +38,7 @@ def axe() -> str:
 
 
 def expect_no_violation(page, where: str) -> None:
+    expect_true(page, STILL)
     assert {where: page.evaluate(VIOLATIONS)} == {where: []}
 
 

@@ -17,6 +17,7 @@ from tests.web.browser.steps import (
     fill,
     open_more,
     run,
+    start_held_run,
 )
 
 pytestmark = pytest.mark.browser
@@ -115,9 +116,7 @@ def test_stop_leaves_the_app_ready(visits, app):
     # Of its own: a result that is kept needs no run.
     fill(page, f"{PROMPT} Paris and", SUBJECT)
     expect(page.locator("#ct-chips")).to_contain_text("Paris")
-    app.may_run.clear()
-    run(page, "hidden")
-    expect(page.locator("#ct-status-hidden")).to_contain_text("Starting")
+    start_held_run(page, app)
     page.locator("#ct-stop-hidden:enabled").click()
     expect(page.locator("#ct-status-hidden")).to_contain_text("Stopping")
     expect(page.locator("#ct-run-hidden")).to_be_disabled()
@@ -134,9 +133,7 @@ def test_a_result_that_is_opened_during_a_run_stays_and_the_run_gets_its_card(vi
     page = visits.open()
     fill(page, f"{PROMPT} London and", SUBJECT)
     expect(page.locator("#ct-chips")).to_contain_text("London")
-    app.may_run.clear()
-    run(page, "hidden")
-    expect(page.locator("#ct-status-hidden")).to_contain_text("Starting")
+    start_held_run(page, app)
     page.get_by_role("button", name="Gallery", exact=True).click()
     page.locator("[data-entry=classic]").click()
     expect(page.locator("#ct-status-hidden")).to_contain_text("The run continues")
@@ -159,9 +156,7 @@ def test_a_run_that_waits_for_its_turn_can_be_stopped(visits, app):
     fill(second, f"{PROMPT} river", SUBJECT)
     for page in (first, second):
         expect(page.locator("#ct-chips [data-token]")).to_have_count(12)
-    app.may_run.clear()
-    run(first, "hidden")
-    expect(first.locator("#ct-status-hidden")).to_contain_text("Starting")
+    start_held_run(first, app)
     run(second, "hidden")
     expect(second.locator("#ct-status-hidden")).to_contain_text("Waiting for")
     second.locator("#ct-stop-hidden:enabled").click()

@@ -18,7 +18,7 @@ from tests.web.browser.steps import (
     field,
     fill,
     open_tab,
-    run,
+    start_held_run,
 )
 
 pytestmark = pytest.mark.browser
@@ -81,9 +81,7 @@ def test_the_old_lens_stays_while_a_trace_holds_the_model(visits, app):
     other = visits.open()
     fill(other, f"{PROMPT} Apple", "Space Needle")
     expect(other.locator("#ct-chips [data-token]")).to_have_count(12)
-    app.may_run.clear()
-    run(other, "hidden")
-    expect(other.locator("#ct-status-hidden")).to_contain_text("Starting")
+    start_held_run(other, app)
     page.locator("#ct-lens-read").click()
     expect(page.locator(STATUS)).to_contain_text(re.compile("Waiting for another run on this model|Reading…"))
     expect(tokens(page)).to_have_count(11)
