@@ -1,4 +1,4 @@
-"""Whatever the public functions are given, the outcome is a valid result or a `CausalTracerError` with a message."""
+"""Any arguments of the public functions give a valid result, or a `CausalTracerError` with a message."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ class Corruption(Protocol):
     def __call__(self, subject: SubjectEmbeddings, samples: int) -> Tensor:
         """Return the corrupted embeddings [samples, subject tokens, width], float32 on the CPU.
 
-        A corruption that is not random has a fixed number of samples and returns all of them, whatever `samples` is.
+        A corruption that is not random has a fixed number of samples and ignores `samples`.
         For a random one, the first n of more samples must equal those of a call with samples=n.
         """
         ...

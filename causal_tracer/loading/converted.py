@@ -148,7 +148,7 @@ def _remove_leftovers(root: Path, conversion: Conversion) -> None:
 
 
 def _build(target: Path, conversion: Conversion, report: Progress) -> None:
-    """Convert the file in a temporary folder beside the target, then move it into place."""
+    """Convert the file in a temporary folder next to the target, then rename the folder."""
     if importlib.util.find_spec("gguf") is None:
         raise conversion.error(f"Converting {conversion.title} needs the package gguf. Run: pip install gguf")
     if shutil.disk_usage(target.parent).free < conversion.space_needed:

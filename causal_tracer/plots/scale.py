@@ -133,7 +133,7 @@ def color_stops(color: str | Sequence[str], weakest: float, base: float, stronge
     weak_part = abs(base - weakest) / abs(strongest - weakest)
     stops = strong
     if weak_part > 0:
-        # On both sides equal changes are equally far from white, unless the weak side is the longer one.
+        # Equal changes up and down have equally strong colours, except if the weak side is longer.
         depth = min(1.0, abs(base - weakest) / abs(strongest - base))
         palest = "#" + "".join(
             f"{round(none + depth * (full - none)):02x}" for none, full in zip(_NEUTRAL, _WEAKER, strict=True)
@@ -152,7 +152,7 @@ def _finite(value: float, low: float, high: float) -> float:
 
 
 def _labels(metric: MetricDescription, limits: ColorLimits, clipped: tuple[bool, bool]) -> dict[str, Any]:
-    """Return the labels of the colour bar. Plotly makes them unless the scale is logarithmic or clipped."""
+    """Return the labels of the colour bar of a logarithmic or clipped scale; Plotly makes all others."""
     if not metric.logarithmic and not any(clipped):
         return {"tickformat": ".3~g"}
     low, high = (metric.place(end) for end in limits.ends)

@@ -9,7 +9,7 @@ from causal_tracer.study.stored import StoredStudy
 
 
 def study_verdict(study: StoredStudy, checks: tuple[Check, ...], samples: int | None = None) -> Verdict:
-    """Return the verdict of a study. There is none unless the study ran the paper's model on all of the paper's facts.
+    """Return the verdict of a study; without the paper's model or all of the paper's facts there is no verdict.
 
     Args:
         study: The finished study.

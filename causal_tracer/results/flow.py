@@ -56,7 +56,7 @@ class HiddenFlow:
         low_sample_scores: The metric in the corrupted run of each sample [samples].
         settings: The settings that made the result.
         notes: Warnings for the reader, such as layers that lack the kind.
-        answer_ids: The answer's token ids: one, unless the request has an answer of several tokens.
+        answer_ids: The answer's token ids: one, or several if the request has an answer of several tokens.
         top_tokens: The most probable next tokens of each cell, if the request asks for them.
         audit: The record of the cells that the full sweep computed again. None if the full sweep computed the whole
             map, if the audit was switched off, and in results of older versions.

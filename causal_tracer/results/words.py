@@ -78,7 +78,7 @@ def _patching(patched: str, settings: TraceSettings) -> str:
 
 
 def named_title(name: str, flow: HiddenFlow) -> str:
-    """Return a map's title, after the map's name unless the name is just its kind."""
+    """Return a map's title. The map's name comes first, if it differs from the kind."""
     return map_title(flow) if name in SITES else f"{name}: {map_title(flow)}"
 
 

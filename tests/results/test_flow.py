@@ -163,7 +163,7 @@ STRANGE = [None, "x", -1, 10**30, math.inf, 1e308, [], {}, [[]], [["x"]], [[1.0]
 @pytest.mark.parametrize("field", FIELDS)
 @pytest.mark.parametrize("value", STRANGE, ids=repr)
 def test_a_strange_value_is_refused_or_gives_a_result_that_can_be_used(field: str, value: Any) -> None:
-    """Whatever a file holds: an error of the package, or a result whose every part works."""
+    """Any content of a file gives an error of the package, or a result whose every part works."""
     data = {**some_flow().to_dict(), field: copy.deepcopy(value)}
     try:
         flow = HiddenFlow.from_dict(data)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Generator, Sequence
 from contextlib import aclosing, closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
 
@@ -58,7 +58,7 @@ class MapRun:
     service: TraceService
     tab: str
     maps: int
-    buttons: RunButtons = field(default_factory=RunButtons)
+    buttons: RunButtons
 
     async def run(
         self, request: gr.Request, picked: Picked, write_top_tokens: bool, *values: Any

@@ -65,7 +65,7 @@ class HistoryEvents:
         return self.strip(read_history(kept))
 
     def ended(self, finished: Flows | None, shown: Flows | None, kept: str) -> str:
-        """Add the card of a run that has ended, unless the run failed.
+        """Add the card of a finished run; a run that failed gets none.
 
         Args:
             finished: The maps of the run; empty or None if the run failed.

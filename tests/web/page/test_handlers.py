@@ -16,6 +16,7 @@ import gradio as gr
 from causal_tracer.errors import SettingsError
 from causal_tracer.web.page.fields import FIELD_NAMES, Picked, asked_for, field_values, optional_number
 from causal_tracer.web.page.handlers import MapRun, PageEvents, inspect_fields, result_link
+from causal_tracer.web.page.stopping import RunButtons
 from causal_tracer.web.service.updates import RunUpdate, stepped, thinned
 from tests.support.tiny_models import OTHER_PROMPT
 from tests.support.web_tiny import ASKED, app_fields, awaited, flow_of, load_tiny, result_data, tiny_service
@@ -162,7 +163,7 @@ def test_what_cannot_be_traced_is_refused_beside_its_field_and_beside_run_at_onc
         flow_of(service, ASKED)
     values = field_values(asked)
     assert words in inspect_fields(service, Picked(), *values)[note]
-    *_, ended = MapRun(service, "hidden", 1)._views(gr.Request(), Picked(), False, values, lambda: False)
+    *_, ended = MapRun(service, "hidden", 1, RunButtons())._views(gr.Request(), Picked(), False, values, lambda: False)
     assert words in ended.status
     assert "Nothing was computed" in ended.status
     assert ended.running is False

@@ -43,7 +43,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def checks(monkeypatch, tmp_path):
-    """A file with a line for each check of a model's sweep, in whatever process; nothing is known at first."""
+    """Count the first-use checks in all processes by the lines of a file; no check is known at first."""
     log = tmp_path / "checks"
     log.touch()
     check = engine.check_resume_modes
