@@ -59,7 +59,9 @@ def test_no_tab_breaks_a_rule(visits, app, axe, theme):
     expect_no_violation(page, "Studies")
     fill(page, PROMPT)
     open_tab(page, "Lens")
-    expect(page.locator("#ct-lens-grid table")).to_be_visible()
+    # The lens of this prompt: one that is still to come would close the opened cell.
+    expect(page.locator("#ct-lens-grid tbody th").filter(has_text="Look")).to_have_count(1)
+    expect(page.locator("#ct-lens-status")).to_contain_text("Clean run")
     page.locator("#ct-lens-grid td").first.click()
     expect(page.locator("#ct-lens-cell h3")).to_be_visible()
     expect_no_violation(page, "Lens")
