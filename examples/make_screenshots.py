@@ -55,11 +55,11 @@ def main(folder: Path, *, tabs: bool) -> None:
 
 
 def opened(browser: Any, url: str, theme: str, size: Any) -> Any:
-    """Open the app's page, and return it when it shows the stored map."""
+    """Open the app's page, and return it when the model is ready and its answers are shown."""
     page = browser.new_page(viewport=size, color_scheme=theme, reduced_motion="reduce")
     page.set_default_timeout(120_000)
     page.goto(f"{url}?__theme={theme}")
-    page.wait_for_selector("#ct-map-hidden .heatmaplayer image")
+    _wait(page)
     return page
 
 
@@ -78,7 +78,6 @@ def take_tabs(browser: Any, url: str, theme: str, folder: Path) -> None:
     for device, size in (("desktop", DESKTOP), ("phone", PHONE)):
         page = opened(browser, url, theme, size)
         _visit_again(page)
-        page.get_by_text("Model ready").wait_for()
         for name, title in TAB_TITLES.items():
             _open_tab(page, title)
             if name == "patch":
@@ -92,7 +91,13 @@ def take_tabs(browser: Any, url: str, theme: str, folder: Path) -> None:
 def _visit_again(page: Any) -> None:
     """Reload the page, as on a second visit, on which it opens without the story."""
     page.reload()
+    _wait(page)
+
+
+def _wait(page: Any) -> None:
     page.wait_for_selector("#ct-map-hidden .heatmaplayer image")
+    page.get_by_text("Model ready").wait_for()
+    page.locator("#ct-chips [data-answer]:enabled").first.wait_for()
 
 
 def _open_tab(page: Any, title: str) -> None:
