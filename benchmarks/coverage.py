@@ -51,7 +51,7 @@ from causal_tracer.model.runs import CleanRun, clean_run
 from causal_tracer.prompts.prompt import Prompt
 from causal_tracer.request.sites import KINDS, LayerKind
 from causal_tracer.sweep.check import EngineCheck
-from causal_tracer.sweep.engine import choose_engine, sweep
+from causal_tracer.sweep.engine import choose_engine, run_sweep
 from causal_tracer.sweep.full import full_sweep
 from causal_tracer.sweep.plan import Cell, Intervention, Sweep, SweepChunk, SweepPlan, map_plan
 
@@ -150,9 +150,9 @@ class Base:
 
     def scores(self, cells: Iterable[Cell], engine_check: EngineCheck | None = None) -> torch.Tensor:
         """Return scores [samples, cells], by the full sweep or in the mode of an engine check."""
-        work = Sweep(self.traced, self.clean, self.corrupted, SweepPlan(tuple(cells)), self.metric, BATCH)
-        chunks = full_sweep(work) if engine_check is None else sweep(engine_check, work, lambda: False)
-        return _collect(chunks, len(work.plan.cells), self.corrupted.samples)
+        sweep = Sweep(self.traced, self.clean, self.corrupted, SweepPlan(tuple(cells)), self.metric, BATCH)
+        chunks = full_sweep(sweep) if engine_check is None else run_sweep(engine_check, sweep, lambda: False)
+        return _collect(chunks, len(sweep.plan.cells), self.corrupted.samples)
 
     def map_cells(self, kind: LayerKind, window: int) -> tuple[Cell, ...]:
         """Return every cell of a map."""

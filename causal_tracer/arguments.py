@@ -21,7 +21,7 @@ _repr = reprlib.Repr()
 _repr.maxstring = _repr.maxother = 160
 
 
-def shown(value: Any) -> str:
+def quoted(value: Any) -> str:
     """Return the repr of a value for a message, cut to a readable length."""
     try:
         text = _repr.repr(value)
@@ -40,13 +40,13 @@ def whole_number(name: str, value: Any, least: int | None = None, most: int | No
     try:
         number = operator.index(value)
     except TypeError as error:
-        raise SettingsError(f"{name} must be an integer (given: {shown(value)}).") from error
+        raise SettingsError(f"{name} must be an integer (given: {quoted(value)}).") from error
     if isinstance(value, bool):
         raise SettingsError(f"{name} must be an integer (given: {value}).")
     if least is not None and number < least:
-        raise SettingsError(f"{name}={shown(number)} is too small. Give {least} or more.")
+        raise SettingsError(f"{name}={quoted(number)} is too small. Give {least} or more.")
     if most is not None and number > most:
-        raise SettingsError(f"{name}={shown(number)} is too large. Give at most {most}.")
+        raise SettingsError(f"{name}={quoted(number)} is too large. Give at most {most}.")
     return number
 
 
@@ -59,9 +59,9 @@ def real_number(name: str, value: Any) -> float:
     try:
         number = math.nan if isinstance(value, str | bytes | bytearray) else float(value)
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:
-        raise SettingsError(f"{name} must be a number (given: {shown(value)}).") from error
+        raise SettingsError(f"{name} must be a number (given: {quoted(value)}).") from error
     if not math.isfinite(number):
-        raise SettingsError(f"{name} must be a finite number (given: {shown(value)}).")
+        raise SettingsError(f"{name} must be a finite number (given: {quoted(value)}).")
     return number
 
 
@@ -73,7 +73,7 @@ def flag(name: str, value: Any) -> bool:
     """
     if isinstance(value, bool) or type(value).__name__ in ("bool", "bool_"):
         return bool(value)
-    raise SettingsError(f"{name} must be True or False (given: {shown(value)}).")
+    raise SettingsError(f"{name} must be True or False (given: {quoted(value)}).")
 
 
 def text(name: str, value: Any) -> str:
@@ -83,7 +83,7 @@ def text(name: str, value: Any) -> str:
         SettingsError: The value is not a string.
     """
     if not isinstance(value, str):
-        raise SettingsError(f"{name} must be a text (given: {shown(value)}).")
+        raise SettingsError(f"{name} must be a text (given: {quoted(value)}).")
     return value
 
 
@@ -95,7 +95,7 @@ def choice(name: str, value: Any, allowed: Iterable[str]) -> str:
     """
     allowed = list(allowed)
     if not isinstance(value, str) or value not in allowed:
-        raise SettingsError(f"{name}={shown(value)} is not known. Choose {' or '.join(map(repr, allowed))}.")
+        raise SettingsError(f"{name}={quoted(value)} is not known. Choose {' or '.join(map(repr, allowed))}.")
     return value
 
 
@@ -106,7 +106,7 @@ def function(name: str, value: T) -> T:
         SettingsError: The value is not callable.
     """
     if not callable(value):
-        raise SettingsError(f"{name} must be a function (given: {shown(value)}).")
+        raise SettingsError(f"{name} must be a function (given: {quoted(value)}).")
     return value
 
 
@@ -117,22 +117,22 @@ def instance(name: str, value: Any, kinds: type[T]) -> T:
         SettingsError: The value is not an instance of the class.
     """
     if not isinstance(value, kinds):
-        raise SettingsError(f"{name} must be a {kinds.__name__} (given: {shown(value)}).")
+        raise SettingsError(f"{name} must be a {kinds.__name__} (given: {quoted(value)}).")
     return value
 
 
-def several(name: str, value: Any) -> Sequence[Any]:
+def as_list(name: str, value: Any) -> Sequence[Any]:
     """Return the items of an iterable as a list. Strings and bytes are rejected.
 
     Raises:
         SettingsError: The value is a string, is bytes, or is not iterable.
     """
     if isinstance(value, str | bytes | bytearray):
-        raise SettingsError(f"{name} must be a list (given: {shown(value)}).")
+        raise SettingsError(f"{name} must be a list (given: {quoted(value)}).")
     try:
         return list(value)
     except (TypeError, RuntimeError) as error:
-        raise SettingsError(f"{name} must be a list (given: {shown(value)}).") from error
+        raise SettingsError(f"{name} must be a list (given: {quoted(value)}).") from error
 
 
 def file_path(value: Any) -> Path:
@@ -144,7 +144,7 @@ def file_path(value: Any) -> Path:
     try:
         return Path(value)
     except TypeError as error:
-        raise SettingsError(f"path must be a file path (given: {shown(value)}).") from error
+        raise SettingsError(f"path must be a file path (given: {quoted(value)}).") from error
 
 
 def optional(check: Callable[[str, Any], T]) -> Callable[[str, Any], T | None]:

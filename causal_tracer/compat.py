@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from causal_tracer.arguments import instance, several
+from causal_tracer.arguments import as_list, instance
 from causal_tracer.request.records import HiddenFlowQuery, MapSpec, RunOptions, TraceRequest, trace_records
 from causal_tracer.request.sites import LayerKind
 from causal_tracer.results.flow import HiddenFlow
@@ -146,5 +146,5 @@ def as_queries(name: str, given: Sequence[str | HiddenFlowQuery]) -> list[Hidden
     """
     return [
         HiddenFlowQuery(item) if isinstance(item, str) else instance(f"Each of {name}", item, HiddenFlowQuery)
-        for item in several(name, given)
+        for item in as_list(name, given)
     ]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from causal_tracer.arguments import choice, flag, several
+from causal_tracer.arguments import as_list, choice, flag
 from causal_tracer.errors import SettingsError
 from causal_tracer.experiment.set_up import TracingContext
 from causal_tracer.request.records import MapSpec, RunOptions, Text, TraceRequest, trace_records
@@ -63,7 +63,7 @@ class SingleRunCalls(ABC):
         request, spec, options = trace_records(prompt, settings, (spec, options))
         if answer is not None:
             request = replace(request, **{"answer": None, "answer_id": None, **answer_field(answer)})
-        if restored is not None and len(several("restored", restored)) != 2:
+        if restored is not None and len(as_list("restored", restored)) != 2:
             raise SettingsError(f"restored must be (row, layer) (given: {restored!r}).")
         if not flag("corrupted", corrupted) and restored is None:
             return prompt_lens(self.context, request, top)

@@ -9,7 +9,7 @@ from typing import Any, overload
 import torch
 from torch import nn
 
-from causal_tracer.arguments import function, instance, optional, several, shown, text
+from causal_tracer.arguments import as_list, function, instance, optional, quoted, text
 from causal_tracer.compat import Cancelled, Progress, VersionOneCalls, as_queries
 from causal_tracer.corruption import NoiseRule
 from causal_tracer.errors import SettingsError
@@ -79,7 +79,7 @@ class CausalTracer(VersionOneCalls, SingleRunCalls):
         try:
             asked = self.device if device is None else torch.device(device)
         except (RuntimeError, TypeError, ValueError, OverflowError) as error:
-            raise SettingsError(f"device={shown(device)} is not a torch device. Give 'cpu' or 'cuda:0'.") from error
+            raise SettingsError(f"device={quoted(device)} is not a torch device. Give 'cpu' or 'cuda:0'.") from error
         if asked.type != self.device.type:
             raise SettingsError(
                 f"The model is on {str(self.device)!r}, not on device={str(device)!r}. Move it first: "
@@ -256,7 +256,7 @@ class CausalTracer(VersionOneCalls, SingleRunCalls):
     ) -> list[HiddenFlow]:
         """Trace the same map of several prompts, by default of hidden states; see `trace_maps`."""
         specs = {"map": MapSpec() if spec is None else instance("spec", spec, MapSpec)}
-        many = several("requests", requests)
+        many = as_list("requests", requests)
         return [flows["map"] for flows in self.trace_maps(many, specs, options, progress=progress, cancelled=cancelled)]
 
     def calibrate_noise(

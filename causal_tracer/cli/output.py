@@ -17,11 +17,7 @@ from causal_tracer.files import write_atomically
 from causal_tracer.request.sites import SITES
 from causal_tracer.results.analysis import COLUMNS, effects, has_expected_sign, rows, share
 from causal_tracer.results.flow import HiddenFlow
-from causal_tracer.results.lens import COLUMNS as LENS_COLUMNS
-from causal_tracer.results.lens import LogitLens
-from causal_tracer.results.patched import PatchedRun
-from causal_tracer.results.tables import csv_text
-from causal_tracer.results.words import (
+from causal_tracer.results.labels import (
     axis_labels,
     display_token,
     effect_label,
@@ -33,6 +29,10 @@ from causal_tracer.results.words import (
     probability_label,
     runs_line,
 )
+from causal_tracer.results.lens import COLUMNS as LENS_COLUMNS
+from causal_tracer.results.lens import LogitLens
+from causal_tracer.results.patched import PatchedRun
+from causal_tracer.results.tables import csv_text
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -214,7 +214,7 @@ def describe(name: str, flow: HiddenFlow) -> Iterable[str]:
     how = (
         () if low_run_name(settings) is None else (settings.corruption, _counted(len(flow.low_sample_scores), "sample"))
     )
-    runs = runs_line(flow, lambda score: metric.written(score, fixed=False))
+    runs = runs_line(flow, lambda score: metric.format_value(score, fixed=False))
     yield f"  {runs} ({', '.join((*how, together))})"
     if flow.subject_guessed:
         yield f"  The subject was guessed: {flow.subject!r}."
@@ -224,10 +224,10 @@ def describe(name: str, flow: HiddenFlow) -> Iterable[str]:
     yield ""
     for peak in flow.peaks():
         role = f" ({flow.roles[peak.position]})" if SITES[flow.kind].rows == "tokens" else ""
-        effect = f"{effect_label(flow)} {metric.written(peak.effect, sign=True, fixed=False)}"
+        effect = f"{effect_label(flow)} {metric.format_value(peak.effect, sign=True, fixed=False)}"
         share = "" if math.isnan(peak.share) else f", {peak.share:.0%} of the total effect"
         where = f"layer {peak.layer:>2} at {peak.row_name}{role}"
-        yield f"  {where}: {metric.written(peak.score, fixed=False)}, {effect}{share}"
+        yield f"  {where}: {metric.format_value(peak.score, fixed=False)}, {effect}{share}"
 
 
 def describe_lens(lens: LogitLens) -> Iterable[str]:

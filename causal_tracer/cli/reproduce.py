@@ -23,7 +23,7 @@ from causal_tracer.reproduce.rome_averages import averages_settings, averages_ve
 from causal_tracer.reproduce.rome_figure_1 import figure_verdict, trace_figure
 from causal_tracer.reproduce.verdict import Verdict
 from causal_tracer.request.sites import SITES
-from causal_tracer.results.words import map_title
+from causal_tracer.results.labels import map_title
 from causal_tracer.study.facts import Fact, facts_digest, load_facts
 from causal_tracer.study.records import ROLES
 from causal_tracer.study.runner import run_study

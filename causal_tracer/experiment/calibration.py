@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from causal_tracer.arguments import MOST_SAMPLES, real_number, several, whole_number
+from causal_tracer.arguments import MOST_SAMPLES, as_list, real_number, whole_number
 from causal_tracer.corruption import GaussianNoise
 from causal_tracer.errors import SettingsError
 from causal_tracer.experiment.base_run import base_run
@@ -39,7 +39,7 @@ def calibrate_noise(
         SettingsError: There are no facts, or a multiplier is not positive.
         PromptError, TokenizerError, NumericsError: A fact cannot be traced.
     """
-    levels = sorted({real_number("multipliers", multiplier) for multiplier in several("multipliers", multipliers)})
+    levels = sorted({real_number("multipliers", multiplier) for multiplier in as_list("multipliers", multipliers)})
     samples = whole_number("samples", samples, 1, MOST_SAMPLES)
     if not facts or not levels or levels[0] <= 0:
         raise SettingsError(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from causal_tracer.arguments import shown
+from causal_tracer.arguments import quoted
 from causal_tracer.corruption import Corruption, SubjectEmbeddings, corruption_label
 from causal_tracer.errors import CausalTracerError, ModelStructureError, NumericsError, SettingsError
 from causal_tracer.experiment.noise_levels import embedded_tokens, embedding_moments
@@ -71,7 +71,7 @@ def corrupted_embeddings(corruption: Corruption, subject: SubjectEmbeddings, sam
         raise SettingsError(f"The corruption {name} failed: {type(error).__name__}: {error}") from error
     shape = list(subject.embedded.shape)
     if not isinstance(given, Tensor) or given.dim() != 3 or list(given.shape[1:]) != shape or not len(given):
-        found = list(given.shape) if isinstance(given, Tensor) else shown(given)
+        found = list(given.shape) if isinstance(given, Tensor) else quoted(given)
         raise SettingsError(
             f"The corruption {name} must return a tensor [samples, {shape[0]}, {shape[1]}] (given: {found})."
         )

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from causal_tracer.arguments import shown
+from causal_tracer.arguments import quoted
 from causal_tracer.errors import SettingsError
 from causal_tracer.experiment.base_run import BaseRun, LogitsCallback, base_run
 from causal_tracer.experiment.counterparts import moved_activations
@@ -122,7 +122,7 @@ def _means(experiment: Experiment, sites: Iterable[SiteName]) -> dict[str, Tenso
         start, end = len(encoded.added), len(encoded.ids)
         if start == end or (limit is not None and end > limit):
             raise SettingsError(
-                f"The text {shown(text)} of mean_over has {end} tokens. Give a text of "
+                f"The text {quoted(text)} of mean_over has {end} tokens. Give a text of "
                 f"{'at least 1 token' if limit is None else f'1 to {limit} tokens'}."
             )
         for name, values in clean_run(context.traced, encoded.ids, None, sites).activations.items():

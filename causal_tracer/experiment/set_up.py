@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from causal_tracer.arguments import function, shown
+from causal_tracer.arguments import function, quoted
 from causal_tracer.corruption import Corruption, NoCorruption, NoiseRule, SubjectEmbeddings, corruption_named
 from causal_tracer.errors import CausalTracerError, SettingsError
 from causal_tracer.experiment.answers import ResolvedAnswer, resolve_answer
@@ -280,7 +280,9 @@ def _own(make: Callable[[Target], Metric], target: Target) -> Metric:
     except CausalTracerError:
         raise
     except Exception as error:
-        raise SettingsError(f"metric={shown(make)} failed to make a metric: {type(error).__name__}: {error}") from error
+        raise SettingsError(
+            f"metric={quoted(make)} failed to make a metric: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _corrupted_range(request: TraceRequest, prompt: Prompt) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from causal_tracer.arguments import flag, optional, shown, text
+from causal_tracer.arguments import flag, optional, quoted, text
 from causal_tracer.errors import ModelLoadError, SettingsError
 from causal_tracer.loading.embedded import (
     EmbeddedModel,
@@ -113,7 +113,7 @@ def load_model(
     try:
         name = os.fsdecode(name)
     except (TypeError, UnicodeError) as error:
-        raise SettingsError(f"name must be a text or a path (given: {shown(name)}).") from error
+        raise SettingsError(f"name must be a text or a path (given: {quoted(name)}).") from error
     loader = _Loader(target_device, options, cache_dir, progress)
     if is_embedded_name(name):
         return loader.embedded(find_embedded_model(name), revision)
@@ -234,7 +234,7 @@ def _checked_device(device: str | torch.device | None) -> torch.device:
     try:
         target_device = torch.device(device)
     except (RuntimeError, TypeError, ValueError, OverflowError) as error:
-        raise SettingsError(f"device must be a torch device such as 'cuda:0' (given: {shown(device)}).") from error
+        raise SettingsError(f"device must be a torch device such as 'cuda:0' (given: {quoted(device)}).") from error
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not available.get(target_device.type, True):
         raise SettingsError(
@@ -253,7 +253,7 @@ def _checked_dtype(dtype: str | torch.dtype | None, target_device: torch.device 
             raise SettingsError(f"dtype must be a floating-point type (given: {dtype}).")
         return dtype
     if not isinstance(dtype, str) or dtype not in _DTYPES:
-        raise SettingsError(f"dtype={shown(dtype)} is not known. Use one of {', '.join(_DTYPES)}, or a torch dtype.")
+        raise SettingsError(f"dtype={quoted(dtype)} is not known. Use one of {', '.join(_DTYPES)}, or a torch dtype.")
     return _DTYPES[dtype]
 
 

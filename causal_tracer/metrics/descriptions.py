@@ -65,7 +65,7 @@ class MetricDescription:
         # The inserted texts may themselves hold "{foil}" or "{answer}", so they are not searched again.
         return answer.join(part.replace("{foil}", foil if foil is not None else "foil") for part in parts)
 
-    def written(self, value: float, *, sign: bool = False, more: int = 0, fixed: bool = True) -> str:
+    def format_value(self, value: float, *, sign: bool = False, more: int = 0, fixed: bool = True) -> str:
         """Return a value as text.
 
         Args:
@@ -85,15 +85,15 @@ class MetricDescription:
         # A value that rounds to zero has no sign.
         return text.lstrip("+-") if not text.strip("+-0.") else text
 
-    def place(self, value: float) -> float:
+    def axis_position(self, value: float) -> float:
         """Return the position of a value on an axis or a colour scale: the value, or its logarithm to base 10."""
         if not self.logarithmic or math.isnan(value) or value == math.inf:
             return value
         return math.log10(value) if value > 0 else -math.inf
 
-    def value_at(self, place: float) -> float:
-        """Return the value at a position; the inverse of `place`."""
-        return float(10.0**place) if self.logarithmic else place
+    def value_at_position(self, position: float) -> float:
+        """Return the value at a position; the inverse of `axis_position`."""
+        return float(10.0**position) if self.logarithmic else position
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record as JSON types."""

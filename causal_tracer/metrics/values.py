@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from causal_tracer.arguments import shown
+from causal_tracer.arguments import quoted
 from causal_tracer.errors import CausalTracerError, NumericsError, SettingsError
 from causal_tracer.metrics.metric import Metric
 
@@ -55,7 +55,7 @@ def metric_values(metric: Metric, logits: Tensor) -> Tensor:
         raise SettingsError(f"The metric {name} failed: {type(error).__name__}: {error}") from error
     rows = len(logits)
     if not isinstance(values, Tensor) or values.shape != (rows,) or values.is_complex():
-        given = f"shape {list(values.shape)}, {values.dtype}" if isinstance(values, Tensor) else shown(values)
+        given = f"shape {list(values.shape)}, {values.dtype}" if isinstance(values, Tensor) else quoted(values)
         raise SettingsError(
             f"The metric {name} must return a tensor with one number for each row, [{rows}] (given: {given})."
         )

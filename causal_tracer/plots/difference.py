@@ -11,7 +11,7 @@ from causal_tracer.metrics.descriptions import MetricDescription
 from causal_tracer.plots.heatmap import color_bar_title, escape_markup, lay_out_map
 from causal_tracer.results.analysis import higher_is_stronger
 from causal_tracer.results.comparison import FlowDifference
-from causal_tracer.results.words import display_token, effect_label, map_title, metric_of
+from causal_tracer.results.labels import display_token, effect_label, map_title, metric_of
 
 # All kinds of colour vision tell orange from blue. Both arms have equal steps in OKLab, as the scales of maps have.
 DIFFERENCE_SCALE: tuple[str, ...] = (
@@ -41,7 +41,7 @@ def plot_difference_heatmap(
     labels = row_labels(difference)
     cells = [
         [
-            (escape_markup(row), _layers(pair), metric.written(value, sign=True, more=1))
+            (escape_markup(row), _layers(pair), metric.format_value(value, sign=True, more=1))
             for pair, value in zip(difference.layers, line, strict=True)
         ]
         for row, line in zip(labels, values, strict=True)
@@ -110,7 +110,7 @@ def _labels(metric: MetricDescription, limit: float) -> dict[str, Any]:
     values = [*(-size for size in reversed(sizes)), 0.0, *sizes]
     return {
         "tickvals": [_place(metric, value) for value in values],
-        "ticktext": [metric.written(value, sign=True) for value in values],
+        "ticktext": [metric.format_value(value, sign=True) for value in values],
     }
 
 

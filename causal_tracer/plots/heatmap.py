@@ -22,7 +22,7 @@ from causal_tracer.plots.scale import ColorLimits, color_limits, heatmap_colors
 from causal_tracer.request.sites import SITES
 from causal_tracer.results.analysis import effects
 from causal_tracer.results.flow import HiddenFlow
-from causal_tracer.results.words import (
+from causal_tracer.results.labels import (
     axis_labels,
     effect_label,
     layer_axis_title,
@@ -33,7 +33,7 @@ from causal_tracer.results.words import (
     patched_word,
     row_names,
 )
-from causal_tracer.results.words import display_token as display_token
+from causal_tracer.results.labels import display_token as display_token
 
 _CELL_CHARACTERS = 8
 # Characters that fit in a line of a title, and in one above a colour bar without narrowing the map.
@@ -268,9 +268,9 @@ def _hover_data(result: HiddenFlow) -> list[list[tuple[str, str, str, str]]]:
             first, last = patched_layers(result, layer)
             window = f" ({done} {first}–{last})" if result.settings.window > 1 else ""
             error = errors[row][layer]
-            spread = "" if math.isnan(error) else f" ± {metric.written(error, more=1)} (s.e.)"
-            effect = metric.written(changes[row][layer], sign=True, more=1) + spread
-            cells.append((escape_markup(name), window, effect, metric.written(score, more=1)))
+            spread = "" if math.isnan(error) else f" ± {metric.format_value(error, more=1)} (s.e.)"
+            effect = metric.format_value(changes[row][layer], sign=True, more=1) + spread
+            cells.append((escape_markup(name), window, effect, metric.format_value(score, more=1)))
         rows.append(cells)
     return rows
 

@@ -17,8 +17,8 @@ from causal_tracer.plots.heatmap import (
 )
 from causal_tracer.plots.pages import LEAST_WIDTH
 from causal_tracer.request.sites import SITES
+from causal_tracer.results.labels import bidi_isolated, display_token, probability_label
 from causal_tracer.results.lens import LogitLens
-from causal_tracer.results.words import bidi_isolated, display_token, probability_label
 
 Shade = Literal["top", "answer", "entropy"]
 """The value that colours a lens's cells: the top token's probability, the answer's probability, or the entropy."""

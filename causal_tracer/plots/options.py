@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from causal_tracer.arguments import flag, instance, optional, real_number, several, shown, text, whole_number
+from causal_tracer.arguments import as_list, flag, instance, optional, quoted, real_number, text, whole_number
 from causal_tracer.errors import SettingsError
 from causal_tracer.plots.scale import ColorLimits
 from causal_tracer.results.flow import HiddenFlow
@@ -37,9 +37,9 @@ def check_plot_options(
     if height is not None:
         whole_number("height", height, least=10)
     if limits is not None and not isinstance(limits, ColorLimits):
-        ends = [real_number("limits", value) for value in several("limits", limits)]
+        ends = [real_number("limits", value) for value in as_list("limits", limits)]
         if len(ends) != 2:
-            raise SettingsError(f"limits must be two numbers (given: {shown(limits)}).")
+            raise SettingsError(f"limits must be two numbers (given: {quoted(limits)}).")
     if color is not None:
         _check_color(color)
 
@@ -51,5 +51,5 @@ def _check_color(color: Any) -> None:
         go.Heatmap(colorscale=color if isinstance(color, str) else list(color))
     except (TypeError, ValueError, RuntimeError) as error:
         raise SettingsError(
-            f"color must be a Plotly colour scale, by name or as a list of colours (given: {shown(color)})."
+            f"color must be a Plotly colour scale, by name or as a list of colours (given: {quoted(color)})."
         ) from error

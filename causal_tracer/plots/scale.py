@@ -16,7 +16,7 @@ import plotly.graph_objects as go
 from causal_tracer.metrics.descriptions import MetricDescription
 from causal_tracer.results.analysis import base_score, higher_is_stronger
 from causal_tracer.results.flow import HiddenFlow
-from causal_tracer.results.words import metric_of, require_same_metric
+from causal_tracer.results.labels import metric_of, require_same_metric
 
 # The hue of wrong-way cells stays light, so that in black-and-white print, too, a dark cell is a strong one.
 _WEAKER, _NEUTRAL = (211, 189, 124), (250, 250, 250)
@@ -50,7 +50,7 @@ class ColorLimits:
 
     def places(self, metric: MetricDescription) -> tuple[float, float, float]:
         """Return the positions of `weakest`, `base` and `strongest` on the metric's colour axis."""
-        return metric.place(self.weakest), metric.place(self.base), metric.place(self.strongest)
+        return metric.axis_position(self.weakest), metric.axis_position(self.base), metric.axis_position(self.strongest)
 
 
 def color_limits(*flows: HiddenFlow) -> ColorLimits:
@@ -67,13 +67,13 @@ def color_limits(*flows: HiddenFlow) -> ColorLimits:
     metric, turn = metric_of(flows[0]), 1 if higher_is_stronger(flows[0]) else -1
 
     def strengths(values: Iterable[float]) -> list[float]:
-        return [turn * at for value in values if math.isfinite(at := metric.place(value))]
+        return [turn * at for value in values if math.isfinite(at := metric.axis_position(value))]
 
     known = strengths(score for flow in flows for row in flow.scores.tolist() for score in row)
     runs = strengths(score for flow in flows for score in (flow.low_score, flow.high_score))
     base = min(strengths(base_score(flow) for flow in flows), default=min([*runs, *known], default=0.0))
     weakest, strongest = scale_ends([*runs, *known], base, least=max((abs(base - run) for run in runs), default=0.0))
-    weakest, base, strongest = (metric.value_at(turn * end) for end in (weakest, base, strongest))
+    weakest, base, strongest = (metric.value_at_position(turn * end) for end in (weakest, base, strongest))
     return ColorLimits(weakest, base, strongest)
 
 
@@ -106,8 +106,8 @@ def heatmap_colors(
     metric = metric_of(flow)
     if not isinstance(limits, ColorLimits):
         limits = color_limits(flow) if limits is None else _between(limits, higher_is_stronger(flow))
-    low, high = (metric.place(end) for end in limits.ends)
-    places = [[metric.place(score) for score in row] for row in flow.scores.tolist()]
+    low, high = (metric.axis_position(end) for end in limits.ends)
+    places = [[metric.axis_position(score) for score in row] for row in flow.scores.tolist()]
     known = [value for row in places for value in row if not math.isnan(value)]
     rounding = 1e-6 * (high - low)
     clipped = min(known, default=low) < low - rounding, max(known, default=high) > high + rounding
@@ -155,11 +155,11 @@ def _labels(metric: MetricDescription, limits: ColorLimits, clipped: tuple[bool,
     """Return the labels of the colour bar of a logarithmic or clipped scale; Plotly makes all others."""
     if not metric.logarithmic and not any(clipped):
         return {"tickformat": ".3~g"}
-    low, high = (metric.place(end) for end in limits.ends)
+    low, high = (metric.axis_position(end) for end in limits.ends)
     inner = [low + (high - low) * step / (_TICKS - 1) for step in range(1, _TICKS - 1)]
     if metric.logarithmic:
         inner = [at for at in _decades(low, high) if 0.06 * (high - low) < at - low < 0.94 * (high - low)]
-    texts = [metric.written(metric.value_at(at)) for at in (low, *inner, high)]
+    texts = [metric.format_value(metric.value_at_position(at)) for at in (low, *inner, high)]
     texts[0] = f"≤ {texts[0]}" if clipped[0] else texts[0]
     texts[-1] = f"≥ {texts[-1]}" if clipped[1] else texts[-1]
     return {"tickvals": [low, *inner, high], "ticktext": texts}

@@ -13,8 +13,7 @@ from causal_tracer.request.sites import SITES
 from causal_tracer.results.analysis import effects
 from causal_tracer.results.flow import HiddenFlow
 from causal_tracer.results.intervals import margin
-from causal_tracer.results.noise_calibration import NoiseCalibration
-from causal_tracer.results.words import (
+from causal_tracer.results.labels import (
     display_token,
     effect_label,
     map_title,
@@ -22,6 +21,7 @@ from causal_tracer.results.words import (
     patched_word,
     require_same_metric,
 )
+from causal_tracer.results.noise_calibration import NoiseCalibration
 
 
 def plot_noise_calibration(calibration: NoiseCalibration, show: bool = True) -> go.Figure:

@@ -13,8 +13,8 @@ from causal_tracer.errors import SettingsError
 from causal_tracer.plots.heatmap import escape_markup, plot_hidden_flow_heatmap
 from causal_tracer.prompts.chat import ChatText
 from causal_tracer.results.flow import HiddenFlow
+from causal_tracer.results.labels import display_token, map_title, metric_label, metric_of, runs_line
 from causal_tracer.results.settings_line import settings_line
-from causal_tracer.results.words import display_token, map_title, metric_label, metric_of, runs_line
 
 SLIDE_SIZE = (1920, 1080)
 """Width and height in pixels, 16:9."""
@@ -87,7 +87,7 @@ def _prompt(result: HiddenFlow) -> str:
 
 def _measured(result: HiddenFlow) -> str:
     what = f"{map_title(result)}: {metric_label(result)}"
-    return f"Subject “{result.subject}” · {what} ({runs_line(result, metric_of(result).written)})"
+    return f"Subject “{result.subject}” · {what} ({runs_line(result, metric_of(result).format_value)})"
 
 
 def _made(result: HiddenFlow, model: str) -> str:

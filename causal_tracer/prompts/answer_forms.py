@@ -13,9 +13,10 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from causal_tracer.arguments import quoted
 from causal_tracer.errors import PromptError
 from causal_tracer.metrics.metric import log_probabilities
-from causal_tracer.prompts.encoding import check_text, encode, encode_with_spans, quoted
+from causal_tracer.prompts.encoding import check_text, encode, encode_with_spans
 from causal_tracer.prompts.prompt import Prompt
 
 AnswerForm = Literal["auto", "exact"]

@@ -11,8 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from causal_tracer.arguments import quoted
 from causal_tracer.errors import PromptError, SettingsError, SubjectError, TokenizerError
-from causal_tracer.prompts.encoding import Span, check_text, quoted
+from causal_tracer.prompts.encoding import Span, check_text
 from causal_tracer.prompts.prompt import Prompt, duplicate_token_note, make_prompt_at
 from causal_tracer.prompts.subject import Occurrence, chosen_occurrence, guess_subject, occurrences
 

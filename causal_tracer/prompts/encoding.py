@@ -7,14 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from causal_tracer.arguments import shown
+from causal_tracer.arguments import quoted
 from causal_tracer.errors import PromptError, TokenizerError
 
 Span = tuple[int, int]
 """A range of characters of a text: the first, and one past the last."""
-
-# Messages quote prompts, which may be long, so their middle is left out.
-quoted = shown
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from causal_tracer.arguments import quoted
 from causal_tracer.errors import PromptError, SubjectError, TokenizerError
 from causal_tracer.prompts.decoding import decode_together, token_labels
-from causal_tracer.prompts.encoding import EncodedText, Span, check_text, encode_with_spans, quoted
+from causal_tracer.prompts.encoding import EncodedText, Span, check_text, encode_with_spans
 from causal_tracer.prompts.subject import (
     Occurrence,
     chosen_occurrence,

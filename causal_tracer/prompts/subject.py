@@ -6,8 +6,9 @@ import re
 import unicodedata
 from typing import Literal
 
+from causal_tracer.arguments import quoted
 from causal_tracer.errors import SettingsError, SubjectError
-from causal_tracer.prompts.encoding import Span, quoted
+from causal_tracer.prompts.encoding import Span
 
 Occurrence = Literal["first", "last"]
 

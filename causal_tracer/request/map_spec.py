@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from causal_tracer import arguments
-from causal_tracer.arguments import flag, optional, several
+from causal_tracer.arguments import as_list, flag, optional
 from causal_tracer.errors import SettingsError
 from causal_tracer.request.record import Check, integer, one_of, record
 from causal_tracer.request.sites import SITES, LayerKind, SiteName, require_kind, require_site
@@ -30,7 +30,7 @@ def _site(_name: str, value: Any) -> SiteName:
 
 
 def _tokens(name: str, value: Any) -> tuple[int, ...] | None:
-    return None if value is None else tuple(arguments.whole_number(name, token) for token in several(name, value))
+    return None if value is None else tuple(arguments.whole_number(name, token) for token in as_list(name, value))
 
 
 def _queries(name: str, value: Any) -> int | tuple[int, ...] | None:

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import CoreSchema, core_schema
 
-from causal_tracer.arguments import choice, function, shown
+from causal_tracer.arguments import choice, function, quoted
 from causal_tracer.corruption import CORRUPTION_RECORDS
 from causal_tracer.errors import SettingsError
 
@@ -52,7 +52,7 @@ def _from_data(data: Mapping[str, Any]) -> Any:
             raise cause from error
         place = ".".join(str(part) for part in first["loc"])
         raise SettingsError(
-            f"{place} of the {made.__name__} is not valid (given: {shown(first['input'])}): {first['msg']}."
+            f"{place} of the {made.__name__} is not valid (given: {quoted(first['input'])}): {first['msg']}."
         ) from error
 
 

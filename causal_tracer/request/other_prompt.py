@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from causal_tracer import arguments
-from causal_tracer.arguments import optional, several, shown, text
+from causal_tracer.arguments import as_list, optional, quoted, text
 from causal_tracer.errors import SettingsError
 from causal_tracer.prompts.alignment import AlignmentRule
 from causal_tracer.prompts.chat import ChatText
@@ -28,9 +28,9 @@ def checked_prompt_text(name: str, value: Any) -> Any:
 def _pairs(name: str, value: Any) -> Any:
     if value is None:
         return None
-    found = [several(f"Each pair of {name}", pair) for pair in several(name, value)]
+    found = [as_list(f"Each pair of {name}", pair) for pair in as_list(name, value)]
     if wrong := [pair for pair in found if len(pair) != 2]:
-        raise SettingsError(f"{name} must be pairs (token, other token) (given: {shown(wrong[0])}).")
+        raise SettingsError(f"{name} must be pairs (token, other token) (given: {quoted(wrong[0])}).")
     return tuple(tuple(arguments.whole_number(name, token) for token in pair) for pair in found)
 
 

@@ -75,7 +75,7 @@ def from_data(kind: type[T], data: Any) -> T:
         SettingsError: The data is not such a record, or the record has a user-defined object.
     """
     if not isinstance(data, Mapping):
-        raise SettingsError(f"A {kind.__name__} must be a JSON object (given: {arguments.shown(data)}).")
+        raise SettingsError(f"A {kind.__name__} must be a JSON object (given: {arguments.quoted(data)}).")
     try:
         return kind(**data)
     except SettingsError:
@@ -145,4 +145,4 @@ def _words(name: str, first: Any) -> str:
         return f"{name} has no field {place!r}."
     if first["type"] in ("missing", "missing_argument"):
         return f"{name} needs a value for its field {place!r}."
-    return f"{place} is not valid (given: {arguments.shown(first['input'])}): {first['msg']}."
+    return f"{place} is not valid (given: {arguments.quoted(first['input'])}): {first['msg']}."

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from causal_tracer import arguments
-from causal_tracer.arguments import MOST_SAMPLES, flag, instance, optional, real_number, several, shown, text
+from causal_tracer.arguments import MOST_SAMPLES, as_list, flag, instance, optional, quoted, real_number, text
 from causal_tracer.corruption import CORRUPTIONS, Corruption, NoiseRule, SubjectsNoise
 from causal_tracer.errors import SettingsError
 from causal_tracer.metrics.metric import METRICS, Metric, Target
@@ -58,7 +58,7 @@ def _noise_rule(name: str, value: Any) -> Any:
         return value
     level = real_number(name, value)
     if not 0 <= level <= _HIGHEST_NOISE:
-        raise SettingsError(f"noise={shown(value)} is not a noise level. Give 0 or a positive number.")
+        raise SettingsError(f"noise={quoted(value)} is not a noise level. Give 0 or a positive number.")
     return level
 
 
@@ -67,7 +67,7 @@ def _other(name: str, value: Any) -> Any:
 
 
 def _texts(name: str, value: Any) -> Any:
-    return tuple(check_text(f"Each of {name}", item) for item in several(name, value))
+    return tuple(check_text(f"Each of {name}", item) for item in as_list(name, value))
 
 
 def _default_metric(fields: dict[str, Any]) -> str:
@@ -190,8 +190,8 @@ class TraceRequest:
         given = [name for name, default in in_place.items() if getattr(self, name) != default]
         if self.second is not None and given:
             raise SettingsError(
-                f"{given[0]}={shown(getattr(self, given[0]))} does not apply with a second prompt, which is run in "
-                f"place of the corrupted one. Leave out {given[0]} or second."
+                f"{given[0]}={quoted(getattr(self, given[0]))} does not apply with a second prompt, which is run "
+                f"in place of the corrupted one. Leave out {given[0]} or second."
             )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from causal_tracer.request.sites import SITES, SPANS
 from causal_tracer.results import intervals
-from causal_tracer.results.words import control_of, metric_of
+from causal_tracer.results.labels import control_of, metric_of
 
 if TYPE_CHECKING:
     from causal_tracer.results.flow import HiddenFlow

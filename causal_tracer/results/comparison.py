@@ -12,7 +12,7 @@ from causal_tracer.errors import SettingsError
 from causal_tracer.request.sites import SITES
 from causal_tracer.results.analysis import effects
 from causal_tracer.results.flow import HiddenFlow
-from causal_tracer.results.words import metric_label, metric_of, require_same_metric, row_names
+from causal_tracer.results.labels import metric_label, metric_of, require_same_metric, row_names
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from causal_tracer.request.sites import SITES
-from causal_tracer.results.words import runs_line
+from causal_tracer.results.labels import runs_line
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from causal_tracer.corruption import CORRUPTIONS
-from causal_tracer.results.words import audit_words
+from causal_tracer.results.labels import audit_words
 
 if TYPE_CHECKING:
     from causal_tracer.results.flow import HiddenFlow

@@ -203,4 +203,4 @@ def _value(effects: StudyEffects, value: float) -> str:
     """Return a value or an effect as text, in per cent if it is a probability."""
     if effects.metric.name == "probability" and not np.isnan(value):
         return f"{100 * value:.1f} %"
-    return effects.metric.written(value)
+    return effects.metric.format_value(value)

@@ -18,7 +18,7 @@ from causal_tracer.experiment.base_run import BaseRun, LogitsCallback, renumbere
 from causal_tracer.metrics.metric import AnswerRank
 from causal_tracer.results.audit import Audit
 from causal_tracer.sweep.check import EngineCheck, tolerance
-from causal_tracer.sweep.engine import sweep
+from causal_tracer.sweep.engine import run_sweep
 from causal_tracer.sweep.full import full_sweep
 from causal_tracer.sweep.plan import Cell, Sweep, SweepChunk
 from causal_tracer.sweep.shared import shared_sweep
@@ -29,7 +29,7 @@ _MOST_CELLS = 6
 
 
 def audited_sweep(
-    works: Sequence[Sweep],
+    sweeps: Sequence[Sweep],
     engine_check: EngineCheck,
     cancelled: Callable[[], bool],
     *,
@@ -55,11 +55,11 @@ def audited_sweep(
         The number of a sweep, and scores as they are computed. The last scores of a sweep follow its audit. Maps that
         fail the audit are yielded again, first as NaN, then with the full sweep's scores.
     """
-    chunks = shared_sweep(works, engine_check, cancelled, logits_callbacks, on_halved_batch)
+    chunks = shared_sweep(sweeps, engine_check, cancelled, logits_callbacks, on_halved_batch)
     if not audit or engine_check.mode is None:
         yield from chunks
         return
-    shapes = [(len(work.plan.cells), work.base.samples) for work in works]
+    shapes = [(len(sweep.plan.cells), sweep.base.samples) for sweep in sweeps]
     scores = [torch.full(shape, torch.nan, dtype=torch.float32) for shape in shapes]
     left = [torch.ones(shape, dtype=torch.bool) for shape in shapes]
     held: list[tuple[int, SweepChunk]] = []
@@ -72,60 +72,60 @@ def audited_sweep(
             held.append((number, chunk))
     for number, chunk in held:
         failed = []
-        for map_number in sorted(set(_maps(works[number]).tolist())):
-            found = audit_scores(works[number], scores[number], map_number, cancelled)
+        for map_number in sorted(set(_maps(sweeps[number]).tolist())):
+            found = audit_scores(sweeps[number], scores[number], map_number, cancelled)
             on_audit(number, map_number, found)
             if found.recomputed:
                 failed.append(map_number)
         yield number, chunk
         if failed:
             on_restart(number)
-            for again in _computed_again(works[number], failed, cancelled, logits_callbacks[number], on_halved_batch):
+            for again in _computed_again(sweeps[number], failed, cancelled, logits_callbacks[number], on_halved_batch):
                 yield number, again
 
 
 def _computed_again(
-    work: Sweep,
+    sweep: Sweep,
     failed: Sequence[int],
     cancelled: Callable[[], bool],
     on_logits: LogitsCallback | None,
     on_halved_batch: Callable[[int], None],
 ) -> Iterator[SweepChunk]:
     """Yield the maps with the numbers in `failed` as NaN, and then with the full sweep's scores."""
-    again = torch.isin(_maps(work), torch.tensor(failed)).nonzero()[:, 0]
-    unknown = torch.full((len(again) * work.base.samples,), torch.nan, dtype=torch.float32)
-    samples = torch.arange(work.base.samples).repeat(len(again))
-    yield SweepChunk(again.repeat_interleave(work.base.samples), samples, unknown)
-    for chunk in sweep(
-        EngineCheck(None, ()), work.part(again), cancelled, renumbered(on_logits, again), on_halved_batch
+    again = torch.isin(_maps(sweep), torch.tensor(failed)).nonzero()[:, 0]
+    unknown = torch.full((len(again) * sweep.base.samples,), torch.nan, dtype=torch.float32)
+    samples = torch.arange(sweep.base.samples).repeat(len(again))
+    yield SweepChunk(again.repeat_interleave(sweep.base.samples), samples, unknown)
+    for chunk in run_sweep(
+        EngineCheck(None, ()), sweep.part(again), cancelled, renumbered(on_logits, again), on_halved_batch
     ):
         yield replace(chunk, cells=again[chunk.cells])
 
 
-def _maps(work: Sweep) -> Tensor:
+def _maps(sweep: Sweep) -> Tensor:
     """Return each cell's map number [cells]."""
-    return torch.zeros(len(work.plan.cells), dtype=torch.long) if work.maps is None else work.maps
+    return torch.zeros(len(sweep.plan.cells), dtype=torch.long) if sweep.maps is None else sweep.maps
 
 
-def audit_scores(work: Sweep, scores: Tensor, number: int, cancelled: Callable[[], bool] = lambda: False) -> Audit:
+def audit_scores(sweep: Sweep, scores: Tensor, number: int, cancelled: Callable[[], bool] = lambda: False) -> Audit:
     """Compare some cells of map `number` with the full sweep, in one sample.
 
     Args:
-        work: The sweep that the scores are from.
+        sweep: The sweep that the scores are from.
         scores: The metric of each cell and sample [cells, samples].
         number: The number of the map.
         cancelled: Called between batches; returning True stops the full sweep.
     """
-    generator = torch.Generator().manual_seed(work.seed)
-    members = (_maps(work) == number).nonzero()[:, 0]
-    cells = [work.plan.cells[cell] for cell in members.tolist()]
-    chosen = members[_chosen(cells, _count(work, cells), generator)]
-    sample = int(torch.randint(work.base.samples, (1,), generator=generator))
+    generator = torch.Generator().manual_seed(sweep.seed)
+    members = (_maps(sweep) == number).nonzero()[:, 0]
+    cells = [sweep.plan.cells[cell] for cell in members.tolist()]
+    chosen = members[_chosen(cells, _count(sweep, cells), generator)]
+    sample = int(torch.randint(sweep.base.samples, (1,), generator=generator))
     expected = torch.full((len(chosen),), torch.nan, dtype=torch.float32)
-    part = replace(work.part(chosen), base=_one_sample(work.base, sample))
+    part = replace(sweep.part(chosen), base=_one_sample(sweep.base, sample))
     for chunk in full_sweep(part, cancelled):
         expected[chunk.cells] = chunk.scores
-    allowed = _allowed(work, expected, scores[members] - work.base.scores)
+    allowed = _allowed(sweep, expected, scores[members] - sweep.base.scores)
     largest = float((scores[chosen, sample] - expected).abs().max())
     return Audit(
         cells=tuple((cell.position, cell.layer) for cell in part.plan.cells),
@@ -165,22 +165,22 @@ def _chosen(cells: Sequence[Cell], count: int, generator: torch.Generator) -> Te
     return torch.tensor(chosen)
 
 
-def _count(work: Sweep, cells: Sequence[Cell]) -> int:
+def _count(sweep: Sweep, cells: Sequence[Cell]) -> int:
     """Return the number of cells of a map to audit, so that their full rows cost `_SHARE` of the map's work."""
-    tokens, layers = len(work.base.prompt), work.traced.n_layers
-    reached = [found for cell in cells if (found := work.reach(cell)) is not None]
+    tokens, layers = len(sweep.base.prompt), sweep.traced.n_layers
+    reached = [found for cell in cells if (found := sweep.reach(cell)) is not None]
     blocks = sum((tokens - found.first_token) * (layers - found.join) for found in reached)
-    rows = _SHARE * blocks * work.base.samples / (tokens * layers)
+    rows = _SHARE * blocks * sweep.base.samples / (tokens * layers)
     return max(1, min(_MOST_CELLS, math.ceil(rows), len(cells)))
 
 
-def _allowed(work: Sweep, expected: Tensor, effects: Tensor) -> float:
+def _allowed(sweep: Sweep, expected: Tensor, effects: Tensor) -> float:
     """Return the largest difference that rounding explains, in units of the metric."""
-    rounding, share = tolerance(work.traced)
+    rounding, share = tolerance(sweep.traced)
 
     def largest(values: Tensor) -> float:
         return max(values[values.isfinite()].abs().tolist(), default=0.0)
 
     # Rounding swaps the ranks of tokens with nearly equal logits.
-    step = 1.0 if isinstance(work.metric, AnswerRank) else 0.0
+    step = 1.0 if isinstance(sweep.metric, AnswerRank) else 0.0
     return rounding * max(1.0, largest(expected)) + share * largest(effects) + step

@@ -96,13 +96,13 @@ def check_resume_modes(
     noise = GaussianNoise(NOISE_MULTIPLIER * scale, seed=0)
     batch_size = max(1, min(64, MOST_LOGITS // traced.vocab_size, default_batch_size(traced, n_tokens)))
     corrupted = corrupted_run(traced, prompt, noise, _SAMPLES, metric, batch_size)
-    work = Sweep(traced, clean, corrupted, _check_plan(traced, n_tokens, every_token, knockout), metric, batch_size)
-    expected = _scores(full_sweep(work), work)
-    limits = _allowed(work, (expected - corrupted.scores).abs().amax(dim=1))
+    sweep = Sweep(traced, clean, corrupted, _check_plan(traced, n_tokens, every_token, knockout), metric, batch_size)
+    expected = _scores(full_sweep(sweep), sweep)
+    limits = _allowed(sweep, (expected - corrupted.scores).abs().amax(dim=1))
     tried = []
     for mode in _modes_to_try(traced):
         try:
-            found = _scores(resumed_sweep(replace(work, batch_size=min(7, batch_size)), mode=mode), work)
+            found = _scores(resumed_sweep(replace(sweep, batch_size=min(7, batch_size)), mode=mode), sweep)
         except torch.OutOfMemoryError:
             raise  # a RuntimeError too, but not caused by the mode
         except (CannotResume, *FAILURES) as error:
@@ -137,10 +137,10 @@ def tolerance(traced: TracedModel) -> tuple[float, float]:
     return (1e-5, 1e-3) if exact else (0.05, 0.1)
 
 
-def _allowed(work: Sweep, effects: torch.Tensor) -> torch.Tensor:
+def _allowed(sweep: Sweep, effects: torch.Tensor) -> torch.Tensor:
     """Return each cell's allowed difference: rounding, plus a small share of the largest effect of its kind."""
-    rounding, share = tolerance(work.traced)
-    kinds = [cell.interventions[0].site for cell in work.plan.cells]
+    rounding, share = tolerance(sweep.traced)
+    kinds = [cell.interventions[0].site for cell in sweep.plan.cells]
     largest = {kind: max(float(e) for e, k in zip(effects, kinds, strict=True) if k == kind) for kind in set(kinds)}
     return torch.tensor([rounding + share * largest[kind] for kind in kinds], dtype=torch.float32)
 
@@ -175,8 +175,8 @@ def _check_plan(traced: TracedModel, n_tokens: int, every_token: bool, knockout:
     return SweepPlan(tuple(cell for cell in cells if cell.interventions[0].layers))
 
 
-def _scores(chunks: Iterator[SweepChunk], work: Sweep) -> torch.Tensor:
-    scores = torch.full((len(work.plan.cells), _SAMPLES), math.nan, dtype=torch.float32)
+def _scores(chunks: Iterator[SweepChunk], sweep: Sweep) -> torch.Tensor:
+    scores = torch.full((len(sweep.plan.cells), _SAMPLES), math.nan, dtype=torch.float32)
     for chunk in chunks:
         scores[chunk.cells, chunk.samples] = chunk.scores
     return scores

@@ -97,9 +97,9 @@ def _for_each_row(entries: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor, T
     return rows, first[entry], second[entry]
 
 
-def mask_edits(work: Sweep, interventions: BatchInterventions, first_token: int) -> dict[nn.Module, MaskEdit]:
+def mask_edits(sweep: Sweep, interventions: BatchInterventions, first_token: int) -> dict[nn.Module, MaskEdit]:
     """Return the edits of attention masks in a batch that begins at `first_token`."""
-    traced, tokens = work.traced, range(first_token, len(work.base.prompt))
+    traced, tokens = sweep.traced, range(first_token, len(sweep.base.prompt))
     return {
         traced.modules[module.name]: blocking_edit(edges, tokens, module)
         for layer, edges in interventions.blocked.items()
@@ -108,12 +108,12 @@ def mask_edits(work: Sweep, interventions: BatchInterventions, first_token: int)
 
 
 def site_edits(
-    work: Sweep, interventions: BatchInterventions, samples: Tensor, first_token: int, *, hidden: bool
+    sweep: Sweep, interventions: BatchInterventions, samples: Tensor, first_token: int, *, hidden: bool
 ) -> tuple[dict[nn.Module, Edit], dict[nn.Module, Edit]]:
     """Return the edits of a batch: those of modules' outputs, and those of the inputs of attention output projections.
 
     Args:
-        work: The sweep.
+        sweep: The sweep.
         interventions: The interventions.
         samples: The sample of each row [rows].
         first_token: The first token of the batch.
@@ -123,25 +123,25 @@ def site_edits(
     inputs: dict[nn.Module, Edit] = {}
     for (site, layer), restored in interventions.restored.items():
         if site == "head":
-            name, heads = work.traced.head_sites[layer]
-            inputs[work.traced.modules[name]] = restoration_edit(
-                work, name + INPUT, restored, samples, first_token, heads
+            name, heads = sweep.traced.head_sites[layer]
+            inputs[sweep.traced.modules[name]] = restoration_edit(
+                sweep, name + INPUT, restored, samples, first_token, heads
             )
         elif hidden or site != "hidden":
-            for name in work.traced.site_names[require_kind(site)][layer]:
-                outputs[work.traced.modules[name]] = restoration_edit(work, name, restored, samples, first_token)
+            for name in sweep.traced.site_names[require_kind(site)][layer]:
+                outputs[sweep.traced.modules[name]] = restoration_edit(sweep, name, restored, samples, first_token)
     return outputs, inputs
 
 
 def restoration_edit(
-    work: Sweep, name: str, restored: Sequence[Restorations], samples: Tensor, first_token: int, n_heads: int = 1
+    sweep: Sweep, name: str, restored: Sequence[Restorations], samples: Tensor, first_token: int, n_heads: int = 1
 ) -> Callable[[Tensor], Tensor]:
     """Return the edit that makes all restorations of one module's activation, one after the other."""
     steps = []
     for part in restored:
-        sources = work.base.sources
-        values = sources[part.source][name] if part.source in sources else work.clean.activations[name][None]
-        steps.append(_one_restoration_edit(values, part, samples, work.base.samples, first_token, n_heads))
+        sources = sweep.base.sources
+        values = sources[part.source][name] if part.source in sources else sweep.clean.activations[name][None]
+        steps.append(_one_restoration_edit(values, part, samples, sweep.base.samples, first_token, n_heads))
 
     def restore(activation: Tensor) -> Tensor:
         for step in steps:

@@ -125,9 +125,9 @@ def adopt_engine_checks(known: Mapping[str, Any]) -> None:
     _engine_checks.update({key: check_files.check_from_data(data) for key, data in known.items()})
 
 
-def sweep(
+def run_sweep(
     engine_check: EngineCheck,
-    work: Sweep,
+    sweep: Sweep,
     cancelled: Callable[[], bool],
     on_logits: LogitsCallback | None = None,
     on_halved_batch: Callable[[int], None] = lambda _size: None,
@@ -140,11 +140,11 @@ def sweep(
     Raises:
         torch.OutOfMemoryError: A single row does not fit in memory.
     """
-    known = torch.zeros(len(work.plan.cells), work.base.samples, dtype=torch.bool)
-    batch_size = work.batch_size
+    known = torch.zeros(len(sweep.plan.cells), sweep.base.samples, dtype=torch.bool)
+    batch_size = sweep.batch_size
     while True:
         rest = (~known.all(dim=1)).nonzero()[:, 0]
-        run = (replace(work.part(rest), batch_size=batch_size), cancelled, renumbered(on_logits, rest))
+        run = (replace(sweep.part(rest), batch_size=batch_size), cancelled, renumbered(on_logits, rest))
         try:
             for chunk in full_sweep(*run) if engine_check.mode is None else resumed_sweep(*run, engine_check.mode):
                 cells = rest[chunk.cells]

@@ -21,7 +21,7 @@ from causal_tracer.sweep.plan import Sweep, SweepChunk
 
 
 def full_sweep(
-    work: Sweep,
+    sweep: Sweep,
     cancelled: Callable[[], bool] = lambda: False,
     on_logits: LogitsCallback | None = None,
     record: ActivationRecorder | None = None,
@@ -29,7 +29,7 @@ def full_sweep(
     """Compute every cell of the plan for every sample.
 
     Args:
-        work: The sweep.
+        sweep: The sweep.
         cancelled: Called before each batch; returning True stops the sweep.
         on_logits: Called with the logits of every row.
         record: Records the activations of every row after the interventions.
@@ -41,21 +41,21 @@ def full_sweep(
         TraceCancelled: `cancelled` returned True.
         NumericsError: A run gave NaN or infinite logits.
     """
-    traced, base, samples = work.traced, work.base, work.base.samples
-    rows = torch.arange(len(work.plan.cells) * samples)
-    for batch in torch.split(rows, work.batch_size) if len(rows) else ():
+    traced, base, samples = sweep.traced, sweep.base, sweep.base.samples
+    rows = torch.arange(len(sweep.plan.cells) * samples)
+    for batch in torch.split(rows, sweep.batch_size) if len(rows) else ():
         if cancelled():
             raise TraceCancelled(f"The sweep was cancelled after {int(batch[0])} of {len(rows)} runs.")
         cell_of, sample_of = batch // samples, batch % samples
-        interventions = batch_interventions(work.plan.cells, cell_of)
-        edits, input_edits = site_edits(work, interventions, sample_of, 0, hidden=True)
+        interventions = batch_interventions(sweep.plan.cells, cell_of)
+        edits, input_edits = site_edits(sweep, interventions, sample_of, 0, hidden=True)
         edits[traced.embedding] = corruption_edit(base.embeddings, base.prompt, sample_of)
         if record is not None:
             edits, input_edits = record.edits_after(traced, edits, input_edits)
         ids = torch.tensor(base.prompt.input_ids).expand(len(batch), -1)
         logits = read_logits(
-            traced, ids, edits, "restored", work.reads, input_edits, mask_edits(work, interventions, 0)
+            traced, ids, edits, "restored", sweep.reads, input_edits, mask_edits(sweep, interventions, 0)
         )
         if on_logits is not None:
             on_logits(RowLogits(cell_of, sample_of, logits))
-        yield SweepChunk(cells=cell_of, samples=sample_of, scores=sample_values(work.metric, logits, sample_of))
+        yield SweepChunk(cells=cell_of, samples=sample_of, scores=sample_values(sweep.metric, logits, sample_of))

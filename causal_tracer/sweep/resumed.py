@@ -34,7 +34,7 @@ from causal_tracer.sweep.resumed_pass import ResumedPass
 
 
 def resumed_sweep(
-    work: Sweep,
+    sweep: Sweep,
     cancelled: Callable[[], bool] = lambda: False,
     on_logits: LogitsCallback | None = None,
     mode: ResumeMode = RESUME_MODES[0],
@@ -42,7 +42,7 @@ def resumed_sweep(
     """Compute every cell of the plan for every sample. The scores are those of `full_sweep` up to rounding.
 
     Args:
-        work: The sweep.
+        sweep: The sweep.
         cancelled: Called before each block; returning True stops the sweep.
         on_logits: Called with the logits of every row that is run. Cells that change nothing are not run.
         mode: How the model is resumed.
@@ -55,18 +55,18 @@ def resumed_sweep(
         NumericsError: A run gave NaN or infinite logits.
         CannotResume: The model does not support this mode.
     """
-    base = work.base
-    groups, unchanged = _groups(work, mode)
+    base = sweep.base
+    groups, unchanged = _groups(sweep, mode)
     if unchanged:
         cells = torch.tensor(unchanged).repeat_interleave(base.samples)
         yield SweepChunk(cells, torch.arange(base.samples).repeat(len(unchanged)), base.scores.repeat(len(unchanged)))
     if not groups:
         return
-    state = base_state(work.traced, base, tuple(groups), mode)
-    read_out = ReadOut(work.traced, state.outputs, base.prompt.input_ids[-1], len(work.reads), mode.broadcast)
+    state = base_state(sweep.traced, base, tuple(groups), mode)
+    read_out = ReadOut(sweep.traced, state.outputs, base.prompt.input_ids[-1], len(sweep.reads), mode.broadcast)
     most = read_out.most_rows
     waiting: FinalStates | None = None
-    for states, at_once in _passes(work, state, mode, groups, cancelled):
+    for states, at_once in _passes(sweep, state, mode, groups, cancelled):
         waiting = states if waiting is None else waiting.followed_by(states)
         while len(waiting.cells) >= (1 if at_once else most):
             if cancelled():
@@ -75,10 +75,10 @@ def resumed_sweep(
             logits = read_out(ready.states)
             if on_logits is not None:
                 on_logits(RowLogits(ready.cells, ready.samples, logits))
-            yield SweepChunk(ready.cells, ready.samples, sample_values(work.metric, logits, ready.samples))
+            yield SweepChunk(ready.cells, ready.samples, sample_values(sweep.metric, logits, ready.samples))
 
 
-def _groups(work: Sweep, mode: ResumeMode) -> tuple[dict[int, list[tuple[int, int]]], list[int]]:
+def _groups(sweep: Sweep, mode: ResumeMode) -> tuple[dict[int, list[tuple[int, int]]], list[int]]:
     """Group the cells by the first token of their pass.
 
     Returns:
@@ -87,20 +87,20 @@ def _groups(work: Sweep, mode: ResumeMode) -> tuple[dict[int, list[tuple[int, in
     """
     groups: dict[int, list[tuple[int, int]]] = defaultdict(list)
     unchanged = []
-    for number, cell in enumerate(work.plan.cells):
-        reached = work.reach(cell)
+    for number, cell in enumerate(sweep.plan.cells):
+        reached = sweep.reach(cell)
         if reached is None:
             unchanged.append(number)
         else:
             groups[reached.first_token if mode.use_cache else 0].append((reached.join, number))
-    if work.traced.offloaded and groups:
+    if sweep.traced.offloaded and groups:
         # Loading offloaded weights for a pass costs more than extra tokens: all cells share one group.
         return {min(groups): [member for members in groups.values() for member in members]}, unchanged
     return dict(groups), unchanged
 
 
 def _passes(
-    work: Sweep,
+    sweep: Sweep,
     state: BaseState,
     mode: ResumeMode,
     groups: dict[int, list[tuple[int, int]]],
@@ -111,15 +111,15 @@ def _passes(
     Yields:
         Each batch, and whether its logits must be computed at once instead of together with later batches.
     """
-    samples = work.base.samples
+    samples = sweep.base.samples
     for number, (token, members) in enumerate(groups.items()):
         members.sort(key=lambda member: member[0])
         joins, cells = torch.tensor(members).repeat_interleave(samples, dim=0).unbind(dim=1)
         sample_of = torch.arange(samples).repeat(len(members))
-        batches = torch.split(torch.arange(len(cells)), work.batch_size)
+        batches = torch.split(torch.arange(len(cells)), sweep.batch_size)
         for batch in batches:
-            interventions = batch_interventions(work.plan.cells, cells[batch])
-            run = ResumedPass(work, state, mode, token, joins[batch], sample_of[batch], interventions, cancelled)
+            interventions = batch_interventions(sweep.plan.cells, cells[batch])
+            run = ResumedPass(sweep, state, mode, token, joins[batch], sample_of[batch], interventions, cancelled)
             # The first two tokens' scores are yielded at once; later logits are computed in large batches.
             at_once = number < 2 or (number == len(groups) - 1 and batch is batches[-1])
             yield FinalStates(run.final_states(), cells[batch], sample_of[batch]), at_once

@@ -33,7 +33,7 @@ class ResumedPass:
     """One pass of a batch of rows through the blocks. The rows are sorted by the block at which they join.
 
     Attributes:
-        work: The sweep.
+        sweep: The sweep.
         state: The recorded base run that the pass resumes.
         mode: How the model is resumed.
         token: The first token that is run.
@@ -43,7 +43,7 @@ class ResumedPass:
         cancelled: Called before each block; returning True stops the pass.
     """
 
-    work: Sweep
+    sweep: Sweep
     state: BaseState
     mode: ResumeMode
     token: int
@@ -54,7 +54,7 @@ class ResumedPass:
 
     def final_states(self) -> Tensor:
         """Run the pass and return the last block's output at the positions read [rows, reads, ...]."""
-        traced, base, broadcast = self.work.traced, self.work.base, self.mode.broadcast
+        traced, base, broadcast = self.sweep.traced, self.sweep.base, self.mode.broadcast
         self._final: Tensor | None = None
         if (sharing := self.state.first_sharing_block) is not None:
             # At least one row must have joined when a block leaves shared values for later ones.
@@ -73,12 +73,12 @@ class ResumedPass:
             given |= position_argument(tokens, len(called_with))
         self._carried = CarriedState(self.state.companions, self.state.shared, self.samples)
         # Rows are sorted by join, so those in a block are always the first ones and keep their row numbers.
-        edits, input_edits = site_edits(self.work, self.interventions, self.samples, self.token, hidden=False)
+        edits, input_edits = site_edits(self.sweep, self.interventions, self.samples, self.token, hidden=False)
         if not broadcast:
             # Some models feed the embeddings to later blocks as well.
             edits[traced.embedding] = corruption_edit(base.embeddings, base.prompt, self.samples, tokens)
         ids = torch.tensor(base.prompt.input_ids[self.token :]).expand(len(called_with), -1)
-        given |= {"input_edits": input_edits, "mask_edits": mask_edits(self.work, self.interventions, self.token)}
+        given |= {"input_edits": input_edits, "mask_edits": mask_edits(self.sweep, self.interventions, self.token)}
         with without_head(traced), replacing_forward(traced.blocks, self._block):
             run_model(traced, ids, edits, use_cache=self._snapshot is not None, **given)
         if self._final is None:
@@ -92,10 +92,10 @@ class ResumedPass:
         given = stream_argument(args, kwargs)
         if given is None:
             raise CannotResume(f"block {block} does not take a residual stream")
-        stacked, broadcast = self.work.traced.stacked_streams, self.mode.broadcast
+        stacked, broadcast = self.sweep.traced.stacked_streams, self.mode.broadcast
         stream = rows_first(given, stacked)
         before, active = int((self.joins < block).sum()), int((self.joins <= block).sum())
-        last = block == self.work.traced.n_layers - 1
+        last = block == self.sweep.traced.n_layers - 1
         if active == 0:
             return self._skipped(block, stream, last)
         # Without broadcasting, the model's own arguments have all rows, so rows that join later must run too.
@@ -137,7 +137,7 @@ class ResumedPass:
         if not self.mode.broadcast:
             # The model may use the blocks' outputs later, so they must be right for all rows.
             stream = self._restored(block, self._base_streams(block + 1, rows, stream))
-        given = streams_first(stream, self.work.traced.stacked_streams)
+        given = streams_first(stream, self.sweep.traced.stacked_streams)
         output = skipped_output(self.state.outputs[block], given, self.state.companions[block], self._rows(rows))
         self._carried.leave(block, output)
         return output
@@ -149,8 +149,8 @@ class ResumedPass:
 
     def _read(self, streams: Tensor) -> Tensor:
         """Return the positions read of streams at this pass's tokens. Earlier positions are taken from the base run."""
-        earlier = [read - self.state.first_token for read in self.work.reads if read < self.token]
-        here = streams[:, [read - self.token for read in self.work.reads if read >= self.token]]
+        earlier = [read - self.state.first_token for read in self.sweep.reads if read < self.token]
+        here = streams[:, [read - self.token for read in self.sweep.reads if read >= self.token]]
         if not earlier:
             return here
         recorded = self.state.streams[-1]
@@ -170,6 +170,6 @@ class ResumedPass:
         if ("hidden", block) not in self.interventions.restored:
             return streams
         stop = start + len(streams)
-        name = self.work.traced.site_names["hidden"][block][0]
+        name = self.sweep.traced.site_names["hidden"][block][0]
         parts = [part.part(start, stop) for part in self.interventions.restored["hidden", block]]
-        return restoration_edit(self.work, name, parts, self.samples[start:stop], self.token)(streams)
+        return restoration_edit(self.sweep, name, parts, self.samples[start:stop], self.token)(streams)

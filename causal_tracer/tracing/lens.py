@@ -27,8 +27,8 @@ from causal_tracer.prompts.decoding import token_text
 from causal_tracer.prompts.prompt import Prompt
 from causal_tracer.request.records import MapSpec, RunOptions, SamplesUntil, Text, TraceRequest
 from causal_tracer.request.sites import KINDS, SITES, SPANS
+from causal_tracer.results.labels import display_token
 from causal_tracer.results.lens import LogitLens
-from causal_tracer.results.words import display_token
 from causal_tracer.sweep.check import FAILURES
 from causal_tracer.sweep.full import full_sweep
 from causal_tracer.sweep.plan import Cell, Sweep, SweepPlan
@@ -90,9 +90,9 @@ def noisy_lens(
     embeddings = experiment.embeddings(0, samples)
     base, _ = run_samples(experiment, embeddings, [spec], batch_size, None)
     plan = SweepPlan((cell,), experiment.base_input.reads)
-    work = Sweep(traced, experiment.clean, base, plan, experiment.metric, batch_size, seed=request.seed)
+    sweep = Sweep(traced, experiment.clean, base, plan, experiment.metric, batch_size, seed=request.seed)
     prompt = experiment.base_prompt
-    streams = recorded_streams(work, len(prompt))
+    streams = recorded_streams(sweep, len(prompt))
     low = "second prompt" if experiment.second is not None else "corrupted run"
     run = low if restored is None else _patch_words(experiment, spec, cell)
     if base.samples > 1:
@@ -123,16 +123,16 @@ def whole_prompt(context: TracingContext, text: Text) -> Prompt:
     return prompt_for(context, text, subject if isinstance(subject, str) else None)
 
 
-def recorded_streams(work: Sweep, n_tokens: int) -> Streams:
+def recorded_streams(sweep: Sweep, n_tokens: int) -> Streams:
     """Run the single cell of a sweep in every sample, and return the residual streams of the first `n_tokens`."""
-    recorder, logits = ActivationRecorder(work.traced.activation_names("hidden")), []
-    with recording_block_outputs(work.traced) as outputs:
+    recorder, logits = ActivationRecorder(sweep.traced.activation_names("hidden")), []
+    with recording_block_outputs(sweep.traced) as outputs:
         for _ in full_sweep(
-            work, on_logits=lambda computed: logits.append(computed.logits[:, 0].cpu()), record=recorder
+            sweep, on_logits=lambda computed: logits.append(computed.logits[:, 0].cpu()), record=recorder
         ):
             pass
-    states = stacked_states(work.traced, recorder.values(), n_tokens)
-    return Streams(states, outputs, work.reads[0], torch.cat(logits))
+    states = stacked_states(sweep.traced, recorder.values(), n_tokens)
+    return Streams(states, outputs, sweep.reads[0], torch.cat(logits))
 
 
 def stacked_states(traced: TracedModel, activations: Mapping[str, Tensor], n_tokens: int) -> Tensor:

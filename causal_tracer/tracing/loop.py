@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from causal_tracer.arguments import instance, several
+from causal_tracer.arguments import as_list, instance
 from causal_tracer.experiment.samples import run_samples
 from causal_tracer.experiment.set_up import TracingContext, prompt_for, set_up
 from causal_tracer.model.batch_size import default_batch_size
@@ -79,7 +79,7 @@ def trace_maps(
         NumericsError: A run gave NaN or infinite logits.
         TraceCancelled: `cancelled` returned True.
     """
-    given = [requests] if isinstance(requests, TraceRequest) else several("requests", requests)
+    given = [requests] if isinstance(requests, TraceRequest) else as_list("requests", requests)
     asked = [instance("Each of requests", request, TraceRequest) for request in given]
     instance("specs", specs, Mapping)  # type: ignore[type-abstract]
     for name, spec in specs.items():
@@ -208,13 +208,13 @@ def _traced(traces: Sequence[_Trace], cancelled: Callable[[], bool]) -> Iterator
     if isinstance(wanted, SamplesUntil):
         yield from _until(traces[0], wanted, cancelled)
         return
-    works = [trace.begin_samples(0, wanted) for trace in traces]
-    if len(works) == 1 or can_share_passes(works):
-        yield from _swept(traces, works, cancelled)
+    sweeps = [trace.begin_samples(0, wanted) for trace in traces]
+    if len(sweeps) == 1 or can_share_passes(sweeps):
+        yield from _swept(traces, sweeps, cancelled)
         return
     before, total = 0, sum(trace.runs for trace in traces)
-    for number, (trace, work) in enumerate(zip(traces, works, strict=True)):
-        for update in _swept([trace], [work], cancelled):
+    for number, (trace, sweep) in enumerate(zip(traces, sweeps, strict=True)):
+        for update in _swept([trace], [sweep], cancelled):
             yield MapsUpdate(update.flows, before + update.done, total, number)
         before += trace.runs
 
@@ -224,8 +224,8 @@ def _until(trace: _Trace, wanted: SamplesUntil, cancelled: Callable[[], bool]) -
     maps, before = trace.maps, 0
     for start in range(0, wanted.most, wanted.step):
         stop = min(start + wanted.step, wanted.most)
-        work = trace.begin_samples(start, stop)
-        for update in _swept([trace], [work], cancelled):
+        sweep = trace.begin_samples(start, stop)
+        for update in _swept([trace], [sweep], cancelled):
             latest = MapsUpdate(update.flows, before + update.done, before + update.total)
             yield latest
         before = latest.total
@@ -235,7 +235,7 @@ def _until(trace: _Trace, wanted: SamplesUntil, cancelled: Callable[[], bool]) -
     yield MapsUpdate(maps.flows(), before, before)
 
 
-def _swept(traces: Sequence[_Trace], works: Sequence[Sweep], cancelled: Callable[[], bool]) -> Iterator[MapsUpdate]:
+def _swept(traces: Sequence[_Trace], sweeps: Sequence[Sweep], cancelled: Callable[[], bool]) -> Iterator[MapsUpdate]:
     """Yield the maps of some samples, computed in one sweep."""
     total = sum(trace.runs for trace in traces)
 
@@ -250,7 +250,7 @@ def _swept(traces: Sequence[_Trace], works: Sequence[Sweep], cancelled: Callable
 
     yield from map(update, range(len(traces)))
     for number, chunk in audited_sweep(
-        works,
+        sweeps,
         traces[0].engine_check,
         cancelled,
         audit=traces[0].maps.options.audit,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from causal_tracer.arguments import several, shown, whole_number
+from causal_tracer.arguments import as_list, quoted, whole_number
 from causal_tracer.errors import SettingsError
 from causal_tracer.experiment.answers import ResolvedAnswer, resolve_answer
 from causal_tracer.experiment.base_run import BaseRun
@@ -52,8 +52,10 @@ def patched_run(
     base_clean = asked[0].clean
     own = [source_run.top_id] if answers is None else []
     ids = list(dict.fromkeys([*own, *(answer.ids[0] for answer in asked)]))
-    work = _work(traced, prompt, base_clean, _source_values(traced, source_run, pairs, site, len(prompt)), pairs, site)
-    patched = recorded_streams(work, len(prompt))
+    sweep = _patch_sweep(
+        traced, prompt, base_clean, _source_values(traced, source_run, pairs, site, len(prompt)), pairs, site
+    )
+    patched = recorded_streams(sweep, len(prompt))
     count = "1 pair" if len(pairs) == 1 else f"{len(pairs)} pairs"
     run = f"patched run, {count} of {SITES[site].patched}"
     lens = lens_of(context, prompt, ids[0], patched, top, run=run, notes=())
@@ -81,7 +83,7 @@ def _resolve_answers(
     """Return the requested answers to the base prompt, or the model's own, each with the base prompt's clean run."""
     if answers is None:
         return [resolve_answer(context, TraceRequest(prompt), prompt, ())]
-    given = several("answers", answers)
+    given = as_list("answers", answers)
     if not given:
         raise SettingsError("answers is empty. Give texts or token ids, or None for the model's own answers.")
     return [resolve_answer(context, TraceRequest(prompt, **answer_field(answer)), prompt, ()) for answer in given]
@@ -91,7 +93,7 @@ def _notes(context: TracingContext, asked: Sequence[ResolvedAnswer]) -> tuple[st
     return tuple(note for answer in asked for note in (*answer.notes, *first_token_note(context, answer.ids)))
 
 
-def _work(
+def _patch_sweep(
     traced: TracedModel,
     prompt: Prompt,
     clean: CleanRun,
@@ -151,10 +153,10 @@ def _checked_pairs(
         SettingsError: A pair does not consist of two cells of the model, or two pairs have the same base cell.
     """
     found: list[Pair] = []
-    for pair in several("pairs", pairs):
-        ends = several("Each of pairs", pair)
+    for pair in as_list("pairs", pairs):
+        ends = as_list("Each of pairs", pair)
         if len(ends) != 2:
-            raise SettingsError(f"Each of pairs must be (source cell, base cell) (given: {shown(pair)}).")
+            raise SettingsError(f"Each of pairs must be (source cell, base cell) (given: {quoted(pair)}).")
         source, base = (
             _checked_place(traced, name, end, site, tokens)
             for name, end, tokens in zip(("source", "base"), ends, (source_tokens, base_tokens), strict=True)
@@ -170,10 +172,10 @@ def _checked_pairs(
 
 
 def _checked_place(traced: TracedModel, name: str, place: Any, site: SiteName, tokens: int) -> Place:
-    numbers = several(f"The {name} cell", place)
+    numbers = as_list(f"The {name} cell", place)
     parts = ("token", "layer", "head")[: 3 if site == "head" else 2]
     if len(numbers) != len(parts):
-        raise SettingsError(f"The {name} cell must be ({', '.join(parts)}) (given: {shown(place)}).")
+        raise SettingsError(f"The {name} cell must be ({', '.join(parts)}) (given: {quoted(place)}).")
     token, layer, *head = (whole_number(f"{name} {part}", n) for part, n in zip(parts, numbers, strict=True))
     if not -tokens <= token < tokens:
         raise SettingsError(

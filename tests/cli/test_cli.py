@@ -28,7 +28,7 @@ from causal_tracer.cli import main as cli
 from causal_tracer.cli import progress as cli_progress
 from causal_tracer.errors import ModelLoadError, NumericsError, SettingsError, SubjectError, TraceCancelled
 from causal_tracer.results.analysis import COLUMNS
-from causal_tracer.results.words import display_token
+from causal_tracer.results.labels import display_token
 from tests.support.chat_templates import PLAIN
 from tests.support.tiny_models import PROMPT, SUBJECT, tiny_model, tiny_tokenizer
 

@@ -32,8 +32,8 @@ from causal_tracer.plots.science import plot_severed_bars
 from causal_tracer.request.sites import SITES, SPANS
 from causal_tracer.results.analysis import COLUMNS, rows
 from causal_tracer.results.comparison import compare_flows
+from causal_tracer.results.labels import map_title, metric_label, metric_of
 from causal_tracer.results.tables import csv_text
-from causal_tracer.results.words import map_title, metric_label, metric_of
 from tests.support.flows import some_flow
 from tests.support.tiny_models import OTHER_PROMPT, OTHER_SUBJECT, PROMPT, SUBJECT, tiny_tracer
 
@@ -325,7 +325,8 @@ def test_warnings_are_true_of_the_metric(case: Case) -> None:
     if doubtful is not None:
         unsure = map_warnings(made_up(replace(fine, clean=doubtful), "restore"))[0]
         assert (
-            f"unsure of this answer: {case.label} = {metric_of(made_up(case, 'restore')).written(doubtful)}" in unsure
+            f"unsure of this answer: {case.label} = {metric_of(made_up(case, 'restore')).format_value(doubtful)}"
+            in unsure
         )
 
 
@@ -562,7 +563,7 @@ def test_knockouts_say_what_is_blocked(
     # White is the clean run; the strongest colour is where blocking worsens the metric most.
     best = flow.peaks(1)[0]
     assert cell_color(heatmap, best.row, best.layer)[1] == SITES[spec.kind].color_scale[-1]
-    clean = metric_of(flow).place(flow.high_score)
+    clean = metric_of(flow).axis_position(flow.high_score)
     at = (clean - heatmap.zmin) / (heatmap.zmax - heatmap.zmin)
     assert min(heatmap.colorscale, key=lambda stop: abs(stop[0] - at))[1] == NEUTRAL
     table = list(csv.DictReader(io.StringIO(csv_text(COLUMNS, rows(flow)))))

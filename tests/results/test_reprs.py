@@ -32,7 +32,7 @@ from causal_tracer.model.layer_config import LLAMA_LAYER_CONFIG
 from causal_tracer.plots.difference import plot_difference_heatmap
 from causal_tracer.request.sites import KINDS
 from causal_tracer.results.comparison import compare_flows
-from causal_tracer.results.words import display_token, map_title
+from causal_tracer.results.labels import display_token, map_title
 from causal_tracer.tracing import loop
 from tests.support.flows import some_flow
 from tests.support.tiny_models import (

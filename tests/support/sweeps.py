@@ -67,8 +67,8 @@ def base_runs(name: str, noise: float | None = None, text: str = PROMPT, subject
 def sweep_cells(engine: Engine, base: Base, cells: Sequence[Cell], batch_size: int = 64) -> Tensor:
     """Scores [samples, cells]; every one must have been yielded exactly once."""
     scores = torch.full((SAMPLES, len(cells)), torch.nan)
-    work = Sweep(base.traced, base.clean, base.corrupted, SweepPlan(tuple(cells)), base.metric, batch_size)
-    for chunk in engine(work):
+    sweep = Sweep(base.traced, base.clean, base.corrupted, SweepPlan(tuple(cells)), base.metric, batch_size)
+    for chunk in engine(sweep):
         assert scores[chunk.samples, chunk.cells].isnan().all(), "a score was yielded twice"
         scores[chunk.samples, chunk.cells] = chunk.scores
     assert not scores.isnan().any(), "a score was never yielded"

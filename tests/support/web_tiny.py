@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from causal_tracer import CausalTracer, HiddenFlow
-from causal_tracer.web.service.asking import Fields
+from causal_tracer.web.service.app_fields import Fields
 from causal_tracer.web.service.registry import LoadedTracer, Report
 from causal_tracer.web.service.settings import ServiceSettings
 from causal_tracer.web.service.tracing import TraceService

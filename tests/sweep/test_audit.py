@@ -35,9 +35,9 @@ def break_the_resumed_sweep(monkeypatch: pytest.MonkeyPatch, wrong: Callable[[Sw
     """Change the scores of the sweep after the first-use check."""
     real = engine.resumed_sweep
 
-    def broken(work: Sweep, *rest: Any) -> Iterator[SweepChunk]:
-        for chunk in real(work, *rest):
-            yield replace(chunk, scores=wrong(chunk, work.plan))
+    def broken(sweep: Sweep, *rest: Any) -> Iterator[SweepChunk]:
+        for chunk in real(sweep, *rest):
+            yield replace(chunk, scores=wrong(chunk, sweep.plan))
 
     monkeypatch.setattr(engine, "resumed_sweep", broken)
 

@@ -30,23 +30,23 @@ def _with_interventions(plan: SweepPlan, change: Callable[[Intervention], Interv
     return SweepPlan(tuple(changed(cell) for cell in plan.cells))
 
 
-def ignores_restoration(work: Sweep) -> Chunks:
-    yield from full_sweep(replace(work, plan=_with_interventions(work.plan, lambda _: None)))
+def ignores_restoration(sweep: Sweep) -> Chunks:
+    yield from full_sweep(replace(sweep, plan=_with_interventions(sweep.plan, lambda _: None)))
 
 
-def returns_low_score(work: Sweep) -> Chunks:
-    cells = torch.arange(len(work.plan.cells)).repeat_interleave(work.base.samples)
-    samples = torch.arange(work.base.samples).repeat(len(work.plan.cells))
-    yield SweepChunk(cells, samples, work.base.scores[samples])
+def returns_low_score(sweep: Sweep) -> Chunks:
+    cells = torch.arange(len(sweep.plan.cells)).repeat_interleave(sweep.base.samples)
+    samples = torch.arange(sweep.base.samples).repeat(len(sweep.plan.cells))
+    yield SweepChunk(cells, samples, sweep.base.scores[samples])
 
 
-def returns_high_score(work: Sweep) -> Chunks:
-    for chunk in returns_low_score(work):
-        yield replace(chunk, scores=torch.full_like(chunk.scores, float(work.clean.probabilities.max())))
+def returns_high_score(sweep: Sweep) -> Chunks:
+    for chunk in returns_low_score(sweep):
+        yield replace(chunk, scores=torch.full_like(chunk.scores, float(sweep.clean.probabilities.max())))
 
 
-def swaps_attention_and_mlp(work: Sweep) -> Chunks:
-    yield from full_sweep(replace(work, traced=swapped(work.traced)))
+def swaps_attention_and_mlp(sweep: Sweep) -> Chunks:
+    yield from full_sweep(replace(sweep, traced=swapped(sweep.traced)))
 
 
 def swapped(traced: TracedModel) -> TracedModel:
@@ -55,94 +55,94 @@ def swapped(traced: TracedModel) -> TracedModel:
     return replace(traced, site_names=swap)  # type: ignore[arg-type]
 
 
-def shifts_rows(work: Sweep) -> Chunks:
-    for chunk in full_sweep(work):
+def shifts_rows(sweep: Sweep) -> Chunks:
+    for chunk in full_sweep(sweep):
         yield replace(chunk, scores=chunk.scores.roll(1))
 
 
-def restores_only_the_first_row_of_a_batch(work: Sweep) -> Chunks:
-    for chunk in full_sweep(work):
-        scores = work.base.scores[chunk.samples]
+def restores_only_the_first_row_of_a_batch(sweep: Sweep) -> Chunks:
+    for chunk in full_sweep(sweep):
+        scores = sweep.base.scores[chunk.samples]
         scores[0] = chunk.scores[0]
         yield replace(chunk, scores=scores)
 
 
-def uses_one_noise_for_all_samples(work: Sweep) -> Chunks:
-    noise = work.base.embeddings[:1].expand_as(work.base.embeddings)
-    yield from full_sweep(replace(work, base=replace(work.base, embeddings=noise)))
+def uses_one_noise_for_all_samples(sweep: Sweep) -> Chunks:
+    noise = sweep.base.embeddings[:1].expand_as(sweep.base.embeddings)
+    yield from full_sweep(replace(sweep, base=replace(sweep.base, embeddings=noise)))
 
 
-def uses_another_samples_noise(work: Sweep) -> Chunks:
-    rolled = replace(work.base, embeddings=work.base.embeddings.roll(1, 0))
-    yield from full_sweep(replace(work, base=rolled))
+def uses_another_samples_noise(sweep: Sweep) -> Chunks:
+    rolled = replace(sweep.base, embeddings=sweep.base.embeddings.roll(1, 0))
+    yield from full_sweep(replace(sweep, base=rolled))
 
 
-def corrupts_one_token_of_the_subject(work: Sweep) -> Chunks:
-    noise = work.base.embeddings.clone()
-    noise[:, 1:] = subject_embeddings(work.traced, work.base.prompt).embedded[1:]
-    yield from full_sweep(replace(work, base=replace(work.base, embeddings=noise)))
+def corrupts_one_token_of_the_subject(sweep: Sweep) -> Chunks:
+    noise = sweep.base.embeddings.clone()
+    noise[:, 1:] = subject_embeddings(sweep.traced, sweep.base.prompt).embedded[1:]
+    yield from full_sweep(replace(sweep, base=replace(sweep.base, embeddings=noise)))
 
 
-def shifts_noise_by_one_token(work: Sweep) -> Chunks:
-    start, end = work.base.prompt.subject_range
-    moved = replace(work.base.prompt, subject_range=(start - 1, end - 1))
-    yield from full_sweep(replace(work, base=replace(work.base, prompt=moved)))
+def shifts_noise_by_one_token(sweep: Sweep) -> Chunks:
+    start, end = sweep.base.prompt.subject_range
+    moved = replace(sweep.base.prompt, subject_range=(start - 1, end - 1))
+    yield from full_sweep(replace(sweep, base=replace(sweep.base, prompt=moved)))
 
 
-def restores_the_next_token(work: Sweep) -> Chunks:
-    last = len(work.base.prompt) - 1
+def restores_the_next_token(sweep: Sweep) -> Chunks:
+    last = len(sweep.base.prompt) - 1
 
     def next_token(intervention: Intervention) -> Intervention:
         return replace(intervention, tokens=tuple(min(token + 1, last) for token in intervention.tokens))
 
-    yield from full_sweep(replace(work, plan=_with_interventions(work.plan, next_token)))
+    yield from full_sweep(replace(sweep, plan=_with_interventions(sweep.plan, next_token)))
 
 
-def restores_only_one_token_of_many(work: Sweep) -> Chunks:
+def restores_only_one_token_of_many(sweep: Sweep) -> Chunks:
     def first_token(intervention: Intervention) -> Intervention:
         return replace(intervention, tokens=intervention.tokens[:1])
 
-    yield from full_sweep(replace(work, plan=_with_interventions(work.plan, first_token)))
+    yield from full_sweep(replace(sweep, plan=_with_interventions(sweep.plan, first_token)))
 
 
-def moves_windows_by_one_layer(work: Sweep) -> Chunks:
+def moves_windows_by_one_layer(sweep: Sweep) -> Chunks:
     def moved(intervention: Intervention) -> Intervention:
-        layers = tuple(min(layer + 1, work.traced.n_layers - 1) for layer in intervention.layers)
+        layers = tuple(min(layer + 1, sweep.traced.n_layers - 1) for layer in intervention.layers)
         return replace(intervention, layers=layers)
 
-    yield from full_sweep(replace(work, plan=_with_interventions(work.plan, moved)))
+    yield from full_sweep(replace(sweep, plan=_with_interventions(sweep.plan, moved)))
 
 
-def drops_the_last_layer_of_a_window(work: Sweep) -> Chunks:
+def drops_the_last_layer_of_a_window(sweep: Sweep) -> Chunks:
     def shorter(intervention: Intervention) -> Intervention:
         layers = intervention.layers
         return replace(intervention, layers=layers[:-1] if len(layers) > 1 else layers)
 
-    yield from full_sweep(replace(work, plan=_with_interventions(work.plan, shorter)))
+    yield from full_sweep(replace(sweep, plan=_with_interventions(sweep.plan, shorter)))
 
 
-def restores_values_of_the_next_token(work: Sweep) -> Chunks:
-    shifted = {name: values.roll(-1, 0) for name, values in work.clean.activations.items()}
-    yield from full_sweep(replace(work, clean=replace(work.clean, activations=shifted)))
+def restores_values_of_the_next_token(sweep: Sweep) -> Chunks:
+    shifted = {name: values.roll(-1, 0) for name, values in sweep.clean.activations.items()}
+    yield from full_sweep(replace(sweep, clean=replace(sweep.clean, activations=shifted)))
 
 
-def restores_zeros(work: Sweep) -> Chunks:
-    zeros = {name: torch.zeros_like(values) for name, values in work.clean.activations.items()}
-    yield from full_sweep(replace(work, clean=replace(work.clean, activations=zeros)))
+def restores_zeros(sweep: Sweep) -> Chunks:
+    zeros = {name: torch.zeros_like(values) for name, values in sweep.clean.activations.items()}
+    yield from full_sweep(replace(sweep, clean=replace(sweep.clean, activations=zeros)))
 
 
-def reads_another_answer(work: Sweep) -> Chunks:
-    metric: Any = work.metric
-    yield from full_sweep(replace(work, metric=AnswerProbability((metric.answer_ids[0] - 1,))))
+def reads_another_answer(sweep: Sweep) -> Chunks:
+    metric: Any = sweep.metric
+    yield from full_sweep(replace(sweep, metric=AnswerProbability((metric.answer_ids[0] - 1,))))
 
 
-def depends_on_the_batch_size(work: Sweep) -> Chunks:
-    for chunk in full_sweep(work):
-        yield replace(chunk, scores=chunk.scores + 1e-4 * (work.batch_size == 3))
+def depends_on_the_batch_size(sweep: Sweep) -> Chunks:
+    for chunk in full_sweep(sweep):
+        yield replace(chunk, scores=chunk.scores + 1e-4 * (sweep.batch_size == 3))
 
 
-def forgets_the_last_batch(work: Sweep) -> Chunks:
-    yield from list(full_sweep(work))[:-1]
+def forgets_the_last_batch(sweep: Sweep) -> Chunks:
+    yield from list(full_sweep(sweep))[:-1]
 
 
 MUTANTS: tuple[checks.Engine, ...] = (

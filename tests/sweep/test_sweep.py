@@ -5,7 +5,7 @@ The `check_*` functions take an engine, so that mutants (`test_mutants.py`) go t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,7 +16,7 @@ from causal_tracer.errors import NumericsError, TraceCancelled
 from causal_tracer.experiment.base_run import BaseRun
 from causal_tracer.request.sites import window_layers
 from causal_tracer.sweep.full import full_sweep
-from causal_tracer.sweep.plan import Cell, Intervention, Sweep, SweepChunk, map_plan
+from causal_tracer.sweep.plan import Cell, Intervention, Sweep, map_plan
 from tests.support.hand_hooks import hand_window, map_by_hand
 from tests.support.sweep_checks import (
     CHECKS,
@@ -148,12 +148,9 @@ def test_cancelling_raises_and_leaves_the_model_bit_identical(name: str, engine:
         asked.append(None)
         return len(asked) > 2
 
-    work = Sweep(base.traced, base.clean, base.corrupted, plan, base.metric, 4)
+    sweep = Sweep(base.traced, base.clean, base.corrupted, plan, base.metric, 4)
 
-    def sweep() -> Iterator[SweepChunk]:
-        return iter(ENGINES[engine](work, cancelled))  # type: ignore[call-arg]
-
-    chunks = sweep()
+    chunks = ENGINES[engine](sweep, cancelled)  # type: ignore[call-arg]
     with pytest.raises(TraceCancelled):
         list(chunks)
     assert_unchanged(base.traced.model, before)

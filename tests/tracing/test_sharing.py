@@ -42,13 +42,13 @@ def sharing_pays(monkeypatch: pytest.MonkeyPatch) -> None:
 def samples_of_sweeps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The number of samples in each sweep."""
     found: list[int] = []
-    sweep: Callable[..., object] = shared.sweep
+    unnoted: Callable[..., object] = shared.run_sweep
 
     def noted(*args: Any) -> object:
         found.append(args[1].base.samples)
-        return sweep(*args)
+        return unnoted(*args)
 
-    monkeypatch.setattr(shared, "sweep", noted)
+    monkeypatch.setattr(shared, "run_sweep", noted)
     return found
 
 
@@ -173,13 +173,13 @@ def test_only_the_prompt_whose_map_fails_its_audit_is_computed_again(monkeypatch
     tracer = tiny_tracer("gpt2")
     asked = [requests()[0], requests()[3]]
     expected = [tracer.trace_maps(request, HIDDEN, RunOptions(engine="full")) for request in asked]
-    real = shared.sweep
+    real = shared.run_sweep
 
-    def broken(engine_check: Any, work: Any, *rest: Any) -> Iterator[SweepChunk]:
-        for chunk in real(engine_check, work, *rest):
+    def broken(engine_check: Any, sweep: Any, *rest: Any) -> Iterator[SweepChunk]:
+        for chunk in real(engine_check, sweep, *rest):
             yield replace(chunk, scores=torch.where(chunk.samples < 2, chunk.scores + 0.1, chunk.scores))
 
-    monkeypatch.setattr(shared, "sweep", broken)
+    monkeypatch.setattr(shared, "run_sweep", broken)
     found = tracer.trace_maps(asked, HIDDEN)
     audits = [flows["map"].audit for flows in found]
     assert [audit is not None and audit.recomputed for audit in audits] == [True, False]

@@ -25,7 +25,7 @@ from causal_tracer.web.api.tasks import (
     TRACE_TASK,
     TaskField,
 )
-from causal_tracer.web.service.asking import APP_FIELDS, AppField
+from causal_tracer.web.service.app_fields import APP_FIELDS, AppField
 from causal_tracer.web.service.field_checks import CheckedFields, check_fields
 from causal_tracer.web.service.json_requests import check_lens, check_patch, check_trace
 from causal_tracer.web.service.limits import client_of

@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 
 from causal_tracer.request.record import record_fields
 from causal_tracer.request.records import MapSpec, OtherPrompt, RunOptions, TraceRequest
-from causal_tracer.web.service.asking import AppField
+from causal_tracer.web.service.app_fields import AppField
 from causal_tracer.web.service.json_requests import LENS_FIELDS, PATCH_FIELDS, TRACE_FIELDS
 
 Object = dict[str, Any]

@@ -11,7 +11,7 @@ from causal_tracer.plots.difference import row_labels
 from causal_tracer.request.sites import SITES
 from causal_tracer.results.comparison import FlowDifference
 from causal_tracer.results.flow import HiddenFlow
-from causal_tracer.results.words import axis_labels, effect_label, map_title, metric_label, metric_of
+from causal_tracer.results.labels import axis_labels, effect_label, map_title, metric_label, metric_of
 
 
 def table_html(flow: HiddenFlow, plot_id: str) -> str:
@@ -37,7 +37,7 @@ def difference_table_html(difference: FlowDifference) -> str:
     row = difference.aligned_by.removesuffix("s")
     column = "layer" if all(a == b for a, b in difference.layers) else "layer of A | of B"
     rows = [
-        (label, [metric.written(value, sign=True) for value in values])
+        (label, [metric.format_value(value, sign=True) for value in values])
         for label, values in zip(row_labels(difference), difference.values.tolist(), strict=True)
     ]
     layers = [str(a) if a == b else f"{a} | {b}" for a, b in difference.layers]
@@ -69,5 +69,5 @@ def _button(metric: MetricDescription, row: int, column: int, score: float) -> s
     stop = 0 if (row, column) == (0, 0) else -1
     return (
         f'<button type="button" tabindex="{stop}" data-row="{row}" data-column="{column}">'
-        f"{metric.written(score)}</button>"
+        f"{metric.format_value(score)}</button>"
     )

@@ -15,8 +15,8 @@ from causal_tracer.request.sites import SITES
 from causal_tracer.results.analysis import base_score
 from causal_tracer.results.comparison import FlowDifference, compare_flows
 from causal_tracer.results.flow import HiddenFlow
+from causal_tracer.results.labels import display_token, effect_label, map_title, metric_of, patched_word, runs_line
 from causal_tracer.results.settings_line import settings_line
-from causal_tracer.results.words import display_token, effect_label, map_title, metric_of, patched_word, runs_line
 from causal_tracer.web.page.cells import difference_table_html
 from causal_tracer.web.page.views import legend_html
 from causal_tracer.web.service.figures import app_figure, in_the_page, scale_above
@@ -132,9 +132,9 @@ def _unlike(flows: Sequence[HiddenFlow]) -> str:
         return "the rows are tokens in some maps, and heads or spans in others."
     if len({SITES[flow.kind].blocks for flow in flows}) > 1:
         return "some maps restore activations, and others block attention."
-    place, limits = metric_of(flows[0]).place, shared_limits(flows)
-    bases = [place(base_score(flow)) for flow in flows]
-    low, high = map(place, limits.ends)
+    position, limits = metric_of(flows[0]).axis_position, shared_limits(flows)
+    bases = [position(base_score(flow)) for flow in flows]
+    low, high = map(position, limits.ends)
     if max(bases) - min(bases) > _LIKE_BASES * (high - low):
         return "the runs that were patched differ in their scores, so one colour would not mean the same effect."
     return ""
@@ -143,7 +143,7 @@ def _unlike(flows: Sequence[HiddenFlow]) -> str:
 def _made_of(flows: Sequence[HiddenFlow]) -> str:
     return "".join(
         f'<p class="ct-prompt" dir="auto"><b>{name}</b> {escape(_title(flow))}</p>'
-        f'<p class="ct-made">{escape(runs_line(flow, metric_of(flow).written))} · '
+        f'<p class="ct-made">{escape(runs_line(flow, metric_of(flow).format_value))} · '
         f"{escape(settings_line(flow, model_title(flow.settings.model)))}</p>"
         for name, flow in zip(_LETTERS, flows, strict=False)
     )

@@ -10,8 +10,7 @@ from html import escape
 from causal_tracer.errors import SettingsError
 from causal_tracer.results.analysis import base_score, effects, share
 from causal_tracer.results.flow import HiddenFlow
-from causal_tracer.results.top_tokens import TokenProbability
-from causal_tracer.results.words import (
+from causal_tracer.results.labels import (
     display_token,
     effect_label,
     low_run_name,
@@ -20,6 +19,7 @@ from causal_tracer.results.words import (
     patched_layers,
     patched_word,
 )
+from causal_tracer.results.top_tokens import TokenProbability
 
 NO_CELL = (
     '<p class="ct-hint">Click a cell for its noise samples, its indirect effect and the most probable tokens. '
@@ -107,11 +107,11 @@ def _effect_words(cell: CellDetails, score: float, effect: float) -> str:
     flow, metric = cell.flow, metric_of(cell.flow)
     label = effect_label(flow)
     words = (
-        f"{escape(metric_label(flow))} = <b>{metric.written(score, more=1)}</b>. "
-        f"{escape(label[:1].upper() + label[1:])} <b>{metric.written(effect, sign=True, more=1)}</b>"
+        f"{escape(metric_label(flow))} = <b>{metric.format_value(score, more=1)}</b>. "
+        f"{escape(label[:1].upper() + label[1:])} <b>{metric.format_value(effect, sign=True, more=1)}</b>"
     )
     if cell.interval is not None:
-        low, high = (metric.written(bound, sign=True, more=1) for bound in cell.interval)
+        low, high = (metric.format_value(bound, sign=True, more=1) for bound in cell.interval)
         words += f" (95 % interval {low} to {high})"
     if cell.share is not None:
         words += f", {cell.share:.0%} of the total effect"
@@ -134,7 +134,7 @@ def _strip(cell: CellDetails, score: float) -> str:
 
     def across(value: float) -> float:
         # Infinite values are drawn at the axis' end.
-        part = (min(max(metric.place(value), left), right) - left) / (right - left)
+        part = (min(max(metric.axis_position(value), left), right) - left) / (right - left)
         return _LEFT + (_RIGHT - _LEFT) * part
 
     interval = ""
@@ -142,13 +142,13 @@ def _strip(cell: CellDetails, score: float) -> str:
         low, high = (across(base_score(flow) + bound) for bound in cell.interval)
         interval = f'<line class="ct-interval" x1="{low:.1f}" x2="{high:.1f}" y1="28" y2="28"></line>'
     first, last, lowest, highest = (
-        metric.written(value) for values in (cell.samples, low_samples) for value in (min(values), max(values))
+        metric.format_value(value) for values in (cell.samples, low_samples) for value in (min(values), max(values))
     )
     label = (
         f"{len(cell.samples)} noise samples: {_patched_run(flow, plural=True)} from {first} to {last}, "
-        f"{_low_runs(flow)} from {lowest} to {highest}; clean {metric.written(flow.high_score)}"
+        f"{_low_runs(flow)} from {lowest} to {highest}; clean {metric.format_value(flow.high_score)}"
     )
-    ends = [metric.written(metric.value_at(end)) for end in (left, right)]
+    ends = [metric.format_value(metric.value_at_position(end)) for end in (left, right)]
     return (
         f'<svg class="ct-strip" viewBox="0 0 {_WIDTH:.0f} 46" preserveAspectRatio="xMinYMid" role="img" '
         f'aria-label="{escape(label)}">'
@@ -168,7 +168,7 @@ def _axis(cell: CellDetails) -> tuple[float, float]:
     metric = metric_of(cell.flow)
     limit = metric.lowest if metric.lowest is not None else metric.highest
     values = [*cell.samples, *cell.flow.low_sample_scores.tolist(), cell.flow.high_score, limit]
-    places = [place for value in values if value is not None and math.isfinite(place := metric.place(value))]
+    places = [place for value in values if value is not None and math.isfinite(place := metric.axis_position(value))]
     left, right = min(places, default=0.0), max(places, default=1.0)
     return left, right if right > left else left + 1e-9
 

@@ -15,8 +15,8 @@ from causal_tracer.plots.pages import figure_html, standalone_page
 from causal_tracer.plots.slides import slide_figure
 from causal_tracer.results.analysis import COLUMNS, rows
 from causal_tracer.results.flow import HiddenFlow
+from causal_tracer.results.labels import map_title, metric_label
 from causal_tracer.results.tables import csv_text
-from causal_tracer.results.words import map_title, metric_label
 from causal_tracer.web.page.summary import details_html, numbers_html, warnings_html
 from causal_tracer.web.service.inspection import map_warnings
 from causal_tracer.web.service.registry import model_title

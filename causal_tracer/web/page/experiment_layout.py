@@ -14,7 +14,7 @@ from causal_tracer.corruption import CORRUPTIONS
 from causal_tracer.request.map_spec import ABLATIONS
 from causal_tracer.request.sites import SITES
 from causal_tracer.web.page.fields import ANOTHER_SUBJECT, OTHER_FIELDS, SECOND_PROMPT, is_optional
-from causal_tracer.web.service.asking import APP_CORRUPTIONS, APP_FIELDS
+from causal_tracer.web.service.app_fields import APP_CORRUPTIONS, APP_FIELDS
 
 _WINDOWS = ", ".join(f"{site.window} for {site.label}" for site in SITES.values())
 # The help of the records is too long for the page.

@@ -11,7 +11,7 @@ from causal_tracer.errors import SettingsError
 from causal_tracer.plots.heatmap import display_token
 from causal_tracer.request.map_spec import ABLATIONS
 from causal_tracer.request.sites import SITES
-from causal_tracer.web.service.asking import APP_FIELDS, Fields
+from causal_tracer.web.service.app_fields import APP_FIELDS, Fields
 from causal_tracer.web.service.inspection import Inspection, subject_of_tokens
 
 

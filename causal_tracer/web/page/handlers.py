@@ -26,7 +26,7 @@ from causal_tracer.web.page.stopping import RunButtons
 from causal_tracer.web.page.summary import message_html, model_words, progress_words, status_html
 from causal_tracer.web.page.texts import NOT_FINISHED
 from causal_tracer.web.page.views import TabView, maps_view
-from causal_tracer.web.service.asking import Fields
+from causal_tracer.web.service.app_fields import Fields
 from causal_tracer.web.service.command_lines import trace_command
 from causal_tracer.web.service.field_checks import check_fields
 from causal_tracer.web.service.figures import Flows

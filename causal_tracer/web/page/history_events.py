@@ -21,7 +21,7 @@ from causal_tracer.web.page.run_card import LONGEST_NAME, Card, card_of, printab
 from causal_tracer.web.page.stopping import RunButtons
 from causal_tracer.web.page.summary import message_html, status_html
 from causal_tracer.web.page.views import TabView, maps_view
-from causal_tracer.web.service.asking import Fields
+from causal_tracer.web.service.app_fields import Fields
 from causal_tracer.web.service.field_checks import check_fields
 from causal_tracer.web.service.figures import Flows
 from causal_tracer.web.service.links import asked_fields, linked_revision

@@ -16,7 +16,7 @@ from causal_tracer.web.page.field_notes import NOTED_FIELDS, field_notes
 from causal_tracer.web.page.fields import FIELD_NAMES, Picked
 from causal_tracer.web.page.summary import message_html, model_words, status_html
 from causal_tracer.web.page.texts import EXAMPLES
-from causal_tracer.web.service.asking import APP_FIELDS
+from causal_tracer.web.service.app_fields import APP_FIELDS
 from causal_tracer.web.service.inspection import Field, Inspection
 from causal_tracer.web.service.stored import STORED_PROMPT, stored_map
 from causal_tracer.web.service.tracing import TraceService

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from html import escape
 
+from causal_tracer.results.labels import bidi_isolated, display_token, probability_label
 from causal_tracer.results.lens import LogitLens
 from causal_tracer.results.top_tokens import Tokens
-from causal_tracer.results.words import bidi_isolated, display_token, probability_label
 
 SHADES = (("top token's probability", "top"), ("answer's probability", "answer"), ("entropy", "entropy"))
 """The choices of the cells' colour, as label and value. `static/lens.css` reads the value."""

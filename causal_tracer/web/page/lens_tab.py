@@ -13,9 +13,9 @@ import gradio as gr
 
 from causal_tracer.errors import CausalTracerError
 from causal_tracer.request.records import TraceRequest
+from causal_tracer.results.labels import probability_label
 from causal_tracer.results.lens import LogitLens
 from causal_tracer.results.patched import PatchedRun
-from causal_tracer.results.words import probability_label
 from causal_tracer.web.page.assets import static_text
 from causal_tracer.web.page.explore import TAB_TITLES
 from causal_tracer.web.page.fields import Picked, asked_for
@@ -25,7 +25,7 @@ from causal_tracer.web.page.single_run_files import single_run_file
 from causal_tracer.web.page.summary import message_html, model_words, status_html
 from causal_tracer.web.page.tab_layout import SAVE
 from causal_tracer.web.page.texts import UNEXPECTED_ERROR
-from causal_tracer.web.service.asking import Fields
+from causal_tracer.web.service.app_fields import Fields
 from causal_tracer.web.service.field_checks import check_fields
 from causal_tracer.web.service.limits import client_of
 from causal_tracer.web.service.settings import ServiceSettings

@@ -7,9 +7,9 @@ from html import escape
 
 import torch
 
+from causal_tracer.results.labels import display_token, probability_label
 from causal_tracer.results.lens import LogitLens
 from causal_tracer.results.patched import PatchedRun, Place
-from causal_tracer.results.words import display_token, probability_label
 from causal_tracer.web.page.lens_grid import grid_html, legend_html, most_entropy
 
 Pair = tuple[Place, Place]

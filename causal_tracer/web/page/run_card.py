@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from causal_tracer.arguments import shown
+from causal_tracer.arguments import quoted
 from causal_tracer.errors import SettingsError
 from causal_tracer.request.record import changed_fields, from_data, record_fields, to_data
 from causal_tracer.request.records import MapSpec, RunOptions, StoredRequest, TraceRequest
 from causal_tracer.request.sites import KINDS, SITES
 from causal_tracer.results.flow import HiddenFlow
-from causal_tracer.results.words import display_token, low_run_name, metric_of
+from causal_tracer.results.labels import display_token, low_run_name, metric_of
 from causal_tracer.web.page.thumbnails import is_picture, levels
 from causal_tracer.web.service.links import linked_revision, read_revision, with_revision
 
@@ -116,9 +116,13 @@ def card_of(
         SettingsError: The result does not store its request.
     """
     flow = flows[0]
-    written = metric_of(flow).written
+    metric = metric_of(flow)
     low = low_run_name(flow.settings)
-    number = f"clean {written(flow.high_score)}" if low is None else f"total effect {written(flow.total_effect)}"
+    number = (
+        f"clean {metric.format_value(flow.high_score)}"
+        if low is None
+        else f"total effect {metric.format_value(flow.total_effect)}"
+    )
     return Card(
         model=printable(model or flow.settings.model, _LONGEST_TEXTS["model"]),
         asked=tuple(asked) or tuple(each.stored_request() for each in flows),
@@ -142,7 +146,7 @@ def read_card(entry: Any) -> Card:
         CausalTracerError: The entry is invalid or too long.
     """
     if not isinstance(entry, Mapping):
-        raise SettingsError(f"it must be an object (given: {shown(entry)}).")
+        raise SettingsError(f"it must be an object (given: {quoted(entry)}).")
     if len(json.dumps(entry)) > LONGEST_ENTRY:
         raise SettingsError(f"it has more than {LONGEST_ENTRY} characters.")
     texts = {name: _text(name, entry.get(name, ""), most) for name, most in _LONGEST_TEXTS.items()}

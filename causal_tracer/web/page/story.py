@@ -16,7 +16,7 @@ from causal_tracer.errors import SettingsError
 from causal_tracer.metrics.descriptions import METRIC_DESCRIPTIONS
 from causal_tracer.request.sites import SITES
 from causal_tracer.results.flow import HiddenFlow
-from causal_tracer.results.words import axis_labels, control_of, display_token, map_title, metric_label, metric_of
+from causal_tracer.results.labels import axis_labels, control_of, display_token, map_title, metric_label, metric_of
 from causal_tracer.web.page.texts import LEAD
 
 

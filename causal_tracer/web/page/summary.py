@@ -9,8 +9,8 @@ from html import escape
 from causal_tracer.request.sites import SITES
 from causal_tracer.results.analysis import Peak, effects, has_expected_sign
 from causal_tracer.results.flow import HiddenFlow
+from causal_tracer.results.labels import display_token, low_run_name, map_title, metric_label, metric_of
 from causal_tracer.results.settings_line import settings_line
-from causal_tracer.results.words import display_token, low_run_name, map_title, metric_label, metric_of
 from causal_tracer.web.service.inspection import map_warnings
 from causal_tracer.web.service.registry import ModelStatus, model_title
 from causal_tracer.web.service.updates import RunUpdate
@@ -25,13 +25,13 @@ def numbers_html(*flows: HiddenFlow, filling: bool = False) -> str:
     metric, label = metric_of(flow), metric_label(flow)
     numbers = [
         ("Answer", f"“{display_token(flow.answer)}”", _answer_words(flow)),
-        ("Clean run", metric.written(flow.high_score), label),
+        ("Clean run", metric.format_value(flow.high_score), label),
     ]
     if (low := low_run_name(flow.settings)) is not None:
         name = "Corrupted run" if low == "corrupted" else low.capitalize()
         numbers += [
-            (name, metric.written(flow.low_score), f"mean {label}"),
-            ("Total effect", metric.written(flow.total_effect), f"clean − {low}"),
+            (name, metric.format_value(flow.low_score), f"mean {label}"),
+            ("Total effect", metric.format_value(flow.total_effect), f"clean − {low}"),
         ]
     cards = "".join(
         f'<div class="ct-card"><dt>{escape(name)} <small>{escape(hint)}</small></dt>'
@@ -139,7 +139,7 @@ def _answer_words(flow: HiddenFlow) -> str:
 def _peak(flow: HiddenFlow, peak: Peak) -> str:
     first, last = _stretch(flow, peak)
     layers = f"layer {peak.layer}" if first == last else f"layers {first}–{last}, best {peak.layer}"
-    score = f"{escape(metric_label(flow))} = {metric_of(flow).written(peak.score)}"
+    score = f"{escape(metric_label(flow))} = {metric_of(flow).format_value(peak.score)}"
     share = "" if math.isnan(peak.share) else f", {peak.share:.0%} of the total effect"
     name = f"“{display_token(peak.token)}”" if peak.head is None else peak.row_name
     return f"<b>{escape(name)}</b> ({layers}): {score}{share}"

@@ -14,7 +14,7 @@ from causal_tracer.plots.scale import color_limits
 from causal_tracer.request.sites import SITES
 from causal_tracer.results.analysis import base_score, higher_is_stronger
 from causal_tracer.results.flow import HiddenFlow
-from causal_tracer.results.words import metric_of
+from causal_tracer.results.labels import metric_of
 from causal_tracer.web.service.figures import SHARED_SCALE
 
 WIDTH, HEIGHT = 48, 32
@@ -67,7 +67,7 @@ def _levels(flow: HiddenFlow) -> str:
     metric, limits = metric_of(flow), color_limits(flow)
     _, base, strongest = limits.places(metric)
     turn = 1 if higher_is_stronger(flow) else -1
-    strength = [[turn * (metric.place(score) - base) for score in row] for row in flow.scores.tolist()]
+    strength = [[turn * (metric.axis_position(score) - base) for score in row] for row in flow.scores.tolist()]
     merged = _merged(torch.tensor(strength, dtype=torch.float64))
     span = max(abs(strongest - base), 1e-9) if math.isfinite(base_score(flow)) else 1.0
     return "/".join("".join(_level(value / span) for value in row) for row in merged.tolist())

@@ -13,7 +13,7 @@ from causal_tracer.plots.heatmap import shared_limits
 from causal_tracer.plots.scale import color_stops
 from causal_tracer.request.sites import SiteName
 from causal_tracer.results.flow import HiddenFlow
-from causal_tracer.results.words import metric_label, metric_of
+from causal_tracer.results.labels import metric_label, metric_of
 from causal_tracer.web.page.cells import table_html
 from causal_tracer.web.page.detail import NO_CELL
 from causal_tracer.web.page.summary import details_html, numbers_html, warnings_html
@@ -110,7 +110,7 @@ def legend_html(maps: tuple[HiddenFlow, ...]) -> str:
     metric, limits = metric_of(maps[0]), shared_limits(maps)
     labels = {metric_label(flow) for flow in maps}
     label = labels.pop() if len(labels) == 1 else metric.labelled("answer")
-    low, high = (metric.written(end) for end in limits.ends)
+    low, high = (metric.format_value(end) for end in limits.ends)
     colors = ", ".join(f"{color} {at:.1%}" for at, color in color_stops(SHARED_SCALE, *limits.places(metric)))
     return (
         f'<div class="ct-legend"><span>{escape(label)}</span> <span>{low}</span>'

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin
 
-from causal_tracer.arguments import choice, flag, real_number, shown, whole_number
+from causal_tracer.arguments import choice, flag, quoted, real_number, whole_number
 from causal_tracer.errors import PromptError, SettingsError
 from causal_tracer.prompts.chat import ChatText
 from causal_tracer.prompts.encoding import check_text
@@ -14,7 +14,7 @@ from causal_tracer.prompts.subject import replace_subject
 from causal_tracer.request.map_spec import ABLATIONS
 from causal_tracer.request.records import MapSpec, OtherPrompt, RunOptions, TraceRequest
 from causal_tracer.request.sites import KINDS
-from causal_tracer.web.service.asking import (
+from causal_tracer.web.service.app_fields import (
     APP_FIELDS,
     CHARACTERS_PER_TOKEN,
     LONGEST_ANSWER,
@@ -55,7 +55,7 @@ def check_fields(fields: Fields, settings: ServiceSettings) -> CheckedFields:
         PromptError: Prompt, subject or answer is not a text, or is too long.
     """
     if unknown := [name for name in fields if name not in APP_FIELDS]:
-        raise SettingsError(f"The app has no field {shown(unknown[0])}. Its fields are {', '.join(APP_FIELDS)}.")
+        raise SettingsError(f"The app has no field {quoted(unknown[0])}. Its fields are {', '.join(APP_FIELDS)}.")
     given = {name: _plain(name, fields.get(name, field.default)) for name, field in APP_FIELDS.items()}
     given["typed"], given["prompt"] = given["prompt"], _prompt(given, settings)
     given["answer"] = _answer("answer", given["answer"])
@@ -64,7 +64,7 @@ def check_fields(fields: Fields, settings: ServiceSettings) -> CheckedFields:
     for name, setting in _LIMITED.items():
         if given[name] > (most := getattr(settings, setting)):
             raise SettingsError(
-                f"{name}={shown(given[name])} is over this app's limit of {limit(setting, most)}. Give less."
+                f"{name}={quoted(given[name])} is over this app's limit of {limit(setting, most)}. Give less."
             )
     made: dict[type[Any], dict[str, Any]] = {
         record: {name: given[name] for name, field in APP_FIELDS.items() if field.record is record}

@@ -10,7 +10,7 @@ from causal_tracer.plots.heatmap import plot_hidden_flow_heatmap, shared_limits
 from causal_tracer.plots.scale import ColorLimits
 from causal_tracer.request.sites import SITES, SiteName
 from causal_tracer.results.flow import HiddenFlow
-from causal_tracer.results.words import patched_word
+from causal_tracer.results.labels import patched_word
 
 Flows = Mapping[SiteName, HiddenFlow]
 """Maps of one prompt, by kind."""

@@ -13,7 +13,7 @@ from importlib.resources import files
 
 from causal_tracer.errors import SettingsError
 from causal_tracer.results.flow import HiddenFlow
-from causal_tracer.web.service.asking import Fields
+from causal_tracer.web.service.app_fields import Fields
 from causal_tracer.web.service.figures import Flows
 from causal_tracer.web.service.stored import STORED_PROMPT, STORED_SUBJECT
 

@@ -18,8 +18,8 @@ from causal_tracer.prompts.prompt import Prompt
 from causal_tracer.prompts.subject import Occurrence, guess_subject, occurrences, subject_not_found_message
 from causal_tracer.request.records import Text, TraceRequest
 from causal_tracer.results.flow import HiddenFlow
+from causal_tracer.results.labels import made_in_clean_run, metric_label, metric_of
 from causal_tracer.results.top_tokens import TokenProbability
-from causal_tracer.results.words import made_in_clean_run, metric_label, metric_of
 from causal_tracer.web.service.limits import too_long
 from causal_tracer.web.service.settings import ServiceSettings
 
@@ -171,7 +171,7 @@ def map_warnings(flow: HiddenFlow) -> tuple[str, ...]:
             corrupted = "The second prompt"
         limit_ = f" (below {metric.readable_effect:g})" if metric.readable_effect else ""
         found.append(
-            f"The total effect is too small to read a map from: {metric.written(flow.total_effect)}{limit_}. "
+            f"The total effect is too small to read a map from: {metric.format_value(flow.total_effect)}{limit_}. "
             f"{corrupted} hardly worsens {label}, so the map has nothing to show."
         )
     return tuple(found)
@@ -184,8 +184,8 @@ def _answer_warnings(metric: MetricDescription, label: str, clean: float) -> tup
         return ()
     side = "below" if metric.higher_is_better else "above"
     return (
-        f"The model is unsure of this answer: {label} = {metric.written(clean)} in the clean run. A map of an answer "
-        f"that the model hardly gives ({side} {limit_:.4g}) says little about a fact.",
+        f"The model is unsure of this answer: {label} = {metric.format_value(clean)} in the clean run. A map of an "
+        f"answer that the model hardly gives ({side} {limit_:.4g}) says little about a fact.",
     )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from causal_tracer.arguments import choice, flag, several, shown, whole_number
+from causal_tracer.arguments import as_list, choice, flag, quoted, whole_number
 from causal_tracer.corruption import CounterfactualSubjects
 from causal_tracer.errors import SettingsError
 from causal_tracer.metrics.metric import METRICS
@@ -112,9 +112,9 @@ def check_lens(asked: Any, settings: ServiceSettings) -> LensRequest:
     spec = _map("map", _or_empty(given.get("map")))
     cell = given.get("restored")
     if cell is not None:
-        numbers = [whole_number("Each number of restored", number) for number in several("restored", cell)]
+        numbers = [whole_number("Each number of restored", number) for number in as_list("restored", cell)]
         if len(numbers) != 2:
-            raise SettingsError(f"restored must be [row, layer] (given: {shown(cell)}).")
+            raise SettingsError(f"restored must be [row, layer] (given: {quoted(cell)}).")
         cell = (numbers[0], numbers[1])
     return LensRequest(
         _request(given, [spec], settings),
@@ -140,7 +140,7 @@ def check_patch(asked: Any, settings: ServiceSettings) -> PatchRequest:
     return PatchRequest(
         prompt_of("source", given["source"]),
         prompt_of("base", given["base"]),
-        list(several("pairs", given["pairs"])),
+        list(as_list("pairs", given["pairs"])),
         SITES[site].name,
         answers,
         _top(given),
@@ -151,7 +151,7 @@ def check_patch(asked: Any, settings: ServiceSettings) -> PatchRequest:
 def _task(endpoint: str, asked: Any, known: Mapping[str, str], settings: ServiceSettings) -> dict[str, Any]:
     if not isinstance(asked, Mapping):
         example = '{"request": {"prompt": "..."}}' if "request" in known else '{"source": "...", "base": "...", ...}'
-        raise SettingsError(f"{endpoint} takes one JSON object, such as {example} (given: {shown(asked)}).")
+        raise SettingsError(f"{endpoint} takes one JSON object, such as {example} (given: {quoted(asked)}).")
     check_sizes(asked, settings)
     return object_with(f"The object that {endpoint} takes", asked, known)
 
@@ -168,7 +168,7 @@ def _maps(given: Any) -> dict[str, MapSpec]:
         named = {_map_name(name): _map(f"maps.{name}", each) for name, each in given.items()}
     else:
         named = {}
-        for number, each in enumerate(several("maps", given)):
+        for number, each in enumerate(as_list("maps", given)):
             spec = _map(f"maps[{number}]", each)
             same = sum(other.kind == spec.kind for other in named.values())
             named[spec.kind if not same else f"{spec.kind}-{same + 1}"] = spec
@@ -182,7 +182,7 @@ def _maps(given: Any) -> dict[str, MapSpec]:
 def _map_name(name: str) -> str:
     if not name.strip() or len(name) > _LONGEST_NAME or name == _RESERVED:
         raise SettingsError(
-            f"{shown(name)} cannot be a map's name. Give a text of 1 to {_LONGEST_NAME} characters other than "
+            f"{quoted(name)} cannot be a map's name. Give a text of 1 to {_LONGEST_NAME} characters other than "
             f"{_RESERVED!r}."
         )
     return name
@@ -218,7 +218,7 @@ def _request(given: Mapping[str, Any], specs: Collection[MapSpec], settings: Ser
         choice("metric", asked["metric"], METRICS)
     if "corruption" in asked and not isinstance(asked["corruption"], str | Mapping):
         raise SettingsError(
-            f"corruption must be a name, or an object with its class (given: {shown(asked['corruption'])})."
+            f"corruption must be a name, or an object with its class (given: {quoted(asked['corruption'])})."
         )
     # Nothing is corrupted only if all maps are made in the clean run.
     made = with_clean_run_defaults(made) if all(spec.in_clean_run for spec in specs) else made

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from causal_tracer.arguments import flag, several, shown
+from causal_tracer.arguments import as_list, flag, quoted
 from causal_tracer.errors import PromptError, SettingsError
 from causal_tracer.prompts.chat import ChatText
 from causal_tracer.prompts.encoding import check_text
 from causal_tracer.request.records import Text
-from causal_tracer.web.service.asking import CHARACTERS_PER_TOKEN, LONGEST_ANSWER, MOST_TEXTS
+from causal_tracer.web.service.app_fields import CHARACTERS_PER_TOKEN, LONGEST_ANSWER, MOST_TEXTS
 from causal_tracer.web.service.settings import ServiceSettings, limit
 
 _MOST_ITEMS = 1000
@@ -28,9 +28,9 @@ def object_with(name: str, value: Any, known: Collection[str]) -> dict[str, Any]
         SettingsError: The value is not an object, or has an unknown field.
     """
     if not isinstance(value, Mapping):
-        raise SettingsError(f"{name} must be an object with the fields {', '.join(known)} (given: {shown(value)}).")
+        raise SettingsError(f"{name} must be an object with the fields {', '.join(known)} (given: {quoted(value)}).")
     if unknown := [field for field in value if field not in known]:
-        raise SettingsError(f"{name} has no field {shown(unknown[0])}. Its fields are {', '.join(known)}.")
+        raise SettingsError(f"{name} has no field {quoted(unknown[0])}. Its fields are {', '.join(known)}.")
     return dict(value)
 
 
@@ -78,10 +78,10 @@ def prompt_of(name: str, value: Any) -> Text:
     if not isinstance(value, Mapping):
         raise PromptError(
             f'{name} must be a text, or a conversation {{"messages": [{{"role": "user", "content": "..."}}]}} (given: '
-            f"{shown(value)})."
+            f"{quoted(value)})."
         )
     given = object_with(name, value, _CONVERSATION)
-    messages = [object_with("Each message", each, _MESSAGE) for each in several("messages", given.get("messages"))]
+    messages = [object_with("Each message", each, _MESSAGE) for each in as_list("messages", given.get("messages"))]
     thinking = given.get("thinking")
     return ChatText(
         tuple(messages),
@@ -107,7 +107,7 @@ def short_list(name: str, value: Any) -> list[Any]:
     Raises:
         SettingsError: The value is not a list, or has more than `MOST_TEXTS` items.
     """
-    items = list(several(name, value))
+    items = list(as_list(name, value))
     if len(items) > MOST_TEXTS:
         raise SettingsError(f"{name} has {len(items)} items, and this app takes at most {MOST_TEXTS}. Give fewer.")
     return items
@@ -121,4 +121,4 @@ def at_most(name: str, value: int, setting: str, settings: ServiceSettings) -> N
     """
     most = getattr(settings, setting)
     if value > most:
-        raise SettingsError(f"{name}={shown(value)} is over this app's limit of {limit(setting, most)}. Give less.")
+        raise SettingsError(f"{name}={quoted(value)} is over this app's limit of {limit(setting, most)}. Give less.")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin
 from urllib.parse import urlencode, urlsplit, urlunsplit
 
-from causal_tracer.arguments import choice, shown
+from causal_tracer.arguments import choice, quoted
 from causal_tracer.corruption import AUTOMATIC_NOISE_RULE
 from causal_tracer.errors import CausalTracerError, SettingsError
 from causal_tracer.prompts.chat import ChatText
@@ -22,7 +22,7 @@ from causal_tracer.request.record import changed_fields, record_fields
 from causal_tracer.request.records import MapSpec, OtherPrompt, StoredRequest, Text, TraceRequest
 from causal_tracer.request.sites import SITES
 from causal_tracer.results.flow import HiddenFlow
-from causal_tracer.web.service.asking import APP_FIELDS, ONLY_RECORDS, Fields
+from causal_tracer.web.service.app_fields import APP_FIELDS, ONLY_RECORDS, Fields
 
 _SPACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _LONGEST_TEXT = 20_000
@@ -91,7 +91,7 @@ def read_revision(text: str) -> str:
     """
     if not linked_revision(text):
         raise SettingsError(
-            f"revision={shown(text)} is not a valid revision. It must have 1 to 100 of A-Z, a-z, 0-9 and ._/-."
+            f"revision={quoted(text)} is not a valid revision. It must have 1 to 100 of A-Z, a-z, 0-9 and ._/-."
         )
     return text
 
@@ -119,7 +119,7 @@ def parse_link(query: Mapping[str, Any]) -> ParsedLink:
         try:
             found[name] = _read(name, text if isinstance(text, str) else "")
         except (ValueError, CausalTracerError):
-            problems.append(f"{name}={shown(text)} in the link is not a valid value, and was left out.")
+            problems.append(f"{name}={quoted(text)} in the link is not a valid value, and was left out.")
     revision = found.pop("revision", "")
     return ParsedLink(found, tuple(problems), bool(found or problems), revision)
 

@@ -9,7 +9,7 @@ from importlib.resources import as_file, files
 from causal_tracer.request.records import TraceRequest
 from causal_tracer.request.sites import SITES, SiteName, require_site
 from causal_tracer.results.flow import HiddenFlow
-from causal_tracer.web.service.asking import TOP_TOKENS
+from causal_tracer.web.service.app_fields import TOP_TOKENS
 
 STORED_PROMPT = "The Space Needle is located in the city of"
 STORED_SUBJECT = "The Space Needle"

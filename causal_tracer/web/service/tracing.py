@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from causal_tracer.arguments import shown
+from causal_tracer.arguments import quoted
 from causal_tracer.errors import BusyError, CausalTracerError, PromptError, SettingsError, SubjectError
 from causal_tracer.request.records import StoredRequest, Text, TraceRequest
 from causal_tracer.results.flow import HiddenFlow
@@ -27,7 +27,7 @@ from causal_tracer.results.lens import LogitLens
 from causal_tracer.results.patched import PatchedRun
 from causal_tracer.tracing.loop import MapsUpdate
 from causal_tracer.web.service import links
-from causal_tracer.web.service.asking import Fields
+from causal_tracer.web.service.app_fields import Fields
 from causal_tracer.web.service.field_checks import CheckedFields, check_fields
 from causal_tracer.web.service.inspection import Inspection, Problem, inspect_prompt, inspect_unloaded
 from causal_tracer.web.service.kept import KeptResults
@@ -204,7 +204,7 @@ class TraceService:
         problems = list(parsed.problems)
         model = parsed.fields.get("model", "")
         if model and not any(model in slot.names for slot in self._slots.values()):
-            problems.append(f"model={shown(model)} in the link is not available here: {self.models[0]} is used.")
+            problems.append(f"model={quoted(model)} in the link is not available here: {self.models[0]} is used.")
             parsed = replace(parsed, fields={**parsed.fields, "model": ""})
         problems += filter(None, [self.revision_problem(model, parsed.revision)])
         return replace(parsed, problems=tuple(problems))
@@ -227,7 +227,7 @@ class TraceService:
         # Results store an embedded model's full name, also if the request had the short one.
         slot = next((slot for slot in self._slots.values() if name is not None and name in slot.names), None)
         if slot is None:
-            raise SettingsError(f"model={shown(model)} is not available here. Available: {', '.join(self.models)}.")
+            raise SettingsError(f"model={quoted(model)} is not available here. Available: {', '.join(self.models)}.")
         return slot
 
     def _keys(self, slot: ModelSlot, checked: CheckedFields) -> dict[str, ResultKey]:

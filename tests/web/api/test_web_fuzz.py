@@ -15,7 +15,7 @@ from causal_tracer.corruption import CORRUPTIONS
 from causal_tracer.errors import CausalTracerError
 from causal_tracer.metrics.metric import METRICS
 from causal_tracer.request.sites import SITES
-from causal_tracer.web.service.asking import APP_FIELDS, ASKED_KINDS
+from causal_tracer.web.service.app_fields import APP_FIELDS, RUN_KINDS
 from causal_tracer.web.service.field_checks import check_fields
 from causal_tracer.web.service.json_requests import check_lens, check_patch, check_trace
 from causal_tracer.web.service.links import parse_link, share_link
@@ -55,7 +55,7 @@ prompts = st.one_of(
 sensible: dict[str, st.SearchStrategy[Any]] = {
     "prompt": prompts,
     "subject": st.sampled_from([SUBJECT, "Space", "", None]) | strange,
-    "kind": st.sampled_from(ASKED_KINDS),
+    "kind": st.sampled_from(RUN_KINDS),
     "samples": st.integers(1, 2),
     "window": st.none() | st.integers(1, 4),
     "noise": st.none() | st.floats(0, 10),

@@ -38,7 +38,7 @@ from causal_tracer.web.page.story import restored_cell, story_html, story_steps
 from causal_tracer.web.page.summary import numbers_html, peaks_html, progress_words, warnings_html
 from causal_tracer.web.page.texts import EXAMPLES, Example
 from causal_tracer.web.service import figures
-from causal_tracer.web.service.asking import APP_FIELDS
+from causal_tracer.web.service.app_fields import APP_FIELDS
 from causal_tracer.web.service.field_checks import check_fields
 from causal_tracer.web.service.inspection import Inspection, Problem, TokenSpan
 from causal_tracer.web.service.settings import ServiceSettings

@@ -21,7 +21,7 @@ from causal_tracer.request.records import MapSpec, StoredRequest
 from causal_tracer.request.sites import KINDS
 from causal_tracer.web.page.detail import cell_details
 from causal_tracer.web.service import result_store
-from causal_tracer.web.service.asking import APP_CORRUPTIONS
+from causal_tracer.web.service.app_fields import APP_CORRUPTIONS
 from causal_tracer.web.service.field_checks import check_fields
 from causal_tracer.web.service.registry import ModelIdentity, load_tracer
 from causal_tracer.web.service.result_store import ResultKey, ResultStore, memory_of, result_key

@@ -16,10 +16,10 @@ from causal_tracer.request.record import record_fields
 from causal_tracer.request.records import MapSpec, RunOptions, TraceRequest
 from causal_tracer.request.sites import SITES
 
-Asked = Literal["hidden", "mlp", "attention", "all", "head", "knockout", "span_knockout"]
+RunKind = Literal["hidden", "mlp", "attention", "all", "head", "knockout", "span_knockout"]
 """A kind of map, or "all": the first three kinds in one sweep."""
 
-ASKED_KINDS: tuple[str, ...] = get_args(Asked)
+RUN_KINDS: tuple[str, ...] = get_args(RunKind)
 TOP_TOKENS = 5
 """Number of most probable next tokens that a result keeps for each cell."""
 
@@ -97,7 +97,7 @@ _APP_FORMS: Mapping[str, tuple[Any, str]] = {
 _APP_DEFAULTS = {"metric": "automatic", "severed": "none"}
 _OWN = {
     "kind": AppField(
-        Asked,
+        RunKind,
         "hidden",
         "Kind",
         'One of "hidden", "mlp", "attention", "head", "knockout" and "span_knockout"; or "all", the first three in one '

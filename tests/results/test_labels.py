@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from causal_tracer.results.words import bidi_isolated, metric_label, probability_label
+from causal_tracer.results.labels import bidi_isolated, metric_label, probability_label
 from tests.support.flows import some_flow
 
 CAIRO, LTR = "القاهرة", "\N{FIRST STRONG ISOLATE}{}\N{POP DIRECTIONAL ISOLATE}"

@@ -123,15 +123,15 @@ def low_run_name(settings: TraceSettings) -> str | None:
     return None if settings.corruption == NoCorruption().description else "corrupted"
 
 
-def runs_line(flow: HiddenFlow, written: Callable[[float], str]) -> str:
+def runs_line(flow: HiddenFlow, format_value: Callable[[float], str]) -> str:
     """Return the metric in the clean run and in the run of `low_score`: "clean 0.9, corrupted 0.1".
 
     Args:
         flow: The map.
-        written: Formats a value of the metric.
+        format_value: Formats a value of the metric.
     """
-    clean, low = f"clean {written(flow.high_score)}", low_run_name(flow.settings)
-    return clean if low is None else f"{clean}, {low} {written(flow.low_score)}"
+    clean, low = f"clean {format_value(flow.high_score)}", low_run_name(flow.settings)
+    return clean if low is None else f"{clean}, {low} {format_value(flow.low_score)}"
 
 
 def patched_layers(flow: HiddenFlow, layer: int) -> tuple[int, int]:
