@@ -19,7 +19,7 @@ from causal_tracer.web.page.handlers import REDRAW_SECONDS
 from causal_tracer.web.page.history import read_history
 from causal_tracer.web.page.history_events import HistoryEvents
 from causal_tracer.web.page.history_layout import RUN_AGAIN, HistoryStrip, from_browser
-from causal_tracer.web.page.inputs_layout import AT_ONCE, IDLE_SECONDS
+from causal_tracer.web.page.inputs_layout import AT_ONCE, IDLE_SECONDS, PAGE_EVENT
 from causal_tracer.web.page.run_card import Card
 from causal_tracer.web.page.stopping import RunButtons
 from causal_tracer.web.page.summary import message_html, progress_words, status_html
@@ -185,10 +185,9 @@ def compare_tab(strip: HistoryStrip, tabs: gr.Tabs) -> None:
         inputs=[to_compare],
         outputs=[computed, *shown],
         trigger_mode="multiple",
-        show_progress="hidden",
         concurrency_id=MODEL_QUEUE,
         concurrency_limit=strip.events.service.settings.workers,
-        api_visibility="private",
+        **PAGE_EVENT,
     )
     filled = {"inputs": [computed, strip.kept], "outputs": [strip.cards], "js": from_browser(2), **AT_ONCE}
     computing.success(events.fill_cards, **filled)

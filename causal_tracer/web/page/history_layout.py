@@ -12,7 +12,7 @@ from causal_tracer.web.page.assets import static_text
 from causal_tracer.web.page.cards import strip_html
 from causal_tracer.web.page.history import History
 from causal_tracer.web.page.history_events import HistoryEvents
-from causal_tracer.web.page.inputs_layout import AT_ONCE, Inputs
+from causal_tracer.web.page.inputs_layout import AT_ONCE, PAGE_EVENT, Inputs
 from causal_tracer.web.page.stopping import RunButtons
 from causal_tracer.web.service.tracing import TraceService
 
@@ -104,6 +104,5 @@ def wire_history(
         inputs=[upload, kept],
         outputs=[*outputs, tabs, cards, inputs.message],
         js=from_browser(2),
-        show_progress="hidden",
-        api_visibility="private",
+        **PAGE_EVENT,
     )

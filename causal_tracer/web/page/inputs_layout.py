@@ -24,7 +24,10 @@ from causal_tracer.web.service.tracing import TraceService
 LOADING_POLL_SECONDS = 1.0
 # How long an open page keeps its results. Gradio drops those of a closed page after an hour.
 IDLE_SECONDS = 24 * 3600
-AT_ONCE: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+# Options of the page's own events. At each message of any event, Gradio's page copies the values of all components that
+# have ever shown progress, which are an event's outputs if none are named, even if it hides the progress.
+PAGE_EVENT: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "show_progress_on": []}
+AT_ONCE: dict[str, Any] = {"queue": False, **PAGE_EVENT}
 
 
 @dataclass(frozen=True, eq=False)

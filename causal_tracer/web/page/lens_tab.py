@@ -19,7 +19,7 @@ from causal_tracer.results.patched import PatchedRun
 from causal_tracer.web.page.assets import static_text
 from causal_tracer.web.page.explore import TAB_TITLES
 from causal_tracer.web.page.fields import Picked, asked_for
-from causal_tracer.web.page.inputs_layout import AT_ONCE, IDLE_SECONDS, Inputs
+from causal_tracer.web.page.inputs_layout import AT_ONCE, IDLE_SECONDS, PAGE_EVENT, Inputs
 from causal_tracer.web.page.lens_grid import NO_LENS_CELL, SHADES, grid_html, legend_html, lens_cell_html
 from causal_tracer.web.page.single_run_files import single_run_file
 from causal_tracer.web.page.summary import message_html, model_words, status_html
@@ -37,8 +37,7 @@ from causal_tracer.web.service.updates import Cancelled, stepped
 NOTED: dict[str, Any] = {
     "concurrency_id": "noted",
     "concurrency_limit": 1,
-    "show_progress": "hidden",
-    "api_visibility": "private",
+    **PAGE_EVENT,
 }
 
 _ABOUT = (
@@ -112,8 +111,7 @@ def lens_queue(service: TraceService) -> dict[str, Any]:
         "trigger_mode": "always_last",
         "concurrency_id": "lens",
         "concurrency_limit": service.settings.workers,
-        "show_progress": "hidden",
-        "api_visibility": "private",
+        **PAGE_EVENT,
     }
 
 

@@ -19,7 +19,7 @@ from causal_tracer.study.report import findings_html, report_page
 from causal_tracer.study.store import require_pyarrow
 from causal_tracer.study.stored import StoredStudy, named_effects, stored_studies
 from causal_tracer.web.page.explore import TAB_TITLES
-from causal_tracer.web.page.inputs_layout import AT_ONCE
+from causal_tracer.web.page.inputs_layout import AT_ONCE, PAGE_EVENT
 from causal_tracer.web.page.summary import message_html
 from causal_tracer.web.page.tab_layout import SAVE
 from causal_tracer.web.page.texts import STUDIES
@@ -140,8 +140,7 @@ def studies_tab(service: TraceService) -> None:
         study_list.write_report,
         inputs=[study, other],
         outputs=[saved, caption],
-        show_progress="hidden",
-        api_visibility="private",
+        **PAGE_EVENT,
     ).success(None, inputs=[saved], js=SAVE, api_visibility="private")
 
 

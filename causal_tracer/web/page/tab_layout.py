@@ -17,7 +17,7 @@ from causal_tracer.web.page.cells import table_html
 from causal_tracer.web.page.detail import NO_CELL
 from causal_tracer.web.page.downloads import FORMATS
 from causal_tracer.web.page.history_layout import HistoryStrip
-from causal_tracer.web.page.inputs_layout import AT_ONCE, IDLE_SECONDS, Inputs
+from causal_tracer.web.page.inputs_layout import AT_ONCE, IDLE_SECONDS, PAGE_EVENT, Inputs
 from causal_tracer.web.page.summary import details_html, status_html, warnings_html
 from causal_tracer.web.page.texts import NO_LINK_YET
 from causal_tracer.web.page.views import map_id, numbers
@@ -174,7 +174,6 @@ def _sharing(name: str, kinds: tuple[SiteName, ...], result: list[Any], inputs: 
                     partial(explore.write_file, name, format),
                     inputs=[kind, *result, link],
                     outputs=[saved, inputs.message],
-                    show_progress="hidden",
-                    api_visibility="private",
+                    **PAGE_EVENT,
                 ).success(None, inputs=[saved], js=SAVE, api_visibility="private")
     return link
