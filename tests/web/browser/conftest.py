@@ -8,12 +8,13 @@ from __future__ import annotations
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
+FAILED = pytest.StashKey[bool]()
 ARGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -46,14 +47,19 @@ class App:
 
 @dataclass
 class Visits:
-    """Pages of the app, and what they asked other hosts for or complained about."""
+    """Pages of the app, and what they asked other hosts for or complained about.
+
+    `kept` holds the pages that stay open for the next tests of the file, by how they were opened.
+    """
 
     browser: Any
     url: str
+    kept: dict[str, Any]
     strangers: list[str] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
 
     def open(self, query: str = "", tab: str = "hidden", **context: Any) -> Any:
+        """Open a page as a visitor who has never been there."""
         page = self.browser.new_context(**{"viewport": {"width": 1280, "height": 800}, **context}).new_page()
         page.set_default_timeout(120_000)
         page.route("**/*", self._only_the_app)
@@ -61,6 +67,13 @@ class Visits:
         page.goto(self.url + query)
         page.wait_for_selector(f"#ct-map-{tab} .js-plotly-plot .main-svg")
         return page
+
+    def stay(self, **context: Any) -> Any:
+        """Return the page that the file's tests before left, for tests that say themselves all that they depend on."""
+        opened_as = repr(context)
+        if opened_as not in self.kept:
+            self.kept[opened_as] = self.open(**context)
+        return self.kept[opened_as]
 
     def _only_the_app(self, route: Any) -> None:
         if route.request.url.startswith((self.url, "data:", "blob:")):
@@ -131,14 +144,41 @@ def app() -> Iterator[App]:
     demo.close()
 
 
-@pytest.fixture
-def visits(browser: Any, app: App) -> Iterator[Visits]:
-    visits = Visits(browser, app.url)
+@pytest.fixture(scope="module")
+def all_visits(browser: Any, app: App) -> Iterator[Visits]:
+    visits = Visits(browser, app.url, {})
     yield visits
+    visits.kept.clear()
+    _close_pages(visits)
+
+
+@pytest.fixture
+def visits(all_visits: Visits, app: App, request: pytest.FixtureRequest) -> Iterator[Visits]:
+    yield all_visits
     # A test that failed while it held the model must not hold up the next ones.
     if isinstance(app, App):
         app.may_run.set()
-    for context in browser.contexts:
-        context.close()
-    assert visits.strangers == []
-    assert visits.complaints == []
+    if request.node.stash.get(FAILED, False):
+        all_visits.kept.clear()
+    _close_pages(all_visits)
+    strangers, complaints = list(all_visits.strangers), list(all_visits.complaints)
+    all_visits.strangers.clear()
+    all_visits.complaints.clear()
+    assert strangers == []
+    assert complaints == []
+
+
+def _close_pages(visits: Visits) -> None:
+    """Close all pages but those that stay for the next tests."""
+    staying = [page.context for page in visits.kept.values()]
+    for context in visits.browser.contexts:
+        if context not in staying:
+            context.close()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Note that a test failed: its page is not left to the next one."""
+    report = yield
+    item.stash[FAILED] = item.stash.get(FAILED, False) or report.failed
+    return report

@@ -39,10 +39,9 @@ LED_TO = """layer => {
 }"""
 
 
-def open_lens(visits, app, query="", **context):
+def open_lens(page, app):
     """Open the tab with the tiny model's prompt, once it is read."""
     app.let_load()
-    page = visits.open(query, **context)
     fill(page, PROMPT)
     open_tab(page, "Lens")
     expect(tokens(page)).to_have_count(11)
@@ -51,7 +50,7 @@ def open_lens(visits, app, query="", **context):
 
 
 def test_the_lens_follows_the_prompt_while_its_tab_is_shown(visits, app):
-    page = open_lens(visits, app)
+    page = open_lens(visits.open(), app)
     expect(page.locator("#ct-lens-grid tbody tr").first.locator("td")).to_have_count(3)
     field(page, "prompt").fill(OTHER_PROMPT)
     expect(tokens(page).filter(has_text="Jobs")).to_have_count(1)
@@ -62,7 +61,7 @@ def test_the_lens_follows_the_prompt_while_its_tab_is_shown(visits, app):
 
 
 def test_nothing_is_read_while_another_tab_is_shown(visits, app):
-    page = open_lens(visits, app)
+    page = open_lens(visits.stay(), app)
     open_tab(page, "MLP")
     field(page, "prompt").fill(OTHER_PROMPT)
     # In the map's place the lens follows; the tab's own lens must not.
@@ -77,7 +76,7 @@ def test_nothing_is_read_while_another_tab_is_shown(visits, app):
 
 
 def test_the_old_lens_stays_while_a_trace_holds_the_model(visits, app):
-    page = open_lens(visits, app)
+    page = open_lens(visits.stay(), app)
     other = visits.open()
     fill(other, f"{PROMPT} Apple", "Space Needle")
     expect(other.locator("#ct-chips [data-token]")).to_have_count(12)
@@ -90,7 +89,7 @@ def test_the_old_lens_stays_while_a_trace_holds_the_model(visits, app):
 
 
 def test_a_clicked_cell_is_read_in_detail(visits, app):
-    page = open_lens(visits, app)
+    page = open_lens(visits.stay(), app)
     cell = cell_of(page, "lens", 5, 1)
     top = cell.inner_text()
     cell.click()
@@ -104,7 +103,7 @@ def test_a_clicked_cell_is_read_in_detail(visits, app):
 
 
 def test_the_grid_is_for_the_keyboard_too(visits, app):
-    page = open_lens(visits, app)
+    page = open_lens(visits.open(), app)
     grid = page.get_by_role("grid", name=re.compile("Logit lens"))
     expect(grid.get_by_role("gridcell")).to_have_count(33)
     grid.locator("td[tabindex='0']").focus()
@@ -121,7 +120,7 @@ def test_the_grid_is_for_the_keyboard_too(visits, app):
 
 
 def test_the_colour_can_be_the_answers_probability_or_the_entropy(visits, app):
-    page = open_lens(visits, app)
+    page = open_lens(visits.stay(), app)
     cell = cell_of(page, "lens", 10, 2)
     for label, name in (("answer's probability", "--a"), ("entropy", "--e"), ("top token's probability", "--t")):
         page.locator("#ct-shade-lens").get_by_label(label).check()
@@ -136,7 +135,7 @@ def test_the_colour_can_be_the_answers_probability_or_the_entropy(visits, app):
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_every_colour_carries_its_text(visits, app, theme):
-    page = open_lens(visits, app, f"?__theme={theme}")
+    page = open_lens(visits.open(f"?__theme={theme}"), app)
     worst = page.evaluate(
         """() => {
           const canvas = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
@@ -161,7 +160,7 @@ def test_every_colour_carries_its_text(visits, app, theme):
 
 
 def test_on_a_phone_the_grid_scrolls_in_its_place_and_keeps_its_tokens(visits, app):
-    page = open_lens(visits, app, viewport={"width": 320, "height": 740})
+    page = open_lens(visits.open(viewport={"width": 320, "height": 740}), app)
     # As wide as a lens of 48 layers.
     page.locator("#ct-lens-grid table").evaluate("table => table.style.setProperty('--layers', 48)")
     expect_no_overflow(page)
@@ -171,7 +170,7 @@ def test_on_a_phone_the_grid_scrolls_in_its_place_and_keeps_its_tokens(visits, a
 
 
 def test_the_lens_is_saved_as_json_and_csv(visits, app, tmp_path):
-    page = open_lens(visits, app)
+    page = open_lens(visits.stay(), app)
     for format in ("json", "csv"):
         with page.expect_download() as download:
             page.locator(f"#ct-{format}-lens").click()
@@ -182,7 +181,7 @@ def test_the_lens_is_saved_as_json_and_csv(visits, app, tmp_path):
 
 
 def test_a_problem_stands_in_place_of_the_lens(visits, app):
-    page = open_lens(visits, app)
+    page = open_lens(visits.stay(), app)
     field(page, "prompt").fill("")
     expect(page.locator(f"{STATUS} [role=alert]")).to_contain_text("prompt is empty")
     expect(page.locator("#ct-lens-grid table")).to_have_count(0)
@@ -193,7 +192,7 @@ def test_a_problem_stands_in_place_of_the_lens(visits, app):
 
 
 def test_a_page_that_the_app_has_forgotten_says_so(visits, app):
-    page = open_lens(visits, app)
+    page = open_lens(visits.open(), app)
     said = ""
     for layer in range(3):
         # The run that read the lens may end only now, and another look at the fields may read it anew: both bring back

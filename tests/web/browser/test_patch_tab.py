@@ -16,10 +16,9 @@ pytestmark = pytest.mark.browser
 STATUS, PAIRS, RUN = "#ct-patch-status", "#ct-patch-pairs [data-pair]", "#ct-patch-run table.ct-lens"
 
 
-def open_both(visits, app, **context):
+def open_both(page, app):
     """Open the tab with both lenses read."""
     app.let_load()
-    page = visits.open(**context)
     fill(page, PROMPT)
     open_tab(page, "Patch")
     field(page, "patch-base").fill(OTHER_PROMPT)
@@ -37,7 +36,7 @@ def patched(page, pairs):
 
 
 def test_both_prompts_are_read(visits, app):
-    page = open_both(visits, app)
+    page = open_both(visits.stay(), app)
     for name, prompt, token in (("source", PROMPT, "Needle"), ("base", OTHER_PROMPT, "Jobs")):
         grid = page.locator(f"table[data-lens={name}]")
         expect(grid.locator("tbody th").filter(has_text=token)).to_have_count(1)
@@ -47,7 +46,7 @@ def test_both_prompts_are_read(visits, app):
 
 
 def test_a_cell_is_dragged_onto_another(visits, app):
-    page = open_both(visits, app)
+    page = open_both(visits.stay(), app)
     # Both ends in view: nothing scrolls while the mouse is down.
     cell_of(page, "base", 7, 0).scroll_into_view_if_needed()
     cell_of(page, "source", 5, 1).drag_to(cell_of(page, "base", 7, 0))
@@ -62,7 +61,7 @@ def test_a_cell_is_dragged_onto_another(visits, app):
 
 
 def test_two_clicks_and_two_keys_make_pairs_too_and_pairs_can_be_removed(visits, app):
-    page = open_both(visits, app)
+    page = open_both(visits.stay(), app)
     hint = page.locator("#ct-patch-lenses [data-hint]")
     # In any order.
     cell_of(page, "base", 6, 1).click()
@@ -92,7 +91,7 @@ def test_two_clicks_and_two_keys_make_pairs_too_and_pairs_can_be_removed(visits,
 
 
 def test_another_site_runs_the_same_pairs(visits, app):
-    page = open_both(visits, app)
+    page = open_both(visits.stay(), app)
     cell_of(page, "source", 5, 1).click()
     cell_of(page, "base", 7, 1).click()
     patched(page, 1)
@@ -109,7 +108,7 @@ def test_another_site_runs_the_same_pairs(visits, app):
 
 
 def test_a_cell_of_the_patched_run_is_compared_with_the_base(visits, app):
-    page = open_both(visits, app)
+    page = open_both(visits.stay(), app)
     cell_of(page, "source", 5, 1).click()
     cell_of(page, "base", 7, 1).click()
     patched(page, 1)
@@ -119,7 +118,7 @@ def test_a_cell_of_the_patched_run_is_compared_with_the_base(visits, app):
 
 
 def test_a_problem_stands_in_place(visits, app):
-    page = open_both(visits, app)
+    page = open_both(visits.stay(), app)
     field(page, "patch-base").fill("")
     page.locator("#ct-patch-read").click()
     expect(page.locator(f"{STATUS} [role=alert]")).to_contain_text("prompt is empty")
@@ -127,7 +126,7 @@ def test_a_problem_stands_in_place(visits, app):
 
 
 def test_a_page_that_the_app_has_forgotten_says_so(visits, app):
-    page = open_both(visits, app)
+    page = open_both(visits.stay(), app)
     app.forget()
     cell_of(page, "source", 5, 1).click()
     cell_of(page, "base", 7, 1).click()
@@ -135,7 +134,7 @@ def test_a_page_that_the_app_has_forgotten_says_so(visits, app):
 
 
 def test_on_a_phone_the_lenses_stand_one_above_the_other(visits, app):
-    page = open_both(visits, app, viewport={"width": 390, "height": 844}, has_touch=True)
+    page = open_both(visits.open(viewport={"width": 390, "height": 844}, has_touch=True), app)
     source, base = (page.locator(f"table[data-lens={name}]").bounding_box() for name in ("source", "base"))
     assert base["y"] > source["y"] + source["height"]
     cell_of(page, "source", 5, 1).tap()

@@ -51,7 +51,7 @@ def test_a_typed_prompt_becomes_chips_with_a_guessed_subject_and_answers(visits,
 
 def test_two_clicks_on_tokens_mark_the_subject_and_typing_does_too(visits, app):
     app.let_load()
-    page = visits.open()
+    page = visits.stay()
     fill(page, OTHER_PROMPT)
     # The page's own prompt comes with a guessed subject too.
     expect_subject_tokens(page, ["Steve", "Jobs"])
@@ -70,7 +70,7 @@ def test_two_clicks_on_tokens_mark_the_subject_and_typing_does_too(visits, app):
 
 def test_chips_are_for_the_keyboard_too(visits, app):
     app.let_load()
-    page = visits.open()
+    page = visits.stay()
     fill(page, OTHER_PROMPT)
     # The page's own prompt comes with a guessed subject too.
     expect_subject_tokens(page, ["Steve", "Jobs"])
@@ -85,7 +85,7 @@ def test_chips_are_for_the_keyboard_too(visits, app):
 
 def test_the_first_of_two_equal_words_can_be_marked(visits, app):
     app.let_load()
-    page = visits.open()
+    page = visits.stay()
     fill(page, PROMPT, "the")
     marked = page.locator("#ct-chips [data-token][aria-pressed='true']")
     expect(marked).to_have_count(1)
@@ -100,7 +100,7 @@ def test_the_first_of_two_equal_words_can_be_marked(visits, app):
 
 def test_another_answer_can_be_traced_and_goes_with_its_prompt(visits, app):
     app.let_load()
-    page = visits.open()
+    page = visits.stay()
     fill(page, PROMPT, SUBJECT)
     second = page.locator("#ct-chips [data-answer='1']")
     expect(page.locator("#ct-chips [data-token]")).to_have_count(11)
@@ -116,7 +116,7 @@ def test_another_answer_can_be_traced_and_goes_with_its_prompt(visits, app):
 
 def test_an_unsure_model_is_said_and_not_refused(visits, app):
     app.let_load()
-    page = visits.open()
+    page = visits.stay()
     fill(page, PROMPT, SUBJECT)
     field(page, "answer").fill("Italy")
     expect(page.locator("#ct-message .ct-warning")).to_contain_text("unsure")
@@ -181,7 +181,7 @@ def test_a_chat_message_is_traced_at_the_start_of_the_answer(visits, app):
 )
 def test_any_script_is_marked_right(visits, app, prompt, subject):
     app.let_load()
-    page = visits.open(viewport={"width": 360, "height": 740})
+    page = visits.stay(viewport={"width": 360, "height": 740})
     fill(page, prompt, subject)
     expect(page.locator("#ct-chips")).to_contain_text("The subject is marked")
     expect(page.locator("#ct-chips [data-token][aria-pressed='true']").first).to_contain_text(subject[0])

@@ -32,12 +32,10 @@ IN_ORDER = """names => {
 }"""
 
 
-def seen(visits, **context):
-    """A page of a second visit, without the story."""
-    page = visits.open(**context)
-    page.reload()
-    page.wait_for_selector("#ct-map-hidden .js-plotly-plot .main-svg")
-    return page
+def second_visit(visits):
+    """The storage of a browser that has shown the story before."""
+    seen = {"origin": visits.url.removesuffix("/"), "localStorage": [{"name": "causal-tracer-story-seen", "value": ""}]}
+    return {"storage_state": {"cookies": [], "origins": [seen]}}
 
 
 def test_the_story_greets_a_first_visit_only_and_stays_one_click_away(visits):
@@ -52,7 +50,7 @@ def test_the_story_greets_a_first_visit_only_and_stays_one_click_away(visits):
 
 def test_one_screen_holds_the_setup_and_the_whole_map(visits, app):
     app.let_load()
-    page = seen(visits)
+    page = visits.open(**second_visit(visits))
     expect(page.locator("#ct-chips [data-answer]").first).to_be_visible()
     needed = ["#ct-prompt", "#ct-chips", "#ct-subject", "#ct-answer", "#ct-corruption", "#ct-metric", "#ct-patch"]
     results = ["#ct-run-hidden", "#ct-numbers-hidden", "#ct-map-hidden .main-svg", "#ct-cell-hidden"]
@@ -66,7 +64,7 @@ def test_one_screen_holds_the_setup_and_the_whole_map(visits, app):
 
 
 def test_on_a_phone_setup_run_and_map_follow_each_other(visits):
-    page = seen(visits, viewport={"width": 390, "height": 844})
+    page = visits.open(**second_visit(visits), viewport={"width": 390, "height": 844})
     expect_true(page, IN_ORDER, ["#ct-prompt", "#ct-metric", "#ct-run-hidden", "#ct-map-hidden", "#ct-examples"])
     expect_no_overflow(page)
 
@@ -74,7 +72,7 @@ def test_on_a_phone_setup_run_and_map_follow_each_other(visits):
 @pytest.mark.parametrize("kind", TITLES)
 def test_heads_and_knockouts_have_a_stored_map_a_run_and_cells(visits, app, kind):
     app.let_load()
-    page = seen(visits)
+    page = visits.stay(**second_visit(visits))
     page.get_by_role("tab", name=TITLES[kind], exact=True).click()
     expect(page.locator(f"#ct-details-{kind}")).to_contain_text("a stored result")
     expect(page.locator(f"#ct-numbers-{kind}")).to_contain_text("Seattle")
@@ -90,7 +88,7 @@ def test_heads_and_knockouts_have_a_stored_map_a_run_and_cells(visits, app, kind
 
 def test_another_subject_takes_the_place_of_noise_and_nothing_is_lost(visits, app):
     app.let_load()
-    page = seen(visits)
+    page = visits.open(**second_visit(visits))
     fill(page, PROMPT, SUBJECT)
     expect(page.locator("#ct-second-subject")).to_have_count(0)
     choose(page, "corruption", "another subject")
@@ -111,7 +109,7 @@ def test_another_subject_takes_the_place_of_noise_and_nothing_is_lost(visits, ap
 
 def test_activations_set_to_zero_are_a_map_of_the_clean_run(visits, app):
     app.let_load()
-    page = seen(visits)
+    page = visits.open(**second_visit(visits))
     fill(page, PROMPT, SUBJECT)
     choose(page, "corruption", "another subject")
     field(page, "second-subject").fill("Eiffel Tower")
@@ -126,7 +124,7 @@ def test_activations_set_to_zero_are_a_map_of_the_clean_run(visits, app):
 
 def test_a_measure_with_another_answer_asks_for_it(visits, app):
     app.let_load()
-    page = seen(visits)
+    page = visits.open(**second_visit(visits))
     fill(page, PROMPT, SUBJECT)
     choose(page, "metric", "logit difference")
     expect(page.locator("#ct-foil")).to_be_visible()
@@ -139,7 +137,7 @@ def test_a_measure_with_another_answer_asks_for_it(visits, app):
 
 def test_a_token_is_for_heads_and_no_trouble_to_other_tabs(visits, app):
     app.let_load()
-    page = seen(visits)
+    page = visits.open(**second_visit(visits))
     fill(page, PROMPT, SUBJECT)
     open_more(page)
     field(page, "token").fill("2")
