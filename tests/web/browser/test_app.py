@@ -102,8 +102,9 @@ def test_a_bad_setting_is_said_below_the_fields_and_beside_run(visits, app):
 
 def test_markup_in_a_prompt_is_text(visits, app):
     app.let_load()
-    page = visits.open()
+    page = visits.stay()
     prompt = "The Space Needle <b>is</b> in <img src=x onerror=alert(1)> the city of"
+    page.get_by_role("tab", name="Hidden states").click()
     fill(page, prompt, "")
     run(page, "hidden")
     expect(page.locator("#ct-status-hidden")).to_contain_text("Done")
@@ -167,14 +168,14 @@ def test_a_run_that_waits_for_its_turn_can_be_stopped(visits, app):
 
 
 def test_examples_fill_the_fields(visits):
-    page = visits.open()
+    page = visits.stay()
     page.get_by_role("button", name=re.compile("Steve Jobs")).click()
     expect(page.locator("#ct-prompt textarea")).to_have_value("Steve Jobs was the founder of")
     expect(page.locator("#ct-subject-note")).to_have_text("Guessed: Steve Jobs")
 
 
 def test_help_says_what_a_map_does_not_show(visits):
-    page = visits.open()
+    page = visits.stay()
     page.get_by_role("button", name="How to read this").click()
     expect(page.get_by_text("What a map does not show")).to_be_visible()
     expect(page.get_by_text("does not predict where editing")).to_be_visible()
@@ -193,7 +194,7 @@ def test_a_narrow_phone_scrolls_down_only(visits):
 
 
 def test_plotly_is_fetched_before_gradio_asks_for_it_and_once(visits):
-    page = visits.open()
+    page = visits.stay()
     expect_true(
         page,
         """() => {
@@ -207,7 +208,7 @@ def test_plotly_is_fetched_before_gradio_asks_for_it_and_once(visits):
 
 
 def test_the_page_comes_compressed(visits):
-    page = visits.open()
+    page = visits.stay()
     sent, held = page.evaluate(
         "(entry => [entry.encodedBodySize, entry.decodedBodySize])(performance.getEntriesByType('navigation')[0])"
     )

@@ -15,6 +15,14 @@ def expect_step(page, number: int) -> None:
     expect(page.locator(".ct-story")).to_have_attribute("data-step", str(number))
 
 
+def first_step(visits):
+    """The page that the tests share, with the story at its first step."""
+    page = visits.stay()
+    page.locator(".ct-steps button").first.click()
+    expect_step(page, 1)
+    return page
+
+
 def test_arrow_keys_tell_the_story_while_no_model_is_loaded(visits):
     page = visits.open()
     expect(page.locator("#ct-model")).to_contain_text("Loading")
@@ -33,7 +41,7 @@ def test_arrow_keys_tell_the_story_while_no_model_is_loaded(visits):
 
 
 def test_buttons_move_it_and_say_where_it_is(visits):
-    page = visits.open()
+    page = first_step(visits)
     page.locator(".ct-story [data-move='1']").click()
     page.get_by_role("button", name="3 One restored run").click()
     expect_step(page, 3)
@@ -43,7 +51,7 @@ def test_buttons_move_it_and_say_where_it_is(visits):
 
 
 def test_a_presenters_keys_move_it_when_it_has_the_focus(visits):
-    page = visits.open()
+    page = first_step(visits)
     page.locator(".ct-story [data-move='1']").focus()
     page.keyboard.press("PageDown")
     page.keyboard.press("PageDown")
@@ -53,7 +61,7 @@ def test_a_presenters_keys_move_it_when_it_has_the_focus(visits):
 
 
 def test_arrow_keys_in_a_field_stay_there(visits):
-    page = visits.open()
+    page = first_step(visits)
     page.locator("#ct-prompt textarea").focus()
     page.keyboard.press("ArrowRight")
     expect_step(page, 1)
@@ -90,7 +98,7 @@ def test_the_pictures_show_what_the_words_say(visits):
 
 
 def test_it_leads_to_the_tool(visits):
-    page = visits.open()
+    page = first_step(visits)
     page.get_by_role("button", name="Trace a prompt of your own").click()
     expect(page.locator("#ct-prompt textarea")).to_be_focused()
     expect(page.locator("#ct-tool")).to_be_in_viewport()

@@ -89,7 +89,7 @@ def test_a_prompt_typed_over_the_page_s_own_is_traced(visits, app):
 
 def test_a_prompt_typed_over_an_example_is_traced(visits, app):
     app.let_load()
-    page = visits.open()
+    page = visits.stay()
     expect(page.locator("#ct-model")).to_contain_text("Model ready")
     # A subject typed for another prompt does not stay for an example.
     type_over(page, "subject", "The Space")
@@ -139,7 +139,7 @@ def test_a_typed_subject_stays_and_is_refused_until_it_is_emptied(visits, app):
 
 def test_a_clicked_subject_stays_while_the_prompt_has_it(visits, app):
     app.let_load()
-    page = visits.open()
+    page = visits.stay()
     fill(page, OTHER_PROMPT)
     expect_guess(page, OTHER_SUBJECT)
     expect_subject_tokens(page, ["Steve", "Jobs"])
@@ -155,7 +155,7 @@ def test_a_clicked_subject_stays_while_the_prompt_has_it(visits, app):
 
 def test_where_no_subject_can_be_guessed_the_page_says_so(visits, app):
     app.let_load()
-    page = visits.open()
+    page = visits.stay()
     expect(page.locator("#ct-model")).to_contain_text("Model ready")
     type_over(page, "prompt", "the city of")
     expect(field(page, "subject")).to_have_value("")
