@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from causal_tracer import CausalTracer, MapSpec, RunOptions, TraceRequest
-from causal_tracer.plots.heatmap import save_figure
+from causal_tracer.plots.saving import save_figure
 from causal_tracer.reproduce.dissecting_recall import KIND, recall_curves, recall_settings
 from causal_tracer.study.facts import facts_digest, load_facts
 from causal_tracer.study.figures import study_figures

@@ -12,8 +12,9 @@ from causal_tracer.version import __version__
 if TYPE_CHECKING:
     from causal_tracer.loading.models import LoadedModel, load_model
     from causal_tracer.model.layer_config import GPT2_LAYER_CONFIG, LLAMA_LAYER_CONFIG, LayerConfig, LayerMatcher
-    from causal_tracer.plots.heatmap import plot_hidden_flow_heatmap, save_figure
+    from causal_tracer.plots.heatmap import plot_hidden_flow_heatmap
     from causal_tracer.plots.lens import plot_lens
+    from causal_tracer.plots.saving import save_figure
     from causal_tracer.prompts.subject import guess_subject
     from causal_tracer.request.records import (
         HiddenFlowQuery,
@@ -34,8 +35,9 @@ if TYPE_CHECKING:
 _MODULES = {
     "loading.models": ("LoadedModel", "load_model"),
     "model.layer_config": ("GPT2_LAYER_CONFIG", "LLAMA_LAYER_CONFIG", "LayerConfig", "LayerMatcher"),
-    "plots.heatmap": ("plot_hidden_flow_heatmap", "save_figure"),
+    "plots.heatmap": ("plot_hidden_flow_heatmap",),
     "plots.lens": ("plot_lens",),
+    "plots.saving": ("save_figure",),
     "prompts.subject": ("guess_subject",),
     "request.records": ("HiddenFlowQuery", "MapSpec", "OtherPrompt", "RunOptions", "SamplesUntil", "TraceRequest"),
     "request.sites": ("LayerKind",),

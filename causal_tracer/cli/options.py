@@ -33,6 +33,14 @@ Device = Annotated[
 ]
 
 _SHORT = {"subject": ("-s",)}
+# Help of fields that in Python also take objects.
+_HELP = {
+    "corruption": 'The corruption of the subject: gaussian, uniform, either with " replacing"; multivariate, '
+    "student-t, zero, mean or none.",
+    "samples": "Number of noise samples. Corruptions that are not random have a fixed number.",
+    "metric": 'The metric: probability, log-probability, logit, "logit difference", rank or "KL from clean". If not '
+    "given, the probability; with a second prompt, the logit difference.",
+}
 _TYPES = {
     "corruption": str,
     "metric": str | None,
@@ -83,7 +91,7 @@ def _options(record: type[Any], panel: str | None) -> Iterator[inspect.Parameter
         default = ... if field.is_required() else None if field.default_factory else field.default
         option = typer.Option(
             *((f"{flag}/--no-{flag[2:]}",) if default is True else (flag, *_SHORT.get(name, ()))),
-            help=" ".join(str(field.description).split()),
+            help=_HELP.get(name) or " ".join(str(field.description).split()),
             **_bounds(field),
             show_default=default not in (None, "", False),
             rich_help_panel=panel,

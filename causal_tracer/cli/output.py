@@ -66,7 +66,12 @@ Html = Annotated[
 ]
 Image = Annotated[
     Path | None,
-    typer.Option("--image", metavar="FILE", help="Write the figure as .png, .svg or .pdf.", rich_help_panel=_OUTPUT),
+    typer.Option(
+        "--image",
+        metavar="FILE",
+        help="Write the figure as .png, .svg or .pdf; of several maps, one file each.",
+        rich_help_panel=_OUTPUT,
+    ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress and no map.", rich_help_panel=_OUTPUT)]
 
@@ -122,6 +127,10 @@ class Outputs:
         for path in (self.json, self.csv, self.html, self.image):
             if path is not None and path != _PRINT and Path(path).is_dir():
                 raise SettingsError(f"{path} is a folder, and results are written to files. Give a file name.")
+        if self.image is not None:
+            from causal_tracer.plots.saving import require_kaleido
+
+            require_kaleido(self.image.name)
 
     def write(self, flows: Mapping[str, HiddenFlow]) -> None:
         """Write maps, by name, to all outputs. If no output is "-", also print a description of each map.
@@ -192,7 +201,7 @@ class Outputs:
             typer.echo(contents.text())
 
     def _write_images(self, path: Path, figures: Mapping[str, go.Figure]) -> None:
-        from causal_tracer.plots.heatmap import save_figure
+        from causal_tracer.plots.saving import save_figure
 
         for name, figure in figures.items():
             save_figure(figure, path if len(figures) == 1 else path.with_name(f"{path.stem}-{name}{path.suffix}"))

@@ -6,18 +6,13 @@ import html
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
 
-from causal_tracer.arguments import file_path, instance, real_number
-from causal_tracer.errors import ExportError
-from causal_tracer.files import write_atomically
 from causal_tracer.plots.options import check_plot_options
-from causal_tracer.plots.pages import figure_html, standalone_page
+from causal_tracer.plots.saving import save_figure
 from causal_tracer.plots.scale import ColorLimits, color_limits, heatmap_colors
 from causal_tracer.request.sites import SITES
 from causal_tracer.results.analysis import effects
@@ -157,58 +152,6 @@ def lay_out_map(
         zeroline=False,
         automargin=True,
     )
-
-
-def save_figure(figure: go.Figure, path: str | PathLike[str], *, scale: float = 2.0) -> Path:
-    """Write a figure as HTML, PNG, SVG or PDF, by the file's ending.
-
-    The HTML is self-contained and opens offline. Kaleido draws the images and needs Chrome or Chromium.
-
-    Args:
-        figure: The figure.
-        path: The file. Missing folders are created.
-        scale: Pixels per unit of length, for PNG.
-
-    Returns:
-        The path of the file.
-
-    Raises:
-        SettingsError: An argument has the wrong type.
-        ExportError: The ending is not one of these, the file cannot be written, or Kaleido or Chrome is missing.
-    """
-    path = file_path(path)
-    instance("figure", figure, go.Figure)
-    scale = real_number("scale", scale)
-    ending = path.suffix.lower().removeprefix(".")
-    if ending not in ("html", "png", "svg", "pdf"):
-        raise ExportError(f"A figure's file must end in .html, .png, .svg or .pdf (given: {path.name!r}).")
-    try:
-        if ending == "html":
-            write_atomically(path, standalone_page("Causal tracing", figure_html(figure)))
-        else:
-            write_atomically(path, _image(figure, path.name, ending, scale))
-    except (OSError, ValueError) as error:
-        raise ExportError(f"{str(path)!r} could not be written: {error}") from error
-    return path
-
-
-def _image(figure: go.Figure, name: str, ending: str, scale: float) -> bytes:
-    if find_spec("kaleido") is None:
-        raise ExportError(
-            f"Writing {name!r} needs Kaleido, and it is not installed: pip install kaleido. "
-            "Or write an .html file, which does not need it."
-        )
-    from choreographer.errors import BrowserFailedError, ChromeNotFoundError
-    from kaleido.errors import ChromeNotFoundError as KaleidoChromeNotFoundError
-
-    try:
-        image: bytes = figure.to_image(format=ending, scale=scale)
-    except (ChromeNotFoundError, KaleidoChromeNotFoundError, BrowserFailedError, RuntimeError) as error:
-        raise ExportError(
-            f"Writing {name!r} needs Chrome or Chromium, and Kaleido could not start it ({error}). Install it, "
-            "or run plotly_get_chrome, or write an .html file."
-        ) from error
-    return image
 
 
 def shared_limits(results: Sequence[HiddenFlow]) -> ColorLimits:

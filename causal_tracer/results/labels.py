@@ -53,7 +53,7 @@ def audit_words(flow: HiddenFlow) -> str:
     if audit is None:
         return ""
     cells = "1 cell" if len(audit.cells) == 1 else f"{len(audit.cells)} cells"
-    return f"audit: {cells} off by {audit.largest_difference:.1g} at most"
+    return f"audit: {cells} computed again, largest difference {audit.largest_difference:.1g}"
 
 
 def map_title(flow: HiddenFlow) -> str:

@@ -165,12 +165,10 @@ def test_cells_that_were_not_computed_are_empty_in_the_table(run: Any) -> None:
 
 
 def test_a_picture_of_each_map_gets_its_name(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import causal_tracer.plots.heatmap
+    import causal_tracer.plots.saving
 
     written: list[str] = []
-    monkeypatch.setattr(
-        causal_tracer.plots.heatmap, "save_figure", lambda figure, path: written.append(Path(path).name)
-    )
+    monkeypatch.setattr(causal_tracer.plots.saving, "save_figure", lambda figure, path: written.append(Path(path).name))
     assert run(*ASKED, "-q", "--image", tmp_path / "map.png")[0] == 0
     assert run(*ASKED, "-q", "-k", "mlp", "-k", "hidden", "--image", tmp_path / "map.svg")[0] == 0
     assert written == ["map.png", "map-mlp.svg", "map-hidden.svg"]
@@ -300,6 +298,16 @@ def test_what_the_user_can_mend_is_status_2(run: Any, words: list[str], said: st
     assert (status, out) == (2, "")
     assert said in err
     assert "Traceback" not in err
+
+
+def test_without_kaleido_an_image_is_refused_before_anything_is_traced(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("causal_tracer.plots.saving.find_spec", lambda name: None)
+    status, out, err = run(*ASKED, "--image", tmp_path / "map.png")
+    assert (status, out) == (1, "")
+    assert "pip install kaleido" in err
+    assert "restored" not in err
 
 
 def test_a_subject_that_is_not_there_is_status_2_and_one_line(run: Any) -> None:

@@ -355,7 +355,7 @@ def test_endings_that_are_not_known_are_refused_and_nothing_is_written(name: str
 def test_without_kaleido_images_are_refused_with_the_line_to_write(
     ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("causal_tracer.plots.heatmap.find_spec", lambda name: None)
+    monkeypatch.setattr("causal_tracer.plots.saving.find_spec", lambda name: None)
     with pytest.raises(ExportError, match=r"pip install kaleido"):
         save_figure(draw(some_flow()), tmp_path / f"map.{ending}")
     with pytest.raises(ExportError, match="Kaleido"):

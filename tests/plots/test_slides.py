@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from causal_tracer.errors import SettingsError
-from causal_tracer.plots.heatmap import save_figure
+from causal_tracer.plots.saving import save_figure
 from causal_tracer.plots.slides import SLIDE_SIZE, slide_figure
 from causal_tracer.prompts.chat import ChatText
 from causal_tracer.request.record import to_data

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from causal_tracer.errors import ExportError, ResultFormatError
 from causal_tracer.files import write_atomically
-from causal_tracer.plots.heatmap import plot_hidden_flow_heatmap, save_figure
+from causal_tracer.plots.heatmap import plot_hidden_flow_heatmap
 from causal_tracer.plots.pages import figure_html, standalone_page
+from causal_tracer.plots.saving import save_figure
 from causal_tracer.plots.slides import slide_figure
 from causal_tracer.results.analysis import COLUMNS, rows
 from causal_tracer.results.flow import HiddenFlow
