@@ -48,7 +48,7 @@ def build_page(service: TraceService) -> gr.Blocks:
                     patch_tab(service, inputs)
                     compare_tab(history, tabs)
                     studies_tab(service)
-                wire_prompt_lens(demo, service, inputs, inspected, maps)
+                wire_prompt_lens(service, inputs, inspected, maps)
                 history.lay_out()
                 upload = gr.UploadButton(
                     "Open a saved result (JSON)",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
@@ -26,8 +25,6 @@ from causal_tracer.web.service.stored import STORED_PROMPT
 from causal_tracer.web.service.tracing import TraceService
 from causal_tracer.web.service.updates import Cancelled, stepped
 
-# A lens of a half-typed prompt would hold up the next one: a person who types presses another key within this time.
-TYPING_PAUSE_SECONDS = 0.25
 ABOUT = "Logit lens: the most probable next token after each token and layer. Run replaces it by the map."
 # Passes the name of the tab whose Run button is visible; empty if a tab without maps is open.
 _OPEN_TAB = """(tab, ...rest) => [
@@ -60,30 +57,6 @@ class PlacedLens:
     html: str = ""
 
 
-class WantedLenses:
-    """The key of the lens that each open page wants."""
-
-    def __init__(self) -> None:
-        self._keys: dict[str | None, str] = {}
-        self._changed = threading.Condition()
-
-    def note(self, session: str | None, key: str) -> None:
-        """Note the lens that a page wants now."""
-        with self._changed:
-            self._keys[session] = key
-            self._changed.notify_all()
-
-    def stays(self, session: str | None, key: str, seconds: float) -> bool:
-        """Return whether a page wants the same lens for this long; False as soon as it wants another one."""
-        with self._changed:
-            return not self._changed.wait_for(lambda: self._keys.get(session, key) != key, timeout=seconds)
-
-    def forget(self, request: gr.Request) -> None:
-        """Drop a page that was closed."""
-        with self._changed:
-            self._keys.pop(request.session_hash, None)
-
-
 @dataclass(frozen=True)
 class PromptLensEvents:
     """The event handlers. A class, since Gradio gives its request only to methods with type hints.
@@ -91,20 +64,15 @@ class PromptLensEvents:
     Attributes:
         service: The models.
         tabs: The tabs of maps.
-        pause: Seconds for which a page has to want the same lens before it is read.
-        latest: The lenses that the open pages want.
     """
 
     service: TraceService
     tabs: tuple[str, ...] = explore.MAP_TABS
-    pause: float = TYPING_PAUSE_SECONDS
-    latest: WantedLenses = field(default_factory=WantedLenses)
 
-    def wanted(self, request: gr.Request, tab: str, seen: Seen, *states: Any) -> tuple[Any, Any]:
+    def wanted(self, tab: str, seen: Seen, *states: Any) -> tuple[Any, Any]:
         """Return the key of the lens to show in a tab (empty to show its map), and the prompts of this check.
 
         Args:
-            request: The page's request.
             tab: The open tab; empty for one without maps.
             seen: The prompts at the last check.
             states: The results of all tabs, the clicked choices, then the fields' values.
@@ -124,18 +92,18 @@ class PromptLensEvents:
             # A new map. If the prompt has not changed since, the map came while this prompt was in the fields.
             beside = prompt if prompt == seen.prompt else shown
         seen = Seen(prompt, {**seen.beside, tab: (shown, beside)})
-        key = "" if prompt in (shown, beside) else f"{tab} {lens_key(asked)}"
-        if key and self.service.status(asked["model"]).state != "ready":
+        if prompt in (shown, beside):
+            return "", seen
+        if self.service.status(asked["model"]).state != "ready":
             return gr.skip(), seen
-        self.latest.note(request.session_hash, key)
-        return key, seen
+        return f"{tab} {lens_key(asked)}", seen
 
     def clear(self, wanted: str) -> tuple[Any, ...]:
         """Show the maps again at once if no lens is wanted, without waiting for a lens that is being read."""
         return ("" if not wanted else gr.skip(),) * len(self.tabs)
 
     async def read(self, request: gr.Request, wanted: str, picked: Picked, *values: Any) -> AsyncGenerator[PlacedLens]:
-        """Read the lens, unless the page wants another one before the pause is over."""
+        """Read the lens."""
         async with aclosing(stepped(partial(self._read, request, wanted, picked, values))) as steps:
             async for step in steps:
                 yield step
@@ -146,8 +114,6 @@ class PromptLensEvents:
         tab = wanted.partition(" ")[0]
         if not tab:
             yield PlacedLens()
-            return
-        if not self.latest.stays(request.session_hash, wanted, self.pause):
             return
         try:
             asked = asked_for("hidden", picked, *values)
@@ -188,13 +154,10 @@ def _prompt_of(flows: Flows) -> Text:
         return flow.prompt
 
 
-def wire_prompt_lens(
-    demo: gr.Blocks, service: TraceService, inputs: Inputs, inspected: Any, tabs: Sequence[MapTab]
-) -> None:
+def wire_prompt_lens(service: TraceService, inputs: Inputs, inspected: Any, tabs: Sequence[MapTab]) -> None:
     """Wire the lens, so that it is shown instead of the maps when the prompt changes.
 
     Args:
-        demo: The page.
         service: The models.
         inputs: The fields.
         inspected: The event that inspects the fields (`input_fields`).
@@ -206,7 +169,7 @@ def wire_prompt_lens(
     noted: dict[str, Any] = {"outputs": [wanted, seen], "trigger_mode": "multiple", **NOTED}
     inspected.then(events.wanted, inputs=[tab, *states], js=_OPEN_TAB, **noted)
     for name, each in zip(explore.MAP_TABS, tabs, strict=True):
-        each.page.select(events.wanted, inputs=[tab, *states], js=f"(_, ...rest) => ['{name}', ...rest]", **noted)
+        each.page.select(partial(events.wanted, name), inputs=states, **noted)
     lenses = [each.lens for each in tabs]
     placed = gr.State(PlacedLens(), time_to_live=IDLE_SECONDS)
     wanted.change(events.clear, inputs=[wanted], outputs=lenses, trigger_mode="multiple", **AT_ONCE)
@@ -214,7 +177,6 @@ def wire_prompt_lens(
     reading = wanted.change(events.read, inputs=asked, outputs=[placed], **lens_queue(service))
     # Shown by a separate event, which gets the current maps: a late lens must not cover a newer map.
     reading.success(events.place, inputs=[placed, wanted, *(each.flows for each in tabs)], outputs=lenses, **AT_ONCE)
-    demo.unload(events.latest.forget)
     for each in tabs:
         # A run does not wait for a lens that it will cover.
         each.run.click(None, cancels=[reading], api_visibility="private")

@@ -30,7 +30,7 @@ def events() -> PromptLensEvents:
             service.settings,
         )
     )
-    return PromptLensEvents(service, pause=0)
+    return PromptLensEvents(service)
 
 
 def values(prompt: str, **changes: Any) -> tuple[Any, ...]:
@@ -43,7 +43,7 @@ def flows(**shown: Any) -> tuple[Any, ...]:
 
 
 def look(events: PromptLensEvents, tab: str, seen: Seen, prompt: str, **shown: Any) -> tuple[Any, Seen]:
-    return events.wanted(gr.Request(session_hash="page"), tab, seen, *flows(**shown), Picked(), *values(prompt))
+    return events.wanted(tab, seen, *flows(**shown), Picked(), *values(prompt))
 
 
 def result() -> dict[str, Any]:
@@ -95,31 +95,10 @@ def test_where_none_is_wanted_the_maps_come_back_at_once(events):
 
 
 def test_fields_that_are_wrong_and_models_that_are_not_ready_leave_what_stands_there(events):
-    assert (
-        events.wanted(
-            gr.Request(session_hash="page"), "hidden", Seen(), *flows(), Picked(), *values(PROMPT, noise="loud")
-        )[0]
-        == gr.skip()
-    )
+    assert events.wanted("hidden", Seen(), *flows(), Picked(), *values(PROMPT, noise="loud"))[0] == gr.skip()
     # A tab without maps: what was typed there is known when a file is opened later.
     wanted, seen = look(events, "", Seen(), OTHER_PROMPT)
     assert (wanted, seen.prompt) == (gr.skip(), OTHER_PROMPT)
     assert look(events, "hidden", seen, OTHER_PROMPT, hidden=result())[0] == ""
     waiting = PromptLensEvents(tiny_service())
     assert look(waiting, "hidden", Seen(), PROMPT)[0] == gr.skip()
-
-
-def test_a_lens_is_not_read_if_the_page_wants_another_one_within_the_pause(events):
-    page = gr.Request(session_hash="typing")
-    patient = PromptLensEvents(events.service, pause=60)
-    wanted, seen = patient.wanted(page, "hidden", Seen(), *flows(), Picked(), *values(PROMPT))
-    patient.wanted(page, "hidden", seen, *flows(), Picked(), *values(OTHER_PROMPT))
-    assert all_of(patient.read(page, wanted, Picked(), *values(PROMPT))) == []
-    patient.latest.forget(page)
-    assert patient.latest.stays("typing", wanted, 0)
-
-
-def test_another_page_does_not_stop_a_lens(events):
-    events.wanted(gr.Request(session_hash="another"), "hidden", Seen(), *flows(), Picked(), *values(OTHER_PROMPT))
-    wanted, _ = look(events, "hidden", Seen(), PROMPT)
-    assert len(all_of(events.read(gr.Request(session_hash="page"), wanted, Picked(), *values(PROMPT)))) == 1
