@@ -408,7 +408,7 @@ def test_pictures_are_drawn_where_kaleido_can(visits, tmp_path, format, magic):
 
 
 def test_where_there_is_no_kaleido_the_page_says_what_to_do(visits, monkeypatch):
-    monkeypatch.setattr("causal_tracer.plots.heatmap.find_spec", lambda name: None)
+    monkeypatch.setattr("causal_tracer.plots.saving.find_spec", lambda name: None)
     page = visits.open()
     page.locator("#ct-share-hidden button").first.click()
     page.locator("#ct-png-hidden").click()
