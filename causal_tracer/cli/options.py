@@ -9,6 +9,8 @@ from typing import Annotated, Any, TypeVar
 import typer
 from pydantic.fields import FieldInfo
 
+from causal_tracer.corruption import CORRUPTIONS
+from causal_tracer.metrics.metric import METRICS
 from causal_tracer.request.record import Check, record_fields
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -35,11 +37,10 @@ Device = Annotated[
 _SHORT = {"subject": ("-s",)}
 # Help of fields that in Python also take objects.
 _HELP = {
-    "corruption": 'The corruption of the subject: gaussian, uniform, either with " replacing"; multivariate, '
-    "student-t, zero, mean or none.",
+    "corruption": f"The corruption of the subject: {', '.join(CORRUPTIONS)}.",
     "samples": "Number of noise samples. Corruptions that are not random have a fixed number.",
-    "metric": 'The metric: probability, log-probability, logit, "logit difference", rank or "KL from clean". If not '
-    "given, the probability; with a second prompt, the logit difference.",
+    "metric": f"The metric: {', '.join(METRICS)}. By default the probability, with a second prompt the logit "
+    "difference.",
 }
 _TYPES = {
     "corruption": str,

@@ -26,7 +26,9 @@ from causal_tracer import (
 )
 from causal_tracer.cli import main as cli
 from causal_tracer.cli import progress as cli_progress
+from causal_tracer.corruption import CORRUPTIONS
 from causal_tracer.errors import ModelLoadError, NumericsError, SettingsError, SubjectError, TraceCancelled
+from causal_tracer.metrics.metric import METRICS
 from causal_tracer.results.analysis import COLUMNS
 from causal_tracer.results.labels import display_token
 from tests.support.chat_templates import PLAIN
@@ -443,6 +445,13 @@ def test_help_names_every_command_and_version_is_the_packages(run: Any, capsys: 
     assert run("-h")[1] == out
     assert "--subject" in run("trace", "--help")[1]
     assert run("study", "--help")[0] == 0
+
+
+def test_help_names_the_metrics_and_corruptions_that_a_shell_can_give(run: Any) -> None:
+    out = " ".join(run("trace", "--help")[1].replace("│", " ").split())
+    assert ", ".join(METRICS) in out
+    assert ", ".join(CORRUPTIONS) in out
+    assert "Target" not in out
 
 
 def test_the_apps_options_are_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

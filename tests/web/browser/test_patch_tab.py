@@ -17,14 +17,22 @@ STATUS, PAIRS, RUN = "#ct-patch-status", "#ct-patch-pairs [data-pair]", "#ct-pat
 
 
 def open_both(page, app):
-    """Open the tab with both lenses read."""
+    """Open the tab with both lenses read and no pairs."""
     app.let_load()
     fill(page, PROMPT)
     open_tab(page, "Patch")
     field(page, "patch-base").fill(OTHER_PROMPT)
-    page.locator("#ct-patch-read").click()
-    expect(page.locator("#ct-patch-lenses table")).to_have_count(2)
-    expect(page.locator(STATUS)).to_contain_text("Both prompts are read")
+    page.locator("#ct-patch-site").get_by_label("Hidden states").check()
+    lenses = page.locator("#ct-patch-lenses table")
+    if lenses.count() == 0:
+        page.locator("#ct-patch-read").click()
+        expect(page.locator(STATUS)).to_contain_text("Both prompts are read")
+    expect(lenses).to_have_count(2)
+    clear = page.get_by_role("button", name="Clear", exact=True)
+    if clear.is_visible():
+        clear.click()
+    expect(page.locator(PAIRS)).to_have_count(0)
+    expect(page.locator(RUN)).to_have_count(0)
     return page
 
 

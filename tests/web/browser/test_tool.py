@@ -72,6 +72,7 @@ def test_chips_are_for_the_keyboard_too(visits, app):
     app.let_load()
     page = visits.stay()
     fill(page, OTHER_PROMPT)
+    expect(page.locator("#ct-chips")).to_contain_text("The subject is guessed")
     # The page's own prompt comes with a guessed subject too.
     expect_subject_tokens(page, ["Steve", "Jobs"])
     page.locator("#ct-chips [data-token]:enabled").first.focus()

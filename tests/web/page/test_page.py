@@ -185,6 +185,21 @@ class TestHotReload:
 
 
 @pytest.mark.slow
+def test_events_name_at_most_the_line_of_their_status_for_progress() -> None:
+    """Gradio's page copies all values of the components that are named, at each message of any event."""
+    config = build_demo(tiny_service()).get_config_file()
+    ids = {component["id"]: component["props"].get("elem_id") for component in config["components"]}
+    events = [
+        event
+        for event in config["dependencies"]
+        # Gradio makes the event of an example itself.
+        if event["api_visibility"] == "private" and event["outputs"] and event["api_name"] != "load_example"
+    ]
+    named = [ids[component] for event in events if event["backend_fn"] for component in event["show_progress_on"]]
+    assert len(events) > 50
+    assert all(name.startswith("ct-status-") for name in named)
+
+
 def test_the_app_starts_where_its_page_is_slow(monkeypatch: Any) -> None:
     # What Gradio finds out on a busy machine, where its own look at the page takes too long.
     monkeypatch.setattr(networking, "url_ok", lambda url: False)
