@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from causal_tracer.arguments import as_list, choice, flag
+from causal_tracer.arguments import as_list, choice, flag, function, optional
 from causal_tracer.errors import SettingsError
 from causal_tracer.experiment.set_up import TracingContext
 from causal_tracer.request.records import MapSpec, RunOptions, Text, TraceRequest, trace_records
@@ -36,6 +36,7 @@ class SingleRunCalls(ABC):
         restored: tuple[int, int] | None = None,
         spec: MapSpec | None = None,
         options: RunOptions | None = None,
+        cancelled: Callable[[], bool] | None = None,
         **settings: Any,
     ) -> LogitLens:
         """Return the logit lens of one run: the residual stream after each block, read by the final norm and head.
@@ -52,6 +53,7 @@ class SingleRunCalls(ABC):
             restored: Read the run with this cell restored instead: (row, layer) of the map that `spec` describes.
             spec: The map that the cell belongs to. None makes it from `settings`; the default is hidden states.
             options: How the runs are computed. None makes them from `settings`.
+            cancelled: Called before each group of cells is read; returning True stops the lens.
             settings: Any field of `TraceRequest`, `MapSpec` and `RunOptions`, such as subject="Paris" or samples=20.
 
         Raises:
@@ -59,15 +61,17 @@ class SingleRunCalls(ABC):
                 the model.
             ModelStructureError: The model has no final norm, or its logits depend on more than the last block's output.
             NumericsError: A run gave NaN or infinite logits.
+            TraceCancelled: `cancelled` returned True.
         """
         request, spec, options = trace_records(prompt, settings, (spec, options))
         if answer is not None:
             request = replace(request, **{"answer": None, "answer_id": None, **answer_field(answer)})
         if restored is not None and len(as_list("restored", restored)) != 2:
             raise SettingsError(f"restored must be (row, layer) (given: {restored!r}).")
+        cancelled = optional(function)("cancelled", cancelled) or (lambda: False)
         if not flag("corrupted", corrupted) and restored is None:
-            return prompt_lens(self.context, request, top)
-        return noisy_lens(self.context, request, spec, options, top, restored)
+            return prompt_lens(self.context, request, top, cancelled)
+        return noisy_lens(self.context, request, spec, options, top, restored, cancelled)
 
     def patch(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from causal_tracer.arguments import whole_number
-from causal_tracer.errors import ModelStructureError, SettingsError
+from causal_tracer.errors import ModelStructureError, SettingsError, TraceCancelled
 from causal_tracer.experiment.answers import resolve_answer
 from causal_tracer.experiment.samples import run_samples
 from causal_tracer.experiment.set_up import Experiment, TracingContext, prompt_for, set_up
@@ -55,7 +55,7 @@ class Streams:
 
 
 @in_standard_torch_state
-def prompt_lens(context: TracingContext, request: TraceRequest, top: int) -> LogitLens:
+def prompt_lens(context: TracingContext, request: TraceRequest, top: int, cancelled: Callable[[], bool]) -> LogitLens:
     """Return the lens of the clean run of a request's prompt; see `SingleRunCalls.lens`."""
     require_weights(context.traced.model)
     prompt = whole_prompt(context, request.prompt)
@@ -65,7 +65,7 @@ def prompt_lens(context: TracingContext, request: TraceRequest, top: int) -> Log
     states = stacked_states(context.traced, activations, len(prompt))
     streams = Streams(states, outputs, answer.reads[0], answer.clean.logits[:1])
     notes = prompt.notes + answer.notes + first_token_note(context, answer.ids)
-    return lens_of(context, prompt, answer.ids[0], streams, top, run="clean run", notes=notes)
+    return lens_of(context, prompt, answer.ids[0], streams, top, run="clean run", notes=notes, cancelled=cancelled)
 
 
 @in_standard_torch_state
@@ -76,6 +76,7 @@ def noisy_lens(
     options: RunOptions,
     top: int,
     restored: tuple[int, int] | None,
+    cancelled: Callable[[], bool],
 ) -> LogitLens:
     """Return the lens of a request's corrupted run, or of the run of one cell of its map; see `SingleRunCalls.lens`."""
     traced = context.traced
@@ -98,7 +99,8 @@ def noisy_lens(
     if base.samples > 1:
         run += f", mean of {base.samples} samples"
     notes = experiment.notes + first_token_note(context, experiment.answer_ids)
-    return lens_of(context, prompt, experiment.answer_ids[0], streams, top, run=run, notes=notes)
+    answer_id = experiment.answer_ids[0]
+    return lens_of(context, prompt, answer_id, streams, top, run=run, notes=notes, cancelled=cancelled)
 
 
 def answer_field(answer: str | int | None) -> dict[str, Any]:
@@ -150,6 +152,7 @@ def lens_of(
     *,
     run: str,
     notes: Sequence[str],
+    cancelled: Callable[[], bool] = lambda: False,
 ) -> LogitLens:
     """Return the lens of a run. Over several samples, the probabilities are averaged.
 
@@ -161,8 +164,10 @@ def lens_of(
         top: Number of most probable tokens to keep for each cell.
         run: The name of the run in the result.
         notes: Notes for the result.
+        cancelled: Called before each group of cells is read; returning True stops the lens.
 
     Raises:
+        TraceCancelled: `cancelled` returned True.
         SettingsError: `top` is not between 1 and the size of the vocabulary.
         ModelStructureError: The model has no final norm, or the last layer does not give the model's own logits.
         NumericsError: A logit is NaN or infinite.
@@ -171,7 +176,7 @@ def lens_of(
     whole_number("top", top, 1, traced.vocab_size)
     norm = traced.final_norm
     samples, tokens, layers = streams.states.shape[:3]
-    read = _read_cells(traced, prompt.input_ids[-1], streams, answer_id, top)
+    read = _read_cells(traced, prompt.input_ids[-1], streams, answer_id, top, cancelled)
     by_cell = Distributions(*(values.cpu().view(tokens, layers, *values.shape[1:]) for values in read))
     return LogitLens(
         prompt=prompt.text,
@@ -196,7 +201,9 @@ def lens_of(
     )
 
 
-def _read_cells(traced: TracedModel, token_id: int, streams: Streams, answer_id: int, top: int) -> Distributions:
+def _read_cells(
+    traced: TracedModel, token_id: int, streams: Streams, answer_id: int, top: int, cancelled: Callable[[], bool]
+) -> Distributions:
     """Read all cells, ordered by token and then by layer, in chunks that bound rows x vocabulary."""
     read_out = ReadOut(traced, streams.outputs, token_id, reads=1, broadcast=False, what="lens's")
     samples, _, layers = streams.states.shape[:3]
@@ -206,6 +213,8 @@ def _read_cells(traced: TracedModel, token_id: int, streams: Streams, answer_id:
     # Averaging over samples keeps two more distributions per row in memory.
     most = read_out.most_rows if samples == 1 else max(1, read_out.most_rows // 3)
     for chunk in torch.split(torch.arange(cells.shape[1]), most):
+        if cancelled():
+            raise TraceCancelled("The lens was cancelled.")
         total: Tensor | None = None
         for sample in range(samples):
             logits = _read(read_out, cells[sample, chunk])

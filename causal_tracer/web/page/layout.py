@@ -15,7 +15,7 @@ from causal_tracer.web.page.comparing import compare_tab
 from causal_tracer.web.page.gallery import gallery_button, wire_gallery
 from causal_tracer.web.page.history_layout import history_strip, wire_history
 from causal_tracer.web.page.inputs_layout import AT_ONCE, Inputs, input_fields, model_field
-from causal_tracer.web.page.lens_tab import lens_tab
+from causal_tracer.web.page.lens_tab import lens_tab, wire_lens_tab
 from causal_tracer.web.page.patch_tab import patch_tab
 from causal_tracer.web.page.prompt_lens import wire_prompt_lens
 from causal_tracer.web.page.story import story_html
@@ -44,10 +44,11 @@ def build_page(service: TraceService) -> gr.Blocks:
             with gr.Column(elem_id="ct-results", scale=1, min_width=320):
                 with gr.Tabs(elem_id="ct-tabs") as tabs:
                     maps = [map_tab(service, name, inputs, history, shown) for name in explore.MAP_TABS]
-                    lens_tab(service, inputs, inspected)
+                    lens = lens_tab()
                     patch_tab(service, inputs)
                     compare_tab(history, tabs)
                     studies_tab(service)
+                wire_lens_tab(service, inputs, inspected, lens)
                 wire_prompt_lens(service, inputs, inspected, maps)
                 history.lay_out()
                 upload = gr.UploadButton(

@@ -11,7 +11,7 @@ from typing import Any
 
 import gradio as gr
 
-from causal_tracer.errors import CausalTracerError
+from causal_tracer.errors import CausalTracerError, TraceCancelled
 from causal_tracer.request.records import TraceRequest
 from causal_tracer.results.labels import probability_label
 from causal_tracer.results.lens import LogitLens
@@ -51,13 +51,49 @@ _IF_SHOWN = "(shown, ...rest) => [!!document.querySelector('#ct-lens-status')?.o
 _SHOWN = "(shown, ...rest) => [true, ...rest]"
 
 
+class NewestLens:
+    """The lens that a page wants now, shared by its events: the read of another one ends early.
+
+    Attributes:
+        key: As `lens_key` returns it; empty before the first one.
+    """
+
+    def __init__(self) -> None:
+        self.key = ""
+
+    def unless(self, key: str, left: Cancelled) -> Cancelled:
+        """Return whether to end the read of a lens: the page was left, or wants another lens."""
+        return lambda: left() or self.key != key
+
+
+@dataclass(frozen=True, eq=False)
+class LensTab:
+    """The parts of the tab.
+
+    Attributes:
+        page: The tab.
+        again: The button that reads the lens again.
+        status: The line below the button.
+        grid: The lens.
+        cell: The clicked cell in detail.
+        lens: The lens as a record.
+    """
+
+    page: gr.Tab
+    again: gr.Button
+    status: gr.HTML
+    grid: gr.HTML
+    cell: gr.HTML
+    lens: gr.State
+
+
 @dataclass(frozen=True)
 class LensEvents:
     """Events of the tab. A class, since Gradio gives its request only to methods with type hints."""
 
     service: TraceService
 
-    def due(self, shown: bool, picked: Picked, *values: Any) -> tuple[Any, Any]:
+    def due(self, shown: bool, newest: NewestLens, picked: Picked, *values: Any) -> tuple[Any, Any]:
         """Return the key of the lens to read, and the status; nothing changes while the tab is hidden."""
         if not shown:
             return gr.skip(), gr.skip()
@@ -68,23 +104,31 @@ class LensEvents:
         status = self.service.status(asked["model"])
         if status.state != "ready":
             return gr.skip(), status_html(model_words(status), state=f"ct-{status.state}")
-        return lens_key(asked), gr.skip()
+        newest.key = lens_key(asked)
+        return newest.key, gr.skip()
 
-    async def read(self, request: gr.Request, picked: Picked, *values: Any) -> AsyncGenerator[tuple[Any, ...]]:
+    async def read(
+        self, request: gr.Request, newest: NewestLens, picked: Picked, *values: Any
+    ) -> AsyncGenerator[tuple[Any, ...]]:
         """Read the lens: yield status, grid, details and lens. The earlier lens stays until the new one is read."""
-        async with aclosing(stepped(partial(self._read, request, picked, values))) as steps:
+        async with aclosing(stepped(partial(self._read, request, newest, picked, values))) as steps:
             async for step in steps:
                 yield step
 
     def _read(
-        self, request: gr.Request, picked: Picked, values: Sequence[Any], left: Cancelled
+        self, request: gr.Request, newest: NewestLens, picked: Picked, values: Sequence[Any], left: Cancelled
     ) -> Generator[tuple[Any, ...]]:
         try:
             asked = asked_for("hidden", picked, *values)
+            newest.key = lens_key(asked)
             yield reading_html(self.service, asked["model"]), gr.skip(), gr.skip(), gr.skip()
             client = client_of(request, self.service.settings)
             asks = lens_request(asked, self.service.settings)
-            lens = self.service.lens(asks, asked["model"], client, cancelled=left)
+            cancelled = newest.unless(lens_key(asked), left)
+            lens = self.service.lens(asks, asked["model"], client, cancelled=cancelled)
+        except TraceCancelled:
+            # The page waits for the next lens already.
+            return
         except CausalTracerError as error:
             yield failed_html(error), "", "", None
             return
@@ -168,13 +212,10 @@ def result_file(format: str, missing: str, result: LogitLens | PatchedRun | None
     return str(single_run_file(result, format)), gr.skip()
 
 
-def lens_tab(service: TraceService, inputs: Inputs, inspected: Any) -> None:
-    """Lay out and wire the tab; `inspected` is the event that inspects the fields (`input_fields`)."""
-    events = LensEvents(service)
+def lens_tab() -> LensTab:
+    """Lay out the tab."""
     with gr.Tab(TAB_TITLES["lens"], id="lens") as page, gr.Column(elem_classes="ct-lens-tab"):
-        due, lens = gr.State("", time_to_live=IDLE_SECONDS), gr.State(None, time_to_live=IDLE_SECONDS)
-        # The browser sets its value when the event starts.
-        shown = gr.Checkbox(False, visible=False)
+        lens = gr.State(None, time_to_live=IDLE_SECONDS)
         gr.HTML(f'<p class="ct-hint">{escape(_ABOUT)}</p>')
         with gr.Row(elem_classes="ct-run", equal_height=True):
             again = gr.Button("Read again", scale=0, min_width=150, elem_id="ct-lens-read")
@@ -187,17 +228,33 @@ def lens_tab(service: TraceService, inputs: Inputs, inspected: Any) -> None:
             with gr.Column(scale=1, min_width=210):
                 cell = gr.HTML("", elem_id="ct-lens-cell")
         download_row("lens", lens, status, "There is no lens to save. Press Read again.")
-    asked = [inputs.picked, *inputs.values]
-    for event, js in ((page.select, _SHOWN), (inspected.then, _IF_SHOWN)):
-        event(events.due, inputs=[shown, *asked], outputs=[due, status], js=js, trigger_mode="multiple", **NOTED)
+    return LensTab(page, again, status, grid, cell, lens)
+
+
+def wire_lens_tab(service: TraceService, inputs: Inputs, inspected: Any, tab: LensTab) -> None:
+    """Wire the tab, outside the tabs: Gradio reports a change of a state in a hidden tab when nothing has changed.
+
+    Args:
+        service: The models.
+        inputs: The fields.
+        inspected: The event that inspects the fields (`input_fields`).
+        tab: The tab.
+    """
+    events = LensEvents(service)
+    due, newest = gr.State("", time_to_live=IDLE_SECONDS), gr.State(NewestLens(), time_to_live=IDLE_SECONDS)
+    # The browser sets its value when the event starts.
+    shown = gr.Checkbox(False, visible=False)
+    asked = [newest, inputs.picked, *inputs.values]
+    for event, js in ((tab.page.select, _SHOWN), (inspected.then, _IF_SHOWN)):
+        event(events.due, inputs=[shown, *asked], outputs=[due, tab.status], js=js, trigger_mode="multiple", **NOTED)
     gr.on(
-        [due.change, again.click],
+        [due.change, tab.again.click],
         events.read,
         inputs=asked,
-        outputs=[status, grid, cell, lens],
+        outputs=[tab.status, tab.grid, tab.cell, tab.lens],
         **lens_queue(service),
-    ).failure(unexpected_error_html, outputs=[status], **AT_ONCE)
-    grid.select(_cell, inputs=[lens], outputs=[cell], **AT_ONCE)
+    ).failure(unexpected_error_html, outputs=[tab.status], **AT_ONCE)
+    tab.grid.select(_cell, inputs=[tab.lens], outputs=[tab.cell], **AT_ONCE)
 
 
 def _cell(event: gr.SelectData, lens: LogitLens | None) -> str:

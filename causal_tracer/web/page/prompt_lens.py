@@ -11,13 +11,13 @@ from typing import Any
 
 import gradio as gr
 
-from causal_tracer.errors import CausalTracerError
+from causal_tracer.errors import CausalTracerError, TraceCancelled
 from causal_tracer.request.records import Text
 from causal_tracer.web.page import explore
 from causal_tracer.web.page.fields import Picked, asked_for
 from causal_tracer.web.page.inputs_layout import AT_ONCE, IDLE_SECONDS, Inputs
 from causal_tracer.web.page.lens_grid import grid_html, legend_html
-from causal_tracer.web.page.lens_tab import NOTED, lens_key, lens_queue, lens_request
+from causal_tracer.web.page.lens_tab import NOTED, NewestLens, lens_key, lens_queue, lens_request
 from causal_tracer.web.page.tab_layout import MapTab
 from causal_tracer.web.service.figures import Flows
 from causal_tracer.web.service.limits import client_of
@@ -69,11 +69,12 @@ class PromptLensEvents:
     service: TraceService
     tabs: tuple[str, ...] = explore.MAP_TABS
 
-    def wanted(self, tab: str, seen: Seen, *states: Any) -> tuple[Any, Any]:
+    def wanted(self, tab: str, newest: NewestLens, seen: Seen, *states: Any) -> tuple[Any, Any]:
         """Return the key of the lens to show in a tab (empty to show its map), and the prompts of this check.
 
         Args:
             tab: The open tab; empty for one without maps.
+            newest: Gets the key, so that the read of another lens ends.
             seen: The prompts at the last check.
             states: The results of all tabs, the clicked choices, then the fields' values.
         """
@@ -93,23 +94,33 @@ class PromptLensEvents:
             beside = prompt if prompt == seen.prompt else shown
         seen = Seen(prompt, {**seen.beside, tab: (shown, beside)})
         if prompt in (shown, beside):
+            newest.key = ""
             return "", seen
         if self.service.status(asked["model"]).state != "ready":
             return gr.skip(), seen
-        return f"{tab} {lens_key(asked)}", seen
+        newest.key = f"{tab} {lens_key(asked)}"
+        return newest.key, seen
 
     def clear(self, wanted: str) -> tuple[Any, ...]:
         """Show the maps again at once if no lens is wanted, without waiting for a lens that is being read."""
         return ("" if not wanted else gr.skip(),) * len(self.tabs)
 
-    async def read(self, request: gr.Request, wanted: str, picked: Picked, *values: Any) -> AsyncGenerator[PlacedLens]:
+    async def read(
+        self, request: gr.Request, wanted: str, newest: NewestLens, picked: Picked, *values: Any
+    ) -> AsyncGenerator[PlacedLens]:
         """Read the lens."""
-        async with aclosing(stepped(partial(self._read, request, wanted, picked, values))) as steps:
+        async with aclosing(stepped(partial(self._read, request, wanted, newest, picked, values))) as steps:
             async for step in steps:
                 yield step
 
     def _read(
-        self, request: gr.Request, wanted: str, picked: Picked, values: Sequence[Any], cancelled: Cancelled
+        self,
+        request: gr.Request,
+        wanted: str,
+        newest: NewestLens,
+        picked: Picked,
+        values: Sequence[Any],
+        left: Cancelled,
     ) -> Generator[PlacedLens]:
         tab = wanted.partition(" ")[0]
         if not tab:
@@ -119,8 +130,12 @@ class PromptLensEvents:
             asked = asked_for("hidden", picked, *values)
             client = client_of(request, self.service.settings)
             asks = lens_request(asked, self.service.settings)
-            lens = self.service.lens(asks, asked["model"], client, cancelled=cancelled)
+            lens = self.service.lens(asks, asked["model"], client, cancelled=newest.unless(wanted, left))
             model = self.service.status(asked["model"]).title
+        except TraceCancelled:
+            # The next lens is wanted already. `place` leaves the page as it is.
+            yield gr.skip()
+            return
         except CausalTracerError:
             # A model without a lens keeps its map; the tab Lens says why.
             yield PlacedLens()
@@ -165,7 +180,8 @@ def wire_prompt_lens(service: TraceService, inputs: Inputs, inspected: Any, tabs
     """
     events = PromptLensEvents(service)
     wanted, seen, tab = gr.State(""), gr.State(Seen(), time_to_live=IDLE_SECONDS), gr.Textbox("", visible=False)
-    states = [seen, *(each.flows for each in tabs), inputs.picked, *inputs.values]
+    newest = gr.State(NewestLens(), time_to_live=IDLE_SECONDS)
+    states = [newest, seen, *(each.flows for each in tabs), inputs.picked, *inputs.values]
     noted: dict[str, Any] = {"outputs": [wanted, seen], "trigger_mode": "multiple", **NOTED}
     inspected.then(events.wanted, inputs=[tab, *states], js=_OPEN_TAB, **noted)
     for name, each in zip(explore.MAP_TABS, tabs, strict=True):
@@ -173,7 +189,7 @@ def wire_prompt_lens(service: TraceService, inputs: Inputs, inspected: Any, tabs
     lenses = [each.lens for each in tabs]
     placed = gr.State(PlacedLens(), time_to_live=IDLE_SECONDS)
     wanted.change(events.clear, inputs=[wanted], outputs=lenses, trigger_mode="multiple", **AT_ONCE)
-    asked = [wanted, inputs.picked, *inputs.values]
+    asked = [wanted, newest, inputs.picked, *inputs.values]
     reading = wanted.change(events.read, inputs=asked, outputs=[placed], **lens_queue(service))
     # Shown by a separate event, which gets the current maps: a late lens must not cover a newer map.
     reading.success(events.place, inputs=[placed, wanted, *(each.flows for each in tabs)], outputs=lenses, **AT_ONCE)

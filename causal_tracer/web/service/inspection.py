@@ -6,13 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from causal_tracer.errors import CausalTracerError, PromptError, SettingsError, SubjectError
-from causal_tracer.experiment.answers import resolve_answer
+from causal_tracer.errors import CausalTracerError, SubjectError
 from causal_tracer.experiment.set_up import TracingContext, prompt_for
 from causal_tracer.metrics.descriptions import METRIC_DESCRIPTIONS, MetricDescription
-from causal_tracer.model.runs import clean_run
 from causal_tracer.prompts.chat import ChatText, render_chat
-from causal_tracer.prompts.decoding import decode_together, token_text
 from causal_tracer.prompts.encoding import encode_with_spans
 from causal_tracer.prompts.prompt import Prompt
 from causal_tracer.prompts.subject import Occurrence, guess_subject, occurrences, subject_not_found_message
@@ -20,10 +17,9 @@ from causal_tracer.request.records import Text, TraceRequest
 from causal_tracer.results.flow import HiddenFlow
 from causal_tracer.results.labels import made_in_clean_run, metric_label, metric_of
 from causal_tracer.results.top_tokens import TokenProbability
+from causal_tracer.web.service.known_answers import KnownAnswers, ModelAnswers
 from causal_tracer.web.service.limits import too_long
 from causal_tracer.web.service.settings import ServiceSettings
-
-CANDIDATES = 5
 
 Field = Literal["prompt", "subject", "answer", "settings"]
 
@@ -85,14 +81,17 @@ class Inspection:
     loading: str = ""
 
 
-def inspect_prompt(context: TracingContext, request: TraceRequest, typed: str, settings: ServiceSettings) -> Inspection:
-    """Inspect a prompt with at most one clean run; invalid input is reported in `problems`.
+def inspect_prompt(
+    context: TracingContext, request: TraceRequest, typed: str, settings: ServiceSettings, known: KnownAnswers
+) -> Inspection:
+    """Inspect a prompt; invalid input is reported in `problems`.
 
     Args:
         context: The model.
         request: The request.
         typed: The typed text: the prompt, or the user's message.
         settings: The app's limits.
+        known: The model's answers to earlier prompts.
 
     Raises:
         NumericsError: The clean run gave NaN or infinite logits.
@@ -113,7 +112,7 @@ def inspect_prompt(context: TracingContext, request: TraceRequest, typed: str, s
         )
     if words := too_long(len(prompt), settings):
         return replace(found, problems=(*problems, Problem("prompt", words)))
-    return _with_answers(context, request, prompt, found)
+    return _with_answers(found, prompt, known.answers(context, request, prompt))
 
 
 def inspect_unloaded(text: str, subject: str | None, loading: str) -> Inspection:
@@ -211,24 +210,11 @@ def _prompt(context: TracingContext, request: TraceRequest, typed: str) -> tuple
         return prompt_for(context, request.prompt, typed.strip() or None), (Problem("subject", str(error)),)
 
 
-def _with_answers(context: TracingContext, request: TraceRequest, prompt: Prompt, found: Inspection) -> Inspection:
-    reads = (len(prompt) - 1,)
-    logits = clean_run(context.traced, prompt.input_ids, reads).logits[0]
-    probabilities = logits.softmax(dim=-1)
-    best = probabilities.topk(min(CANDIDATES, len(probabilities)))
-
-    def candidate(token: int) -> TokenProbability:
-        return TokenProbability(token, token_text(context.tokenizer, token), float(probabilities[token]))
-
-    answers = tuple(candidate(int(token)) for token in best.indices)
-    try:
-        asked = resolve_answer(context, request, prompt)
-    except (PromptError, SettingsError) as error:
-        problem = Problem("answer", str(error))
-        return replace(found, answers=answers, problems=(*found.problems, problem), warnings=prompt.notes)
-    answer = candidate(asked.ids[0])
-    if len(asked.ids) > 1:
-        answer = replace(answer, text=decode_together(context.tokenizer, asked.ids), probability=asked.probability)
+def _with_answers(found: Inspection, prompt: Prompt, read: ModelAnswers) -> Inspection:
+    if read.answer is None:
+        problems = (*found.problems, Problem("answer", read.problem))
+        return replace(found, answers=read.candidates, problems=problems, warnings=prompt.notes)
     metric = METRIC_DESCRIPTIONS["probability"]
-    unsure = _answer_warnings(metric, metric.labelled("answer"), answer.probability)
-    return replace(found, answers=answers, answer=answer, warnings=(*prompt.notes, *asked.notes, *unsure))
+    unsure = _answer_warnings(metric, metric.labelled("answer"), read.answer.probability)
+    warnings = (*prompt.notes, *read.notes, *unsure)
+    return replace(found, answers=read.candidates, answer=read.answer, warnings=warnings)

@@ -20,6 +20,7 @@ from causal_tracer.request.records import MapSpec, RunOptions, TraceRequest
 from causal_tracer.sweep.engine import choose_engine
 from causal_tracer.tracer import CausalTracer
 from causal_tracer.tracing.loop import MapsUpdate, trace_maps
+from causal_tracer.web.service.known_answers import KnownAnswers
 from causal_tracer.web.service.limits import RunQueue
 from causal_tracer.web.service.model_files import (
     public_name,
@@ -155,6 +156,7 @@ class ModelSlot:
 
     Attributes:
         queue: The queue of the requests that run or wait for the model.
+        known_answers: The model's answers to the prompts inspected last.
     """
 
     def __init__(
@@ -172,6 +174,7 @@ class ModelSlot:
         self._identity = stored_identity(source)
         self._in_this_process = uuid.uuid4().hex
         self.queue = RunQueue(most_waiting)
+        self.known_answers = KnownAnswers()
 
     @property
     def status(self) -> ModelStatus:

@@ -57,7 +57,7 @@ class SingleRuns:
         Args:
             slot: The model.
             client: The client whose limits apply.
-            cancelled: Called while the run waits for its turn; True ends it.
+            cancelled: Called while the run waits for its turn and while its cells are read; True ends it.
 
         Raises:
             SettingsError, PromptError: As in `CausalTracer.lens`, or the request is over one of the app's limits.
@@ -70,7 +70,15 @@ class SingleRuns:
         with self._turn(slot, client, runs, cancelled) as tracer:
             self._check_length(tracer, request.prompt)
             check_other_texts(tracer.context, request, self.settings)
-            return tracer.lens(request, top=top, corrupted=corrupted, restored=restored, spec=spec, options=options)
+            return tracer.lens(
+                request,
+                top=top,
+                corrupted=corrupted,
+                restored=restored,
+                spec=spec,
+                options=options,
+                cancelled=cancelled,
+            )
 
     def patch(
         self,

@@ -169,7 +169,8 @@ class TraceService:
             slot.start()
             if not slot.wait(0):
                 return inspect_unloaded(fields["prompt"], request.subject, slot.status.loading_words)
-            return inspect_prompt(slot.loaded().tracer.context, request, fields["prompt"], self.settings)
+            context = slot.loaded().tracer.context
+            return inspect_prompt(context, request, fields["prompt"], self.settings, slot.known_answers)
         except SubjectError as error:
             return Inspection(problems=(Problem("subject", str(error)),))
         except PromptError as error:

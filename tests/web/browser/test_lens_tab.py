@@ -24,6 +24,7 @@ from tests.web.browser.steps import (
 pytestmark = pytest.mark.browser
 
 STATUS = "#ct-lens-status"
+HELD = re.compile("Waiting for another run on this model|Reading…")
 
 
 def tokens(page):
@@ -69,10 +70,30 @@ def test_nothing_is_read_while_another_tab_is_shown(visits, app):
     # Held, so that a lens of this prompt could not have been read unseen.
     app.may_run.clear()
     open_tab(page, "Lens")
-    expect(page.locator(STATUS)).to_contain_text("Reading…")
+    # Waiting, if the answers of the prompt are being read.
+    expect(page.locator(STATUS)).to_contain_text(HELD)
     expect(tokens(page).filter(has_text="Needle")).to_have_count(1)
     app.may_run.set()
     expect(tokens(page).filter(has_text="Jobs")).to_have_count(1)
+
+
+def test_a_page_that_opens_reads_no_lens(visits, app):
+    app.let_load()
+    page = visits.open()
+    readers = page.evaluate(
+        "window.gradio_config.dependencies.filter(each => /^read(_\\d+)?$/.test(each.api_name)).map(each => each.id)"
+    )
+    assert len(readers) > 1
+    started: list[int] = []
+    page.on(
+        "request", lambda request: "/queue/join" in request.url and started.append(request.post_data_json["fn_index"])
+    )
+    page.reload()
+    # Both lenses would be asked for after the fields are inspected, and so before the next inspection is shown.
+    expect(page.locator("#ct-chips [data-answer]").first).to_be_visible()
+    field(page, "prompt").fill(f"{PROMPT} Apple")
+    expect(page.locator("#ct-prompt-lens-hidden")).to_contain_text("Apple")
+    assert [number for number in started if number in readers] == readers[-1:]
 
 
 def test_the_old_lens_stays_while_a_trace_holds_the_model(visits, app):
@@ -82,7 +103,7 @@ def test_the_old_lens_stays_while_a_trace_holds_the_model(visits, app):
     expect(other.locator("#ct-chips [data-token]")).to_have_count(12)
     start_held_run(other, app)
     page.locator("#ct-lens-read").click()
-    expect(page.locator(STATUS)).to_contain_text(re.compile("Waiting for another run on this model|Reading…"))
+    expect(page.locator(STATUS)).to_contain_text(HELD)
     expect(tokens(page)).to_have_count(11)
     app.may_run.set()
     expect(page.locator(STATUS)).to_contain_text("Clean run")

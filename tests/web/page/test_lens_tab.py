@@ -16,7 +16,7 @@ from causal_tracer import CausalTracer, LogitLens
 from causal_tracer.errors import ModelStructureError, SettingsError
 from causal_tracer.web.page.fields import FIELD_NAMES, Picked, field_values
 from causal_tracer.web.page.lens_grid import grid_html, legend_html, lens_cell_html
-from causal_tracer.web.page.lens_tab import LensEvents
+from causal_tracer.web.page.lens_tab import LensEvents, NewestLens
 from causal_tracer.web.page.single_run_files import single_run_file
 from tests.support.lenses import some_lens
 from tests.support.tiny_models import OTHER_PROMPT, PROMPT, tiny_tracer
@@ -43,7 +43,7 @@ def _request(prompt: str) -> Any:
 
 
 def read(events: LensEvents, *values: Any) -> list[tuple[Any, ...]]:
-    return all_of(events.read(gr.Request(), Picked(), *(values or fields())))
+    return all_of(events.read(gr.Request(), NewestLens(), Picked(), *(values or fields())))
 
 
 def test_no_choice_of_an_experiment_keeps_a_prompt_from_being_read() -> None:
@@ -99,17 +99,17 @@ class TestCell:
 
 class TestWhenItIsRead:
     def test_nothing_is_due_while_the_tab_is_hidden(self) -> None:
-        assert ready_events().due(False, Picked(), *fields()) == (gr.skip(), gr.skip())
+        assert ready_events().due(False, NewestLens(), Picked(), *fields()) == (gr.skip(), gr.skip())
 
     def test_nothing_is_due_before_the_model_is_loaded(self) -> None:
-        due, status = LensEvents(tiny_service()).due(True, Picked(), *fields())
+        due, status = LensEvents(tiny_service()).due(True, NewestLens(), Picked(), *fields())
         assert due == gr.skip()
         assert "loaded when it is first needed" in status
 
     def test_prompt_and_answer_make_another_lens_due_and_samples_do_not(self) -> None:
         events = ready_events()
         due = [
-            events.due(True, Picked(), *values)[0]
+            events.due(True, NewestLens(), Picked(), *values)[0]
             for values in (fields(), fields(samples=3), fields(OTHER_PROMPT), fields(answer=" Rome"))
         ]
         assert due[0] == due[1]
@@ -132,7 +132,7 @@ class TestRead:
         ticket = slot.queue.join()
 
         async def left_early():
-            async with aclosing(events.read(gr.Request(), Picked(), *fields())) as answers:
+            async with aclosing(events.read(gr.Request(), NewestLens(), Picked(), *fields())) as answers:
                 return await anext(answers)
 
         reading = awaited(left_early())

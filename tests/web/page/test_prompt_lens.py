@@ -12,7 +12,7 @@ import gradio as gr
 
 from causal_tracer.web.page.explore import MAP_TABS
 from causal_tracer.web.page.fields import FIELD_NAMES, Picked, field_values
-from causal_tracer.web.page.lens_tab import lens_request
+from causal_tracer.web.page.lens_tab import NewestLens, lens_request
 from causal_tracer.web.page.prompt_lens import PlacedLens, PromptLensEvents, Seen
 from causal_tracer.web.service.stored import STORED_PROMPT
 from tests.support.tiny_models import OTHER_PROMPT, PROMPT
@@ -42,8 +42,14 @@ def flows(**shown: Any) -> tuple[Any, ...]:
     return tuple(shown.get(tab) for tab in MAP_TABS)
 
 
-def look(events: PromptLensEvents, tab: str, seen: Seen, prompt: str, **shown: Any) -> tuple[Any, Seen]:
-    return events.wanted(tab, seen, *flows(**shown), Picked(), *values(prompt))
+def look(
+    events: PromptLensEvents, tab: str, seen: Seen, prompt: str, newest: NewestLens | None = None, **shown: Any
+) -> tuple[Any, Seen]:
+    return events.wanted(tab, newest or NewestLens(), seen, *flows(**shown), Picked(), *values(prompt))
+
+
+def read(events: PromptLensEvents, wanted: str, newest: NewestLens) -> list[Any]:
+    return all_of(events.read(gr.Request(), wanted, newest, Picked(), *values(PROMPT)))
 
 
 def result() -> dict[str, Any]:
@@ -76,8 +82,9 @@ def test_an_opened_file_of_another_prompt_is_not_covered_until_somebody_types(ev
 
 
 def test_a_lens_is_placed_only_while_it_is_wanted_and_no_map_of_its_prompt_has_come(events):
-    wanted, _ = look(events, "hidden", Seen(), PROMPT)
-    (placed,) = all_of(events.read(gr.Request(), wanted, Picked(), *values(PROMPT)))
+    newest = NewestLens()
+    wanted, _ = look(events, "hidden", Seen(), PROMPT, newest)
+    (placed,) = read(events, wanted, newest)
     shown = events.place(placed, wanted, *flows())
     assert shown[MAP_TABS.index("hidden")].count("<table") == 1
     assert PROMPT in shown[MAP_TABS.index("hidden")]
@@ -91,11 +98,21 @@ def test_a_lens_is_placed_only_while_it_is_wanted_and_no_map_of_its_prompt_has_c
 def test_where_none_is_wanted_the_maps_come_back_at_once(events):
     assert events.clear("") == NOTHING
     assert events.clear("hidden x") == (gr.skip(),) * len(MAP_TABS)
-    assert all_of(events.read(gr.Request(), "", Picked(), *values(PROMPT))) == [PlacedLens()]
+    assert read(events, "", NewestLens()) == [PlacedLens()]
+
+
+@pytest.mark.parametrize("then", [OTHER_PROMPT, STORED_PROMPT])
+def test_a_lens_that_is_no_longer_wanted_is_not_read_to_its_end_and_changes_nothing(events, then):
+    newest = NewestLens()
+    wanted, seen = look(events, "hidden", Seen(), PROMPT, newest)
+    look(events, "hidden", seen, then, newest)
+    assert read(events, wanted, newest) == [gr.skip()]
 
 
 def test_fields_that_are_wrong_and_models_that_are_not_ready_leave_what_stands_there(events):
-    assert events.wanted("hidden", Seen(), *flows(), Picked(), *values(PROMPT, noise="loud"))[0] == gr.skip()
+    assert (
+        events.wanted("hidden", NewestLens(), Seen(), *flows(), Picked(), *values(PROMPT, noise="loud"))[0] == gr.skip()
+    )
     # A tab without maps: what was typed there is known when a file is opened later.
     wanted, seen = look(events, "", Seen(), OTHER_PROMPT)
     assert (wanted, seen.prompt) == (gr.skip(), OTHER_PROMPT)

@@ -68,8 +68,9 @@ class TestLens:
             service.patch(PROMPT, OTHER, PAIRS, cancelled=lambda: True)
         queue.leave(ticket)
         assert len(queue) == 0
-        # Whoever has the turn gets the lens.
-        assert service.lens(REQUEST, cancelled=lambda: True).prompt == PROMPT
+        with pytest.raises(TraceCancelled, match="The lens was cancelled"):
+            service.lens(REQUEST, cancelled=lambda: True)
+        assert len(queue) == 0
 
     def test_no_text_may_be_too_long(self):
         service = tiny_service(max_prompt_tokens=15)
