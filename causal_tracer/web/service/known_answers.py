@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
-from collections.abc import Hashable
 from dataclasses import dataclass
 
 from causal_tracer.errors import PromptError, SettingsError
@@ -15,6 +12,7 @@ from causal_tracer.prompts.decoding import decode_together, token_text
 from causal_tracer.prompts.prompt import Prompt
 from causal_tracer.request.records import TraceRequest
 from causal_tracer.results.top_tokens import TokenProbability
+from causal_tracer.web.service.recent import Recent
 
 CANDIDATES = 5
 _MOST_KEPT = 256
@@ -45,8 +43,7 @@ class KnownAnswers:
     """
 
     def __init__(self) -> None:
-        self._guard = threading.Lock()
-        self._known: OrderedDict[Hashable, ModelAnswers] = OrderedDict()
+        self._known: Recent[ModelAnswers] = Recent(_MOST_KEPT)
 
     def answers(self, context: TracingContext, request: TraceRequest, prompt: Prompt) -> ModelAnswers:
         """Return the answers to a request's prompt.
@@ -55,18 +52,7 @@ class KnownAnswers:
             NumericsError: The clean run gave NaN or infinite logits.
         """
         asked = (request.answer, request.answer_id, request.answer_form, request.read, request.foil)
-        key = (prompt.text, prompt.input_ids, asked)
-        with self._guard:
-            if key in self._known:
-                self._known.move_to_end(key)
-                return self._known[key]
-        # Read outside the guard, so that another prompt does not wait.
-        read = read_answers(context, request, prompt)
-        with self._guard:
-            self._known[key] = read
-            if len(self._known) > _MOST_KEPT:
-                self._known.popitem(last=False)
-        return read
+        return self._known.get((prompt.text, prompt.input_ids, asked), lambda: read_answers(context, request, prompt))
 
 
 def read_answers(context: TracingContext, request: TraceRequest, prompt: Prompt) -> ModelAnswers:

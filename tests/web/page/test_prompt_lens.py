@@ -48,8 +48,8 @@ def look(
     return events.wanted(tab, newest or NewestLens(), seen, *flows(**shown), Picked(), *values(prompt))
 
 
-def read(events: PromptLensEvents, wanted: str, newest: NewestLens) -> list[Any]:
-    return all_of(events.read(gr.Request(), wanted, newest, Picked(), *values(PROMPT)))
+def read(events: PromptLensEvents, wanted: str, newest: NewestLens, prompt: str = PROMPT) -> list[Any]:
+    return all_of(events.read(gr.Request(), wanted, newest, Picked(), *values(prompt)))
 
 
 def result() -> dict[str, Any]:
@@ -103,10 +103,10 @@ def test_where_none_is_wanted_the_maps_come_back_at_once(events):
 
 @pytest.mark.parametrize("then", [OTHER_PROMPT, STORED_PROMPT])
 def test_a_lens_that_is_no_longer_wanted_is_not_read_to_its_end_and_changes_nothing(events, then):
-    newest = NewestLens()
-    wanted, seen = look(events, "hidden", Seen(), PROMPT, newest)
+    newest, unread = NewestLens(), f"{PROMPT} Rome"
+    wanted, seen = look(events, "hidden", Seen(), unread, newest)
     look(events, "hidden", seen, then, newest)
-    assert read(events, wanted, newest) == [gr.skip()]
+    assert read(events, wanted, newest, unread) == [gr.skip()]
 
 
 def test_fields_that_are_wrong_and_models_that_are_not_ready_leave_what_stands_there(events):

@@ -6,6 +6,7 @@ import json
 import logging
 import re
 import threading
+from dataclasses import replace
 
 import pytest
 
@@ -58,8 +59,9 @@ class TestLens:
         lens = tiny_service(load_tiny_chat).lens(TraceRequest(chat))
         assert lens.prompt.endswith("[assistant]\n")
 
-    def test_whoever_waits_may_leave_the_queue(self, service):
-        service.lens(REQUEST)
+    def test_whoever_waits_may_leave_the_queue(self):
+        service = tiny_service()
+        service.lens(TraceRequest(OTHER))
         queue = service._slot("tiny").queue
         ticket = queue.join()
         with pytest.raises(TraceCancelled, match="while it waited"):
@@ -130,10 +132,37 @@ class TestTurns:
         service = tiny_service(max_client_cell_samples=LENS_WORK * 3)
         service.lens(REQUEST, client="a")
         service.lens(REQUEST, client="a", corrupted=True)
-        for ask in (lambda: service.lens(REQUEST, client="a"), lambda: service.patch(PROMPT, OTHER, PAIRS, client="a")):
+        other = TraceRequest(OTHER)
+        for ask in (lambda: service.lens(other, client="a"), lambda: service.patch(PROMPT, OTHER, PAIRS, client="a")):
             with pytest.raises(BusyError, match="CAUSAL_TRACER_MAX_CLIENT_CELL_SAMPLES"):
                 ask()
         service.patch(PROMPT, OTHER, PAIRS, client="b")
+        # What is known already costs nothing.
+        for again in (
+            lambda: service.lens(REQUEST, client="a"),
+            lambda: service.patch(PROMPT, OTHER, PAIRS, client="a"),
+        ):
+            assert again() is again()
+
+    def test_what_is_known_waits_for_no_run(self):
+        service = tiny_service()
+        known = service.lens(REQUEST), service.patch(PROMPT, OTHER, PAIRS)
+        ticket = service._slot("tiny").queue.join()
+        assert (service.lens(REQUEST), service.patch(PROMPT, OTHER, PAIRS)) == known
+        service._slot("tiny").queue.leave(ticket)
+
+    def test_another_request_is_another_result(self):
+        service = tiny_service()
+        lenses = [
+            service.lens(REQUEST),
+            service.lens(REQUEST, top=3),
+            service.lens(replace(REQUEST, answer=" Rome")),
+            service.lens(TraceRequest(OTHER)),
+            service.lens(REQUEST, corrupted=True),
+            service.lens(REQUEST, restored=(2, 1)),
+            service.lens(REQUEST, restored=(2, 1), spec=MapSpec("mlp", window=1)),
+        ]
+        assert len({id(lens) for lens in lenses}) == len(lenses)
 
     def test_a_client_has_so_many_requests_at_a_time(self):
         service = tiny_service(max_client_runs=1)
