@@ -22,7 +22,7 @@ def save_figure(figure: go.Figure, path: str | PathLike[str], *, scale: float = 
     Args:
         figure: The figure.
         path: The file. Missing folders are created.
-        scale: Pixels per unit of length of PNG; SVG and PDF become as many times as large.
+        scale: How many times as large the picture is: PNG in pixels, SVG and PDF in length.
 
     Returns:
         The path of the file.

@@ -50,7 +50,9 @@ def run(page: Any, tab: str) -> None:
 
 
 def start_held_run(page: Any, app: Any) -> None:
-    """Start a run of hidden states that computes nothing until `app.may_run` is set."""
+    """Start a run of hidden states of a new prompt, which computes nothing until `app.may_run` is set."""
+    # Held while it is read, the prompt's lens would hold up the run.
+    expect(page.locator("#ct-prompt-lens-hidden .ct-prompt")).to_contain_text(field(page, "prompt").input_value())
     app.may_run.clear()
     run(page, "hidden")
     expect(page.locator("#ct-status-hidden")).to_contain_text("Starting")
