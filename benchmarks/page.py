@@ -4,7 +4,7 @@
     python benchmarks/page.py http://127.0.0.1:7860/ [rounds]
 
 Needs playwright and Chromium. Each round opens the page with an empty cache, as at a first visit, and uses another
-seed and another prompt, so that no result is a stored one.
+seed, so that no result is a stored one.
 
 The times of opening the page are measured in a Chromium without a debugger, by a small extension that watches the page.
 With a debugger attached, such as Playwright, Chromium parses Plotly several times and takes half a second longer.
@@ -33,7 +33,7 @@ from urllib.parse import parse_qs, urlsplit
 from playwright.sync_api import sync_playwright
 
 FIRST_SEED = 1000
-PROMPT, TYPED = "The Space Needle is located in the city of", "Question {}: the capital city of France is the city of"
+PROMPT, TYPED = "The Space Needle is located in the city of", "The capital city of France is the city of"
 OPTIONS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 PATIENCE_SECONDS = 60
 MANIFEST = {
@@ -133,7 +133,7 @@ def visit(browser: Any, url: str, seed: int) -> dict[str, float]:
     page.goto(f"{url}?seed={seed}", wait_until="commit")
     page.get_by_text("Model ready").wait_for()
     page.wait_for_function("document.querySelectorAll('#ct-chips [data-token]:not([disabled])').length > 0")
-    found = _typed(page, TYPED.format(seed))
+    found = _typed(page)
     run, stop = page.locator("#ct-run-hidden"), page.locator("#ct-stop-hidden")
     pressed = time.perf_counter()
     run.click()
@@ -164,14 +164,14 @@ def visit(browser: Any, url: str, seed: int) -> dict[str, float]:
     return {**found, "a card of the history": time.perf_counter() - pressed}
 
 
-def _typed(page: Any, prompt: str) -> dict[str, float]:
+def _typed(page: Any) -> dict[str, float]:
     """Type another prompt, and return the times from the last key until its tokens and its lens are there."""
     box = page.locator("#ct-prompt textarea").first
-    box.fill(prompt[:-1])
+    box.fill(TYPED[:-1])
     _chips(page, "France")
     box.press("End")
     pressed = time.perf_counter()
-    box.press(prompt[-1])
+    box.press(TYPED[-1])
     _chips(page, "of")
     tokens = time.perf_counter() - pressed
     page.wait_for_function(
