@@ -3,8 +3,8 @@
     python app.py --port 7860 &
     python benchmarks/page.py http://127.0.0.1:7860/ [rounds]
 
-Needs playwright and Chromium. Each round opens the page with an empty cache, as at a first visit, and uses another
-seed, so that no result is a stored one.
+Needs playwright and Chromium, and an app that was just started. Each round opens the page with an empty cache, as at a
+first visit, and uses another seed and another prompt, so that no result is a stored one.
 
 The times of opening the page are measured in a Chromium without a debugger, by a small extension that watches the page.
 With a debugger attached, such as Playwright, Chromium parses Plotly several times and takes half a second longer.
@@ -33,7 +33,9 @@ from urllib.parse import parse_qs, urlsplit
 from playwright.sync_api import sync_playwright
 
 FIRST_SEED = 1000
-PROMPT, TYPED = "The Space Needle is located in the city of", "The capital city of France is the city of"
+PROMPT, TYPED = "The Space Needle is located in the city of", "The capital city of France is {} the city of"
+# One for each round, since the lens of a prompt that was typed before is known.
+WORDS = "now today still indeed clearly surely always officially really currently certainly formally".split()
 OPTIONS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 PATIENCE_SECONDS = 60
 MANIFEST = {
@@ -65,6 +67,8 @@ def main(url: str, rounds: int) -> None:
     path = os.environ.get("CHROMIUM") or shutil.which("chromium")
     if path is None:
         raise SystemExit("Chromium was not found. Install it, or set the variable CHROMIUM to its path.")
+    if rounds > len(WORDS):
+        raise SystemExit(f"{rounds} rounds were asked for, and there are {len(WORDS)} prompts. Ask for fewer.")
     figures: dict[str, list[float]] = {}
     seed = FIRST_SEED + int(time.time()) % 100_000
     load = os.getloadavg()[0]
@@ -74,7 +78,7 @@ def main(url: str, rounds: int) -> None:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=OPTIONS)
         for number in range(rounds):
-            _keep(figures, visit(browser, url, seed + number))
+            _keep(figures, visit(browser, url, seed + number, TYPED.format(WORDS[number])))
         browser.close()
     print(f"{os.cpu_count()} cores, load average {load:.1f} at the start, {rounds} rounds; seconds")
     print(f"{'':32} median  (lowest to highest)")
@@ -125,7 +129,7 @@ def opened(path: str, url: str, times: queue.Queue[tuple[str, float]], extension
             process.wait()
 
 
-def visit(browser: Any, url: str, seed: int) -> dict[str, float]:
+def visit(browser: Any, url: str, seed: int, prompt: str) -> dict[str, float]:
     """Type a prompt, run it, stop it, run it again, and open its card later; return the time of each step."""
     context = browser.new_context(viewport={"width": 1280, "height": 800})
     page = context.new_page()
@@ -133,7 +137,7 @@ def visit(browser: Any, url: str, seed: int) -> dict[str, float]:
     page.goto(f"{url}?seed={seed}", wait_until="commit")
     page.get_by_text("Model ready").wait_for()
     page.wait_for_function("document.querySelectorAll('#ct-chips [data-token]:not([disabled])').length > 0")
-    found = _typed(page)
+    found = _typed(page, prompt)
     run, stop = page.locator("#ct-run-hidden"), page.locator("#ct-stop-hidden")
     pressed = time.perf_counter()
     run.click()
@@ -159,19 +163,21 @@ def visit(browser: Any, url: str, seed: int) -> dict[str, float]:
     pressed = time.perf_counter()
     page.locator("#ct-history [data-open]").first.click()
     _status(page, "Opened from the history")
-    page.wait_for_function("document.querySelector('#ct-numbers-hidden').innerText.includes('Paris')")
+    page.wait_for_function(
+        "prompt => document.querySelector('#ct-details-hidden').innerText.includes(prompt)", arg=prompt
+    )
     context.close()
     return {**found, "a card of the history": time.perf_counter() - pressed}
 
 
-def _typed(page: Any) -> dict[str, float]:
+def _typed(page: Any, prompt: str) -> dict[str, float]:
     """Type another prompt, and return the times from the last key until its tokens and its lens are there."""
     box = page.locator("#ct-prompt textarea").first
-    box.fill(TYPED[:-1])
+    box.fill(prompt[:-1])
     _chips(page, "France")
     box.press("End")
     pressed = time.perf_counter()
-    box.press(TYPED[-1])
+    box.press(prompt[-1])
     _chips(page, "of")
     tokens = time.perf_counter() - pressed
     page.wait_for_function(

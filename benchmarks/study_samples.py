@@ -4,8 +4,8 @@
 
 By default the studies that come with the app are read. At each map's best layer, the variance of an average over facts
 has two parts: facts differ, and each fact's effect is a mean over few noise samples. Only the second falls with the
-number of samples. It is taken from the standard errors of the scores, as if the errors of a fact's tokens and of its
-corrupted run were independent.
+number of samples. It is taken from the standard errors of the scores; the corrupted run's own error is left out. A fact
+has one token of each role listed here.
 """
 
 from __future__ import annotations
@@ -45,12 +45,8 @@ def main(folders: list[Path]) -> None:
 
 def row(cells: Any, samples: int) -> str:
     """Return the rest of a line of the table, at the layer with the largest average effect."""
-    tokens = cells.assign(effect=cells.score - cells.low, variance=cells.standard_error**2).groupby(["layer", "fact"])
-    # The variance of a mean over tokens.
-    facts = tokens.agg(effect=("effect", "mean"), variance=("variance", lambda each: each.mean() / len(each)))
-    layers = facts.groupby("layer").agg(
-        mean=("effect", "mean"), spread=("effect", "var"), sampling=("variance", "mean")
-    )
+    facts = cells.assign(effect=cells.score - cells.low, error=cells.standard_error**2)
+    layers = facts.groupby("layer").agg(mean=("effect", "mean"), spread=("effect", "var"), sampling=("error", "mean"))
     layer = layers["mean"].idxmax()
     best = layers.loc[layer]
     with_more = best.spread - best.sampling * (1 - samples / MORE_SAMPLES)

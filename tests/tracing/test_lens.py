@@ -13,7 +13,7 @@ from torch import Tensor
 
 from benchmarks import tiny_configs
 from causal_tracer import CausalTracer, LogitLens, MapSpec, OtherPrompt, SamplesUntil, TraceRequest, load_model
-from causal_tracer.errors import ModelStructureError, PromptError, SettingsError
+from causal_tracer.errors import ModelStructureError, PromptError, SettingsError, TraceCancelled
 from causal_tracer.metrics.metric import AnswerRank
 from causal_tracer.model.probing import probe_ids
 from causal_tracer.prompts.chat import ChatText
@@ -377,6 +377,25 @@ def test_a_rank_that_counts_from_zero_is_caught(monkeypatch: pytest.MonkeyPatch)
     )
     with pytest.raises(AssertionError):
         check_equals_hooks_by_hand("gpt2")
+
+
+@pytest.mark.parametrize("run", [{}, {"corrupted": True}, {"restored": (2, 1)}], ids=str)
+def test_a_lens_can_be_cancelled_between_groups_of_cells(monkeypatch: pytest.MonkeyPatch, run: Any) -> None:
+    monkeypatch.setattr(ReadOut, "most_rows", property(lambda self: 6))
+    asked: list[bool] = []
+
+    def cancelled() -> bool:
+        asked.append(len(asked) == 2)
+        return asked[-1]
+
+    tracer = tiny_tracer("gpt2")
+    given = {"subject": SUBJECT, "samples": 2, **run}
+    with pytest.raises(TraceCancelled, match="The lens was cancelled"):
+        tracer.lens(PROMPT, cancelled=cancelled, **given)
+    assert asked == [False, False, True]
+    assert tracer.lens(PROMPT, cancelled=lambda: False, **given).to_dict() == tracer.lens(PROMPT, **given).to_dict()
+    with pytest.raises(SettingsError, match="cancelled"):
+        tracer.lens(PROMPT, cancelled=True, **given)
 
 
 def test_the_type_of_the_result() -> None:

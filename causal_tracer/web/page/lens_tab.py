@@ -44,6 +44,7 @@ _ABOUT = (
     "Logit lens: what would the model say if it ended after this layer? Each cell is the residual stream at one token "
     "and layer, read by the model's final norm and LM head. The last layer is the model's own output."
 )
+_FOLLOWS = "The lens is read again when the prompt changes."
 _GONE = "The app no longer has this lens. Press Read again."
 # A lens depends on these fields only: it is not read again when, say, the number of samples changes.
 _READ_FIELDS = ("model", "prompt", "chat", "answer", "answer_id", "answer_form")
@@ -127,7 +128,8 @@ class LensEvents:
             cancelled = newest.unless(lens_key(asked), left)
             lens = self.service.lens(asks, asked["model"], client, cancelled=cancelled)
         except TraceCancelled:
-            # The page waits for the next lens already.
+            # Another lens is wanted, or none: the earlier one stays.
+            yield status_html(_FOLLOWS), gr.skip(), gr.skip(), gr.skip()
             return
         except CausalTracerError as error:
             yield failed_html(error), "", "", None
@@ -219,8 +221,7 @@ def lens_tab() -> LensTab:
         gr.HTML(f'<p class="ct-hint">{escape(_ABOUT)}</p>')
         with gr.Row(elem_classes="ct-run", equal_height=True):
             again = gr.Button("Read again", scale=0, min_width=150, elem_id="ct-lens-read")
-            line = status_html("The lens is read again when the prompt changes.")
-            status = gr.HTML(line, scale=1, min_width=200, elem_id="ct-lens-status")
+            status = gr.HTML(status_html(_FOLLOWS), scale=1, min_width=200, elem_id="ct-lens-status")
         shade_switch("lens")
         with gr.Row(equal_height=False):
             with gr.Column(scale=4, min_width=300):

@@ -18,10 +18,6 @@ class Recent(Generic[Value]):
         self._guard = threading.Lock()
         self._values: OrderedDict[Hashable, Value] = OrderedDict()
 
-    def __contains__(self, key: Hashable) -> bool:
-        with self._guard:
-            return key in self._values
-
     def get(self, key: Hashable, compute: Callable[[], Value]) -> Value:
         """Return the value of a key, computed unless it is known. What `compute` raises is not stored."""
         with self._guard:

@@ -126,6 +126,21 @@ class TestRead:
         assert done[3].to_dict() == events.service.lens(_request(PROMPT)).to_dict()
         assert done[3].run == "clean run"
 
+    @pytest.mark.parametrize("prompt", [PROMPT + " Rome", OTHER_PROMPT])
+    def test_it_ends_early_if_another_lens_is_due(self, prompt: str) -> None:
+        events, newest = ready_events(), NewestLens()
+
+        async def until_another_is_due() -> list[tuple[Any, ...]]:
+            async with aclosing(events.read(gr.Request(), newest, Picked(), *fields(prompt))) as answers:
+                first = await anext(answers)
+                events.due(True, newest, Picked(), *fields("Rome is the capital of"))
+                return [first, *[answer async for answer in answers]]
+
+        reading, ended = awaited(until_another_is_due())
+        assert "Reading…" in reading[0]
+        assert "read again when the prompt changes" in ended[0]
+        assert ended[1:] == (gr.skip(),) * 3
+
     def test_it_says_that_it_waits_for_another_run(self) -> None:
         events = ready_events()
         slot = events.service._slot("tiny")

@@ -184,7 +184,6 @@ class TestHotReload:
             assert not hasattr(http_server, "watchfn_spaces")
 
 
-@pytest.mark.slow
 def test_events_name_at_most_the_line_of_their_status_for_progress() -> None:
     """Gradio's page copies all values of the components that are named, at each message of any event."""
     config = build_demo(tiny_service()).get_config_file()
@@ -200,6 +199,7 @@ def test_events_name_at_most_the_line_of_their_status_for_progress() -> None:
     assert all(name.startswith("ct-status-") for name in named)
 
 
+@pytest.mark.slow
 def test_the_app_starts_where_its_page_is_slow(monkeypatch: Any) -> None:
     # What Gradio finds out on a busy machine, where its own look at the page takes too long.
     monkeypatch.setattr(networking, "url_ok", lambda url: False)
