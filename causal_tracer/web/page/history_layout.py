@@ -76,8 +76,8 @@ def from_browser(inputs: int) -> str:
 
 def wire_history(
     demo: gr.Blocks, strip: HistoryStrip, inputs: Inputs, outputs: list[Any], tabs: gr.Tabs, upload: gr.UploadButton
-) -> None:
-    """Wire the strip.
+) -> Any:
+    """Wire the strip; return the event that opens a saved result.
 
     Args:
         demo: The page.
@@ -99,7 +99,7 @@ def wire_history(
     cards.select(events.open, outputs=opened, **own).then(
         None, inputs=[strip.again], js=RUN_AGAIN, api_visibility="private"
     )
-    upload.upload(
+    return upload.upload(
         events.open_file,
         inputs=[upload, kept],
         outputs=[*outputs, tabs, cards, inputs.message],

@@ -31,7 +31,12 @@ def build_page(service: TraceService) -> gr.Blocks:
     demo: gr.Blocks
     with AppBlocks(title=f"{TITLE}: where does a language model keep a fact?", analytics_enabled=False) as demo:
         with gr.Row(elem_id="ct-top", equal_height=True):
-            gr.HTML(f"<h1>{escape(TITLE)}</h1>", elem_classes="ct-header", elem_id="ct-title")
+            gr.HTML(
+                f"<h1>{escape(TITLE)}</h1>",
+                elem_classes="ct-header",
+                elem_id="ct-title",
+                js_on_load=static_text("legend_press.js"),
+            )
             model, line = model_field(service)
         with gr.Row(elem_id="ct-intro"):
             gr.HTML(story_html(stored_map("hidden")), elem_id="ct-story", js_on_load=static_text("story.js"))
@@ -49,7 +54,6 @@ def build_page(service: TraceService) -> gr.Blocks:
                     compare_tab(history, tabs)
                     studies_tab(service)
                 wire_lens_tab(service, inputs, inspected, lens)
-                wire_prompt_lens(service, inputs, inspected, maps)
                 history.lay_out()
                 upload = gr.UploadButton(
                     "Open a saved result (JSON)",
@@ -60,7 +64,8 @@ def build_page(service: TraceService) -> gr.Blocks:
                     elem_id="ct-upload",
                 )
                 shown_parts = [part for tab in maps for part in tab.outputs]
-                wire_history(demo, history, inputs, shown_parts, tabs, upload)
+                opened = wire_history(demo, history, inputs, shown_parts, tabs, upload)
+                wire_prompt_lens(service, inputs, [inspected, opened], maps)
                 wire_gallery(gallery, history.events, inputs, shown_parts, tabs)
                 _use_from_python(service, inputs, inspected, shown)
                 with gr.Accordion("How to read this", open=False):

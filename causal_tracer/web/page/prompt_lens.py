@@ -154,10 +154,13 @@ class PromptLensEvents:
             return nothing
         if placed.wanted != wanted:
             return (gr.skip(),) * len(self.tabs)
-        shown = flows[self.tabs.index(placed.tab)] or explore.stored_flows(placed.tab)
-        if _prompt_of(shown) == placed.prompt:
+        if self._has_its_map(placed, flows):
             return nothing
         return tuple(placed.html if name == placed.tab else "" for name in self.tabs)
+
+    def _has_its_map(self, placed: PlacedLens, flows: Sequence[Flows | None]) -> bool:
+        """Return whether the lens's tab shows a map of the lens's prompt."""
+        return _prompt_of(flows[self.tabs.index(placed.tab)] or explore.stored_flows(placed.tab)) == placed.prompt
 
 
 def _prompt_of(flows: Flows) -> Text:
@@ -169,13 +172,14 @@ def _prompt_of(flows: Flows) -> Text:
         return flow.prompt
 
 
-def wire_prompt_lens(service: TraceService, inputs: Inputs, inspected: Any, tabs: Sequence[MapTab]) -> None:
+def wire_prompt_lens(service: TraceService, inputs: Inputs, changed: Sequence[Any], tabs: Sequence[MapTab]) -> None:
     """Wire the lens, so that it is shown instead of the maps when the prompt changes.
 
     Args:
         service: The models.
         inputs: The fields.
-        inspected: The event that inspects the fields (`input_fields`).
+        changed: The events after which another lens, or none, may be due: the fields were inspected, or a saved result
+            was opened.
         tabs: The tabs of maps, in the order of `explore.MAP_TABS`.
     """
     events = PromptLensEvents(service)
@@ -183,7 +187,8 @@ def wire_prompt_lens(service: TraceService, inputs: Inputs, inspected: Any, tabs
     newest = gr.State(NewestLens(), time_to_live=IDLE_SECONDS)
     states = [newest, seen, *(each.flows for each in tabs), inputs.picked, *inputs.values]
     noted: dict[str, Any] = {"outputs": [wanted, seen], "trigger_mode": "multiple", **NOTED}
-    inspected.then(events.wanted, inputs=[tab, *states], js=_OPEN_TAB, **noted)
+    for event in changed:
+        event.then(events.wanted, inputs=[tab, *states], js=_OPEN_TAB, **noted)
     for name, each in zip(explore.MAP_TABS, tabs, strict=True):
         each.page.select(partial(events.wanted, name), inputs=states, **noted)
     lenses = [each.lens for each in tabs]
@@ -191,8 +196,16 @@ def wire_prompt_lens(service: TraceService, inputs: Inputs, inspected: Any, tabs
     wanted.change(events.clear, inputs=[wanted], outputs=lenses, trigger_mode="multiple", **AT_ONCE)
     asked = [wanted, newest, inputs.picked, *inputs.values]
     reading = wanted.change(events.read, inputs=asked, outputs=[placed], **lens_queue(service))
-    # Shown by a separate event, which gets the current maps: a late lens must not cover a newer map.
-    reading.success(events.place, inputs=[placed, wanted, *(each.flows for each in tabs)], outputs=lenses, **AT_ONCE)
+    # Shown by a separate event, which gets the current maps: a late lens must not cover a newer map. It may still get
+    # them just before a run ends, and reach the page just after. So it is repeated after each run, in turn.
+    for happens in (reading.success, *(each.running.then for each in tabs)):
+        happens(
+            events.place,
+            inputs=[placed, wanted, *(each.flows for each in tabs)],
+            outputs=lenses,
+            trigger_mode="multiple",
+            **NOTED,
+        )
     for each in tabs:
         # A run does not wait for a lens that it will cover.
         each.run.click(None, cancels=[reading], api_visibility="private")

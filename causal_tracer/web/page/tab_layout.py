@@ -38,6 +38,7 @@ class MapTab:
     Attributes:
         page: The tab.
         run: Its Run button.
+        running: The event of its run.
         flows: Its result, which the app keeps for each open page.
         lens: The logit lens, shown instead of the map while the map is of another prompt.
         outputs: The components that change, in the order of `TabView.outputs`.
@@ -45,6 +46,7 @@ class MapTab:
 
     page: gr.Tab
     run: gr.Button
+    running: Any
     flows: gr.State
     lens: gr.HTML
     outputs: list[Any]
@@ -107,7 +109,7 @@ def map_tab(service: TraceService, name: str, inputs: Inputs, history: HistorySt
     buttons = history.events.runs[name]
     running = _run(handlers.MapRun(service, name, len(kinds), buttons), outputs, [inputs.picked, write, *inputs.values])
     history.follow(running, finished, flows)
-    return MapTab(page, run, flows, lens, outputs)
+    return MapTab(page, run, running, flows, lens, outputs)
 
 
 def _map(name: str, kind: SiteName, figure: go.Figure, *, titled: bool) -> gr.Plot:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from typing import Any
 
 import pytest
@@ -104,6 +105,15 @@ def expect_true(page: Any, expression: str, arg: Any = None) -> None:
     page.wait_for_function(expression, arg=arg, timeout=120_000)
 
 
+def wait_in(page: Any, event: threading.Event) -> None:
+    """Wait until an event of the app is set, while the page goes on."""
+    for _ in range(1200):
+        if event.is_set():
+            return
+        page.wait_for_timeout(100)
+    pytest.fail("The app did not get as far within 120 s.")
+
+
 def open_tab(page: Any, title: str) -> None:
     """Open a tab; on a phone, some are in a menu."""
     tab = page.get_by_role("tab", name=title, exact=True)
@@ -114,6 +124,15 @@ def open_tab(page: Any, title: str) -> None:
         return
     menu.click()
     page.get_by_role("button", name=title, exact=True).click()
+
+
+def press_and_release(page: Any, pressed: Any, released: Any) -> None:
+    """Press a mouse button over one element, and release it over another."""
+    released.scroll_into_view_if_needed()
+    pressed.hover(force=True)
+    page.mouse.down()
+    released.hover(force=True)
+    page.mouse.up()
 
 
 def cell_of(page: Any, lens: str, row: int, column: int) -> Any:

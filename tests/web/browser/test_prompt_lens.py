@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
+from causal_tracer.web.page.prompt_lens import PromptLensEvents
 from tests.support.tiny_models import OTHER_PROMPT, PROMPT
-from tests.web.browser.steps import done, expect, expect_true, field, fill, open_tab, run
+from tests.support.web_tiny import tiny_flow
+from tests.web.browser.steps import cell_of, done, expect, expect_true, field, fill, open_tab, run, wait_in
 
 pytestmark = pytest.mark.browser
 
@@ -80,3 +84,53 @@ def test_the_maps_own_prompt_brings_it_back_and_each_tab_has_its_own_lens(visits
         expect(lens(page, tab)).to_have_count(0)
         open_tab(page, "Hidden states")
     assert page.locator(NUMBERS).text_content() == before
+
+
+def test_a_lens_that_is_placed_as_a_run_ends_does_not_cover_its_map(visits, app, monkeypatch):
+    app.let_load()
+    page = visits.open()
+    placing, may_place, placed_again = (threading.Event() for _ in range(3))
+    has_its_map = PromptLensEvents._has_its_map
+
+    def slow(*asked):
+        # The first answer is that of before the run, and comes after its map.
+        answer = has_its_map(*asked)
+        if placing.is_set():
+            placed_again.set()
+        placing.set()
+        may_place.wait()
+        return answer
+
+    monkeypatch.setattr(PromptLensEvents, "_has_its_map", slow)
+    field(page, "prompt").fill(PROMPT)
+    wait_in(page, placing)
+    done(page, "hidden")
+    may_place.set()
+    wait_in(page, placed_again)
+    expect(lens(page)).to_have_count(0)
+    expect(page.locator(MAP)).to_be_visible()
+
+
+def test_an_opened_result_is_not_covered_by_the_lens_that_was_being_read(visits, app, tmp_path, monkeypatch):
+    path = tmp_path / "saved.json"
+    tiny_flow().save(path)
+    page = typed(visits, app)
+    reading, may_read = threading.Event(), threading.Event()
+    read = PromptLensEvents._read
+
+    def slow(*asked):
+        reading.set()
+        may_read.wait()
+        yield from read(*asked)
+
+    monkeypatch.setattr(PromptLensEvents, "_read", slow)
+    field(page, "prompt").fill(OTHER_PROMPT)
+    wait_in(page, reading)
+    page.locator("input[data-testid$='upload-button']").first.set_input_files(path)
+    expect(page.locator("#ct-status-hidden")).to_contain_text("Opened from a file")
+    expect(lens(page)).to_have_count(0)
+    may_read.set()
+    # Its lens is read after that one.
+    open_tab(page, "Lens")
+    expect(cell_of(page, "lens", 0, 0)).to_be_visible()
+    expect(lens(page)).to_have_count(0)

@@ -25,6 +25,7 @@ from tests.web.browser.steps import (
     link_of,
     open_more,
     open_tab,
+    press_and_release,
     run,
 )
 
@@ -473,6 +474,12 @@ def test_stored_studies_are_read_compared_and_taken_along(visits, tmp_path):
     choose(page, "study-figure", "Severed paths")
     expect(page.locator("#ct-study-caption")).to_contain_text("Figure 3")
     expect(plot.locator(".barlayer .trace")).to_have_count(3)
+    names = plot.locator(".legendtoggle")
+    press_and_release(page, page.locator("#ct-study-caption"), names.last)
+    press_and_release(page, names.first, names.first)
+    # The name that was clicked later is grey, so the other one's bars would be hidden by now.
+    expect(plot.locator(".legend .traces").first).to_have_css("opacity", "0.5")
+    expect(plot.locator(".barlayer .trace")).to_have_count(2)
     choose(page, "study-other", "SmolLM2")
     expect(page.locator("#ct-study-caption")).to_contain_text("relative depth")
     expect(plot.locator(".legend .traces")).to_have_count(2)
