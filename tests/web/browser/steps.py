@@ -106,7 +106,7 @@ def expect_true(page: Any, expression: str, arg: Any = None) -> None:
 
 
 def wait_in(page: Any, event: threading.Event) -> None:
-    """Wait until an event of the app is set, while the page goes on."""
+    """Wait until an event of the app is set, while the page continues."""
     for _ in range(1200):
         if event.is_set():
             return
