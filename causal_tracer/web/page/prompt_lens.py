@@ -198,8 +198,8 @@ def wire_prompt_lens(service: TraceService, inputs: Inputs, changed: Sequence[An
     reading = wanted.change(events.read, inputs=asked, outputs=[placed], **lens_queue(service))
     # Shown by a separate event, which gets the current maps: a late lens must not cover a newer map. It may still get
     # them just before a run ends, and reach the page just after. So it is repeated after each run, in turn.
-    for happens in (reading.success, *(each.running.then for each in tabs)):
-        happens(
+    for then in (reading.success, *(each.running.then for each in tabs)):
+        then(
             events.place,
             inputs=[placed, wanted, *(each.flows for each in tabs)],
             outputs=lenses,

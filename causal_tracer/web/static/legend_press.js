@@ -3,5 +3,5 @@
 let pressed;
 document.addEventListener('mousedown', event => { pressed = event.target; }, true);
 document.addEventListener('mouseup', event => {
-  if (event.target.matches('.legendtoggle') && event.target !== pressed) event.stopPropagation();
+  if (event.target.matches?.('.legendtoggle') && event.target !== pressed) event.stopPropagation();
 }, true);

@@ -14,6 +14,8 @@ from tests.web.browser.steps import cell_of, done, expect, expect_true, field, f
 pytestmark = pytest.mark.browser
 
 MAP, NUMBERS = "#ct-map-hidden", "#ct-numbers-hidden"
+# A test that fails must not hold up the ones after it for good.
+HOLD_SECONDS = 120
 
 
 def lens(page, tab="hidden"):
@@ -98,7 +100,7 @@ def test_a_lens_that_is_placed_as_a_run_ends_does_not_cover_its_map(visits, app,
         if placing.is_set():
             placed_again.set()
         placing.set()
-        may_place.wait()
+        may_place.wait(HOLD_SECONDS)
         return answer
 
     monkeypatch.setattr(PromptLensEvents, "_has_its_map", slow)
@@ -120,7 +122,7 @@ def test_an_opened_result_is_not_covered_by_the_lens_that_was_being_read(visits,
 
     def slow(*asked):
         reading.set()
-        may_read.wait()
+        may_read.wait(HOLD_SECONDS)
         yield from read(*asked)
 
     monkeypatch.setattr(PromptLensEvents, "_read", slow)
