@@ -81,7 +81,7 @@ def take_tabs(browser: Any, url: str, theme: str, folder: Path) -> None:
         for name, title in TAB_TITLES.items():
             _open_tab(page, title)
             if name == "patch":
-                page.locator("#ct-patch-read").click()
+                page.locator("#ct-run-patch").click()
             page.wait_for_selector(COMPLETE.get(name, f"[id^='ct-map-{name}'] .main-svg"))
             page.wait_for_function(STILL)
             page.screenshot(path=folder / f"{name}_{device}_{theme}.png", full_page=device == "phone")

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import gradio as gr
 
-from causal_tracer.errors import CausalTracerError
+from causal_tracer.errors import CausalTracerError, SettingsError
 from causal_tracer.web.page.assets import static_text
 from causal_tracer.web.page.compare import MOST_FIGURES, Comparison, compare_runs
 from causal_tracer.web.page.explore import TAB_TITLES
@@ -20,7 +20,8 @@ from causal_tracer.web.page.history import read_history
 from causal_tracer.web.page.history_events import HistoryEvents
 from causal_tracer.web.page.history_layout import RUN_AGAIN, HistoryStrip, from_browser
 from causal_tracer.web.page.inputs_layout import AT_ONCE, IDLE_SECONDS, PAGE_EVENT
-from causal_tracer.web.page.run_card import Card
+from causal_tracer.web.page.map_card import MapCard
+from causal_tracer.web.page.patch_card import PatchCard
 from causal_tracer.web.page.stopping import RunButtons
 from causal_tracer.web.page.summary import message_html, progress_words, status_html
 from causal_tracer.web.page.tab_layout import MODEL_QUEUE
@@ -33,7 +34,7 @@ from causal_tracer.web.service.updates import Cancelled, RunUpdate, stepped, thi
 _NOTHING = '<p class="ct-hint">Choose two to four cards below, and press Compare there.</p>'
 _SHOWN_PARTS = 3 + 3 * MOST_FIGURES
 
-Computed = tuple[tuple[Card, Flows], ...]
+Computed = tuple[tuple[MapCard, Flows], ...]
 """Cards whose lost results were computed again, each with its result."""
 
 
@@ -55,15 +56,19 @@ class CompareEvents:
         Returns:
             The tab to show, the cards to compare after a run, the tab to run, Stop, then `comparison_values`.
         """
-        cards = self.history.chosen(read_history(kept), event)
+        chosen = self.history.chosen(read_history(kept), event)
+        cards = [card for card in chosen if isinstance(card, MapCard)]
         # A run for an earlier comparison continues, but its comparison is not shown.
         self.buttons.show_opened(request.session_hash, TabView())
-        lost: list[Card] = []
+        lost: list[MapCard] = []
         try:
-            runs = {card.key: self.history.flows(card) for card in cards}
+            if patched := [card for card in chosen if isinstance(card, PatchCard)]:
+                what = patched[0].name or patched[0].title
+                raise SettingsError(f"Only maps can be compared, and “{what}” is a patched run. Leave out its card.")
+            runs = {card.key: self.history.results.flows(card) for card in cards}
             lost = [card for card in cards if runs[card.key] is None and 2 <= len(cards) <= MOST_FIGURES]
             for card in lost:
-                self.history.fields(card, lost=True)
+                self.history.results.fields(card, lost=True)
             if lost:
                 many = "1 chosen result is" if len(lost) == 1 else f"{len(lost)} chosen results are"
                 words = f"{many} no longer kept, and will be computed again before the comparison."
@@ -77,13 +82,13 @@ class CompareEvents:
         stop = gr.Button(visible=bool(lost), interactive=True)
         return (gr.Tabs(selected="compare"), tuple(cards if lost else ()), "compare" if lost else "", stop, *shown)
 
-    async def compute(self, request: gr.Request, cards: tuple[Card, ...]) -> AsyncGenerator[tuple[Any, ...]]:
+    async def compute(self, request: gr.Request, cards: tuple[MapCard, ...]) -> AsyncGenerator[tuple[Any, ...]]:
         """Compute lost results and compare; yield the results computed so far, Stop, then `comparison_values`."""
         async with aclosing(stepped(partial(self._steps, request, cards))) as steps:
             async for step in steps:
                 yield step
 
-    def _steps(self, request: gr.Request, cards: tuple[Card, ...], left: Cancelled) -> Generator[tuple[Any, ...]]:
+    def _steps(self, request: gr.Request, cards: tuple[MapCard, ...], left: Cancelled) -> Generator[tuple[Any, ...]]:
         computed: Computed = ()
         runs: list[Any] = []
         begun: RunUpdate | None = None
@@ -92,7 +97,7 @@ class CompareEvents:
             yield computed, gr.skip(), gr.skip(), *unchanged
             try:
                 for number, card in enumerate(cards, start=1):
-                    flows = self.history.flows(card)
+                    flows = self.history.results.flows(card)
                     if flows is None:
                         name, begun = f"Run {number} of {len(cards)}, {card.name or card.title}", None
                         with closing(self._updates(request, card, left)) as updates:
@@ -111,11 +116,11 @@ class CompareEvents:
             else:
                 yield computed, gr.skip(), gr.skip(), *unchanged
 
-    def _updates(self, request: gr.Request, card: Card, left: Cancelled) -> Generator[RunUpdate]:
+    def _updates(self, request: gr.Request, card: MapCard, left: Cancelled) -> Generator[RunUpdate]:
         """Compute the result of a card, as a click on the card does."""
         service = self.history.service
         client = client_of(request, service.settings)
-        return thinned(service.trace(self.history.fields(card, lost=True), client, left), REDRAW_SECONDS)
+        return thinned(service.trace(self.history.results.fields(card, lost=True), client, left), REDRAW_SECONDS)
 
     def stop(self, request: gr.Request) -> tuple[Any, Any]:
         """Show that Stop was pressed. Gradio then cancels the run."""

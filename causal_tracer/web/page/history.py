@@ -6,13 +6,16 @@ Both are untrusted, and checked like typed input.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlencode
 
+from causal_tracer.arguments import quoted
 from causal_tracer.errors import CausalTracerError, SettingsError
-from causal_tracer.web.page.run_card import LONGEST_ENTRY, Card, read_card
+from causal_tracer.web.page.card import LONGEST_ENTRY, Card
+from causal_tracer.web.page.map_card import read_map_card
+from causal_tracer.web.page.patch_card import read_patch_card
 
 MOST_CARDS = 24
 """Cards of a history."""
@@ -38,10 +41,14 @@ class History:
     def added(self, card: Card) -> History:
         """Return the history with a finished run's card: as the newest, or in place of the same run's earlier card.
 
-        If the list is full, the oldest card that is not pinned is removed.
+        A run that extends that of the newest card takes its place, unless that card is pinned or named. If the list is
+        full, the oldest card that is not pinned is removed.
         """
         if (known := self.find(card.key)) is not None:
             return self.changed(card.key, replace(card, name=known.name or card.name, pinned=known.pinned))
+        newest = self.cards[-1] if self.cards else None
+        if newest is not None and card.extends(newest) and not (newest.pinned or newest.name):
+            return self.changed(newest.key, card)
         cards = (*self.cards, card)
         if len(cards) <= MOST_CARDS:
             return replace(self, cards=cards)
@@ -55,6 +62,15 @@ class History:
         """Return the history with another card, or none, in place of the card with this key."""
         new = (card if each.key == key else each for each in self.cards)
         return replace(self, cards=tuple(each for each in new if each is not None))
+
+    def moved(self, card: Card, anew: Card) -> History:
+        """Return the history with a card's place taken by the same run's card under another key.
+
+        If the history has a card with that key already, the card is removed.
+        """
+        if anew.key == card.key:
+            return self
+        return self.changed(card.key, None if self.find(anew.key) else anew)
 
     def to_text(self) -> str:
         """Return the history as the text that the browser stores."""
@@ -83,13 +99,19 @@ def read_history(text: Any, most: int = MOST_CARDS, place: str = "this browser's
     problems: list[str] = []
     for entry in entries[:most]:
         try:
-            card = read_card(entry)
+            card = _read_card(entry)
             cards[card.key] = card
         except CausalTracerError as error:
             problems.append(f"An entry of {place} was left out: {error}")
     if len(entries) > most:
         problems.append(f"{place[:1].upper()}{place[1:]} has {len(entries)} entries. The first {most} were read.")
     return History(tuple(cards.values()), tuple(problems))
+
+
+def _read_card(entry: Any) -> Card:
+    if not isinstance(entry, Mapping):
+        raise SettingsError(f"it must be an object (given: {quoted(entry)}).")
+    return read_patch_card(entry) if "patch" in entry else read_map_card(entry)
 
 
 def runs_link(cards: Sequence[Card], page: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -11,26 +11,28 @@ from typing import Any
 import gradio as gr
 
 from causal_tracer.errors import BusyError, CausalTracerError, ResultLostError, SettingsError
-from causal_tracer.request.records import StoredRequest
-from causal_tracer.web.page.cards import strip_html
+from causal_tracer.web.page.card import LONGEST_NAME, Card, printable
+from causal_tracer.web.page.card_results import CardResults
 from causal_tracer.web.page.downloads import open_result
 from causal_tracer.web.page.fields import FIELD_NAMES, field_values, picked_by
-from causal_tracer.web.page.handlers import KEPT, address_of, result_link, together
+from causal_tracer.web.page.handlers import KEPT, address_of, result_link
 from causal_tracer.web.page.history import MOST_LINKED, History, read_history, runs_link
-from causal_tracer.web.page.run_card import LONGEST_NAME, Card, card_of, printable
+from causal_tracer.web.page.map_card import MapCard, map_card_of
+from causal_tracer.web.page.patch_card import PatchCard
 from causal_tracer.web.page.stopping import RunButtons
+from causal_tracer.web.page.strip import strip_html
 from causal_tracer.web.page.summary import message_html, status_html
 from causal_tracer.web.page.views import TabView, maps_view
-from causal_tracer.web.service.app_fields import Fields
-from causal_tracer.web.service.field_checks import check_fields
 from causal_tracer.web.service.figures import Flows
-from causal_tracer.web.service.links import asked_fields, linked_revision
+from causal_tracer.web.service.links import typed_text
 from causal_tracer.web.service.tracing import TraceService
 
 _BUSY = (
     "This result is no longer kept, and another run is in progress in its tab. Stop that run or wait until it is done, "
     "then click the card again."
 )
+_NO_FIELDS: tuple[Any, ...] = (gr.skip(),) * (len(FIELD_NAMES) + 1)
+_NO_PATCH: tuple[Any, ...] = (gr.skip(),) * 3
 
 
 @dataclass(frozen=True)
@@ -49,9 +51,14 @@ class HistoryEvents:
     tabs: Mapping[str, tuple[str, ...]]
     runs: Mapping[str, RunButtons] = field(default_factory=dict)
 
+    @property
+    def results(self) -> CardResults:
+        """The results of the cards' runs."""
+        return CardResults(self.service)
+
     def strip(self, history: History, **more: Any) -> str:
         """Return the strip of a history; further arguments as in `strip_html`."""
-        return strip_html(history, self._keeps, **more)
+        return strip_html(history, self.results.keeps, **more)
 
     def load(self, request: gr.Request, kept: str) -> str:
         """Return the strip of a page that is opened: its cards, and those of a link to several runs."""
@@ -76,7 +83,7 @@ class HistoryEvents:
             unchanged: str = gr.skip()
             return unchanged
         try:
-            card = self._card(tuple(finished.values()))
+            card = self.results.card_of(tuple(finished.values()))
         except CausalTracerError as error:
             history = read_history(kept)
             return self.strip(replace(history, problems=(*history.problems, f"This run gets no card: {error}")))
@@ -96,33 +103,61 @@ class HistoryEvents:
             return self.strip(history.changed(card.key, replace(card, pinned=not card.pinned)))
         return self.strip(history.changed(card.key, replace(card, name=printable(str(name), LONGEST_NAME))))
 
+    def patched(self, finished: PatchCard | None, kept: str) -> str:
+        """Add the card of a finished patched run; a run that failed or has no pairs gets none."""
+        if finished is None:
+            unchanged: str = gr.skip()
+            return unchanged
+        card = self.results.with_revision(finished)
+        return self.strip(read_history(kept).added(card), current=card.key)
+
     def open(self, request: gr.Request, event: gr.SelectData, kept: str) -> tuple[Any, ...]:
         """Open a clicked card: show its result in its tab and its request in the fields; run it again if it is lost.
 
         Returns:
-            The values of all tabs and of the fields, the choices, the tab to show, the strip, and the tab to run.
+            The values of all tabs of maps and of the fields, the choices, the base prompt, site and pairs of the tab
+            Patch, the tab to show, the strip, and the tab to run.
         """
         history = read_history(kept)
         card = history.find(str(event.value))
         try:
-            if card is None:
+            if isinstance(card, PatchCard):
+                return self._open_patch(history, card)
+            if not isinstance(card, MapCard):
                 raise ResultLostError("This card is no longer in the browser's list.")
-            flows, tab = self.flows(card), self._tab(card.kinds)
-            fields = self.fields(card, lost=flows is None)
-            if flows is None and tab in self.runs and self.runs[tab].in_progress(request.session_hash):
-                raise BusyError(_BUSY)
-            history, card = (history, card) if flows else self._asked_anew(history, card, fields)
+            return self._open_maps(history, card, request)
         except CausalTracerError as error:
             history = replace(history, problems=(*history.problems, str(error)))
-            return (*self.views("", TabView()), *self._no_fields(), gr.skip(), self.strip(history), "")
-        values = self._no_fields() if fields is None else (*field_values(fields), picked_by(fields))
+            unchanged = (*_NO_FIELDS, *_NO_PATCH, gr.skip())
+            return (*self.views("", TabView()), *unchanged, self.strip(history), "")
+
+    def _open_maps(self, history: History, card: MapCard, request: gr.Request) -> tuple[Any, ...]:
+        flows, tab = self.results.flows(card), self._tab(card.kinds)
+        fields = self.results.fields(card, lost=flows is None)
         if flows is None:
+            if tab in self.runs and self.runs[tab].in_progress(request.session_hash):
+                raise BusyError(_BUSY)
+            anew = self.results.asked_anew(card, fields)
+            history, card = history.moved(card, anew), anew
             shown, again = TabView(status=status_html("This result is computed again.")), tab
         else:
             shown, again = self._view(tab, flows, "Opened from the history.", KEPT, request), ""
-            history = history.added(self._filled(card, flows))
-        views = self.views(tab, shown, request)
-        return (*views, *values, gr.Tabs(selected=tab), self.strip(history, current=card.key), again)
+            history = history.added(self.results.filled(card, flows))
+        values = _NO_FIELDS if fields is None else (*field_values(fields), picked_by(fields))
+        strip = self.strip(history, current=card.key)
+        return (*self.views(tab, shown, request), *values, *_NO_PATCH, gr.Tabs(selected=tab), strip, again)
+
+    def _open_patch(self, history: History, card: PatchCard) -> tuple[Any, ...]:
+        """Fill in what the tab Patch asks for; a press on its button then reads the prompts and makes the pairs."""
+        fields = self.results.patch_fields(card)
+        values = zip(FIELD_NAMES, field_values(fields), strict=True)
+        # The experiment's fields are not the patched run's.
+        own = (value if name in ("model", "prompt", "answer", "chat") else gr.skip() for name, value in values)
+        asked = card.asked
+        patch = (typed_text(asked.base), asked.site, asked)
+        strip = self.strip(history, current=card.key)
+        unchanged = self.views("", TabView())
+        return (*unchanged, *own, picked_by(fields), *patch, gr.Tabs(selected="patch"), strip, "patch")
 
     def open_file(self, request: gr.Request, path: str, kept: str) -> tuple[Any, ...]:
         """Open an uploaded result; return the values of all tabs, the tab to show, the strip, and a message."""
@@ -134,7 +169,7 @@ class HistoryEvents:
             return (*self.views("", TabView()), gr.skip(), gr.skip(), message_html(str(error)))
         words, current = "", ""
         try:
-            card = card_of((flow,), opened=self.service.kept.keep_file(flow))
+            card = map_card_of((flow,), opened=self.service.kept.keep_file(flow))
             history, current = history.added(card), card.key
         except CausalTracerError as error:
             words = message_html(warned=[f"The file gets no card in the history: {error}"])
@@ -146,7 +181,7 @@ class HistoryEvents:
         history = read_history(kept)
         cards = self.chosen(history, event)
         try:
-            link = runs_link([self._with_revision(card) for card in cards], address_of(request))
+            link = runs_link([self.results.with_revision(card) for card in cards], address_of(request))
         except CausalTracerError as error:
             return self.strip(replace(history, problems=(*history.problems, str(error))))
         runs = "this run" if len(cards) == 1 else f"these {len(cards)} runs"
@@ -155,8 +190,8 @@ class HistoryEvents:
     def _linked(self, history: History, text: str) -> str:
         found = read_history(text, MOST_LINKED, "the link")
         for card in found.cards:
-            flows = self.flows(card)
-            history = history.added(card if flows is None else self._filled(card, flows))
+            flows = self.results.flows(card) if isinstance(card, MapCard) else None
+            history = history.added(self.results.filled(card, flows) if isinstance(card, MapCard) and flows else card)
         revisions = (self.service.revision_problem(card.model, card.revision) for card in found.cards)
         others = dict.fromkeys(filter(None, revisions))
         history = replace(history, problems=(*history.problems, *found.problems, *others))
@@ -169,76 +204,12 @@ class HistoryEvents:
         keys = getattr(event, "keys", None)
         return [card for card in history.cards if isinstance(keys, list) and card.key in keys]
 
-    def refilled(self, history: History, card: Card, flows: Flows) -> History:
+    def refilled(self, history: History, card: MapCard, flows: Flows) -> History:
         """Return the history with a card filled from its computed result; a card that was deleted stays deleted."""
         if history.find(card.key) is None:
             return history
-        anew = self._card(tuple(flows.values()))
-        if anew.key != card.key:
-            history = history.changed(card.key, None if history.find(anew.key) else replace(card, asked=anew.asked))
-        return history.added(anew)
-
-    def _card(self, flows: Sequence[Any]) -> Card:
-        return card_of(flows, self.service.status(flows[0].settings.model).model)
-
-    def _with_revision(self, card: Card) -> Card:
-        """Return a card with the revision that a link to this one run would name."""
-        try:
-            return replace(card, revision=linked_revision(self.service.revision(card.model, card.revision)))
-        except SettingsError:
-            # The app does not have this model.
-            return card
-
-    def _filled(self, card: Card, flows: Flows) -> Card:
-        """Return a card completed from its result: a card that a link has added has no answer, number or thumbnail."""
-        if card.number:
-            return card
-        return replace(card_of(tuple(flows.values()), card.model, card.asked, card.opened), name=card.name)
-
-    def _keeps(self, card: Card) -> bool | None:
-        kept = self.service.kept
-        return kept.has_file(card.opened) if card.opened else kept.has(card.model, card.asked)
-
-    def flows(self, card: Card) -> Any:
-        """Return the maps of a card by site; None if they are no longer kept."""
-        kept = self.service.kept
-        if not card.opened:
-            found = kept.flows(card.model, card.asked)
-        else:
-            found = None if (flow := kept.file(card.opened)) is None else (flow,)
-        return None if found is None else dict(zip(card.kinds, found, strict=True))
-
-    def fields(self, card: Card, *, lost: bool) -> Fields | None:
-        """Return the fields of a card; None leaves the page's fields unchanged, if they cannot describe the result.
-
-        Raises:
-            CausalTracerError: The result is lost, and the fields cannot describe it, so it cannot be computed again.
-        """
-        if card.opened:
-            if lost:
-                raise ResultLostError("The opened file is no longer kept. Open it again.")
-            return None
-        try:
-            model = self.service.status(card.model).model
-            asked = together([asked_fields(each, model, each.request.noise) for each in card.asked])
-            return {**asked, "model": model}
-        except SettingsError:
-            if lost:
-                raise
-            return None
-
-    def _asked_anew(self, history: History, card: Card, fields: Fields | None) -> tuple[History, Card]:
-        """Return the history and the card with the request that the app will run, so that its run fills this card.
-
-        Raises:
-            CausalTracerError: The request is over one of the app's limits.
-        """
-        checked = check_fields(fields or {}, self.service.settings)
-        asked = tuple(StoredRequest(checked.request, spec, checked.options) for spec in checked.specs.values())
-        anew = replace(card, asked=asked)
-        if anew.key == card.key:
-            return history, card
-        return history.changed(card.key, None if history.find(anew.key) else anew), anew
+        anew = self.results.card_of(tuple(flows.values()))
+        return history.moved(card, replace(card, asked=anew.asked)).added(anew)
 
     def _tab(self, kinds: tuple[str, ...]) -> str:
         """Return the tab that shows maps of these sites.
@@ -268,6 +239,3 @@ class HistoryEvents:
             view = self.runs[shown].show_opened(request.session_hash, view)
         parts = ((view if name == shown else TabView()).outputs(len(kinds)) for name, kinds in self.tabs.items())
         return tuple(chain.from_iterable(parts))
-
-    def _no_fields(self) -> tuple[Any, ...]:
-        return (gr.skip(),) * (len(FIELD_NAMES) + 1)

@@ -9,11 +9,11 @@ from typing import Any
 import gradio as gr
 
 from causal_tracer.web.page.assets import static_text
-from causal_tracer.web.page.cards import strip_html
 from causal_tracer.web.page.history import History
 from causal_tracer.web.page.history_events import HistoryEvents
 from causal_tracer.web.page.inputs_layout import AT_ONCE, PAGE_EVENT, Inputs
 from causal_tracer.web.page.stopping import RunButtons
+from causal_tracer.web.page.strip import strip_html
 from causal_tracer.web.service.tracing import TraceService
 
 # A lost result is computed by a press on its tab's Run, which appears shortly after the tab is shown.
@@ -54,6 +54,11 @@ class HistoryStrip:
         inputs = [finished, shown, self.kept]
         running.success(self.events.ended, inputs=inputs, outputs=[self.cards], js=from_browser(3), **AT_ONCE)
 
+    def follow_patches(self, running: Any, finished: gr.State) -> None:
+        """Wire the tab Patch, so that each finished run gets a card; `finished` holds that card."""
+        inputs = [finished, self.kept]
+        running.success(self.events.patched, inputs=inputs, outputs=[self.cards], js=from_browser(2), **AT_ONCE)
+
     def lay_out(self) -> None:
         """Render the strip at the current place of the layout."""
         self.cards.render()  # type: ignore[no-untyped-call]
@@ -75,7 +80,13 @@ def from_browser(inputs: int) -> str:
 
 
 def wire_history(
-    demo: gr.Blocks, strip: HistoryStrip, inputs: Inputs, outputs: list[Any], tabs: gr.Tabs, upload: gr.UploadButton
+    demo: gr.Blocks,
+    strip: HistoryStrip,
+    inputs: Inputs,
+    outputs: list[Any],
+    patch: list[Any],
+    tabs: gr.Tabs,
+    upload: gr.UploadButton,
 ) -> Any:
     """Wire the strip; return the event that opens a saved result.
 
@@ -84,6 +95,7 @@ def wire_history(
         strip: The strip.
         inputs: The fields.
         outputs: The components of all tabs of maps that change, in their order.
+        patch: The base prompt, the site and the pairs to make in the tab Patch.
         tabs: The tabs.
         upload: The button that opens a saved result.
     """
@@ -95,7 +107,7 @@ def wire_history(
     cards.input(events.redraw, outputs=[cards], **own)
     cards.edit(events.edit, outputs=[cards], **own)
     cards.copy(events.share, outputs=[cards], **own)
-    opened = [*outputs, *inputs.values, inputs.picked, tabs, cards, strip.again]
+    opened = [*outputs, *inputs.values, inputs.picked, *patch, tabs, cards, strip.again]
     cards.select(events.open, outputs=opened, **own).then(
         None, inputs=[strip.again], js=RUN_AGAIN, api_visibility="private"
     )

@@ -50,7 +50,7 @@ def build_page(service: TraceService) -> gr.Blocks:
                 with gr.Tabs(elem_id="ct-tabs") as tabs:
                     maps = [map_tab(service, name, inputs, history, shown) for name in explore.MAP_TABS]
                     lens = lens_tab()
-                    patch_tab(service, inputs)
+                    patch = patch_tab(service, inputs, history)
                     compare_tab(history, tabs)
                     studies_tab(service)
                 wire_lens_tab(service, inputs, inspected, lens)
@@ -64,7 +64,7 @@ def build_page(service: TraceService) -> gr.Blocks:
                     elem_id="ct-upload",
                 )
                 shown_parts = [part for tab in maps for part in tab.outputs]
-                opened = wire_history(demo, history, inputs, shown_parts, tabs, upload)
+                opened = wire_history(demo, history, inputs, shown_parts, patch, tabs, upload)
                 wire_prompt_lens(service, inputs, [inspected, opened], maps)
                 wire_gallery(gallery, history.events, inputs, shown_parts, tabs)
                 _use_from_python(service, inputs, inspected, shown)

@@ -12,13 +12,14 @@ from typing import Any, Literal
 import gradio as gr
 
 from causal_tracer.errors import CausalTracerError
-from causal_tracer.request.records import Text
+from causal_tracer.request.records import Text, TraceRequest
 from causal_tracer.request.sites import KINDS, SITES, LayerKind
 from causal_tracer.results.lens import LogitLens
 from causal_tracer.results.patched import PatchedRun
 from causal_tracer.web.page.assets import static_text
 from causal_tracer.web.page.explore import TAB_TITLES
 from causal_tracer.web.page.fields import Picked, asked_for
+from causal_tracer.web.page.history_layout import HistoryStrip
 from causal_tracer.web.page.inputs_layout import AT_ONCE, IDLE_SECONDS, Inputs
 from causal_tracer.web.page.lens_grid import NO_LENS_CELL, lens_cell_html
 from causal_tracer.web.page.lens_tab import (
@@ -31,6 +32,7 @@ from causal_tracer.web.page.lens_tab import (
     shade_switch,
     unexpected_error_html,
 )
+from causal_tracer.web.page.patch_card import PatchAsked, patch_card_of
 from causal_tracer.web.page.patch_views import Pair, answers_html, lenses_html, pairs_html, patched_html
 from causal_tracer.web.page.summary import message_html, status_html
 from causal_tracer.web.service.limits import client_of
@@ -47,7 +49,7 @@ _ABOUT = (
 _BEGIN = "Read both prompts, then choose pairs of cells."
 _CHOOSE = "Both prompts are read. Choose pairs of cells."
 _GONE = "The app no longer has these lenses. Press Read both again."
-_NOTHING = ("", "", "", None, "", "")
+_NOTHING = ("", "", "", None, "", "", None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,15 +58,22 @@ class ReadPrompts:
 
     Attributes:
         model: The model's name in requests.
-        texts: The source prompt and the base prompt.
+        request: The source prompt with its answer.
+        base_text: The base prompt.
         source: The source's lens.
         base: The base's lens; its answer is the source's.
     """
 
     model: str
-    texts: tuple[Text, Text]
+    request: TraceRequest
+    base_text: Text
     source: LogitLens
     base: LogitLens
+
+    @property
+    def texts(self) -> tuple[Text, Text]:
+        """The source prompt and the base prompt."""
+        return self.request.prompt, self.base_text
 
     @property
     def answers(self) -> dict[int, str]:
@@ -82,20 +91,29 @@ class PatchEvents:
     service: TraceService
 
     async def read(
-        self, request: gr.Request, base_prompt: str, picked: Picked, *values: Any
+        self, request: gr.Request, base_prompt: str, wanted: PatchAsked | None, picked: Picked, *values: Any
     ) -> AsyncGenerator[tuple[Any, ...]]:
-        """Read both prompts: yield status, lenses as HTML, `ReadPrompts`, and the pairs, which are cleared."""
-        async with aclosing(stepped(partial(self._read, request, base_prompt, picked, values))) as steps:
+        """Read both prompts: yield status, lenses as HTML, `ReadPrompts`, the pairs, and an opened card, now used up.
+
+        The pairs are those of the card that was opened, if it is of these prompts; else there are none.
+        """
+        async with aclosing(stepped(partial(self._read, request, base_prompt, wanted, picked, values))) as steps:
             async for step in steps:
                 yield step
 
     def _read(
-        self, request: gr.Request, base_prompt: str, picked: Picked, values: Sequence[Any], left: Cancelled
+        self,
+        request: gr.Request,
+        base_prompt: str,
+        wanted: PatchAsked | None,
+        picked: Picked,
+        values: Sequence[Any],
+        left: Cancelled,
     ) -> Generator[tuple[Any, ...]]:
         try:
             asked = asked_for("hidden", picked, *values)
             model = asked["model"]
-            yield reading_html(self.service, model), gr.skip(), gr.skip(), gr.skip()
+            yield reading_html(self.service, model), gr.skip(), gr.skip(), gr.skip(), gr.skip()
             client = client_of(request, self.service.settings)
             first = lens_request(asked, self.service.settings)
             source = self.service.lens(first, model, client, cancelled=left)
@@ -104,15 +122,22 @@ class PatchEvents:
             second = lens_request({**asked, **other}, self.service.settings)
             base = self.service.lens(second, model, client, cancelled=left)
         except CausalTracerError as error:
-            yield failed_html(error), "", None, ()
+            yield failed_html(error), "", None, (), None
             return
-        read = ReadPrompts(model, (first.prompt, second.prompt), source, base)
-        yield status_html(_CHOOSE), lenses_html(source, base), read, ()
+        read = ReadPrompts(model, first, second.prompt, source, base)
+        yield status_html(_CHOOSE), lenses_html(source, base), read, (), None
+        if wanted is not None and (wanted.source.prompt, wanted.base) == read.texts:
+            # After the pairs were cleared, so that equal ones are a change, which runs them.
+            yield gr.skip(), gr.skip(), gr.skip(), wanted.pairs, gr.skip()
 
     async def show_patched(
         self, request: gr.Request, read: ReadPrompts | None, pairs: tuple[Pair, ...], site: LayerKind
     ) -> AsyncGenerator[tuple[Any, ...]]:
-        """Run the base with the chosen pairs: yield status, lens, answers, cell, result, Python lines and command."""
+        """Run the base with the chosen pairs.
+
+        Yields:
+            Status, lens, answers, cell, result, Python lines, command, and the run's card.
+        """
         async with aclosing(stepped(partial(self._patched, request, read, pairs, site))) as steps:
             async for step in steps:
                 yield step
@@ -140,14 +165,17 @@ class PatchEvents:
         lines = patch_lines(*read.texts, pairs, site, answers, *loading)
         command = patch_command(*read.texts, pairs, site, list(read.answers.values()), *loading)
         words = status_html(f"Done: {run.lens.run}.")
-        yield words, patched_html(run, read.base), answers_html(run), NO_LENS_CELL, run, lines, command
+        card = patch_card_of(read.model, read.request, read.base_text, run, read.base)
+        yield words, patched_html(run, read.base), answers_html(run), NO_LENS_CELL, run, lines, command, card
 
 
-def patch_tab(service: TraceService, inputs: Inputs) -> None:
-    """Lay out and wire the tab."""
+def patch_tab(service: TraceService, inputs: Inputs, history: HistoryStrip) -> list[Any]:
+    """Lay out and wire the tab; return the components that an opened card sets: base prompt, site and pairs."""
     events = PatchEvents(service)
     with gr.Tab(TAB_TITLES["patch"], id="patch"), gr.Column(elem_classes="ct-lens-tab"):
-        read, pairs, result = (gr.State(start, time_to_live=IDLE_SECONDS) for start in (None, (), None))
+        read, pairs, result, finished, wanted = (
+            gr.State(start, time_to_live=IDLE_SECONDS) for start in (None, (), None, None, None)
+        )
         gr.HTML(f'<p class="ct-hint">{escape(_ABOUT)}</p>')
         with gr.Row():
             base = gr.Textbox(
@@ -158,7 +186,7 @@ def patch_tab(service: TraceService, inputs: Inputs) -> None:
                 choices, value="hidden", label="Activations", scale=2, min_width=240, elem_id="ct-patch-site"
             )
         with gr.Row(elem_classes="ct-run", equal_height=True):
-            button = gr.Button("Read both", variant="primary", scale=0, min_width=150, elem_id="ct-patch-read")
+            button = gr.Button("Read both", variant="primary", scale=0, min_width=150, elem_id="ct-run-patch")
             status = gr.HTML(status_html(_BEGIN), scale=1, min_width=200, elem_id="ct-patch-status")
         shade_switch("patch")
         lenses = gr.HTML("", elem_id="ct-patch-lenses", js_on_load=static_text("lens_grid.js"))
@@ -171,19 +199,21 @@ def patch_tab(service: TraceService, inputs: Inputs) -> None:
                 cell = gr.HTML("", elem_id="ct-patch-cell")
         lines, command = _sharing(result, status)
     queued = lens_queue(service)
-    asked = [base, inputs.picked, *inputs.values]
-    reading = button.click(events.read, inputs=asked, outputs=[status, lenses, read, pairs], **queued)
+    asked = [base, wanted, inputs.picked, *inputs.values]
+    reading = button.click(events.read, inputs=asked, outputs=[status, lenses, read, pairs, wanted], **queued)
     reading.failure(unexpected_error_html, outputs=[status], **AT_ONCE)
     lenses.select(_add, inputs=[read, pairs], outputs=[pairs, status], **NOTED)
     listed.select(_remove, inputs=[pairs], outputs=[pairs], **NOTED)
     shown = {"inputs": [read, pairs], "outputs": [listed], "trigger_mode": "multiple", **AT_ONCE}
     gr.on([pairs.change, read.change], _listed, **shown)
-    outputs = [status, patched, answers, cell, result, lines, command]
+    outputs = [status, patched, answers, cell, result, lines, command, finished]
     running = gr.on(
         [pairs.change, site.input], events.show_patched, inputs=[read, pairs, site], outputs=outputs, **queued
     )
     running.failure(unexpected_error_html, outputs=[status], **AT_ONCE)
+    history.follow_patches(running, finished)
     patched.select(_cell, inputs=[read, result], outputs=[cell], **AT_ONCE)
+    return [base, site, wanted]
 
 
 def _sharing(result: gr.State, status: gr.HTML) -> tuple[gr.Code, gr.Code]:

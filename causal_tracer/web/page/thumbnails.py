@@ -25,11 +25,19 @@ _WRONG_WAY = "#d3bd7c"
 _NOT_COMPUTED = "#b8b8b8"
 # Below this share of the strongest effect, a cell with an effect in the wrong direction has no colour.
 _WRONG_FROM = 0.25
+# Changes of a probability that are all smaller have no colour.
+_LEAST_CHANGE = 0.01
 
 
 def levels(flows: Sequence[HiddenFlow]) -> tuple[str, ...]:
     """Return each map as rows of levels, joined by "/". Each map has its own scale; neighbours are merged."""
     return tuple(_levels(flow) for flow in flows)
+
+
+def change_levels(change: Tensor) -> str:
+    """Return the change of a probability [tokens, layers] as rows of levels, in shares of the largest change."""
+    span = max(float(change.abs().max()), _LEAST_CHANGE)
+    return _picture(change.double(), span)
 
 
 def is_picture(text: Any) -> bool:
@@ -68,9 +76,12 @@ def _levels(flow: HiddenFlow) -> str:
     _, base, strongest = limits.places(metric)
     turn = 1 if higher_is_stronger(flow) else -1
     strength = [[turn * (metric.axis_position(score) - base) for score in row] for row in flow.scores.tolist()]
-    merged = _merged(torch.tensor(strength, dtype=torch.float64))
     span = max(abs(strongest - base), 1e-9) if math.isfinite(base_score(flow)) else 1.0
-    return "/".join("".join(_level(value / span) for value in row) for row in merged.tolist())
+    return _picture(torch.tensor(strength, dtype=torch.float64), span)
+
+
+def _picture(strength: Tensor, span: float) -> str:
+    return "/".join("".join(_level(value / span) for value in row) for row in _merged(strength).tolist())
 
 
 def _level(share: float) -> str:

@@ -1,4 +1,4 @@
-"""Stored results, looked up by their request, for the history of runs."""
+"""Stored results, found by their request, for the history of runs."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from causal_tracer.errors import SettingsError
-from causal_tracer.request.records import StoredRequest
+from causal_tracer.request.records import StoredRequest, Text
+from causal_tracer.request.sites import SiteName
 from causal_tracer.results.flow import HiddenFlow
+from causal_tracer.results.patched import Place
 from causal_tracer.web.service.registry import ModelSlot
 from causal_tracer.web.service.result_store import ResultKey, ResultStore, result_key
+from causal_tracer.web.service.single_runs import SingleRuns
 
 # Larger opened files are shown but not stored: a few of them would displace everybody's results.
 _LARGEST_FILE_TEXT = 4 * 2**20
@@ -19,15 +22,17 @@ _LARGEST_FILE_TEXT = 4 * 2**20
 
 @dataclass(frozen=True)
 class KeptResults:
-    """The finished maps and opened files that the app has stored.
+    """The finished maps, opened files and patched runs that the app has stored.
 
     Attributes:
         store: Where they are stored.
         slot_of: Returns the model with a name; raises SettingsError if the app has no such model.
+        single: Lenses and patched runs.
     """
 
     store: ResultStore
     slot_of: Callable[[str], ModelSlot]
+    single: SingleRuns
 
     def flows(self, model: str, asked: Sequence[StoredRequest]) -> tuple[HiddenFlow, ...] | None:
         """Return the maps of a run, in the order of their requests; None if one of them is not stored."""
@@ -44,6 +49,21 @@ class KeptResults:
         if not slot.identity.lasting and not slot.status.settled:
             return None
         return all(key in self.store for key in self._keys(model, asked))
+
+    def has_patch(
+        self,
+        model: str,
+        source: Text,
+        base: Text,
+        pairs: Sequence[tuple[Place, Place]],
+        site: SiteName,
+        answers: Sequence[str | int],
+    ) -> bool:
+        """Return whether a patched run is kept; other arguments as in `SingleRuns.patch`."""
+        try:
+            return self.single.keeps_patch(self.slot_of(model), source, base, pairs, site, answers)
+        except SettingsError:
+            return False
 
     def keep_file(self, flow: HiddenFlow) -> str:
         """Store an opened file under a digest of its content, separate from computed results; return the digest."""

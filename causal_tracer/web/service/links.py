@@ -149,7 +149,7 @@ def asked_fields(stored: StoredRequest, model: str, noise: Any) -> dict[str, Any
         if changed_fields(record).keys() & ONLY_RECORDS - _CHANGES_NO_NUMBER:
             raise SettingsError(_ONLY_THE_PACKAGE)
         found |= {name: getattr(record, name) for name, field in APP_FIELDS.items() if field.record is type(record)}
-    text = _typed(stored.request.prompt)
+    text = typed_text(stored.request.prompt)
     if text is None or not isinstance(found["samples"], int) or not isinstance(found["corruption"], str):
         raise SettingsError(_ONLY_THE_PACKAGE)
     if not isinstance(noise, float | int | None):
@@ -180,7 +180,7 @@ def _experiment(request: TraceRequest, spec: MapSpec) -> dict[str, Any]:
     if spec.in_clean_run:
         found |= {"corruption": APP_FIELDS["corruption"].default, "noise": None}
     if request.second is not None:
-        text = _typed(request.second.text)
+        text = typed_text(request.second.text)
         if text is None or request.second != OtherPrompt(request.second.text, request.second.subject):
             raise SettingsError(_ONLY_THE_PACKAGE)
         found |= {"second_prompt": text, "second_subject": request.second.subject or "", "noise": None}
@@ -191,7 +191,7 @@ def _experiment(request: TraceRequest, spec: MapSpec) -> dict[str, Any]:
     return found
 
 
-def _typed(text: Text) -> str | None:
+def typed_text(text: Text) -> str | None:
     """Return the text to type into the page for a prompt; None if the page cannot give this conversation."""
     if not isinstance(text, ChatText):
         return text if isinstance(text, str) else None

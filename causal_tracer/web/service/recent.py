@@ -18,6 +18,11 @@ class Recent(Generic[Value]):
         self._guard = threading.Lock()
         self._values: OrderedDict[Hashable, Value] = OrderedDict()
 
+    def __contains__(self, key: Hashable) -> bool:
+        """Return whether the value of a key is known."""
+        with self._guard:
+            return key in self._values
+
     def get(self, key: Hashable, compute: Callable[[], Value]) -> Value:
         """Return the value of a key, computed unless it is known. What `compute` raises is not stored."""
         with self._guard:

@@ -24,6 +24,7 @@ from causal_tracer.web.service.updates import Cancelled
 Result = TypeVar("Result", LogitLens, PatchedRun)
 
 MOST_TOP_TOKENS = 50
+USUAL_TOP_TOKENS = 5
 MOST_PAIRS = 1000
 LENS_WORK = 20
 """The work of a run with the LM head at each layer, in restored runs, for the client's share."""
@@ -53,7 +54,7 @@ class SingleRuns:
         request: TraceRequest,
         client: str = "",
         *,
-        top: int = 5,
+        top: int = USUAL_TOP_TOKENS,
         corrupted: bool = False,
         restored: tuple[int, int] | None = None,
         spec: MapSpec | None = None,
@@ -101,7 +102,7 @@ class SingleRuns:
         client: str = "",
         *,
         answers: Sequence[str | int] | None = None,
-        top: int = 5,
+        top: int = USUAL_TOP_TOKENS,
         cancelled: Cancelled = lambda: False,
     ) -> PatchedRun:
         """Run a prompt with activations of another patched in, as `CausalTracer.patch` does; errors as in `lens`."""
@@ -117,6 +118,18 @@ class SingleRuns:
 
         return self._kept(slot, client, cancelled, (source, base, pairs, site, answers, top), run)
 
+    def keeps_patch(
+        self,
+        slot: ModelSlot,
+        source: Text,
+        base: Text,
+        pairs: Sequence[tuple[Place, Place]],
+        site: SiteName,
+        answers: Sequence[str | int],
+    ) -> bool:
+        """Return whether a patched run with the usual number of top tokens is kept."""
+        return _key(slot, (source, base, pairs, site, answers, USUAL_TOP_TOKENS)) in self.kept
+
     def _kept(
         self, slot: ModelSlot, client: str, cancelled: Cancelled, asked: tuple[Any, ...], compute: Callable[[], Result]
     ) -> Result:
@@ -126,8 +139,7 @@ class SingleRuns:
             while not slot.wait(_POLL_SECONDS):
                 _require_wanted(cancelled)
             slot.loaded()
-            # The repr of requests and texts names all that determines the result.
-            found: Result = self.kept.get((slot.identity.text, repr(asked)), compute)
+            found: Result = self.kept.get(_key(slot, asked), compute)
             return found
 
     @contextmanager
@@ -148,6 +160,11 @@ class SingleRuns:
         tokens = len(whole_prompt(tracer.context, text))
         if words := too_long(tokens, self.settings):
             raise PromptError(words)
+
+
+def _key(slot: ModelSlot, asked: tuple[Any, ...]) -> tuple[str, str]:
+    # The repr of requests and texts names all that determines the result.
+    return slot.identity.text, repr(asked)
 
 
 def _require_wanted(cancelled: Cancelled) -> None:

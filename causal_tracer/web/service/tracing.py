@@ -67,7 +67,7 @@ class TraceService:
         self._results = ResultStore(
             Path(folder).expanduser() if folder else None, self.settings.result_bytes, self.settings.result_disk_bytes
         )
-        self.kept = KeptResults(self._results, self._slot)
+        self.kept = KeptResults(self._results, self._slot, self._single)
 
     @property
     def models(self) -> tuple[str, ...]:

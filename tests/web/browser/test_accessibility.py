@@ -66,7 +66,7 @@ def test_no_tab_breaks_a_rule(visits, app, axe, theme):
     expect(page.locator("#ct-lens-cell h3")).to_be_visible()
     expect_no_violation(page, "Lens")
     open_tab(page, "Patch")
-    page.locator("#ct-patch-read").click()
+    page.locator("#ct-run-patch").click()
     expect(page.locator("#ct-patch-lenses table")).to_have_count(2)
     expect_no_violation(page, "Patch")
     # A typed prompt, a refused run, then a result with its card, an opened cell, all fields and files.

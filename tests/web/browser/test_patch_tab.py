@@ -25,7 +25,7 @@ def open_both(page, app):
     page.locator("#ct-patch-site").get_by_label("Hidden states").check()
     lenses = page.locator("#ct-patch-lenses table")
     if lenses.count() == 0:
-        page.locator("#ct-patch-read").click()
+        page.locator("#ct-run-patch").click()
         expect(page.locator(STATUS)).to_contain_text("Both prompts are read")
     expect(lenses).to_have_count(2)
     clear = page.get_by_role("button", name="Clear", exact=True)
@@ -125,10 +125,43 @@ def test_a_cell_of_the_patched_run_is_compared_with_the_base(visits, app):
     expect(page.locator("#ct-patch-cell h3")).to_have_text("“Jobs”, layer 2")
 
 
+def test_a_run_has_a_card_that_grows_with_its_pairs_and_brings_it_back(visits, app):
+    page = open_both(visits.stay(), app)
+    page.locator("#ct-patch-site").get_by_label("MLP").check()
+    cell_of(page, "source", 5, 1).click()
+    cell_of(page, "base", 7, 1).click()
+    patched(page, 1)
+    cards = page.locator("#ct-history [data-card]").filter(has_text="Patch: MLP")
+    expect(cards.first.locator("[aria-current]")).to_have_count(1)
+    before = cards.count()
+    cell_of(page, "source", 4, 0).click()
+    cell_of(page, "base", 6, 0).click()
+    patched(page, 2)
+    expect(cards.first).to_contain_text("Patch: MLP, 2 pairs")
+    assert cards.count() == before
+    shown = page.locator("#ct-patch-answers").inner_text()
+    page.get_by_role("button", name="Clear", exact=True).click()
+    expect(page.locator(RUN)).to_have_count(0)
+    page.locator("#ct-patch-site").get_by_label("Hidden states").check()
+    fill(page, OTHER_PROMPT)
+    field(page, "patch-base").fill(PROMPT)
+    open_tab(page, "Hidden states")
+    cards.first.locator("[data-open]").click()
+    patched(page, 2)
+    expect(field(page, "patch-base")).to_have_value(OTHER_PROMPT)
+    expect(field(page, "prompt")).to_have_value(PROMPT)
+    expect(page.locator("#ct-patch-site").get_by_label("MLP")).to_be_checked()
+    expect(page.locator("#ct-patch-answers")).to_have_text(shown, use_inner_text=True)
+    # The pairs belong to that card: a press on the button begins anew.
+    page.locator("#ct-run-patch").click()
+    expect(page.locator(PAIRS)).to_have_count(0)
+    expect(page.locator(STATUS)).to_contain_text("Choose pairs")
+
+
 def test_a_problem_stands_in_place(visits, app):
     page = open_both(visits.stay(), app)
     field(page, "patch-base").fill("")
-    page.locator("#ct-patch-read").click()
+    page.locator("#ct-run-patch").click()
     expect(page.locator(f"{STATUS} [role=alert]")).to_contain_text("prompt is empty")
     expect(page.locator("#ct-patch-lenses table")).to_have_count(0)
 

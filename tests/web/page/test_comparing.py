@@ -17,7 +17,7 @@ from causal_tracer.request.sites import KINDS
 from causal_tracer.web.page.comparing import CompareEvents
 from causal_tracer.web.page.history import History, read_history
 from causal_tracer.web.page.history_events import HistoryEvents
-from causal_tracer.web.page.run_card import card_of
+from causal_tracer.web.page.map_card import map_card_of
 from causal_tracer.web.page.stopping import RunButtons
 from tests.support.web_tiny import ASKED, all_of, flow_of, tiny_flow, tiny_service
 
@@ -29,7 +29,7 @@ def two_cards(service: Any) -> History:
     """Return the cards of a kept result and of a lost one."""
     kept = flow_of(service, {**ASKED, "noise": 0.5})
     lost = flow_of(tiny_service(), {**ASKED, "noise": 0.5, "seed": 5})
-    return History((card_of([kept], "tiny"), card_of([lost], "tiny")))
+    return History((map_card_of([kept], "tiny"), map_card_of([lost], "tiny")))
 
 
 def chosen(history: History) -> gr.EventData:
@@ -85,7 +85,7 @@ def test_an_earlier_run_does_not_replace_a_later_comparison() -> None:
     _, cards, *_ = events.compare(PAGE, chosen(history), history.to_text())
     steps = events._steps(PAGE, cards, lambda: False)
     next(steps)
-    kept = History((history.cards[0], card_of([flow_of(service, {**ASKED, "noise": 0.5, "seed": 6})], "tiny")))
+    kept = History((history.cards[0], map_card_of([flow_of(service, {**ASKED, "noise": 0.5, "seed": 6})], "tiny")))
     assert "Difference of the" in events.compare(PAGE, chosen(kept), kept.to_text())[4]
     *_, last = steps
     assert [card for card, _ in last[0]] == [history.cards[1]]
@@ -98,4 +98,4 @@ def test_a_stopped_run_is_reported_as_stopped() -> None:
     stop, words, *_ = events.ended(PAGE)
     assert stop.visible is False
     assert "Stopped. Nothing was compared." in words
-    assert events.fill_cards((), History((card_of([tiny_flow()], "tiny"),)).to_text()) == gr.skip()
+    assert events.fill_cards((), History((map_card_of([tiny_flow()], "tiny"),)).to_text()) == gr.skip()

@@ -20,12 +20,12 @@ from causal_tracer import MapSpec, TraceRequest
 from causal_tracer.errors import SettingsError
 from causal_tracer.request.records import OtherPrompt, RunOptions, SamplesUntil, StoredRequest
 from causal_tracer.request.sites import KINDS, SITES
-from causal_tracer.web.page.cards import strip_html
 from causal_tracer.web.page.compare import compare_runs
 from causal_tracer.web.page.history import LONGEST_LINK, MOST_CARDS, MOST_LINKED, History, read_history, runs_link
 from causal_tracer.web.page.history_events import HistoryEvents
-from causal_tracer.web.page.run_card import Card, card_of, differences
+from causal_tracer.web.page.map_card import MapCard, differences, map_card_of
 from causal_tracer.web.page.stopping import RunButtons
+from causal_tracer.web.page.strip import strip_html
 from causal_tracer.web.page.thumbnails import is_picture, levels, thumbnail_svg
 from causal_tracer.web.service.stored import stored_map
 from tests.support.flows import some_flow
@@ -37,14 +37,18 @@ PAGE = gr.Request(headers={"referer": "http://127.0.0.1:7860/"}, query_params={}
 TABS = {**{kind: (kind,) for kind in KINDS}, "all": KINDS}
 
 
-def card(seed: int = 1, *kinds: str, **more: Any) -> Card:
+def card(seed: int = 1, *kinds: str, **more: Any) -> MapCard:
     """A card of maps of these sites, hidden states where none is given."""
     request = TraceRequest(PROMPT, SUBJECT, seed=seed)
     asked = tuple(StoredRequest(request, MapSpec(kind=kind), RunOptions()) for kind in kinds or ("hidden",))
-    return Card("tiny", asked, **{"answer": "Seattle", "number": "total effect 0.5", "thumbnail": ("08/w.",), **more})
+    return MapCard(
+        model="tiny",
+        asked=asked,
+        **{"answer": "Seattle", "number": "total effect 0.5", "thumbnail": ("08/w.",), **more},
+    )
 
 
-def changed(**changes: Any) -> Card:
+def changed(**changes: Any) -> MapCard:
     """The first card with other fields of its request, map or options."""
     stored = card().asked[0]
     parts = {
@@ -72,7 +76,7 @@ class TestList:
     )
     @pytest.mark.parametrize("kind", SITES)
     def test_requests_that_links_do_not_have_are_kept_too(self, request_: TraceRequest, kind: str) -> None:
-        own = Card("tiny", (StoredRequest(request_, MapSpec(kind=kind), RunOptions(batch_size=4)),))
+        own = MapCard(model="tiny", asked=(StoredRequest(request_, MapSpec(kind=kind), RunOptions(batch_size=4)),))
         assert read_history(History((own,)).to_text()).cards == (own,)
 
     def test_a_full_list_loses_its_oldest_card_that_is_not_pinned(self) -> None:
@@ -210,8 +214,8 @@ class TestStrip:
 
     def test_markup_is_text(self) -> None:
         asked = (StoredRequest(TraceRequest(MARKUP, MARKUP), MapSpec(), RunOptions()),)
-        own = Card(MARKUP, asked, name=MARKUP, answer=MARKUP, number=MARKUP)
-        other = Card("tiny", (replace(asked[0], request=TraceRequest(PROMPT, SUBJECT)),))
+        own = MapCard(model=MARKUP, asked=asked, name=MARKUP, answer=MARKUP, number=MARKUP)
+        other = MapCard(model="tiny", asked=(replace(asked[0], request=TraceRequest(PROMPT, SUBJECT)),))
         history = History((other, own), (MARKUP,))
         assert "<img" not in strip_html(history, lambda _: True, said=MARKUP, link=MARKUP)
 
@@ -255,7 +259,7 @@ class TestLinks:
     def test_it_has_the_revision_as_a_link_to_one_run_has_it(self) -> None:
         service = tiny_service()
         flow = flow_of(service, {**ASKED, "noise": 0.5})
-        own = card_of([flow], "tiny")
+        own = map_card_of([flow], "tiny")
         assert own.revision == "r1"
         assert read_history(History((own,)).to_text()).cards == (own,)
         # A card that an earlier version stored has none: the app's own is taken.
@@ -297,7 +301,7 @@ class TestEvents:
         flow = flow_of(service, {**ASKED, "noise": 0.5})
         finished = {"hidden": flow}
         strip = events.ended(finished, finished, "")
-        kept = History((card_of([flow], "tiny"),))
+        kept = History((map_card_of([flow], "tiny"),))
         assert f'data-current="{kept.cards[0].key}"' in strip
         # If another result is shown, the run gets a card that is not marked as current.
         not_shown = events.ended(finished, {"hidden": tiny_flow()}, "")
@@ -317,7 +321,7 @@ class TestEvents:
         runs, page = {"hidden": RunButtons()}, gr.Request(headers=PAGE.headers, query_params={}, session_hash="a")
         service = tiny_service()
         flow = flow_of(service, {**ASKED, "noise": 0.5})
-        kept = History((card_of([flow], "tiny"),))
+        kept = History((map_card_of([flow], "tiny"),))
         click = gr.SelectData(None, {"index": 0, "value": kept.cards[0].key})
         with runs["hidden"].running("a") as run:
             outputs = HistoryEvents(service, TABS, runs).open(page, click, kept.to_text())

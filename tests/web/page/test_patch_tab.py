@@ -38,7 +38,7 @@ def fields(**changes: Any) -> tuple[Any, ...]:
 
 
 def read_both(events: PatchEvents, base: str = OTHER_PROMPT, **changes: Any) -> tuple[Any, ...]:
-    return all_of(events.read(gr.Request(), base, Picked(), *fields(**changes)))[-1]
+    return all_of(events.read(gr.Request(), base, None, Picked(), *fields(**changes)))[-1]
 
 
 def select(index: Any) -> Any:
@@ -90,7 +90,7 @@ class TestHtml:
 
 class TestReadBoth:
     def test_both_lenses_have_the_sources_answer_and_pairs_begin_anew(self) -> None:
-        status, lenses, read, pairs = read_both(PatchEvents(tiny_service()))
+        status, lenses, read, pairs, _ = read_both(PatchEvents(tiny_service()))
         assert "Both prompts are read" in status
         assert 'data-lens="source"' in lenses
         assert 'data-lens="base"' in lenses
@@ -106,7 +106,7 @@ class TestReadBoth:
         [("", {}, "prompt is empty"), (OTHER_PROMPT + " the" * 20, {"max_prompt_tokens": 12}, "12 (CAUSAL_TRACER_")],
     )
     def test_a_problem_stands_in_place(self, base: str, settings: Any, words: str) -> None:
-        status, lenses, read, pairs = read_both(PatchEvents(tiny_service(**settings)), base)
+        status, lenses, read, pairs, _ = read_both(PatchEvents(tiny_service(**settings)), base)
         assert 'role="alert"' in status
         assert words in status
         assert (lenses, read, pairs) == ("", None, ())
@@ -134,7 +134,7 @@ class TestPatch:
         read = read_both(events)[2]
         running, done = all_of(events.show_patched(gr.Request(), read, (PAIR,), "mlp"))
         assert "Running…" in running[0]
-        assert running[1:] == (gr.skip(),) * 6
+        assert running[1:] == (gr.skip(),) * 7
         expected = tiny_tracer("gpt2").patch(PROMPT, OTHER_PROMPT, [PAIR], "mlp")
         run = done[4]
         assert (run.answers, run.pairs, run.site) == (expected.answers, expected.pairs, "mlp")
@@ -160,10 +160,11 @@ class TestPatch:
         read = read_both(events, chat=True)[2]
         assert isinstance(read, ReadPrompts)
         assert all(isinstance(text, ChatText) for text in read.texts)
-        *_, run, lines, command = all_of(events.show_patched(gr.Request(), read, (PAIR,), "hidden"))[-1]
+        *_, run, lines, command, card = all_of(events.show_patched(gr.Request(), read, (PAIR,), "hidden"))[-1]
         assert run.source_tokens == read.source.input_tokens
         assert f"ChatText.from_user({PROMPT!r})" in lines
         assert "no chat messages" in command
+        assert card.prompt == f"{PROMPT} → {OTHER_PROMPT}"
 
 
 class TestLines:

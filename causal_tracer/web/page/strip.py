@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from html import escape
 
+from causal_tracer.web.page.card import LONGEST_NAME, Card
 from causal_tracer.web.page.history import MOST_LINKED, History
-from causal_tracer.web.page.run_card import LONGEST_NAME, Card, differences
 from causal_tracer.web.page.thumbnails import thumbnail_svg
 
 Keeps = Callable[[Card], bool | None]
@@ -67,7 +67,7 @@ def _messages(problems: Sequence[str], said: str, link: str, undo: bool) -> str:
 
 def _card_html(card: Card, before: Card | None, kept: bool | None, first: bool) -> str:
     what = card.name or card.title
-    change = "opened from a file" if card.opened else "" if before is None else differences(before, card)
+    change = "opened from a file" if card.opened else "" if before is None else card.change_from(before)
     if card.name:
         change = f"{card.title}, {change}" if change else card.title
     lost = _lost_words(card, kept)
