@@ -33,6 +33,9 @@ TAB_TITLES: Mapping[str, str] = {
 MAP_TABS = (*KINDS, "all", "head", "knockout", "span_knockout")
 """The tabs of maps: one for each site, and one of all three kinds."""
 
+TITLED: Mapping[str, str] = {title: name for name, title in TAB_TITLES.items()}
+"""The names of tabs by their titles, which Gradio gives to the event of a selected tab."""
+
 _LOST = (
     "The app no longer has this result: it was restarted, or the page was open for too long. Press Run again, or open "
     "the result's link: a finished result is usually still stored."
@@ -86,6 +89,19 @@ def redraw(tab: str, flows: Flows | None, has_result: bool, write_top_tokens: bo
     except CausalTracerError as error:
         return gr.skip(), message_html(str(error))
     return figure, gr.skip()
+
+
+def write_chosen_file(event: gr.SelectData, *results: Any) -> tuple[str | None, str]:
+    """Return the file that a button asks for (`download_buttons`), as `write_file` does.
+
+    Args:
+        event: Names the tab and the format.
+        results: For each of `MAP_TABS`, the arguments of `write_file` from `kind` on.
+    """
+    tab = str(event.index)
+    each = len(results) // len(MAP_TABS)
+    at = each * MAP_TABS.index(tab)
+    return write_file(tab, str(event.value), *results[at : at + each])
 
 
 def write_file(

@@ -12,6 +12,7 @@ import gradio as gr
 
 from causal_tracer.errors import CausalTracerError, SettingsError
 from causal_tracer.web.page.chips import inspection_html
+from causal_tracer.web.page.explore import TITLED
 from causal_tracer.web.page.field_notes import NOTED_FIELDS, field_notes, message_of, refusal
 from causal_tracer.web.page.fields import (
     FIELD_NAMES,
@@ -205,9 +206,9 @@ def chat_box(service: TraceService, model: str, chat: bool) -> gr.Checkbox:
     return gr.Checkbox(visible=chat or service.status(model).chat)
 
 
-def selected_tab(tab: str) -> str:
+def selected_tab(event: gr.SelectData) -> str:
     """Return the name of the tab that was selected."""
-    return tab
+    return TITLED[str(event.value)]
 
 
 def program_lines(service: TraceService, tab: str, picked: Picked, *values: Any) -> tuple[str, str]:

@@ -60,6 +60,11 @@ class HistoryEvents:
         """Return the strip of a history; further arguments as in `strip_html`."""
         return strip_html(history, self.results.keeps, **more)
 
+    def forget(self, request: gr.Request) -> None:
+        """Drop the runs of a page that was closed."""
+        for buttons in self.runs.values():
+            buttons.forget(request.session_hash)
+
     def load(self, request: gr.Request, kept: str) -> str:
         """Return the strip of a page that is opened: its cards, and those of a link to several runs."""
         history, linked = read_history(kept), request.query_params.get("runs", "")

@@ -101,8 +101,7 @@ def wire_history(
     """
     events, cards, kept = strip.events, strip.cards, strip.kept
     own: dict[str, Any] = {"inputs": [kept], "js": from_browser(1), **AT_ONCE}
-    for buttons in events.runs.values():
-        demo.unload(buttons.forget)
+    demo.unload(events.forget)
     demo.load(events.load, outputs=[cards], **own)
     cards.input(events.redraw, outputs=[cards], **own)
     cards.edit(events.edit, outputs=[cards], **own)

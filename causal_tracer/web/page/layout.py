@@ -12,6 +12,7 @@ from causal_tracer.web.blocks import AppBlocks
 from causal_tracer.web.page import explore, handlers
 from causal_tracer.web.page.assets import static_text
 from causal_tracer.web.page.comparing import compare_tab
+from causal_tracer.web.page.download_buttons import wire_downloads
 from causal_tracer.web.page.gallery import gallery_button, wire_gallery
 from causal_tracer.web.page.history_layout import history_strip, wire_history
 from causal_tracer.web.page.inputs_layout import AT_ONCE, Inputs, input_fields, model_field
@@ -48,11 +49,14 @@ def build_page(service: TraceService) -> gr.Blocks:
                 inputs, inspected = input_fields(service, demo, model, line)
             with gr.Column(elem_id="ct-results", scale=1, min_width=320):
                 with gr.Tabs(elem_id="ct-tabs") as tabs:
-                    maps = [map_tab(service, name, inputs, history, shown) for name in explore.MAP_TABS]
+                    maps = [map_tab(service, name, inputs, history) for name in explore.MAP_TABS]
                     lens = lens_tab()
                     patch = patch_tab(service, inputs, history)
                     compare_tab(history, tabs)
                     studies_tab(service)
+                gr.on([tab.page.select for tab in maps], handlers.selected_tab, outputs=[shown], **AT_ONCE)
+                results = [part for tab in maps for part in tab.downloaded]
+                wire_downloads([tab.downloads for tab in maps], explore.write_chosen_file, results, inputs.message)
                 wire_lens_tab(service, inputs, inspected, lens)
                 history.lay_out()
                 upload = gr.UploadButton(

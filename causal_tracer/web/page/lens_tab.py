@@ -17,13 +17,13 @@ from causal_tracer.results.labels import probability_label
 from causal_tracer.results.lens import LogitLens
 from causal_tracer.results.patched import PatchedRun
 from causal_tracer.web.page.assets import static_text
+from causal_tracer.web.page.download_buttons import download_buttons, wire_downloads
 from causal_tracer.web.page.explore import TAB_TITLES
 from causal_tracer.web.page.fields import Picked, asked_for
 from causal_tracer.web.page.inputs_layout import AT_ONCE, IDLE_SECONDS, PAGE_EVENT, Inputs
 from causal_tracer.web.page.lens_grid import NO_LENS_CELL, SHADES, grid_html, legend_html, lens_cell_html
 from causal_tracer.web.page.single_run_files import single_run_file
 from causal_tracer.web.page.summary import message_html, model_words, status_html
-from causal_tracer.web.page.tab_layout import SAVE
 from causal_tracer.web.page.texts import UNEXPECTED_ERROR
 from causal_tracer.web.service.app_fields import Fields
 from causal_tracer.web.service.field_checks import check_fields
@@ -198,20 +198,24 @@ def download_row(tab: str, result: gr.State, status: gr.HTML, missing: str) -> N
         status: The line that reports a missing result.
         missing: The message about a missing result.
     """
-    saved = gr.File(visible=False)
-    with gr.Row():
-        for format in ("json", "csv"):
-            button = gr.Button(format.upper(), size="sm", min_width=70, elem_id=f"ct-{format}-{tab}")
-            button.click(
-                partial(result_file, format, missing), inputs=[result], outputs=[saved, status], **AT_ONCE
-            ).success(None, inputs=[saved], js=SAVE, api_visibility="private")
+    wire_downloads([download_buttons(tab, ("json", "csv"))], ResultFile(missing).write, [result], status)
 
 
-def result_file(format: str, missing: str, result: LogitLens | PatchedRun | None) -> tuple[str | None, Any]:
-    """Return a file of a result to download, or a message if there is no result."""
-    if result is None:
-        return None, status_html(missing, state="ct-failed")
-    return str(single_run_file(result, format)), gr.skip()
+@dataclass(frozen=True)
+class ResultFile:
+    """Handler of the buttons that download a tab's result. A class, since Gradio gives its event only to methods.
+
+    Attributes:
+        missing: The message about a missing result.
+    """
+
+    missing: str
+
+    def write(self, event: gr.SelectData, result: LogitLens | PatchedRun | None) -> tuple[str | None, Any]:
+        """Return the file of a result, or a message if there is no result."""
+        if result is None:
+            return None, status_html(self.missing, state="ct-failed")
+        return str(single_run_file(result, str(event.value))), gr.skip()
 
 
 def lens_tab() -> LensTab:

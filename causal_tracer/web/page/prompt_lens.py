@@ -101,6 +101,10 @@ class PromptLensEvents:
         newest.key = f"{tab} {lens_key(asked)}"
         return newest.key, seen
 
+    def selected(self, event: gr.SelectData, *states: Any) -> tuple[Any, Any]:
+        """Return what `wanted` returns for the tab that was selected."""
+        return self.wanted(explore.TITLED[str(event.value)], *states)
+
     def clear(self, wanted: str) -> tuple[Any, ...]:
         """Show the maps again at once if no lens is wanted, without waiting for a lens that is being read."""
         return ("" if not wanted else gr.skip(),) * len(self.tabs)
@@ -189,8 +193,7 @@ def wire_prompt_lens(service: TraceService, inputs: Inputs, changed: Sequence[An
     noted: dict[str, Any] = {"outputs": [wanted, seen], "trigger_mode": "multiple", **NOTED}
     for event in changed:
         event.then(events.wanted, inputs=[tab, *states], js=_OPEN_TAB, **noted)
-    for name, each in zip(explore.MAP_TABS, tabs, strict=True):
-        each.page.select(partial(events.wanted, name), inputs=states, **noted)
+    gr.on([each.page.select for each in tabs], events.selected, inputs=states, **noted)
     lenses = [each.lens for each in tabs]
     placed = gr.State(PlacedLens(), time_to_live=IDLE_SECONDS)
     wanted.change(events.clear, inputs=[wanted], outputs=lenses, trigger_mode="multiple", **AT_ONCE)
@@ -206,6 +209,5 @@ def wire_prompt_lens(service: TraceService, inputs: Inputs, changed: Sequence[An
             trigger_mode="multiple",
             **NOTED,
         )
-    for each in tabs:
-        # A run does not wait for a lens that it will cover.
-        each.run.click(None, cancels=[reading], api_visibility="private")
+    # A run does not wait for a lens that it will cover.
+    gr.on([each.run.click for each in tabs], None, cancels=[reading], api_visibility="private")

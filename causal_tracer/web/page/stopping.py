@@ -75,9 +75,9 @@ class RunButtons:
         yield run
         self._end(session, run)
 
-    def forget(self, request: gr.Request) -> None:
+    def forget(self, session: str | None) -> None:
         """Drop the run of a page that was closed."""
-        self._running.pop(request.session_hash, None)
+        self._running.pop(session, None)
 
     def in_progress(self, session: str | None) -> bool:
         """Return whether a session has a run in progress in the tab."""

@@ -18,10 +18,10 @@ from causal_tracer.study.figures import comparison_figures, study_figures, title
 from causal_tracer.study.report import findings_html, report_page
 from causal_tracer.study.store import require_pyarrow
 from causal_tracer.study.stored import StoredStudy, named_effects, stored_studies
+from causal_tracer.web.page.download_buttons import SAVE
 from causal_tracer.web.page.explore import TAB_TITLES
 from causal_tracer.web.page.inputs_layout import AT_ONCE, PAGE_EVENT
 from causal_tracer.web.page.summary import message_html
-from causal_tracer.web.page.tab_layout import SAVE
 from causal_tracer.web.page.texts import STUDIES
 from causal_tracer.web.service.figures import in_the_page, scale_above
 from causal_tracer.web.service.registry import model_title

@@ -15,9 +15,10 @@ from causal_tracer.web.page import explore, handlers
 from causal_tracer.web.page.assets import static_text
 from causal_tracer.web.page.cells import table_html
 from causal_tracer.web.page.detail import NO_CELL
+from causal_tracer.web.page.download_buttons import download_buttons
 from causal_tracer.web.page.downloads import FORMATS
 from causal_tracer.web.page.history_layout import HistoryStrip
-from causal_tracer.web.page.inputs_layout import AT_ONCE, IDLE_SECONDS, PAGE_EVENT, Inputs
+from causal_tracer.web.page.inputs_layout import AT_ONCE, IDLE_SECONDS, Inputs
 from causal_tracer.web.page.summary import details_html, status_html, warnings_html
 from causal_tracer.web.page.texts import NO_LINK_YET
 from causal_tracer.web.page.views import map_id, numbers
@@ -25,10 +26,6 @@ from causal_tracer.web.service.figures import app_figures
 from causal_tracer.web.service.tracing import TraceService
 
 MODEL_QUEUE = "model"
-
-# Saves a file through the browser. That needs a URL, which Gradio gives to a hidden file component.
-SAVE = """file => { if (!file) return; const a = document.createElement('a'); a.href = file.url;
-a.download = file.orig_name || file.path.split('/').pop(); document.body.append(a); a.click(); a.remove(); }"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +39,8 @@ class MapTab:
         flows: Its result, which the app keeps for each open page.
         lens: The logit lens, shown instead of the map while the map is of another prompt.
         outputs: The components that change, in the order of `TabView.outputs`.
+        downloads: The buttons that download the result.
+        downloaded: The components that hold the result to download, in the order of `explore.write_file`.
     """
 
     page: gr.Tab
@@ -50,10 +49,12 @@ class MapTab:
     flows: gr.State
     lens: gr.HTML
     outputs: list[Any]
+    downloads: gr.HTML
+    downloaded: list[Any]
 
 
-def map_tab(service: TraceService, name: str, inputs: Inputs, history: HistoryStrip, shown: gr.State) -> MapTab:
-    """Lay out and wire a tab (`explore.MAP_TABS`); `shown` holds the name of the selected tab."""
+def map_tab(service: TraceService, name: str, inputs: Inputs, history: HistoryStrip) -> MapTab:
+    """Lay out and wire a tab (`explore.MAP_TABS`)."""
     stored = explore.stored_flows(name)
     kinds = tuple(stored)
     with gr.Tab(explore.TAB_TITLES[name], id=name) as page:
@@ -82,7 +83,7 @@ def map_tab(service: TraceService, name: str, inputs: Inputs, history: HistorySt
         tables = [_table(name, kind, flow) for kind, flow in stored.items()]
         made_of = details_html(stored[kinds[0]], origin="a stored result")
         details = gr.HTML(made_of, elem_id=f"ct-details-{name}")
-        link = _sharing(name, kinds, [flows, has_result], inputs)
+        link, which, downloads = _sharing(name, kinds)
     outputs = [
         inputs.message,
         status,
@@ -100,7 +101,6 @@ def map_tab(service: TraceService, name: str, inputs: Inputs, history: HistorySt
         run,
         stop,
     ]
-    page.select(partial(handlers.selected_tab, name), outputs=[shown], **AT_ONCE)
     for kind, table in zip(kinds, tables, strict=True):
         table.select(explore.CellChoice(name, kind).show, inputs=[flows, has_result], outputs=[cell], **AT_ONCE)
     if len(kinds) == 1:
@@ -109,7 +109,7 @@ def map_tab(service: TraceService, name: str, inputs: Inputs, history: HistorySt
     buttons = history.events.runs[name]
     running = _run(handlers.MapRun(service, name, len(kinds), buttons), outputs, [inputs.picked, write, *inputs.values])
     history.follow(running, finished, flows)
-    return MapTab(page, run, running, flows, lens, outputs)
+    return MapTab(page, run, running, flows, lens, outputs, downloads, [which, flows, has_result, link])
 
 
 def _map(name: str, kind: SiteName, figure: go.Figure, *, titled: bool) -> gr.Plot:
@@ -150,7 +150,8 @@ def _run(tab: handlers.MapRun, outputs: list[Any], inputs: list[Any]) -> Any:
     return running
 
 
-def _sharing(name: str, kinds: tuple[SiteName, ...], result: list[Any], inputs: Inputs) -> gr.Textbox:
+def _sharing(name: str, kinds: tuple[SiteName, ...]) -> tuple[gr.Textbox, gr.Radio, gr.HTML]:
+    """Lay out the link, the choice of a map to download, and the buttons that download it."""
     with gr.Accordion("Share and download", open=False, elem_id=f"ct-share-{name}"):
         link = gr.Textbox(
             NO_LINK_YET,
@@ -161,21 +162,11 @@ def _sharing(name: str, kinds: tuple[SiteName, ...], result: list[Any], inputs: 
             max_lines=6,
             elem_id=f"ct-link-{name}",
         )
-        kind = gr.Radio(
+        which = gr.Radio(
             [(SITES[kind].title, kind) for kind in kinds],
             value=kinds[0],
             label="Which map",
             visible=len(kinds) > 1,
             elem_id=f"ct-which-{name}",
         )
-        saved = gr.File(visible=False)
-        with gr.Row():
-            for format in FORMATS:
-                button = gr.Button(format.upper(), size="sm", min_width=70, elem_id=f"ct-{format}-{name}")
-                button.click(
-                    partial(explore.write_file, name, format),
-                    inputs=[kind, *result, link],
-                    outputs=[saved, inputs.message],
-                    **PAGE_EVENT,
-                ).success(None, inputs=[saved], js=SAVE, api_visibility="private")
-    return link
+        return link, which, download_buttons(name, FORMATS)

@@ -101,5 +101,5 @@ class TestOpenedResult:
         with buttons.running("a"):
             buttons.begin(session("a"))
         assert buttons.in_progress("a")
-        buttons.forget(session("a"))
+        buttons.forget("a")
         assert not buttons.in_progress("a")
