@@ -36,7 +36,11 @@ def main(folders: list[Path]) -> None:
     print(f"| study | map, role | layer | AIE | deviation over facts | of sampling | narrower with {MORE_SAMPLES} |")
     print("|---|---|---|---|---|---|---|")
     for folder in folders:
-        samples = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["settings"]["request"]["samples"]
+        settings = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["settings"]
+        if settings.get("pairs"):
+            # A second prompt is run once: nothing is sampled.
+            continue
+        samples = settings["request"]["samples"]
         cells = pandas.read_parquet(folder / "cells.parquet")
         for name, role in PARTS:
             chosen = cells[(cells["map"] == name) & (cells["role"] == role)]

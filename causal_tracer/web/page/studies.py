@@ -82,8 +82,8 @@ class StudyList:
         return str(path), gr.skip()
 
     def _title(self, study: StoredStudy) -> str:
-        title = f"{model_title(study.model)}: {study.traced} facts"
-        alike = sum((its.model, its.traced) == (study.model, study.traced) for its in self.studies)
+        title = _title(study)
+        alike = sum(_title(its) == title for its in self.studies)
         return title if alike == 1 else f"{title} ({study.folder.name})"
 
     def _folders(self, number: int | None, other: int | None) -> list[Path]:
@@ -161,6 +161,11 @@ def _open_once(folders: tuple[tuple[Path, tuple[float, ...]], ...]) -> Opened:
         raise StudyError("These two studies have no kind of map in common. Choose another one to compare with.")
     words = {name: title_and_caption(name, studies[0].settings.request.direction) for name in figures}
     return findings_html(studies[0]), figures, words
+
+
+def _title(study: StoredStudy) -> str:
+    pairs = ", second prompts" if study.settings.pairs else ""
+    return f"{model_title(study.model)}: {study.traced} facts{pairs}"
 
 
 def _changed_at(folder: Path) -> tuple[float, ...]:

@@ -21,6 +21,11 @@ def study_list():
     return StudyList.of()
 
 
+def place_of(study_list, name):
+    """The place of the study in this folder."""
+    return next(at for at, study in enumerate(study_list.studies) if study.folder.name == name)
+
+
 def names_of(dropdown):
     return [name for _, name in dropdown.choices]
 
@@ -31,6 +36,13 @@ class TestShipped:
         assert study_list.studies[0].state == "complete"
         assert study_list.studies[0].traced >= 100
         assert len({study.model for study in study_list.studies}) == 2
+
+    def test_each_has_a_name_that_says_what_was_done(self, study_list):
+        assert [title for title, _ in study_list.choices()] == [
+            "Gemma 3 270M (Q4_K_M, dequantised): 115 facts",
+            "Gemma 3 270M (Q4_K_M, dequantised): 114 facts, second prompts",
+            "SmolLM2 135M Instruct (Q4_1, dequantised): 45 facts",
+        ]
 
     def test_their_manifests_count_what_their_tables_hold(self, study_list):
         for study in study_list.studies:
@@ -52,18 +64,24 @@ class TestShow:
         assert f"<b>{study_list.studies[0].traced} facts</b>" in findings
 
     def test_the_chosen_figure_is_kept_where_there_is_one_of_that_name(self, study_list):
-        listed, figure, caption, _ = study_list.show(1, NO_OTHER_STUDY, "severed")
+        listed, figure, caption, _ = study_list.show(
+            place_of(study_list, "smollm2-135m-instruct"), NO_OTHER_STUDY, "severed"
+        )
         assert listed.value == "severed"
         assert {trace.type for trace in figure.data} == {"bar"}
         assert "severed" not in caption
         assert "Figure 3" in caption
 
     def test_two_studies_stand_beside_each_other(self, study_list):
-        listed, figure, _, _ = study_list.show(0, 1, "severed")
+        listed, figure, _, _ = study_list.show(0, place_of(study_list, "smollm2-135m-instruct"), "severed")
         assert set(names_of(listed)) == {
             f"compared {kind}, {role}" for kind in ("hidden", "mlp", "attention") for role in ("last subject", "last")
         }
         assert {trace.name for trace in figure.data if trace.name} == {study.model for study in study_list.studies}
+
+    def test_studies_of_different_metrics_are_not_drawn_on_one_axis(self, study_list):
+        words = study_list.show(0, place_of(study_list, "gemma-3-270m-pairs"), None)[2]
+        assert "The studies have different metrics" in words
 
     def test_a_study_is_not_compared_with_itself(self, study_list):
         assert names_of(study_list.show(0, 0, None)[0]) == names_of(study_list.show(0, NO_OTHER_STUDY, None)[0])
@@ -87,7 +105,7 @@ class TestShow:
 
 class TestReport:
     def test_it_is_one_file_with_the_comparison(self, study_list):
-        path, _ = study_list.write_report(0, 1)
+        path, _ = study_list.write_report(0, place_of(study_list, "smollm2-135m-instruct"))
         page = Path(path).read_text(encoding="utf-8")
         assert Path(path).suffix == ".html"
         assert "<h2>Comparison</h2>" in page
