@@ -37,7 +37,7 @@ class Card(ABC):
         name: The name that the user gave it.
         pinned: Whether it stays when the history is full.
         answer: The answer's text; empty for a run that was not computed yet.
-        number: Its main number as text: "total effect 0.470".
+        number: Its main number as text: "total effect 0.470", or "P 0.00 → 0.47" for base run and patched run.
         thumbnail: Each map as rows of levels (`thumbnails.levels`).
         opened: The digest of an opened file (`KeptResults.keep_file`); empty for runs of the app.
         revision: The revision of the model that the run was made with, or that a link names; empty if unknown.
@@ -68,8 +68,8 @@ class Card(ABC):
         """The prompt as text; for a conversation, its last message."""
 
     @abstractmethod
-    def change_from(self, before: Card) -> str:
-        """Return the settings that changed since the run before, as text: "samples 10 → 20"."""
+    def change_from(self, before: Card | None) -> str:
+        """Return the settings that changed since the run before, if there is one, as text: "samples 10 → 20"."""
 
     @abstractmethod
     def extends(self, other: Card) -> bool:

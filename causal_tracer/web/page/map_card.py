@@ -44,7 +44,7 @@ class MapCard(Card):
         """The prompt as text; for a conversation, its last message."""
         return prompt_text(self.asked[0].request.prompt)
 
-    def change_from(self, before: Card) -> str:
+    def change_from(self, before: Card | None) -> str:
         """Return the settings that changed from another run of maps; nothing from a run of another experiment."""
         return differences(before, self) if isinstance(before, MapCard) else ""
 

@@ -79,21 +79,23 @@ class PatchCard(Card):
 
     @property
     def title(self) -> str:
-        """The site and the number of pairs, as text."""
+        """The number of pairs, as text."""
         count = len(self.asked.pairs)
-        return f"Patch: {SITES[self.asked.site].title}, {count} {'pair' if count == 1 else 'pairs'}"
+        return f"Patch: {count} {'pair' if count == 1 else 'pairs'}"
 
     @property
     def prompt(self) -> str:
         """Both prompts as text."""
         return f"{prompt_text(self.asked.source.prompt)} → {prompt_text(self.asked.base)}"
 
-    def change_from(self, before: Card) -> str:
-        """Return what changed from another patched run; nothing from a run of another experiment."""
+    def change_from(self, before: Card | None) -> str:
+        """Return the site, and what changed from another patched run."""
+        changes = [SITES[self.asked.site].label]
         if not isinstance(before, PatchCard):
-            return ""
+            return changes[0]
         own, other = self.asked, before.asked
-        changes = [] if before.model == self.model else [f"model {self.model}"]
+        if before.model != self.model:
+            changes.append(f"model {self.model}")
         if own.source.prompt != other.source.prompt:
             changes.append("other source")
         elif own.source != other.source:
@@ -134,7 +136,7 @@ def patch_card_of(model: str, source: TraceRequest, base: Text, run: PatchedRun,
         model=printable(model, LONGEST_TEXTS["model"]),
         asked=asked,
         answer=printable(display_token(answer.text), LONGEST_TEXTS["answer"]),
-        number=f"P {answer.base:.3g} → {answer.patched:.3g}",
+        number=f"P {answer.base:.2f} → {answer.patched:.2f}",
         thumbnail=(change_levels(run.lens.answer_probabilities - base_lens.answer_probabilities),),
     )
 

@@ -67,12 +67,12 @@ def _messages(problems: Sequence[str], said: str, link: str, undo: bool) -> str:
 
 def _card_html(card: Card, before: Card | None, kept: bool | None, first: bool) -> str:
     what = card.name or card.title
-    change = "opened from a file" if card.opened else "" if before is None else card.change_from(before)
+    change = "opened from a file" if card.opened else card.change_from(before)
     if card.name:
         change = f"{card.title}, {change}" if change else card.title
     lost = _lost_words(card, kept)
     numbers = f"“{card.answer}” · {card.number}" if card.number else "–"
-    short = escape(numbers.replace("total effect", "TE"))
+    short = escape(numbers.replace("total effect", "TE").replace("· P ", "· "))
     spoken = ". ".join(part for part in (what, card.prompt, numbers, change, lost) if part)
     stop = 0 if first else -1
     pin = ("pin", "Unpin", "★") if card.pinned else ("pin", "Pin", "☆")

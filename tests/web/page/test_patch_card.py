@@ -94,23 +94,23 @@ class TestRecord:
     def test_it_says_what_changed_from_the_run_before(self) -> None:
         first = card()
         changes = {
-            "other pairs": card(SECOND),
-            "other base": card(base=PROMPT),
-            "other source": card(source=TraceRequest(OTHER_PROMPT, answer_id=3)),
-            "other answer": card(source=TraceRequest(PROMPT, answer_id=4)),
-            "model other, other pairs": card(SECOND, model="other"),
+            "hidden states, other pairs": card(SECOND),
+            "MLP, other base": card(base=PROMPT, site="mlp"),
+            "hidden states, other source": card(source=TraceRequest(OTHER_PROMPT, answer_id=3)),
+            "hidden states, other answer": card(source=TraceRequest(PROMPT, answer_id=4)),
+            "hidden states, model other, other pairs": card(SECOND, model="other"),
         }
         assert {words: after.change_from(first) for words, after in changes.items()} == {each: each for each in changes}
-        assert card().change_from(map_card()) == map_card().change_from(card()) == ""
+        assert card().change_from(map_card()) == card().change_from(None) == "hidden states"
+        assert map_card().change_from(card()) == map_card().change_from(None) == ""
 
-    def test_its_title_names_the_site_and_the_number_of_pairs(self) -> None:
-        assert card().title == "Patch: Hidden states, 1 pair"
-        assert card(FIRST, SECOND, site="mlp").title == "Patch: MLP, 2 pairs"
+    def test_its_title_names_the_number_of_pairs(self) -> None:
+        assert [each.title for each in (card(), card(FIRST, SECOND))] == ["Patch: 1 pair", "Patch: 2 pairs"]
 
     def test_its_summary_is_of_the_sources_answer(self) -> None:
         run, base = some_patched_run(), some_lens()
         made = patch_card_of("tiny", TraceRequest(PROMPT), OTHER_PROMPT, run, base)
-        assert (made.answer, made.number) == ("Seattle", "P 0.25 → 0.5")
+        assert (made.answer, made.number) == ("Seattle", "P 0.25 → 0.50")
         assert made.asked.answers == tuple(each.token_id for each in run.answers)
         change = torch.zeros(3, 2)
         change[1, 1], change[2, 0] = 0.4, -0.4
@@ -167,7 +167,7 @@ class TestEvents:
         strip = unescape(events.patched(own, ""))
         key = replace(own, revision="r1").key
         assert f'data-current="{key}"' in strip
-        assert f"“{own.answer}” · {own.number}" in strip
+        assert f"“{own.answer}” · {own.number.removeprefix('P ')}" in strip
         assert "No longer kept" not in strip
         assert events.patched(None, "") == gr.skip()
 
