@@ -6,12 +6,11 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from causal_tracer.errors import SettingsError
-from causal_tracer.request.records import StoredRequest, Text
-from causal_tracer.request.sites import SiteName
+from causal_tracer.request.records import StoredRequest
 from causal_tracer.results.flow import HiddenFlow
-from causal_tracer.results.patched import Place
 from causal_tracer.web.service.registry import ModelSlot
 from causal_tracer.web.service.result_store import ResultKey, ResultStore, result_key
 from causal_tracer.web.service.single_runs import SingleRuns
@@ -50,18 +49,10 @@ class KeptResults:
             return None
         return all(key in self.store for key in self._keys(model, asked))
 
-    def has_patch(
-        self,
-        model: str,
-        source: Text,
-        base: Text,
-        pairs: Sequence[tuple[Place, Place]],
-        site: SiteName,
-        answers: Sequence[str | int],
-    ) -> bool:
-        """Return whether a patched run is kept; other arguments as in `SingleRuns.patch`."""
+    def has_patch(self, model: str, *asked: Any) -> bool:
+        """Return whether a patched run is kept; further arguments as in `SingleRuns.keeps_patch`."""
         try:
-            return self.single.keeps_patch(self.slot_of(model), source, base, pairs, site, answers)
+            return self.single.keeps_patch(self.slot_of(model), *asked)
         except SettingsError:
             return False
 
