@@ -10,6 +10,7 @@ from typing import Any
 
 import gradio as gr
 
+from causal_tracer.arguments import choice
 from causal_tracer.errors import CausalTracerError, ResultLostError
 from causal_tracer.request.sites import KINDS, SITES, SiteName
 from causal_tracer.web.page.detail import cell_details, detail_html
@@ -98,7 +99,10 @@ def write_chosen_file(event: gr.SelectData, *results: Any) -> tuple[str | None, 
         event: Names the tab and the format.
         results: For each of `MAP_TABS`, the arguments of `write_file` from `kind` on.
     """
-    tab = str(event.index)
+    try:
+        tab = choice("tab", event.index, MAP_TABS)
+    except CausalTracerError as error:
+        return None, message_html(str(error))
     each = len(results) // len(MAP_TABS)
     at = each * MAP_TABS.index(tab)
     return write_file(tab, str(event.value), *results[at : at + each])

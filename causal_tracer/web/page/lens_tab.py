@@ -22,7 +22,7 @@ from causal_tracer.web.page.explore import TAB_TITLES
 from causal_tracer.web.page.fields import Picked, asked_for
 from causal_tracer.web.page.inputs_layout import AT_ONCE, IDLE_SECONDS, PAGE_EVENT, Inputs
 from causal_tracer.web.page.lens_grid import NO_LENS_CELL, SHADES, grid_html, legend_html, lens_cell_html
-from causal_tracer.web.page.single_run_files import single_run_file
+from causal_tracer.web.page.single_run_files import FORMATS, single_run_file
 from causal_tracer.web.page.summary import message_html, model_words, status_html
 from causal_tracer.web.page.texts import UNEXPECTED_ERROR
 from causal_tracer.web.service.app_fields import Fields
@@ -198,7 +198,7 @@ def download_row(tab: str, result: gr.State, status: gr.HTML, missing: str) -> N
         status: The line that reports a missing result.
         missing: The message about a missing result.
     """
-    wire_downloads([download_buttons(tab, ("json", "csv"))], ResultFile(missing).write, [result], status)
+    wire_downloads([download_buttons(tab, FORMATS)], ResultFile(missing).write, [result], status)
 
 
 @dataclass(frozen=True)
@@ -212,10 +212,13 @@ class ResultFile:
     missing: str
 
     def write(self, event: gr.SelectData, result: LogitLens | PatchedRun | None) -> tuple[str | None, Any]:
-        """Return the file of a result, or a message if there is no result."""
+        """Return the file of a result, or a message if there is no result or no file could be made."""
         if result is None:
             return None, status_html(self.missing, state="ct-failed")
-        return str(single_run_file(result, str(event.value))), gr.skip()
+        try:
+            return str(single_run_file(result, str(event.value))), gr.skip()
+        except CausalTracerError as error:
+            return None, status_html("No file was made.", state="ct-failed") + message_html(str(error))
 
 
 def lens_tab() -> LensTab:

@@ -7,10 +7,14 @@ import json
 import tempfile
 from pathlib import Path
 
+from causal_tracer.arguments import quoted
+from causal_tracer.errors import ExportError
 from causal_tracer.files import write_atomically
 from causal_tracer.results.lens import COLUMNS, LogitLens
 from causal_tracer.results.patched import PatchedRun
 from causal_tracer.results.tables import csv_text
+
+FORMATS = ("json", "csv")
 
 
 def single_run_file(result: LogitLens | PatchedRun, format: str) -> Path:
@@ -20,12 +24,15 @@ def single_run_file(result: LogitLens | PatchedRun, format: str) -> Path:
 
     Args:
         result: The result.
-        format: "json" opens again with identical numbers; "csv" has a row for each token, layer and top token of the
-            lens (for a patched run, of that run's lens).
+        format: One of `FORMATS`: "json" opens again with identical numbers; "csv" has a row for each token, layer and
+            top token of the lens (for a patched run, of that run's lens).
 
     Raises:
-        ExportError: The file cannot be written.
+        ExportError: The format is not known, or the file cannot be written.
     """
+    # The page's event names the format: it must not become a part of a path unchecked.
+    if format not in FORMATS:
+        raise ExportError(f"format={quoted(format)} is not known. Choose one of {', '.join(FORMATS)}.")
     lens, what = (result, "logit-lens") if isinstance(result, LogitLens) else (result.lens, "patched-run")
     text = json.dumps(result.to_dict(), sort_keys=True)
     name = f"{what}-{hashlib.sha256(text.encode()).hexdigest()[:10]}.{format}"

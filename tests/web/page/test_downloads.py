@@ -11,13 +11,20 @@ from dataclasses import replace
 
 import pytest
 
+pytest.importorskip("gradio")
+
+import gradio as gr
+
 from causal_tracer import HiddenFlow
 from causal_tracer.errors import CausalTracerError, ExportError, ResultFormatError
 from causal_tracer.results.analysis import COLUMNS, rows
 from causal_tracer.results.tables import csv_text
 from causal_tracer.web.page import downloads, explore
 from causal_tracer.web.page.downloads import download, file_stem, html_page, open_result
+from causal_tracer.web.page.lens_tab import ResultFile
+from causal_tracer.web.page.summary import message_html
 from causal_tracer.web.page.texts import NO_LINK_YET
+from tests.support.lenses import some_lens
 from tests.support.web_tiny import ASKED, flow_of, tiny_flow, tiny_service
 
 
@@ -149,6 +156,39 @@ class TestLinks:
         monkeypatch.setattr(explore, "download", noted)
         explore.write_file("mlp", "pdf", "mlp", {"mlp": tiny_flow()}, True, stands_there)
         assert given == [link]
+
+
+class TestButtons:
+    """The tab and the format that a page's event names are not trusted."""
+
+    def test_each_tabs_button_writes_the_file_of_its_tab(self):
+        flow = tiny_flow()
+        results = [
+            part for tab in explore.MAP_TABS for part in ("mlp", {"mlp": flow} if tab == "mlp" else None, True, "")
+        ]
+        path, words = explore.write_chosen_file(gr.SelectData(None, {"index": "mlp", "value": "csv"}), *results)
+        assert path.endswith(".csv")
+        assert words == message_html()
+        lost, words = explore.write_chosen_file(gr.SelectData(None, {"index": "hidden", "value": "csv"}), *results)
+        assert lost is None
+        assert "Press Run again" in words
+
+    @pytest.mark.parametrize("value", ["exe", "/../../../x.csv", "", None, ["csv"]], ids=str)
+    def test_no_other_format_becomes_a_path(self, value):
+        results = ["mlp", {"mlp": tiny_flow()}, True, ""] * len(explore.MAP_TABS)
+        path, words = explore.write_chosen_file(gr.SelectData(None, {"index": "mlp", "value": value}), *results)
+        assert path is None
+        assert "is not known" in words
+        path, words = ResultFile("").write(gr.SelectData(None, {"index": "lens", "value": value}), some_lens())
+        assert path is None
+        assert "is not known" in words
+
+    @pytest.mark.parametrize("index", ["lens", "", None, [1, 2]], ids=str)
+    def test_no_other_tab_has_a_file(self, index):
+        results = ["mlp", {"mlp": tiny_flow()}, True, ""] * len(explore.MAP_TABS)
+        path, words = explore.write_chosen_file(gr.SelectData(None, {"index": index, "value": "csv"}), *results)
+        assert path is None
+        assert "tab" in words
 
 
 class TestPictures:
