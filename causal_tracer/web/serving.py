@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -16,13 +15,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from causal_tracer.web.api.endpoints import add_endpoints
 from causal_tracer.web.api.health import health_route
 from causal_tracer.web.api.refused_calls import call_errors
+from causal_tracer.web.front_end import assets_route, preload_tag
 from causal_tracer.web.page.layout import build_page
 from causal_tracer.web.page.theme import CSS, app_theme
 from causal_tracer.web.service.tracing import TraceService
 
 # The gzip level: higher ones take longer and save little more.
 _LEVEL = 5
-_FRONT_END = Path(gr.__file__).parent / "templates" / "frontend"
 
 
 def build_demo(service: TraceService) -> gr.Blocks:
@@ -40,7 +39,7 @@ def page_options(service: TraceService) -> dict[str, Any]:
     return {
         "theme": app_theme(),
         "css": CSS,
-        "head": page_head(),
+        "head": preload_tag(),
         "footer_links": ["api"],
         "ssr_mode": False,
         # Otherwise Gradio requests its own page first, and on a busy machine gives up after three seconds.
@@ -52,20 +51,10 @@ def page_options(service: TraceService) -> dict[str, Any]:
 def app_kwargs(service: TraceService) -> dict[str, Any]:
     """Return the arguments of the web application that Gradio creates."""
     return {
-        "routes": [health_route(service)],
+        "routes": [health_route(service), *assets_route()],
         "middleware": [Middleware(CompressedPage)],
         "exception_handlers": call_errors(),
     }
-
-
-def page_head(front_end: Path = _FRONT_END) -> str:
-    """Return a preload tag for Plotly (1.3 MB), which Gradio otherwise loads only after everything else.
-
-    Empty if Gradio's front end does not have Plotly in one file with a known name.
-    """
-    found = [path.name for path in (front_end / "assets").glob("PlotlyPlot-*.js")]
-    # Low priority, since the story needs the other files first.
-    return f'<link rel="modulepreload" fetchpriority="low" href="./assets/{found[0]}">' if len(found) == 1 else ""
 
 
 @contextmanager

@@ -6,7 +6,6 @@ import dataclasses
 import re
 from contextlib import nullcontext
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -44,7 +43,7 @@ from causal_tracer.web.service.inspection import Inspection, Problem, TokenSpan
 from causal_tracer.web.service.settings import ServiceSettings
 from causal_tracer.web.service.stored import STORED_PROMPT, STORED_SUBJECT, stored_map
 from causal_tracer.web.service.updates import RunUpdate
-from causal_tracer.web.serving import build_demo, page_head, page_options, without_hot_reload
+from causal_tracer.web.serving import build_demo, page_options, without_hot_reload
 from tests.support.flows import some_flow
 from tests.support.web_tiny import app_fields, tiny_service
 
@@ -149,21 +148,6 @@ class TestFieldNotes:
     def test_the_page_opens_with_the_subject_that_is_guessed(self) -> None:
         assert guess_subject(STORED_PROMPT) == STORED_SUBJECT == stored_map("hidden").subject
         assert STORED_SUBJECT in field_notes(first_inspection())[1]
-
-
-class TestHead:
-    def test_it_asks_for_the_one_file_that_has_plotly(self, tmp_path: Path) -> None:
-        assets = tmp_path / "assets"
-        assets.mkdir()
-        assert page_head(tmp_path) == ""
-        (assets / "PlotlyPlot-a1.js").touch()
-        (assets / "Plot-b2.js").touch()
-        assert 'href="./assets/PlotlyPlot-a1.js"' in page_head(tmp_path)
-        (assets / "PlotlyPlot-c3.js").touch()
-        assert page_head(tmp_path) == ""
-
-    def test_the_installed_gradio_has_it(self) -> None:
-        assert "/PlotlyPlot-" in page_head()
 
 
 class TestHotReload:
