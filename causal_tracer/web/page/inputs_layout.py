@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
+from html import escape
 from typing import Any
 
 import gradio as gr
@@ -28,6 +29,7 @@ IDLE_SECONDS = 24 * 3600
 # have ever shown progress, which are an event's outputs if none are named, even if it hides the progress.
 PAGE_EVENT: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "show_progress_on": []}
 AT_ONCE: dict[str, Any] = {"queue": False, **PAGE_EVENT}
+_TELL_FOLLOWERS = "() => { document.dispatchEvent(new Event('causal-tracer-inspected')); }"
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,6 +170,11 @@ def _wire_model(service: TraceService, demo: gr.Blocks, inputs: Inputs, noise_le
     )
 
 
+def follower(text: str) -> gr.HTML:
+    """Lay out a hint whose `input` event follows each inspection of the fields while the hint is visible."""
+    return gr.HTML(f'<p class="ct-hint">{escape(text)}</p>', js_on_load=static_text("after_inspection.js"))
+
+
 def _wire_prompt(service: TraceService, inputs: Inputs, chips: gr.HTML) -> Any:
     """Update chips, messages and notes when a field changes; return the event that inspects the fields."""
     prompt, subject, answer = (inputs.field(name) for name in ("prompt", "subject", "answer"))
@@ -181,16 +188,18 @@ def _wire_prompt(service: TraceService, inputs: Inputs, chips: gr.HTML) -> Any:
         js=static_text("fields_changed.js"),
         api_visibility="private",
     )
-    inspected = gr.on(
-        # The model's status too: chips need its tokenizer. One event for all, so that an outdated answer cannot arrive
-        # last.
-        [field.change for field in (*inputs.values, picked, inputs.model_status)],
+    # The model's status too: chips need its tokenizer. `chips.js` starts one inspection for all that changes at once.
+    changed = [field.change for field in (*inputs.values, picked, inputs.model_status)]
+    gr.on(changed, None, js="() => { window.causalTracer?.fieldsChanged?.(); }", api_visibility="private")
+    inspected = chips.input(
         partial(handlers.inspect_fields, service),
         inputs=[picked, *inputs.values],
         outputs=[chips, inputs.message, *inputs.notes],
+        # An outdated answer must not arrive last.
         trigger_mode="always_last",
         **AT_ONCE,
     )
+    inspected.then(None, js=_TELL_FOLLOWERS, api_visibility="private")
     chips.select(
         handlers.PageEvents(service).pick,
         inputs=[picked, *inputs.values],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import partial
 from html import escape
-from typing import Any
 
 import gradio as gr
 
@@ -15,7 +14,7 @@ from causal_tracer.web.page.comparing import compare_tab
 from causal_tracer.web.page.download_buttons import wire_downloads
 from causal_tracer.web.page.gallery import gallery_button, wire_gallery
 from causal_tracer.web.page.history_layout import history_strip, wire_history
-from causal_tracer.web.page.inputs_layout import AT_ONCE, Inputs, input_fields, model_field
+from causal_tracer.web.page.inputs_layout import AT_ONCE, Inputs, follower, input_fields, model_field
 from causal_tracer.web.page.lens_tab import lens_tab, wire_lens_tab
 from causal_tracer.web.page.patch_tab import patch_tab
 from causal_tracer.web.page.prompt_lens import wire_prompt_lens
@@ -57,7 +56,7 @@ def build_page(service: TraceService) -> gr.Blocks:
                 gr.on([tab.page.select for tab in maps], handlers.selected_tab, outputs=[shown], **AT_ONCE)
                 results = [part for tab in maps for part in tab.downloaded]
                 wire_downloads([tab.downloads for tab in maps], explore.write_chosen_file, results, inputs.message)
-                wire_lens_tab(service, inputs, inspected, lens)
+                wire_lens_tab(service, inputs, lens)
                 history.lay_out()
                 upload = gr.UploadButton(
                     "Open a saved result (JSON)",
@@ -71,7 +70,7 @@ def build_page(service: TraceService) -> gr.Blocks:
                 opened = wire_history(demo, history, inputs, shown_parts, patch, tabs, upload)
                 wire_prompt_lens(service, inputs, [inspected, opened], maps)
                 wire_gallery(gallery, history.events, inputs, shown_parts, tabs)
-                _use_from_python(service, inputs, inspected, shown)
+                _use_from_python(service, inputs, shown)
                 with gr.Accordion("How to read this", open=False):
                     gr.Markdown(HOW_TO_READ, elem_classes="ct-help")
         demo.load(
@@ -82,17 +81,16 @@ def build_page(service: TraceService) -> gr.Blocks:
     return demo
 
 
-def _use_from_python(service: TraceService, inputs: Inputs, inspected: Any, shown: gr.State) -> None:
+def _use_from_python(service: TraceService, inputs: Inputs, shown: gr.State) -> None:
     with gr.Accordion("Use from Python or a shell", open=False, elem_id="ct-python") as python:
+        hint = follower("The same request, as Python lines and as a command.")
         lines = gr.Code("", language="python", interactive=False, show_label=False, elem_id="ct-python-lines")
         command = gr.Code("", language="shell", interactive=False, show_label=False, elem_id="ct-command-line")
-    # After the inspection of the fields, not on their changes: in Gradio 6.31, two "always_last" events on one trigger
-    # start each other endlessly.
-    for event in (python.expand, inspected.then):
-        event(
-            partial(handlers.program_lines, service),
-            inputs=[shown, inputs.picked, *inputs.values],
-            outputs=[lines, command],
-            trigger_mode="multiple",
-            **AT_ONCE,
-        )
+    gr.on(
+        [python.expand, hint.input],
+        partial(handlers.program_lines, service),
+        inputs=[shown, inputs.picked, *inputs.values],
+        outputs=[lines, command],
+        trigger_mode="multiple",
+        **AT_ONCE,
+    )

@@ -20,7 +20,7 @@ from causal_tracer.web.page.assets import static_text
 from causal_tracer.web.page.download_buttons import download_buttons, wire_downloads
 from causal_tracer.web.page.explore import TAB_TITLES
 from causal_tracer.web.page.fields import Picked, asked_for
-from causal_tracer.web.page.inputs_layout import AT_ONCE, IDLE_SECONDS, PAGE_EVENT, Inputs
+from causal_tracer.web.page.inputs_layout import AT_ONCE, IDLE_SECONDS, PAGE_EVENT, Inputs, follower
 from causal_tracer.web.page.lens_grid import NO_LENS_CELL, SHADES, grid_html, legend_html, lens_cell_html
 from causal_tracer.web.page.single_run_files import FORMATS, single_run_file
 from causal_tracer.web.page.summary import message_html, model_words, status_html
@@ -48,8 +48,6 @@ _FOLLOWS = "The lens is read again when the prompt changes."
 _GONE = "The app no longer has this lens. Press Read again."
 # A lens depends on these fields only: it is not read again when, say, the number of samples changes.
 _READ_FIELDS = ("model", "prompt", "chat", "answer", "answer_id", "answer_form")
-_IF_SHOWN = "(shown, ...rest) => [!!document.querySelector('#ct-lens-status')?.offsetParent, ...rest]"
-_SHOWN = "(shown, ...rest) => [true, ...rest]"
 
 
 class NewestLens:
@@ -73,6 +71,7 @@ class LensTab:
 
     Attributes:
         page: The tab.
+        hint: The words about the lens, whose `input` event follows the fields.
         again: The button that reads the lens again.
         status: The line below the button.
         grid: The lens.
@@ -81,6 +80,7 @@ class LensTab:
     """
 
     page: gr.Tab
+    hint: gr.HTML
     again: gr.Button
     status: gr.HTML
     grid: gr.HTML
@@ -94,10 +94,8 @@ class LensEvents:
 
     service: TraceService
 
-    def due(self, shown: bool, newest: NewestLens, picked: Picked, *values: Any) -> tuple[Any, Any]:
-        """Return the key of the lens to read, and the status; nothing changes while the tab is hidden."""
-        if not shown:
-            return gr.skip(), gr.skip()
+    def due(self, newest: NewestLens, picked: Picked, *values: Any) -> tuple[Any, Any]:
+        """Return the key of the lens to read, and the status."""
         try:
             asked = asked_for("hidden", picked, *values)
         except CausalTracerError as error:
@@ -225,7 +223,7 @@ def lens_tab() -> LensTab:
     """Lay out the tab."""
     with gr.Tab(TAB_TITLES["lens"], id="lens") as page, gr.Column(elem_classes="ct-lens-tab"):
         lens = gr.State(None, time_to_live=IDLE_SECONDS)
-        gr.HTML(f'<p class="ct-hint">{escape(_ABOUT)}</p>')
+        hint = follower(_ABOUT)
         with gr.Row(elem_classes="ct-run", equal_height=True):
             again = gr.Button("Read again", scale=0, min_width=150, elem_id="ct-lens-read")
             status = gr.HTML(status_html(_FOLLOWS), scale=1, min_width=200, elem_id="ct-lens-status")
@@ -236,25 +234,28 @@ def lens_tab() -> LensTab:
             with gr.Column(scale=1, min_width=210):
                 cell = gr.HTML("", elem_id="ct-lens-cell")
         download_row("lens", lens, status, "There is no lens to save. Press Read again.")
-    return LensTab(page, again, status, grid, cell, lens)
+    return LensTab(page, hint, again, status, grid, cell, lens)
 
 
-def wire_lens_tab(service: TraceService, inputs: Inputs, inspected: Any, tab: LensTab) -> None:
+def wire_lens_tab(service: TraceService, inputs: Inputs, tab: LensTab) -> None:
     """Wire the tab, outside the tabs: Gradio reports a change of a state in a hidden tab when nothing has changed.
 
     Args:
         service: The models.
         inputs: The fields.
-        inspected: The event that inspects the fields (`input_fields`).
         tab: The tab.
     """
     events = LensEvents(service)
     due, newest = gr.State("", time_to_live=IDLE_SECONDS), gr.State(NewestLens(), time_to_live=IDLE_SECONDS)
-    # The browser sets its value when the event starts.
-    shown = gr.Checkbox(False, visible=False)
     asked = [newest, inputs.picked, *inputs.values]
-    for event, js in ((tab.page.select, _SHOWN), (inspected.then, _IF_SHOWN)):
-        event(events.due, inputs=[shown, *asked], outputs=[due, tab.status], js=js, trigger_mode="multiple", **NOTED)
+    gr.on(
+        [tab.page.select, tab.hint.input],
+        events.due,
+        inputs=asked,
+        outputs=[due, tab.status],
+        trigger_mode="multiple",
+        **NOTED,
+    )
     gr.on(
         [due.change, tab.again.click],
         events.read,

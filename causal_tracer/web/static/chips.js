@@ -5,7 +5,14 @@ const page = window.causalTracer ??= {};
 let anchor = null;
 let focused = null;
 let prompt = '';
+let soon;
 const typedPrompt = () => document.querySelector('#ct-prompt textarea').value;
+
+// A card, an example or a link fills in several fields: they are inspected once, by trigger('input').
+page.fieldsChanged = () => {
+  clearTimeout(soon);
+  soon = setTimeout(() => trigger('input'), 50);
+};
 
 function mark(first, last) {
   element.querySelectorAll('[data-token]').forEach(chip => {

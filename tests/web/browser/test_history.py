@@ -144,6 +144,30 @@ def test_a_click_brings_a_run_back_without_computing(visits, lasting, record_pro
     record_property("milliseconds", page.evaluate("Math.round(window.took)"))
 
 
+def test_the_fields_that_a_card_fills_in_are_inspected_together_and_nothing_hidden_follows(visits):
+    page = two_runs(visits)
+    asked: list[int] = []
+    page.on("request", lambda request: asked.append((request.post_data_json or {}).get("fn_index")))
+
+    def asked_for(part: str) -> int:
+        """Return how many events were sent whose answers change this part of the page."""
+        changing = page.evaluate(
+            """part => { const { components, dependencies } = window.gradio_config;
+              const { id } = components.find(each => each.props.elem_id === part);
+              return dependencies.filter(each => each.outputs.includes(id)).map(each => each.id); }""",
+            part,
+        )
+        assert changing
+        return sum(number in changing for number in asked)
+
+    open_card(page, 1)
+    expect(page.locator("#ct-chips")).to_contain_text("Needle")
+    expect(page.locator("#ct-details-hidden")).to_contain_text(PROMPT)
+    # Prompt and subject change. Twice, if the machine is so busy that they change in turn.
+    assert 1 <= asked_for("ct-chips") <= 2
+    assert asked_for("ct-python-lines") == asked_for("ct-lens-status") == 0
+
+
 def test_a_card_says_what_differs_from_the_run_before(visits):
     page = visits.open()
     open_more(page)

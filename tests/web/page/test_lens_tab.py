@@ -98,18 +98,15 @@ class TestCell:
 
 
 class TestWhenItIsRead:
-    def test_nothing_is_due_while_the_tab_is_hidden(self) -> None:
-        assert ready_events().due(False, NewestLens(), Picked(), *fields()) == (gr.skip(), gr.skip())
-
     def test_nothing_is_due_before_the_model_is_loaded(self) -> None:
-        due, status = LensEvents(tiny_service()).due(True, NewestLens(), Picked(), *fields())
+        due, status = LensEvents(tiny_service()).due(NewestLens(), Picked(), *fields())
         assert due == gr.skip()
         assert "loaded when it is first needed" in status
 
     def test_prompt_and_answer_make_another_lens_due_and_samples_do_not(self) -> None:
         events = ready_events()
         due = [
-            events.due(True, NewestLens(), Picked(), *values)[0]
+            events.due(NewestLens(), Picked(), *values)[0]
             for values in (fields(), fields(samples=3), fields(OTHER_PROMPT), fields(answer=" Rome"))
         ]
         assert due[0] == due[1]
@@ -133,7 +130,7 @@ class TestRead:
         async def until_another_is_due() -> list[tuple[Any, ...]]:
             async with aclosing(events.read(gr.Request(), newest, Picked(), *fields(prompt))) as answers:
                 first = await anext(answers)
-                events.due(True, newest, Picked(), *fields("Rome is the capital of"))
+                events.due(newest, Picked(), *fields("Rome is the capital of"))
                 return [first, *[answer async for answer in answers]]
 
         reading, ended = awaited(until_another_is_due())
