@@ -11,7 +11,7 @@ const typedPrompt = () => document.querySelector('#ct-prompt textarea').value;
 // A card, an example or a link fills in several fields: they are inspected once, by trigger('input').
 page.fieldsChanged = () => {
   clearTimeout(soon);
-  soon = setTimeout(() => trigger('input'), 50);
+  soon = setTimeout(() => trigger('input'), 20);
 };
 
 function mark(first, last) {
