@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from causal_tracer.arguments import as_list, flag, instance, optional, quoted, real_number, text, whole_number
 from causal_tracer.errors import SettingsError
+from causal_tracer.metrics.descriptions import MetricDescription
 from causal_tracer.plots.scale import ColorLimits
 from causal_tracer.results.flow import HiddenFlow
+from causal_tracer.results.labels import metric_of
 
 
 def check_plot_options(
@@ -37,11 +40,17 @@ def check_plot_options(
     if height is not None:
         whole_number("height", height, least=10)
     if limits is not None and not isinstance(limits, ColorLimits):
-        ends = [real_number("limits", value) for value in as_list("limits", limits)]
-        if len(ends) != 2:
-            raise SettingsError(f"limits must be two numbers (given: {quoted(limits)}).")
+        _check_ends(limits, metric_of(result))
     if color is not None:
         _check_color(color)
+
+
+def _check_ends(limits: Any, metric: MetricDescription) -> None:
+    ends = [real_number("limits", value) for value in as_list("limits", limits)]
+    places = [metric.axis_position(end) for end in ends]
+    if len(ends) != 2 or not math.isfinite(places[0] - places[1]) or places[0] == places[1]:
+        above = " above 0, since the scale is logarithmic" if metric.logarithmic else ""
+        raise SettingsError(f"limits must be two different numbers{above} (given: {quoted(limits)}).")
 
 
 def _check_color(color: Any) -> None:

@@ -143,7 +143,7 @@ def color_stops(color: str | Sequence[str], weakest: float, base: float, stronge
 
 
 def _between(ends: tuple[float, float], rising: bool) -> ColorLimits:
-    low, high = min(ends), max(ends)
+    low, high = sorted(float(end) for end in ends)
     return ColorLimits(low, low, high) if rising else ColorLimits(high, high, low)
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import plotly.graph_objects as go
 import pytest
 import torch
@@ -382,6 +383,26 @@ def test_limits_that_cut_scores_off_are_reported() -> None:
     (heatmap,) = plot_hidden_flow_heatmap(made_up(CASES[0], "restore"), show=False, limits=(0.1, 0.5)).data
     assert (heatmap.zmin, heatmap.zmax) == (0.1, 0.5)
     assert [heatmap.colorbar.ticktext[0], heatmap.colorbar.ticktext[-1]] == ["≤ 0.100", "≥ 0.500"]
+
+
+@pytest.mark.parametrize("limits", [(0.5, 0.5), (True, True), (0.1,), (0.1, 0.2, 0.3), (-1e308, 1e308)])
+def test_limits_are_two_different_numbers(limits: tuple[float, ...]) -> None:
+    with pytest.raises(SettingsError, match="limits must be two different numbers \\(given: "):
+        plot_hidden_flow_heatmap(made_up(CASES[0], "restore"), show=False, limits=limits)
+
+
+def test_limits_of_ranks_are_above_zero() -> None:
+    rank = made_up(CASES[4], "restore")
+    with pytest.raises(SettingsError, match="above 0, since the scale is logarithmic"):
+        plot_hidden_flow_heatmap(rank, show=False, limits=(0, 10))
+    (heatmap,) = plot_hidden_flow_heatmap(rank, show=False, limits=(1, 10)).data
+    assert (heatmap.zmin, heatmap.zmax) == (0, 1)
+
+
+@pytest.mark.parametrize("limits", [np.array([0.1, 0.5]), torch.tensor([0.5, 0.1], dtype=torch.float64)])
+def test_limits_may_be_an_array(limits: Any) -> None:
+    (heatmap,) = plot_hidden_flow_heatmap(made_up(CASES[0], "restore"), show=False, limits=limits).data
+    assert (heatmap.zmin, heatmap.zmax) == (0.1, 0.5)
 
 
 def test_where_corrupting_improves_the_metric_no_share_is_given() -> None:
