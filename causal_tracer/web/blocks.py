@@ -1,4 +1,4 @@
-"""The app's `gr.Blocks`: its endpoints fill in default values, and report a wrong number of values."""
+"""The app's `gr.Blocks`: endpoints fill in default values, and all sessions share the description of the page."""
 
 from __future__ import annotations
 
@@ -6,7 +6,41 @@ import inspect
 from typing import Any
 
 import gradio as gr
+from gradio.blocks import Block, BlocksConfig
+from gradio.renderable import Renderable
 from gradio.utils import get_function_description
+
+
+class SharedConfig(BlocksConfig):
+    """A configuration that describes each component of the page once for all sessions.
+
+    Gradio describes all of them for each new session, on the server's event loop: 0.1 s for this page. Each visit and
+    each call of the API is a session.
+    """
+
+    root_block: AppBlocks
+
+    def __copy__(self) -> SharedConfig:
+        return SharedConfig.of(super().__copy__())  # type: ignore[no-untyped-call]
+
+    @classmethod
+    def of(cls, config: BlocksConfig) -> SharedConfig:
+        """Return the same configuration as one of this class."""
+        shared = cls(config.root_block)
+        vars(shared).update(vars(config))
+        return shared
+
+    def config_for_block(  # type: ignore[override]  # Gradio calls its static method on the instance.
+        self, _id: int, rendered_ids: list[int], block: Block, renderable: Renderable | None = None
+    ) -> dict[str, Any]:
+        """Return a component's description, whose `props` the session may change."""
+        # Gradio's sessions pass no `rendered_ids`. A component that a session has changed is another object.
+        if rendered_ids or renderable or self.root_block.blocks.get(_id) is not block:
+            return super().config_for_block(_id, rendered_ids, block, renderable)
+        described = self.root_block.described
+        if _id not in described:
+            described[_id] = super().config_for_block(_id, [], block)
+        return {**described[_id], "props": dict(described[_id]["props"])}
 
 
 class AppBlocks(gr.Blocks):
@@ -15,6 +49,12 @@ class AppBlocks(gr.Blocks):
     Gradio itself raises a `ValueError`, whose message does not reach the client. It also searches the values for files;
     these endpoints take none.
     """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        # Descriptions of the components, by identifier.
+        self.described: dict[int, dict[str, Any]] = {}
+        self.default_config = SharedConfig.of(self.default_config)
 
     async def preprocess_data(
         self, block_fn: Any, inputs: list[Any], state: Any, explicit_call: bool = False
