@@ -29,6 +29,12 @@ IDLE_SECONDS = 24 * 3600
 # have ever shown progress, which are an event's outputs if none are named, even if it hides the progress.
 PAGE_EVENT: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "show_progress_on": []}
 AT_ONCE: dict[str, Any] = {"queue": False, **PAGE_EVENT}
+# Fields may change before `chips.js` is there: it inspects them once it is.
+_INSPECT_SOON = """() => {
+  const page = window.causalTracer ??= {};
+  page.fieldsChanged = true;
+  page.inspectSoon?.();
+}"""
 _TELL_FOLLOWERS = "() => { document.dispatchEvent(new Event('causal-tracer-inspected')); }"
 
 
@@ -190,7 +196,7 @@ def _wire_prompt(service: TraceService, inputs: Inputs, chips: gr.HTML) -> Any:
     )
     # The model's status too: chips need its tokenizer. `chips.js` starts one inspection for all that changes at once.
     changed = [field.change for field in (*inputs.values, picked, inputs.model_status)]
-    gr.on(changed, None, js="() => { window.causalTracer?.fieldsChanged?.(); }", api_visibility="private")
+    gr.on(changed, None, js=_INSPECT_SOON, api_visibility="private")
     inspected = chips.input(
         partial(handlers.inspect_fields, service),
         inputs=[picked, *inputs.values],

@@ -9,10 +9,11 @@ let soon;
 const typedPrompt = () => document.querySelector('#ct-prompt textarea').value;
 
 // A card, an example or a link fills in several fields: they are inspected once, by trigger('input').
-page.fieldsChanged = () => {
+page.inspectSoon = () => {
   clearTimeout(soon);
   soon = setTimeout(() => trigger('input'), 20);
 };
+if (page.fieldsChanged) page.inspectSoon();
 
 function mark(first, last) {
   element.querySelectorAll('[data-token]').forEach(chip => {

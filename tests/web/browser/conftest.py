@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 FAILED = pytest.StashKey[bool]()
-# The shell is Chromium without its windows, each of which is a page of its own: a visit costs a fifth less.
-CHROMIUM = ("chromium-headless-shell", "chromium", "chromium-browser")
+# The shell is Chromium without its windows, each of which is a page of its own: a visit costs an eighth less.
+BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser")
 ARGS = [
     "--no-sandbox",
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
@@ -89,7 +89,7 @@ def browser() -> Iterator[Any]:
         from playwright.sync_api import sync_playwright
     except ImportError:
         missing("playwright is not installed")
-    path = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, CHROMIUM)), None)
+    path = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
     if not path:
         missing("there is no Chromium: install Debian's chromium, or name one by the variable CHROMIUM")
     with sync_playwright() as playwright:

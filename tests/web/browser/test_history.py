@@ -149,18 +149,28 @@ def test_the_fields_that_a_card_fills_in_are_inspected_together_and_nothing_hidd
     asked: list[int] = []
     page.on("request", lambda request: asked.append((request.post_data_json or {}).get("fn_index")))
 
-    def asked_for(part: str) -> int:
-        """Return how many events were sent whose answers change this part of the page."""
-        changing = page.evaluate(
+    def changing(part: str) -> list[int]:
+        """Return the events whose answers change this part of the page."""
+        events = page.evaluate(
             """part => { const { components, dependencies } = window.gradio_config;
               const { id } = components.find(each => each.props.elem_id === part);
               return dependencies.filter(each => each.outputs.includes(id)).map(each => each.id); }""",
             part,
         )
-        assert changing
-        return sum(number in changing for number in asked)
+        assert events
+        return list(events)
 
-    open_card(page, 1)
+    def asked_for(part: str) -> int:
+        return sum(number in changing(part) for number in asked)
+
+    # The last event after an inspection, which asks whether the map or a lens is to be shown.
+    after = page.evaluate(
+        """inspections => window.gradio_config.dependencies
+          .filter(each => each.backend_fn && inspections.includes(each.trigger_after)).map(each => each.id).at(-1)""",
+        changing("ct-chips"),
+    )
+    with page.expect_request(lambda request: (request.post_data_json or {}).get("fn_index") == after):
+        open_card(page, 1)
     expect(page.locator("#ct-chips")).to_contain_text("Needle")
     expect(page.locator("#ct-details-hidden")).to_contain_text(PROMPT)
     # Prompt and subject change. Twice, if the machine is so busy that they change in turn.
