@@ -189,6 +189,9 @@ def test_a_narrow_phone_scrolls_down_only(visits):
     page.wait_for_selector("#ct-map-mlp .js-plotly-plot .main-svg")
     page.get_by_role("button", name="How to read this").click()
     expect_no_overflow(page)
+    page.locator("#ct-python button").first.click()
+    expect(page.locator("#ct-python-lines .cm-content")).to_contain_text("plot_hidden_flow_heatmap")
+    expect_no_overflow(page)
     width = "document.querySelector('#ct-map-mlp .main-svg').getBoundingClientRect().width"
     expect_true(page, f"200 < {width} && {width} <= 360")
 
