@@ -228,6 +228,11 @@ def test_a_clicked_cell_is_shown_in_detail_also_after_a_run_and_in_other_tabs(vi
     # Of the stored map, before anything is run.
     click_cell(page, "ct-map-hidden", 3, 4, 10, 18)
     expect(page.locator("#ct-cell-hidden h3")).to_have_text("“Needle”, layer 4")
+    # While its prompt is in the fields: a tab whose map is of another prompt shows the lens of the fields' prompt.
+    page.get_by_role("tab", name="MLP").click()
+    click_cell(page, "ct-map-mlp", 3, 6, 10, 18)
+    expect(page.locator("#ct-cell-mlp h3")).to_have_text("“Needle”, layer 6, with layers 1 to 10 restored")
+    page.get_by_role("tab", name="Hidden states").click()
     fill(page, PROMPT, SUBJECT)
     done(page, "hidden")
     expect(page.locator("#ct-cell-hidden h3")).to_have_count(0)
@@ -243,9 +248,6 @@ def test_a_clicked_cell_is_shown_in_detail_also_after_a_run_and_in_other_tabs(vi
         section.locator("li").all_text_contents() for section in cell.locator("section").all()
     )
     assert restored == clean != corrupted
-    page.get_by_role("tab", name="MLP").click()
-    click_cell(page, "ct-map-mlp", 3, 6, 10, 18)
-    expect(page.locator("#ct-cell-mlp h3")).to_have_text("“Needle”, layer 6, with layers 1 to 10 restored")
 
 
 def test_the_table_is_the_keyboards_way_to_a_cell(visits, app):
