@@ -21,6 +21,7 @@ from causal_tracer.prompts.answer_forms import Continuation, choose_form, choose
 from causal_tracer.prompts.chat import ChatText, chat_prompt
 from causal_tracer.prompts.prompt import Prompt, make_prompt
 from causal_tracer.study.facts import facts_from_records, predict_facts
+from tests.support.real_models import GEMMA, SMOLLM, real_tracer
 from tests.support.tiny_models import VOCAB_SIZE, build_tiny_model
 from tests.support.tiny_tokenizers import BOS, EOS, KINDS, tokenizer_of, word_level_tokenizer
 
@@ -240,6 +241,10 @@ def test_a_foil_begins_as_its_answer_does() -> None:
     assert choose_matching_form(forms[1:], Continuation("Paris", (4,))).ids == (2,)
 
 
+# The smallest trace that reads an answer: its map has one cell.
+ONE_CELL: dict[str, Any] = {"samples": 1, "positions": (0,), "end_layer": 1}
+
+
 # On models ----------------------------------------------------------------------------------------------------------
 
 
@@ -275,13 +280,13 @@ def test_a_trace_reads_the_form_that_the_model_finds_more_probable(kind: str, sp
     for answer in ("Paris", "巴黎", "日本", "42"):
         forms = {form: by_hand(of, text, form) for form in (answer, f" {answer}")}
         (joint, ids), written = max((found, form) for form, found in forms.items())
-        flow = of.trace(text, "Rome", answer=answer, samples=1)
+        flow = of.trace(text, "Rome", answer=answer, **ONE_CELL)
         assert flow.answer_ids == ids
         assert flow.high_score == pytest.approx(torch.tensor(joint).exp().item(), rel=1e-4)
         if written == answer:
             assert any("without a space" in note and repr(answer) in note for note in flow.notes)
         for form in forms:
-            exact = of.trace(text, "Rome", answer=form, answer_form="exact", samples=1)
+            exact = of.trace(text, "Rome", answer=form, answer_form="exact", **ONE_CELL)
             assert exact.answer_ids == forms[form][1]
             assert not exact.notes or "space" not in " ".join(exact.notes)
         if spaced and answer == "Paris":
@@ -348,12 +353,12 @@ def test_a_study_knows_facts_by_the_form_that_the_model_finds_more_probable(kind
         ]
         answers, refused = predict_facts(of.context, facts_from_records(records))
         assert not refused
+        own = {prompt: of.trace(prompt, "Rome", **ONE_CELL) for prompt in {record["prompt"] for record in records}}
         for found in answers:
             fact = found.fact
-            flow = of.trace(fact.prompt, fact.subject, answer=fact.attribute, samples=1, end_layer=1)
+            flow = of.trace(fact.prompt, fact.subject, answer=fact.attribute, **ONE_CELL)
             assert found.answer_ids == flow.answer_ids
-            own = of.trace(fact.prompt, fact.subject, samples=1, end_layer=1)
-            assert found.known == (own.answer_id == flow.answer_ids[0])
+            assert found.known == (own[fact.prompt].answer_id == flow.answer_ids[0])
 
 
 # Gemma --------------------------------------------------------------------------------------------------------------
@@ -361,10 +366,10 @@ def test_a_study_knows_facts_by_the_form_that_the_model_finds_more_probable(kind
 
 @pytest.fixture(scope="module")
 def gemma() -> CausalTracer:
-    return CausalTracer.from_pretrained("embedded", progress=False)
+    return real_tracer(GEMMA)
 
 
-GEMMA = [
+READ_BY_GEMMA = [
     # Prompt, subject, answer, the text that is read, its probability.
     ("The Space Needle is located in the city of", "Space Needle", "Seattle", " Seattle", 0.4722),
     ("The capital of France (", "France", "Paris", "Paris", 0.3511),
@@ -380,7 +385,7 @@ GEMMA = [
 ]
 
 
-@pytest.mark.parametrize(("text", "subject", "answer", "read", "probability"), GEMMA)
+@pytest.mark.parametrize(("text", "subject", "answer", "read", "probability"), READ_BY_GEMMA)
 def test_gemma_reads_answers_as_it_would_say_them(
     gemma: CausalTracer, text: str, subject: str, answer: str, read: str, probability: float
 ) -> None:
@@ -394,7 +399,7 @@ def test_gemma_reads_answers_as_it_would_say_them(
 
 @pytest.mark.model
 def test_a_chat_model_answers_after_its_role_marker() -> None:
-    of = CausalTracer.from_pretrained("embedded:smollm2-135m-instruct", progress=False)
+    of = real_tracer(SMOLLM)
     chat = ChatText.from_user("What is the capital of France? Answer with one word.")
     prompt = prompt_for(of.context, chat, "France")
     asked = resolve_answer(of.context, TraceRequest(chat, "France", answer="Paris"), prompt)

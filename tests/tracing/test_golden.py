@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from causal_tracer import CausalTracer, HiddenFlow
+from tests.support.real_models import GEMMA, SMOLLM, real_tracer
 
 pytestmark = pytest.mark.model
 
@@ -27,7 +28,7 @@ def its_share_of_the_cores() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-GOLDEN = {"embedded": "gemma3.json", "embedded:smollm2-135m-instruct": "smollm2.json"}
+GOLDEN = {GEMMA: "gemma3.json", SMOLLM: "smollm2.json"}
 
 
 @cache
@@ -37,7 +38,7 @@ def golden(model: str) -> dict[str, Any]:
 
 @cache
 def tracer(model: str) -> CausalTracer:
-    return CausalTracer.from_pretrained(model, noise=golden(model)["noise"], progress=False)
+    return CausalTracer(real_tracer(model).model, real_tracer(model).tokenizer, noise=golden(model)["noise"])
 
 
 def cases() -> list[Any]:
@@ -90,13 +91,13 @@ def test_full_sweep_equals_causal_tracer_1_1_0(model: str, case: dict[str, Any])
 
 
 def test_automatic_noise_level_equals_causal_tracer_1_1_0_where_the_embedding_is_not_scaled() -> None:
-    model = "embedded:smollm2-135m-instruct"
+    model = SMOLLM
     assert tracer(model).noise == pytest.approx(golden(model)["automatic_noise"], rel=1e-5)
 
 
 def test_space_needle_map_shows_the_two_sites_of_the_paper() -> None:
     """Peaks are at the last subject token in early layers and at the last token in late ones (ROME, Figure 1)."""
-    flow = tracer("embedded").calculate_hidden_flow("The Space Needle is located in the city of", "The Space Needle")
+    flow = tracer(GEMMA).calculate_hidden_flow("The Space Needle is located in the city of", "The Space Needle")
     early, late = flow.scores[flow.subject_range[1] - 1, :9], flow.scores[-1, 9:]
     assert flow.answer == " Seattle"
     assert flow.high_score > 0.45

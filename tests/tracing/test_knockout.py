@@ -19,6 +19,7 @@ from causal_tracer.model.layers import trace_model
 from causal_tracer.request.sites import SPANS
 from causal_tracer.sweep import edits, engine, resumed_pass
 from tests.support.hand_hooks import hand_window
+from tests.support.real_models import GEMMA, SMOLLM, real_tracer
 from tests.support.tiny_models import FAMILIES, PROMPT, SUBJECT, build_tiny_model, of_architecture, tiny_tracer
 
 NAMES = [pytest.param(name, marks=of_architecture(name), id=name) for name in FAMILIES]
@@ -270,9 +271,9 @@ def test_the_audit_finds_a_sweep_that_loses_its_masks(fresh: CausalTracer, monke
 
 
 @pytest.mark.model
-@pytest.mark.parametrize("name", ["embedded", "embedded:smollm2-135m-instruct"])
+@pytest.mark.parametrize("name", [GEMMA, SMOLLM])
 def test_real_models_give_the_same_cells_as_by_hand(name: str) -> None:
-    tracer = CausalTracer.from_pretrained(name, progress=False)
+    tracer = real_tracer(name)
     blocks = tracer.context.traced.site_names["hidden"]
     asked = TraceRequest("The Space Needle is located in the city of", "The Space Needle", **CLEAN_RUN)
     flows = tracer.trace_maps(asked, {"tokens": MapSpec("knockout"), "spans": MapSpec("span_knockout")})

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import tiny_configs
-from causal_tracer import CausalTracer, LogitLens, MapSpec, OtherPrompt, SamplesUntil, TraceRequest, load_model
+from causal_tracer import CausalTracer, LogitLens, MapSpec, OtherPrompt, SamplesUntil, TraceRequest
 from causal_tracer.errors import ModelStructureError, PromptError, SettingsError, TraceCancelled
 from causal_tracer.metrics.metric import AnswerRank
 from causal_tracer.model.probing import probe_ids
@@ -23,6 +23,7 @@ from causal_tracer.tracing import lens as engine
 from tests.support.chat_templates import PLAIN
 from tests.support.hand_hooks import clean_by_hand, rome_noise
 from tests.support.hand_lens import FINAL_NORMS, assert_lens, lens_by_hand, putting
+from tests.support.real_models import GEMMA, SMOLLM, real_tracer
 from tests.support.tiny_models import (
     ARCHITECTURES,
     EVERY_ARCHITECTURE,
@@ -316,15 +317,14 @@ def test_a_model_whose_logits_depend_on_more_is_refused(monkeypatch: pytest.Monk
 
 
 @pytest.mark.model
-@pytest.mark.parametrize("name", ["embedded", "embedded:smollm2-135m-instruct"])
+@pytest.mark.parametrize("name", [GEMMA, SMOLLM])
 def test_real_models_equal_the_norm_and_the_head_by_hand(name: str) -> None:
-    loaded = load_model(name, progress=False)
-    tracer = CausalTracer(loaded.model, loaded.tokenizer)
+    tracer = real_tracer(name)
     prompt = "The Space Needle is located in the city of"
     lens = tracer.lens(prompt, "Seattle")
-    model: Any = loaded.model
+    model: Any = tracer.model
     with torch.no_grad():
-        found = model(torch.tensor([loaded.tokenizer(prompt).input_ids]), output_hidden_states=True)
+        found = model(torch.tensor([tracer.tokenizer(prompt).input_ids]), output_hidden_states=True)
         # The last one is already normalised.
         states = [*(model.model.norm(state[0]) for state in found.hidden_states[1:-1]), found.hidden_states[-1][0]]
         expected = torch.stack([model.lm_head(state).double().softmax(dim=-1) for state in states], dim=1)

@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from causal_tracer import CausalTracer, PatchedRun
+from causal_tracer import PatchedRun
 from causal_tracer.errors import SettingsError
 from causal_tracer.tracing import patched as engine
 from tests.support.hand_hooks import clean_by_hand
 from tests.support.hand_lens import assert_lens, lens_by_hand, putting
+from tests.support.real_models import GEMMA, SMOLLM, real_tracer
 from tests.support.tiny_models import (
     ARCHITECTURES,
     EVERY_ARCHITECTURE,
@@ -187,9 +188,9 @@ def test_no_answers_are_refused() -> None:
 
 
 @pytest.mark.model
-@pytest.mark.parametrize("name", ["embedded", "embedded:smollm2-135m-instruct"])
+@pytest.mark.parametrize("name", [GEMMA, SMOLLM])
 def test_real_models_obey_the_identities(name: str) -> None:
-    tracer = CausalTracer.from_pretrained(name, progress=False)
+    tracer = real_tracer(name)
     source, base = REAL
     last = tracer.count_layers() - 1
     run = tracer.patch(source, base, [((-1, last), (-1, last))])

@@ -23,6 +23,7 @@ from causal_tracer.experiment.embeddings import subject_embeddings
 from causal_tracer.experiment.noise_levels import subjects_scale
 from causal_tracer.experiment.set_up import prompt_for
 from tests.support.hand_hooks import hand_window, hooked, rome_noise
+from tests.support.real_models import SMOLLM, real_tracer
 from tests.support.tiny_models import FAMILIES, PROMPT, SUBJECT, Family, of_architecture, tiny_tracer
 
 SAMPLES = 2
@@ -152,7 +153,7 @@ def family(name: str) -> Family:
 @functools.cache
 def plain_tracer(name: str) -> CausalTracer:
     if name == REAL:
-        return CausalTracer.from_pretrained("embedded:smollm2-135m-instruct", progress=False)
+        return real_tracer(SMOLLM)
     return CausalTracer(tiny_tracer(name).model, tiny_tracer(name).tokenizer, noise=LEVEL)
 
 

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 import causal_tracer.experiment.counterparts as counterparts
-from causal_tracer import CausalTracer, HiddenFlow, MapSpec, OtherPrompt, RunOptions, TraceRequest
+from causal_tracer import HiddenFlow, MapSpec, OtherPrompt, RunOptions, TraceRequest
 from causal_tracer.errors import SettingsError
 from causal_tracer.metrics.metric import METRICS
 from tests.support.hand_hooks import cell_by_hand, clean_by_hand, hand_window, last_probabilities
+from tests.support.real_models import GEMMA, SMOLLM, real_tracer
 from tests.support.tiny_models import (
     EVERY_ARCHITECTURE,
     FAMILIES,
@@ -370,9 +371,9 @@ def _without_head(ids: Sequence[int], head: int, layer: int) -> float:
 
 @pytest.mark.model
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["embedded", "embedded:smollm2-135m-instruct"])
+@pytest.mark.parametrize("model", [GEMMA, SMOLLM])
 def test_a_real_model_moves_the_answer_from_one_city_to_another(model: str) -> None:
-    real = CausalTracer.from_pretrained(model)
+    real = real_tracer(model)
     text, subject = "The Space Needle is located in the city of", "The Space Needle"
     other, other_subject = "The Leaning Tower of Pisa is located in the city of", "The Leaning Tower of Pisa"
     request = TraceRequest(text, subject, second=OtherPrompt(other, other_subject))
