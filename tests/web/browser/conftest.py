@@ -14,9 +14,12 @@ from typing import Any
 
 import pytest
 
+from tests.web.browser.pace import LateMessages, Pace
+
 FAILED = pytest.StashKey[bool]()
 # The shell is Chromium without its windows, each of which is a page of its own: a visit costs an eighth less.
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser")
+PACE = Pace.chosen()
 ARGS = [
     "--no-sandbox",
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
@@ -66,6 +69,7 @@ class Visits:
         page = self.browser.new_context(**{"viewport": {"width": 1280, "height": 800}, **context}).new_page()
         page.set_default_timeout(120_000)
         page.context.on("request", self._note_strangers)
+        PACE.slow_down(page)
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
         page.goto(self.url + query)
         page.wait_for_selector(f"#ct-map-{tab} .js-plotly-plot .main-svg")
@@ -93,7 +97,7 @@ def browser() -> Iterator[Any]:
     if not path:
         missing("there is no Chromium: install Debian's chromium, or name one by the variable CHROMIUM")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=ARGS)
+        browser = playwright.chromium.launch(executable_path=path, args=ARGS, slow_mo=PACE.step)
         yield browser
         browser.close()
 
@@ -129,7 +133,12 @@ def app() -> Iterator[App]:
     service = TraceService(ServiceSettings(models=("tiny", "tiny-chat")), load=load_tiny)
     service.start_loading()
     demo = build_demo(service)
-    demo.launch(prevent_thread_lock=True, server_name="127.0.0.1", quiet=True, **page_options(service))
+    options = page_options(service)
+    if PACE.network:
+        from starlette.middleware import Middleware
+
+        options["app_kwargs"]["middleware"].append(Middleware(LateMessages, pace=PACE))
+    demo.launch(prevent_thread_lock=True, server_name="127.0.0.1", quiet=True, **options)
     sessions = demo.state_holder
 
     def forget() -> None:
