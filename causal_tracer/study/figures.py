@@ -269,9 +269,9 @@ def _styled(figure: go.Figure, x_title: str, y_title: str) -> go.Figure:
         legend={"orientation": "h", "y": -0.25},
         barmode="group",
     )
-    # The ticks of layers are integers. Relative depths go from 0 to 1 and get Plotly's own ticks.
+    # The ticks of layers are integers, few enough for a phone. Relative depths, from 0 to 1, get Plotly's.
     last = max((max(trace.x, default=0) for trace in figure.data), default=0)
-    figure.update_xaxes(title=x_title, tick0=0, dtick=max(1, round(last / 12)) if last > 1 else None)
+    figure.update_xaxes(title=x_title, tick0=0, dtick=max(1, round(last / 8)) if last > 1 else None)
     figure.update_yaxes(title=y_title, automargin=True)
     return figure
 

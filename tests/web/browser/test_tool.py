@@ -489,3 +489,19 @@ def test_stored_studies_are_read_compared_and_taken_along(visits, tmp_path):
         page.locator("#ct-study-report").click()
     download.value.save_as(tmp_path / "report.html")
     assert "<h2>Comparison</h2>" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_on_a_phone_the_layers_of_a_study_can_be_read(visits):
+    page = visits.open(viewport={"width": 390, "height": 844})
+    open_tab(page, "Studies")
+    plot = page.locator("#ct-study-plot .js-plotly-plot")
+    expect(plot.locator(".heatmaplayer image")).to_be_visible()
+    # In one line, with a gap between each and the next.
+    expect_true(
+        page,
+        """() => {
+          const texts = [...document.querySelectorAll('#ct-study-plot .xtick text')];
+          const boxes = texts.map(text => text.getBoundingClientRect());
+          return boxes.length > 3 && boxes.every((box, n) => box.height < 20 && (!n || boxes[n - 1].right < box.left));
+        }""",
+    )
