@@ -69,7 +69,6 @@ class Visits:
         page = self.browser.new_context(**{"viewport": {"width": 1280, "height": 800}, **context}).new_page()
         page.set_default_timeout(120_000)
         page.context.on("request", self._note_strangers)
-        PACE.slow_down(page)
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
         page.goto(self.url + query)
         page.wait_for_selector(f"#ct-map-{tab} .js-plotly-plot .main-svg")

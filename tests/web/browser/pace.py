@@ -1,7 +1,4 @@
-"""Slow persons, pages and servers: they find tests and handlers that depend on who is first.
-
-`BROWSER_PACE="step=700 page=3 network=500" pytest tests/web/browser` sets them; none costs processor time.
-"""
+"""A slow person or server, without use of the processor: they find tests and handlers that depend on who is first."""
 
 from __future__ import annotations
 
@@ -14,29 +11,21 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Pace:
-    """Slow down the person, the page or the server.
+    """Slow down the person or the server, as the variable BROWSER_PACE says: "step=700 network=800".
 
     Attributes:
         step: Milliseconds that the person waits before each step, while the page goes ahead.
-        page: How many times slower the page's scripts are.
         network: Milliseconds within which the server takes up a message, at random: later ones may overtake it.
     """
 
     step: float = 0
-    page: float = 1
     network: float = 0
 
     @classmethod
     def chosen(cls) -> Pace:
-        """Return what the variable BROWSER_PACE says."""
+        """Return what the variable says."""
         pairs = (word.partition("=") for word in os.environ.get("BROWSER_PACE", "").split())
         return cls(**{name: float(value) for name, _, value in pairs})
-
-    def slow_down(self, page: Any) -> None:
-        """Slow down the scripts of a page."""
-        if self.page != 1:
-            session = page.context.new_cdp_session(page)
-            session.send("Emulation.setCPUThrottlingRate", {"rate": self.page})
 
 
 @dataclass
