@@ -122,13 +122,14 @@ def test_stop_leaves_the_app_ready(visits, app):
     # "Stopping" may be gone before a slow test looks.
     page.locator("#ct-status-hidden").evaluate("""status => {
       window.said = [];
-      const note = new MutationObserver(() => window.said.push(status.textContent));
+      const run = document.querySelector('#ct-run-hidden');
+      const note = new MutationObserver(() => window.said.push([status.textContent, run.disabled]));
       note.observe(status, { childList: true, subtree: true });
     }""")
     page.locator("#ct-stop-hidden:enabled").click()
     expect(page.locator("#ct-status-hidden")).to_contain_text("Stopped")
     expect(page.locator("#ct-run-hidden")).to_be_enabled()
-    expect_true(page, "window.said.some(text => text.includes('Stopping'))")
+    expect_true(page, "window.said.some(([text, held]) => text.includes('Stopping') && held)")
     app.may_run.set()
     fill(page, PROMPT, SUBJECT)
     run(page, "hidden")
