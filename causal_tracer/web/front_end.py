@@ -41,7 +41,8 @@ def assets_route(assets: Path = _ASSETS) -> list[Mount]:
 class Assets(StaticFiles):
     """Files that browsers may keep, since their names hold their hashes. Each is compressed once.
 
-    Gradio compresses every file for every request: a visit costs the server 1.75 s of processor time, and 1.25 s so.
+    Gradio compresses every file for every request. A visit took 1.75 s of the server's processor time, and takes 1.25 s
+    with this class.
     """
 
     async def get_response(self, path: str, scope: Scope) -> Response:
